@@ -1,0 +1,167 @@
+//! Where the running kernel keeps what the kernel half reads.
+//!
+//! One [`KernelLayout`] of byte offsets is resolved from the kernel's BTF by the user half
+//! (`conntracer::kernel::layout`) and injected as a read-only global before load; the verifier sees
+//! constants. A field the kernel lacks is [`ABSENT`].
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// No such field in the running kernel.
+pub const ABSENT: u16 = u16::MAX;
+
+macro_rules! layout {
+    ($($(#[$doc:meta])* $field:ident = $ty:literal . $path:literal $(, $need:ident)?;)*) => {
+        /// Byte offsets, each from the start of the structure its [`FIELDS`] entry names.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+        #[repr(C)]
+        pub struct KernelLayout {
+            $($(#[$doc])* pub $field: u16,)*
+        }
+
+        impl KernelLayout {
+            /// Nothing resolved: what is compiled into the object.
+            pub const UNRESOLVED: Self = Self { $($field: ABSENT,)* };
+        }
+
+        /// Every field in the order of [`KernelLayout`].
+        pub const FIELDS: &[Field] = &[
+            $(Field {
+                name: stringify!($field),
+                structure: $ty,
+                path: $path,
+                optional: layout!(@need $($need)?),
+            },)*
+        ];
+    };
+    (@need optional) => { true };
+    (@need) => { false };
+}
+
+/// One entry of the layout: the kernel's own name of the field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    pub name: &'static str,
+    pub structure: &'static str,
+    /// Members from the outside in, joined by dots; anonymous members are walked through.
+    pub path: &'static str,
+    /// Whether conntracer works without it.
+    pub optional: bool,
+}
+
+layout! {
+    skc_daddr = "sock_common"."skc_daddr";
+    skc_rcv_saddr = "sock_common"."skc_rcv_saddr";
+    skc_dport = "sock_common"."skc_dport";
+    skc_num = "sock_common"."skc_num";
+    skc_family = "sock_common"."skc_family";
+    skc_state = "sock_common"."skc_state";
+    skc_net = "sock_common"."skc_net";
+    skc_v6_daddr = "sock_common"."skc_v6_daddr", optional;
+    skc_v6_rcv_saddr = "sock_common"."skc_v6_rcv_saddr", optional;
+    skc_flags = "sock_common"."skc_flags";
+    skc_listener = "sock_common"."skc_listener", optional;
+
+    sk_protocol = "sock"."sk_protocol";
+    sk_err = "sock"."sk_err";
+    sk_shutdown = "sock"."sk_shutdown", optional;
+    sk_drops = "sock"."sk_drops";
+    sk_ack_backlog = "sock"."sk_ack_backlog";
+    sk_max_ack_backlog = "sock"."sk_max_ack_backlog";
+
+    inet_sport = "inet_sock"."inet_sport";
+
+    icsk_retransmits = "inet_connection_sock"."icsk_retransmits";
+    icsk_backoff = "inet_connection_sock"."icsk_backoff";
+    icsk_probes_out = "inet_connection_sock"."icsk_probes_out";
+    icsk_pending = "inet_connection_sock"."icsk_pending";
+    /// The byte whose low 5 bits are `icsk_ca_state`.
+    icsk_ca_state = "inet_connection_sock"."icsk_ca_state";
+    icsk_rto = "inet_connection_sock"."icsk_rto";
+    icsk_user_timeout = "inet_connection_sock"."icsk_user_timeout", optional;
+    icsk_qlen = "inet_connection_sock"."icsk_accept_queue.qlen";
+
+    snd_una = "tcp_sock"."snd_una";
+    snd_nxt = "tcp_sock"."snd_nxt";
+    write_seq = "tcp_sock"."write_seq";
+    rcv_nxt = "tcp_sock"."rcv_nxt";
+    snd_wnd = "tcp_sock"."snd_wnd";
+    packets_out = "tcp_sock"."packets_out";
+    lost_out = "tcp_sock"."lost_out";
+    retrans_out = "tcp_sock"."retrans_out";
+    total_retrans = "tcp_sock"."total_retrans";
+    data_segs_out = "tcp_sock"."data_segs_out", optional;
+    bytes_acked = "tcp_sock"."bytes_acked", optional;
+    bytes_retrans = "tcp_sock"."bytes_retrans", optional;
+    srtt_us = "tcp_sock"."srtt_us";
+    mss_cache = "tcp_sock"."mss_cache", optional;
+
+    req_num_retrans = "request_sock"."num_retrans";
+    /// The byte whose upper 7 bits are `num_timeout` (bit 0 is `syncookie`).
+    req_num_timeout = "request_sock"."num_timeout";
+    /// The byte that holds `acked`, at bit `ireq_acked_bit`.
+    ireq_acked = "inet_request_sock"."acked", optional;
+
+    skb_head = "sk_buff"."head";
+    skb_cb = "sk_buff"."cb";
+    skb_protocol = "sk_buff"."protocol";
+    skb_network_header = "sk_buff"."network_header";
+    skb_dev = "sk_buff"."dev";
+    skb_sk = "sk_buff"."sk";
+    skb_refdst = "sk_buff"."_skb_refdst";
+    cb_seq = "tcp_skb_cb"."seq";
+    cb_end_seq = "tcp_skb_cb"."end_seq";
+    cb_gso_segs = "tcp_skb_cb"."tcp_gso_segs";
+    cb_tcp_flags = "tcp_skb_cb"."tcp_flags";
+    cb_sacked = "tcp_skb_cb"."sacked";
+    dst_dev = "dst_entry"."dev";
+    dev_net = "net_device"."nd_net";
+
+    net_inum = "net"."ns.inum";
+    net_syncookies = "net"."ipv4.sysctl_tcp_syncookies", optional;
+    net_max_syn_backlog = "net"."ipv4.sysctl_max_syn_backlog", optional;
+    net_statistics = "net"."mib.net_statistics", optional;
+    /// Per-CPU pointers of a per-CPU array map: how a program learns this CPU's offset.
+    bpf_array_pptrs = "bpf_array"."pptrs", optional;
+}
+
+/// Facts of the running kernel that are not offsets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct KernelFacts {
+    /// Indices of the counters in `struct linux_mib.mibs`; 0 when unknown (0 is `LINUX_MIB_NUM`'s
+    /// unused first slot).
+    pub mib_listen_overflows: u16,
+    pub mib_listen_drops: u16,
+    pub mib_reqq_full_drop: u16,
+    pub mib_reqq_full_cookies: u16,
+    /// Parameters of functions and tracepoints as BTF declares them, 0 when absent.
+    pub args_syn_recv_sock: u8,
+    pub args_inet_csk_accept: u8,
+    pub args_tcp_retransmit_skb: u8,
+    pub args_kfree_skb: u8,
+    pub args_tcp_send_reset: u8,
+    /// Bit of `acked` within its byte.
+    pub ireq_acked_bit: u8,
+    pub pad: [u8; 2],
+    /// Drop reasons that matter to the kernel half, 0 when the kernel has none.
+    pub reason_listen_overflow: u32,
+}
+
+impl KernelFacts {
+    pub const UNRESOLVED: Self = Self {
+        mib_listen_overflows: 0,
+        mib_listen_drops: 0,
+        mib_reqq_full_drop: 0,
+        mib_reqq_full_cookies: 0,
+        args_syn_recv_sock: 0,
+        args_inet_csk_accept: 0,
+        args_tcp_retransmit_skb: 0,
+        args_kfree_skb: 0,
+        args_tcp_send_reset: 0,
+        ireq_acked_bit: 0,
+        pad: [0; 2],
+        reason_listen_overflow: 0,
+    };
+}
+
+const _: () = assert!(size_of::<KernelLayout>() == FIELDS.len() * size_of::<u16>());

@@ -1,0 +1,12 @@
+//! What conntracer's two halves share: the records that cross the ring, the layout and filter that
+//! user space injects at load, the counters, and the pure functions over them.
+//!
+//! No I/O and no allocation: everything here compiles for the BPF target and is unit-tested on the
+//! host.
+#![no_std]
+
+pub mod filter;
+pub mod layout;
+pub mod record;
+pub mod stats;
+pub mod tcp;

@@ -1,0 +1,399 @@
+//! The records that cross the ring, byte for byte as the kernel half writes them.
+//!
+//! Every record starts with a [`Header`] whose `kind` says which struct follows; all are flat,
+//! widest field first, without implicit padding (`IntoBytes` refuses it at compile time, and the
+//! verifier refuses uninitialised stack). Integers are in the host's byte order; addresses are in
+//! network order, IPv4 as v4-mapped IPv6 (RFC 4291, 2.5.5.2), ports are in host order.
+//!
+//! Written by `tracer-ebpf` (and, for [`Tick`], by the user half), read by `conntracer::decode`.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// What a record is about; the value of [`Header::kind`].
+pub mod kind {
+    /// A `Socket` opening a connection: see [`super::Connect`].
+    pub const CONNECT: u16 = 1;
+    pub const ACCEPT: u16 = 2;
+    pub const STATE: u16 = 3;
+    pub const RETRANSMIT: u16 = 4;
+    pub const SYNACK: u16 = 5;
+    pub const SYN: u16 = 6;
+    pub const RESET: u16 = 7;
+    pub const DROP: u16 = 8;
+    pub const PROBE: u16 = 9;
+    pub const SNAPSHOT: u16 = 10;
+    pub const TICK: u16 = 11;
+    pub const LOSS: u16 = 12;
+}
+
+/// Where a socket's owner was learned; DESIGN.md's `owner_source`.
+pub mod owner_source {
+    pub const UNKNOWN: u8 = 0;
+    pub const CONNECT: u8 = 1;
+    pub const ACCEPT: u8 = 2;
+    pub const LISTENER: u8 = 3;
+    pub const SEEDED: u8 = 4;
+}
+
+/// Which side opened a connection.
+pub mod role {
+    pub const UNKNOWN: u8 = 0;
+    pub const ACTIVE: u8 = 1;
+    pub const PASSIVE: u8 = 2;
+    pub const LISTENER: u8 = 3;
+}
+
+/// The first 16 bytes of every record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Header {
+    /// `bpf_ktime_get_ns` (CLOCK_MONOTONIC), nanoseconds.
+    pub ktime_ns: u64,
+    /// One of [`kind`].
+    pub kind: u16,
+    /// Bytes of the whole record, this header included.
+    pub size: u16,
+    pub cpu: u32,
+}
+
+/// The process a socket belongs to, as last learned in a context that can know (never the task that
+/// happened to be interrupted). All zero when `source` is `UNKNOWN`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Owner {
+    /// `bpf_get_current_cgroup_id`: the inode of the cgroup v2 directory.
+    pub cgroup_id: u64,
+    /// `task_struct.comm`, NUL-padded, any bytes.
+    pub comm: [u8; 16],
+    /// Thread group id (what user space calls the pid) in the initial pid namespace.
+    pub pid: u32,
+    pub uid: u32,
+    /// One of [`owner_source`].
+    pub source: u8,
+    pub pad: [u8; 7],
+}
+
+/// Which socket, and where it stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Socket {
+    /// Address of the `struct sock`. Reused by the kernel: an identity only with `born_ns`.
+    pub sk: u64,
+    /// When the kernel half first saw the socket (its birth, or mid-life when `role` is unknown);
+    /// 0 when it never did.
+    pub born_ns: u64,
+    /// Network order words; IPv4 is `[0, 0, htonl(0xffff), addr]`.
+    pub local_addr: [u32; 4],
+    pub remote_addr: [u32; 4],
+    /// Inode of the network namespace (`ns.inum`).
+    pub netns: u32,
+    pub local_port: u16,
+    pub remote_port: u16,
+    /// `AF_INET` or `AF_INET6` (a dual-stack listener is `AF_INET6` with an any-address).
+    pub family: u16,
+    /// `skc_state` at the time of the record.
+    pub state: u8,
+    /// One of [`role`].
+    pub role: u8,
+    pub pad: u32,
+}
+
+/// The fields of `struct tcp_sock` and `struct inet_connection_sock` that detectors judge by.
+/// A field the running kernel does not have is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Tcp {
+    pub bytes_acked: u64,
+    pub bytes_retrans: u64,
+    pub snd_una: u32,
+    pub snd_nxt: u32,
+    pub write_seq: u32,
+    pub rcv_nxt: u32,
+    /// Bytes of window the peer last advertised.
+    pub snd_wnd: u32,
+    pub packets_out: u32,
+    pub lost_out: u32,
+    pub retrans_out: u32,
+    /// Segments retransmitted in the socket's life (`tcp_sock.total_retrans`).
+    pub total_retrans: u32,
+    /// Data segments sent in the socket's life, retransmissions included.
+    pub data_segs_out: u32,
+    /// Smoothed round-trip time, microseconds (`srtt_us >> 3`).
+    pub srtt_us: u32,
+    /// Current retransmission timeout in jiffies (`icsk_rto`).
+    pub rto_jiffies: u32,
+    pub mss: u32,
+    /// `TCP_USER_TIMEOUT`, milliseconds; 0 when not set.
+    pub user_timeout_ms: u32,
+    /// Consecutive unanswered retransmission timeouts (`icsk_retransmits`).
+    pub retransmits: u8,
+    pub backoff: u8,
+    /// Unanswered keepalive or window probes (`icsk_probes_out`).
+    pub probes_out: u8,
+    /// One of [`crate::tcp::ca`].
+    pub ca_state: u8,
+    /// One of [`crate::tcp::pending`].
+    pub pending: u8,
+    /// 1 when `SO_KEEPALIVE` is set (`SOCK_KEEPOPEN`), 0 when not, 255 when not known.
+    pub keepalive: u8,
+    /// `sk_shutdown`: 1 receive, 2 send.
+    pub shutdown: u8,
+    pub pad: u8,
+}
+
+/// An active open: `tcp_connect`, or CLOSE → SYN_SENT.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Connect {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+}
+
+/// A connection handed to its application, or first used by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Accept {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+}
+
+/// `inet_sock_set_state`. Default mode emits it only for sockets that were in trouble before
+/// (retransmits, probes, an error), so that what detectors opened can be resolved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct State {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+    /// `sk_err` (errno, positive) at the change.
+    pub error: u32,
+    pub old_state: u8,
+    pub new_state: u8,
+    /// `icsk_retransmits` at the change.
+    pub retransmits: u8,
+    /// `icsk_probes_out` at the change.
+    pub probes_out: u8,
+}
+
+/// One `tcp_retransmit_skb`: one buffer of one or more segments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Retransmit {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+    pub tcp: Tcp,
+    pub seq: u32,
+    pub end_seq: u32,
+    /// Segments in the buffer (`tcp_gso_segs`, at least 1).
+    pub segs: u32,
+    /// 0, or a positive errno: the segment was not sent (kernels from 6.17 on say so).
+    pub error: u32,
+    pub tcp_flags: u8,
+    pub sacked: u8,
+    pub pad: [u8; 6],
+}
+
+/// One `tcp_retransmit_synack`: our SYN-ACK was not answered in time (or the client repeated its SYN).
+/// `socket` is the listener with the request's remote end; `owner` is the listener's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct SynAck {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+    /// Address of the `struct request_sock`.
+    pub request: u64,
+    /// Accept queue length and limit at the moment.
+    pub ack_backlog: u32,
+    pub max_ack_backlog: u32,
+    /// Requests waiting for their third ACK (`icsk_accept_queue.qlen`).
+    pub syn_qlen: u32,
+    /// SYN-ACKs repeated before this one, any cause (`num_retrans`).
+    pub num_retrans: u8,
+    /// Timer expiries so far (`num_timeout`).
+    pub num_timeout: u8,
+    /// 1: the third ACK did arrive and was discarded (accept queue full, or deferred accept).
+    pub acked: u8,
+    pub pad: u8,
+}
+
+/// What became of a SYN or third ACK at a listener: the index into [`SynTotals`].
+pub mod syn_outcome {
+    /// A request was created and a SYN-ACK sent.
+    pub const ADDED: usize = 0;
+    /// A cookie was sent instead of a request being stored.
+    pub const COOKIE: usize = 1;
+    pub const ACCEPT_QUEUE_FULL: usize = 2;
+    pub const SYN_QUEUE_FULL: usize = 3;
+    /// The last quarter of `tcp_max_syn_backlog`, cookies off, an unproven peer.
+    pub const SYN_QUEUE_PRESSURE: usize = 4;
+    /// Dropped by `tcp_conn_request` for none of the above (memory, route, security module).
+    pub const OTHER: usize = 5;
+    /// The third ACK found the accept queue full; the client believes it is connected.
+    pub const ACK_OVERFLOW: usize = 6;
+    /// The third ACK was refused for another reason (memory, route).
+    pub const ACK_OTHER: usize = 7;
+    pub const COUNT: usize = 8;
+
+    pub const NAMES: [&str; COUNT] = [
+        "added",
+        "syn_cookies",
+        "accept_queue_full",
+        "syn_queue_full",
+        "syn_queue_pressure",
+        "other",
+        "ack_overflow",
+        "ack_other",
+    ];
+}
+
+/// How the cause of a dropped SYN was found.
+pub mod syn_evidence {
+    /// By the listener's fields at the drop: inferred.
+    pub const FIELDS: u8 = 0;
+    /// By the kernel's own per-CPU counters before and after `tcp_conn_request`: exact.
+    pub const COUNTERS: u8 = 1;
+}
+
+/// Cumulative per listener since the kernel half first saw it, indexed by [`syn_outcome`].
+pub type SynTotals = [u64; syn_outcome::COUNT];
+
+/// The state of a listener and the outcome that made the kernel half say so. Emitted for the first
+/// outcome of each bad kind and then at most once in [`SYN_INTERVAL_NS`] per listener: the totals
+/// are cumulative, so nothing is lost by saying less often. `outcome` is 255 in a poll of the map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Syn {
+    pub header: Header,
+    /// The listener; `remote_addr` and `remote_port` are the peer of the outcome.
+    pub socket: Socket,
+    pub owner: Owner,
+    pub totals: SynTotals,
+    /// ktime of the last accept() of this listener, 0 when none was seen.
+    pub last_accept_ns: u64,
+    /// ktime of the last outcome.
+    pub last_ns: u64,
+    /// Accept queue length and limit (`sk_ack_backlog`, `sk_max_ack_backlog`).
+    pub ack_backlog: u32,
+    pub max_ack_backlog: u32,
+    /// Requests waiting for their third ACK, and `net.ipv4.tcp_max_syn_backlog`.
+    pub syn_qlen: u32,
+    pub max_syn_backlog: u32,
+    /// Highest `ack_backlog` and `syn_qlen` seen at a SYN.
+    pub peak_ack_backlog: u32,
+    pub peak_syn_qlen: u32,
+    /// One of [`syn_outcome`], or 255.
+    pub outcome: u8,
+    /// One of [`syn_evidence`].
+    pub evidence: u8,
+    /// `net.ipv4.tcp_syncookies` (0, 1, 2), 255 when not known.
+    pub syncookies: u8,
+    pub pad: [u8; 5],
+}
+
+/// Shortest time between two [`Syn`] records of one listener and outcome: ten a second keep a
+/// finding's figures fresh, and cap what a flood can cost.
+pub const SYN_INTERVAL_NS: u64 = 100_000_000;
+
+/// A RST sent or received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Reset {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+    /// `enum sk_rst_reason` of the running kernel; `u32::MAX` when the kernel gives none.
+    pub reason: u32,
+    /// 1 received, 0 sent.
+    pub received: u8,
+    pub retransmits: u8,
+    pub pad: [u8; 2],
+}
+
+/// A TCP segment freed by `kfree_skb`. `socket` holds what the packet says as the receiver sees it:
+/// local is the destination. `sk` is 0 when no socket was found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Drop {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+    /// Kernel address that dropped it.
+    pub location: u64,
+    pub seq: u32,
+    /// `enum skb_drop_reason` of the running kernel; `u32::MAX` when the kernel gives none.
+    pub reason: u32,
+    pub tcp_flags: u8,
+    pub pad: [u8; 7],
+}
+
+/// A keepalive or zero-window probe (`tcp_write_wakeup`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Probe {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+    pub tcp: Tcp,
+    /// Return value of `tcp_write_wakeup`: 0 sent, > 0 nothing to send, < 0 the host dropped it.
+    pub result: i32,
+    /// 1 keepalive, 0 window probe.
+    pub keepalive: u8,
+    pub pad: [u8; 3],
+}
+
+/// The state of a watched socket, asked for by the user half between events.
+/// `socket.state` is CLOSE when the socket is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Snapshot {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+    pub tcp: Tcp,
+    /// When `socket.state` was entered; 0 when not seen.
+    pub since_ns: u64,
+}
+
+/// Time passing: the user half writes one into the stream at every poll, so that detectors take
+/// time only from records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Tick {
+    pub header: Header,
+}
+
+/// Records that were lost before they reached `decode`, as counted where it happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Loss {
+    pub header: Header,
+    /// Lost since the last `Loss` record of this hook.
+    pub lost: u64,
+    /// Index into [`crate::stats::HOOKS`].
+    pub hook: u32,
+    pub pad: u32,
+}
+
+/// The largest record. Records are built on the 512-byte BPF stack.
+pub const MAX_RECORD: usize = 320;
+
+const _: () = {
+    assert!(size_of::<Header>() == 16);
+    assert!(size_of::<Socket>() == 64);
+    assert!(size_of::<Owner>() == 40);
+    assert!(size_of::<Tcp>() == 80);
+    assert!(size_of::<Connect>() == 120);
+    assert!(size_of::<State>() == 128);
+    assert!(size_of::<Retransmit>() == 224);
+    assert!(size_of::<SynAck>() == 144);
+    assert!(size_of::<Syn>() == 232);
+    assert!(size_of::<Reset>() == 128);
+    assert!(size_of::<Drop>() == 144);
+    assert!(size_of::<Probe>() == 208);
+    assert!(size_of::<Snapshot>() == 208);
+    assert!(size_of::<Syn>() <= MAX_RECORD);
+};

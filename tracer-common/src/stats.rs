@@ -1,0 +1,73 @@
+//! The per-hook counters behind the conservation law: seen = emitted + aggregated + filtered + lost.
+//!
+//! Incremented per CPU by the kernel half, summed and shown by the user half.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Index of a hook in the `COUNTERS` map and in [`HOOKS`].
+pub mod hook {
+    pub const CONNECT: u32 = 0;
+    pub const ACCEPT: u32 = 1;
+    pub const STATE: u32 = 2;
+    pub const RETRANSMIT: u32 = 3;
+    pub const SYNACK: u32 = 4;
+    pub const SYN: u32 = 5;
+    pub const ACK: u32 = 6;
+    pub const RESET_SENT: u32 = 7;
+    pub const RESET_RECEIVED: u32 = 8;
+    pub const DROP: u32 = 9;
+    pub const PROBE: u32 = 10;
+    pub const DESTROY: u32 = 11;
+    pub const RECOVERY: u32 = 12;
+    pub const COUNT: u32 = 13;
+}
+
+/// Names of the hooks, in the order of [`hook`].
+pub const HOOKS: [&str; hook::COUNT as usize] = [
+    "connect",
+    "accept",
+    "state",
+    "retransmit",
+    "synack",
+    "syn",
+    "ack",
+    "reset_sent",
+    "reset_received",
+    "drop",
+    "probe",
+    "destroy",
+    "recovery",
+];
+
+/// What happened to the events of one hook on one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct HookCounters {
+    /// Events of this hook that the kernel half looked at.
+    pub seen: u64,
+    /// Written to a ring.
+    pub emitted: u64,
+    /// Folded into a map: a healthy connection's events, and the SYNs behind a cumulative record.
+    pub aggregated: u64,
+    /// Not asked for: another protocol, or outside the filter.
+    pub filtered: u64,
+    /// The ring or a map was full.
+    pub lost: u64,
+}
+
+impl HookCounters {
+    /// The law: every event seen is accounted for.
+    #[must_use]
+    pub const fn balances(&self) -> bool {
+        self.seen == self.emitted + self.aggregated + self.filtered + self.lost
+    }
+
+    /// Adds another CPU's counters.
+    pub const fn add(&mut self, other: &Self) {
+        self.seen += other.seen;
+        self.emitted += other.emitted;
+        self.aggregated += other.aggregated;
+        self.filtered += other.filtered;
+        self.lost += other.lost;
+    }
+}

@@ -1,0 +1,109 @@
+//! A finding: what the detectors say and the sinks print.
+//!
+//! Plain data. Detectors (`crate::detect`) fill it, sinks (`crate::sink`) render it; nothing here
+//! knows the kernel or a format beyond serde's names.
+
+use std::{borrow::Cow, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// Nanoseconds of CLOCK_MONOTONIC as records carry it (`bpf_ktime_get_ns`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Ktime(pub u64);
+
+/// The three kinds conntracer detects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingKind {
+    SynDrop,
+    HalfOpen,
+    RetransmitStorm,
+}
+
+/// Where a finding stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    Open,
+    Update,
+    Resolved,
+}
+
+/// Whether every hook the finding stands on saw everything, or something was concluded from fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Certainty {
+    Exact,
+    Inferred,
+}
+
+/// A process as the kernel half last learned it; DESIGN.md's owner.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Owner {
+    pub pid: u32,
+    /// As the process set it: any characters. Sinks escape it.
+    pub comm: String,
+    pub uid: u32,
+    pub cgroup_id: u64,
+    /// `connect`, `accept`, `listener`, `seeded`.
+    pub source: Cow<'static, str>,
+}
+
+/// What a finding is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "scope", rename_all = "snake_case")]
+pub enum Subject {
+    Listener { netns: u32, local: SocketAddr },
+    Connection { netns: u32, local: SocketAddr, remote: SocketAddr, id: u64, born: Ktime },
+    Remote { netns: u32, remote: std::net::IpAddr },
+    Process { netns: u32, pid: u32, comm: String },
+    Host,
+}
+
+/// One number (or word) that proves the cause.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// Stable key in snake_case, unit as a suffix where it has one (`_ms`, `_bytes`, `_segments`).
+    pub name: Cow<'static, str>,
+    pub value: Value,
+}
+
+/// The value of an [`Evidence`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    Count(u64),
+    Number(f64),
+    Text(Cow<'static, str>),
+}
+
+/// A diagnosis with a cause, evidence, an owner and advice.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Stable from open to resolved; unique within one run.
+    pub id: u64,
+    pub kind: FindingKind,
+    /// `accept_queue_full`, `dead_peer`, `path_loss`, …: the words of DESIGN.md section 4.
+    pub cause: Cow<'static, str>,
+    pub status: Status,
+    /// A cause's own stage, where it has one: `suspected`, `confirmed`, `recovered`; for storms
+    /// `onset`, `peak`, `end`.
+    pub stage: Option<Cow<'static, str>>,
+    pub certainty: Certainty,
+    /// Why `inferred`, in one clause; `None` when exact.
+    pub because: Option<Cow<'static, str>>,
+    pub subject: Subject,
+    pub owner: Option<Owner>,
+    /// First and last event behind it, and when this status was reached.
+    pub since: Ktime,
+    pub last: Ktime,
+    pub at: Ktime,
+    /// Events behind it: dropped SYNs, requests or timeouts, retransmitted segments.
+    pub count: u64,
+    /// One sentence, no trailing period, for a person.
+    pub summary: String,
+    pub evidence: Vec<Evidence>,
+    /// What to change, one clause each.
+    pub advice: Vec<Cow<'static, str>>,
+}

@@ -1,0 +1,111 @@
+//! Which rung of its ladder every hook got on this kernel, why not a better one, and what each
+//! detector can therefore see.
+//!
+//! Made by `kernel::attach` while it loads, printed by `doctor` and the `start` line, written into a
+//! recording's head so that a replay knows what was exact. Plain data; touches no kernel.
+
+use serde::{Deserialize, Serialize};
+
+/// A way of attaching a hook, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rung {
+    /// BPF trampoline: fentry and fexit.
+    Fentry,
+    /// kprobe and kretprobe.
+    Kprobe,
+    /// BTF tracepoint (`tp_btf`).
+    Tracepoint,
+    /// Nothing could be attached.
+    Off,
+}
+
+/// What was asked for with `--hooks`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum HookMode {
+    /// The best rung that loads, hook by hook.
+    #[default]
+    Auto,
+    /// BPF trampolines, and tracepoints where a hook is one.
+    Fentry,
+    /// kprobes, and tracepoints where a hook is one.
+    Kprobe,
+    /// Tracepoints only.
+    Tracepoint,
+}
+
+/// How records travel from the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// The BPF ring buffer (Linux 5.8).
+    #[default]
+    Ringbuf,
+    /// Per-CPU perf ring buffers.
+    Perf,
+}
+
+/// A rung that was tried and did not work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub rung: Rung,
+    /// The kernel's or BTF's reason in one clause.
+    pub reason: String,
+}
+
+/// What one hook got.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookPlan {
+    /// A name of `conntracer_common::stats::HOOKS`.
+    pub hook: String,
+    pub rung: Rung,
+    /// Kernel functions or tracepoints it is attached to.
+    pub attached: Vec<String>,
+    pub refused: Vec<Refusal>,
+    /// What is lost on this rung, `None` when nothing is.
+    pub blind_to: Option<String>,
+}
+
+/// How well a detector can see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sight {
+    Exact,
+    Degraded,
+    Off,
+}
+
+/// One detector (or one cause of it) under this plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DetectorPlan {
+    /// `syn_drop`, `half_open.handshake`, `half_open.dead_peer`, `half_open.half_closed`,
+    /// `retransmit_storm`.
+    pub detector: String,
+    pub sight: Sight,
+    /// What it cannot see and why; `None` when exact.
+    pub because: Option<String>,
+}
+
+/// All hooks of one run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub mode: HookMode,
+    pub transport: Transport,
+    pub hooks: Vec<HookPlan>,
+    pub detectors: Vec<DetectorPlan>,
+}
+
+impl Plan {
+    /// The rung a hook got; `Off` for a hook that is not in the plan.
+    #[must_use]
+    pub fn rung(&self, hook: &str) -> Rung {
+        self.hooks.iter().find(|plan| plan.hook == hook).map_or(Rung::Off, |plan| plan.rung)
+    }
+
+    /// Whether `detector` is exact, and if not why.
+    #[must_use]
+    pub fn sight(&self, detector: &str) -> Option<&DetectorPlan> {
+        self.detectors.iter().find(|plan| plan.detector == detector)
+    }
+}

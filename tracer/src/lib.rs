@@ -1,0 +1,9 @@
+//! conntracer's user half: records from the kernel become events, events change connections,
+//! detectors judge the changes, sinks print the findings.
+//!
+//! Dependencies point one way: [`kernel`] and [`decode`] know nothing of the [`table`]; [`detect`]
+//! knows nothing of the kernel or of sinks; a [`recording`] re-enters at [`decode`].
+
+pub mod finding;
+pub mod kernel;
+pub mod source;

@@ -1,0 +1,37 @@
+//! Where records come from: the seam between the kernel (or a fake of it in tests) and the pipeline.
+
+use std::io;
+
+use conntracer_common::stats::HookCounters;
+
+use crate::finding::Ktime;
+
+/// A connection the detectors want to see again between events: kernel address and birth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SocketId {
+    pub sk: u64,
+    pub born: Ktime,
+}
+
+/// A live supply of raw records. Every record it hands out is complete and starts with a
+/// [`conntracer_common::record::Header`].
+pub trait Source {
+    /// Completes when a record that cannot wait is in the rings. Cancel-safe.
+    fn readable(&self) -> impl Future<Output = io::Result<()>>;
+
+    /// Hands out everything now in the rings, in the order of `ktime_ns`.
+    fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()>;
+
+    /// Asks the kernel's maps: listeners whose totals changed (`Syn` with outcome 255), a `Snapshot`
+    /// of each watched socket, sockets half-closed for longer than `half_closed_ns` (`Snapshot`),
+    /// what was lost (`Loss`), and last a `Tick` with the current ktime.
+    fn poll(
+        &mut self,
+        watched: &[SocketId],
+        half_closed_ns: u64,
+        feed: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<()>;
+
+    /// The kernel half's accounts, hook by hook, in the order of `conntracer_common::stats::HOOKS`.
+    fn accounts(&self) -> io::Result<Vec<(&'static str, HookCounters)>>;
+}
