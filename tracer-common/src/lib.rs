@@ -7,6 +7,8 @@
 
 pub mod filter;
 pub mod layout;
+pub mod options;
 pub mod record;
+pub mod socket;
 pub mod stats;
 pub mod tcp;

@@ -18,7 +18,7 @@ pub mod hook {
     pub const DROP: u32 = 9;
     pub const PROBE: u32 = 10;
     pub const DESTROY: u32 = 11;
-    pub const RECOVERY: u32 = 12;
+    pub const RTO: u32 = 12;
     pub const COUNT: u32 = 13;
 }
 
@@ -36,7 +36,7 @@ pub const HOOKS: [&str; hook::COUNT as usize] = [
     "drop",
     "probe",
     "destroy",
-    "recovery",
+    "rto",
 ];
 
 /// What happened to the events of one hook on one CPU.
