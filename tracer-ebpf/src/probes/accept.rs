@@ -1,0 +1,79 @@
+//! Accepted connections: whose they become. fexit `inet_csk_accept` runs in the acceptor's context;
+//! the fallback is the owner's first receive.
+//!
+//! No kprobe rung: a kretprobe on a function that blocks runs out of instances with as many blocked
+//! acceptors, and says nothing.
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::bpf_ktime_get_ns,
+    macros::{btf_tracepoint, fexit},
+    programs::{BtfTracePointContext, FExitContext},
+};
+use conntracer_common::{
+    record::{Accept, kind, owner_source, role},
+    stats::hook,
+};
+
+use crate::{
+    emit::{self, Lane},
+    maps::{LISTENERS, Outcome, SOCKETS, account, asked_for, global},
+    probes::socket,
+    sock,
+};
+
+/// The return value's slot is the number of parameters: 2 from 6.10 on, 4 before. A slot too small
+/// would load and return an argument, so it comes from BTF.
+#[fexit(function = "inet_csk_accept")]
+pub fn accept_fexit(ctx: FExitContext) -> i32 {
+    let child: u64 = if global!(FACTS.args_inet_csk_accept) == 2 { ctx.arg(2) } else { ctx.arg(4) };
+    if child == 0 {
+        return 0;
+    }
+    account(hook::ACCEPT, accepted(&ctx, child, ctx.arg(0)))
+}
+
+/// Runs at every receive of every connection: one look-up, and nothing more once the owner is known.
+#[btf_tracepoint(function = "tcp_rcv_space_adjust")]
+pub fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
+    let sk: u64 = ctx.arg(0);
+    // SAFETY: plain data.
+    match unsafe { SOCKETS.get(sk) } {
+        Some(entry)
+            if entry.role == role::PASSIVE && entry.owner.source != owner_source::ACCEPT =>
+        {
+            account(hook::ACCEPT, accepted(&ctx, sk, entry.listener))
+        }
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
+    let owner = sock::current(owner_source::ACCEPT);
+    if let Some(entry) = LISTENERS.get_ptr_mut(listener) {
+        // SAFETY: a live map value of plain data.
+        unsafe {
+            (*entry).syn.last_accept_ns = bpf_ktime_get_ns();
+            // A listener older than the tracer becomes its acceptor's.
+            if (*entry).syn.owner.source == owner_source::UNKNOWN {
+                (*entry).syn.owner = owner;
+            }
+        }
+    }
+    let mut outcome = Outcome::Aggregated;
+    if let Some(entry) = SOCKETS.get_ptr_mut(child) {
+        // SAFETY: as above.
+        unsafe { (*entry).owner = owner };
+    } else {
+        outcome = socket::born(child, role::PASSIVE, listener, owner);
+    }
+    if outcome != Outcome::Aggregated || !asked_for(kind::ACCEPT) {
+        return outcome;
+    }
+    let Some((socket, owner)) = socket::known(child, false) else {
+        return Outcome::Filtered;
+    };
+    let record = Accept { header: emit::header::<Accept>(kind::ACCEPT), socket, owner };
+    emit::emit(ctx, Lane::Bulk, &record)
+}

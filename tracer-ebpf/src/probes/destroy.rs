@@ -1,0 +1,17 @@
+//! The end of a `struct sock`: its address may be another connection's a moment later.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use conntracer_common::stats::hook;
+
+use crate::maps::{Outcome, SOCKETS, account};
+
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub fn destroy(ctx: BtfTracePointContext) -> i32 {
+    let sk: u64 = ctx.arg(0);
+    let outcome = match SOCKETS.remove(sk) {
+        Ok(()) => Outcome::Aggregated,
+        // Never inserted: outside the filter, a listener, or a socket that never connected.
+        Err(_) => Outcome::Filtered,
+    };
+    account(hook::DESTROY, outcome)
+}

@@ -1,0 +1,207 @@
+//! Listeners and what became of their SYNs and third ACKs, cumulative; no programs.
+
+use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns};
+use conntracer_common::{
+    record::{Header, Owner, SYN_INTERVAL_NS, Syn, kind, owner_source, role, syn_outcome},
+    tcp::state,
+};
+
+use crate::{
+    emit::{self, Lane},
+    maps::{LISTEN_PORTS, LISTENERS, ListenKey, Listener, Outcome, add, asked_for, global},
+    probes::socket,
+    sock::{self, field},
+};
+
+/// The value of `Syn::outcome` where no single outcome is meant.
+const ALL: u8 = 255;
+
+/// A socket starts to listen, in the context of listen()'s caller.
+#[inline(always)]
+pub fn listening(sk: u64) -> Outcome {
+    insert(sk, sock::current(owner_source::LISTENER))
+}
+
+/// Starts a listener's record; `Filtered` when nobody asks for it, `Lost` when the map is full.
+#[inline(always)]
+pub fn insert(sk: u64, owner: Owner) -> Outcome {
+    let mut socket = sock::full(sk);
+    // The tracepoint fires before the state is stored.
+    socket.state = state::LISTEN;
+    socket.role = role::LISTENER;
+    socket.remote_addr = [0; 4];
+    socket.remote_port = 0;
+    if !socket::wanted(&socket) {
+        return Outcome::Filtered;
+    }
+    // SAFETY: helper without preconditions.
+    socket.born_ns = unsafe { bpf_ktime_get_ns() };
+    let entry = Listener {
+        syn: Syn {
+            header: Header::default(),
+            socket,
+            owner,
+            totals: [0; syn_outcome::COUNT],
+            last_accept_ns: 0,
+            last_ns: 0,
+            ack_backlog: 0,
+            max_ack_backlog: 0,
+            syn_qlen: 0,
+            max_syn_backlog: 0,
+            peak_ack_backlog: 0,
+            peak_syn_qlen: 0,
+            outcome: ALL,
+            evidence: 0,
+            syncookies: ALL,
+            pad: [0; 5],
+        },
+        emitted_ns: 0,
+        emitted: 0,
+        drops_base: field!(sk, sk_drops: u32),
+        drops_explained: 0,
+        last_qlen: 0,
+        pad: 0,
+    };
+    if LISTENERS.insert(sk, entry, 0).is_err() {
+        return Outcome::Lost;
+    }
+    if global!(OPTIONS.syn_by_skb) != 0 || global!(OPTIONS.ack_by_skb) != 0 {
+        let key = key(socket.netns, socket.local_port, socket.local_addr);
+        if LISTEN_PORTS.insert(key, sk, 0).is_err() {
+            return Outcome::Lost;
+        }
+    }
+    Outcome::Aggregated
+}
+
+/// A listener closes: its final totals are the last chance to be exact.
+#[inline(always)]
+pub fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
+    let Some(entry) = LISTENERS.get_ptr_mut(sk) else {
+        return Outcome::Filtered;
+    };
+    // SAFETY: a live map value of plain data; it stays readable until the map reuses it.
+    let socket = unsafe { (*entry).syn.socket };
+    let mut outcome = Outcome::Aggregated;
+    // SAFETY: as above.
+    if unsafe { (*entry).emitted } != 0 {
+        outcome = said(ctx, entry, ALL, Lane::Rare);
+    }
+    if global!(OPTIONS.syn_by_skb) != 0 || global!(OPTIONS.ack_by_skb) != 0 {
+        let key = key(socket.netns, socket.local_port, socket.local_addr);
+        // Absent when another listener of the same SO_REUSEPORT group closed first.
+        let _absent = LISTEN_PORTS.remove(key);
+    }
+    match LISTENERS.remove(sk) {
+        Ok(()) => outcome,
+        Err(_) => Outcome::Lost,
+    }
+}
+
+/// A child was born of a listener that the state tracepoint cannot name: found by its port.
+#[inline(always)]
+pub fn child_of_unknown(child: u64) -> Outcome {
+    let socket = sock::full(child);
+    if !socket::wanted(&socket) {
+        return Outcome::Filtered;
+    }
+    let listener = by_port(socket.netns, socket.local_port, socket.local_addr);
+    socket::born(child, role::PASSIVE, listener, socket::inherited(listener))
+}
+
+/// The entry of a listener; one older than the tracer is adopted at its first SYN, owner unknown.
+#[inline(always)]
+pub fn entry(sk: u64) -> Result<*mut Listener, Outcome> {
+    if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
+        return Ok(entry);
+    }
+    match insert(sk, Owner::default()) {
+        Outcome::Aggregated => LISTENERS.get_ptr_mut(sk).ok_or(Outcome::Lost),
+        refused => Err(refused),
+    }
+}
+
+const fn key(netns: u32, port: u16, addr: [u32; 4]) -> ListenKey {
+    ListenKey { addr, netns, port, pad: 0 }
+}
+
+/// The listener a packet for `addr:port` goes to: the exact address, then IPv4's any-address, then
+/// IPv6's, as `__inet_lookup_listener` prefers them; 0 when none is known.
+#[inline(always)]
+pub fn by_port(netns: u32, port: u16, addr: [u32; 4]) -> u64 {
+    // SAFETY: plain data, here and below.
+    if let Some(sk) = unsafe { LISTEN_PORTS.get(key(netns, port, addr)) } {
+        return *sk;
+    }
+    if let Some(sk) = unsafe { LISTEN_PORTS.get(key(netns, port, sock::mapped(0))) } {
+        return *sk;
+    }
+    unsafe { LISTEN_PORTS.get(key(netns, port, [0; 4])) }.copied().unwrap_or(0)
+}
+
+/// Counts one outcome at a listener, and says so when it is bad and due.
+#[inline(always)]
+pub fn outcome<C: EbpfContext>(
+    ctx: &C,
+    listener: u64,
+    entry: *mut Listener,
+    outcome: usize,
+    evidence: u8,
+    skb: u64,
+) -> Outcome {
+    // SAFETY: a live map value of plain data; CPUs may mix a record's fields, never its totals.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        add((&raw mut (*entry).syn.totals).cast::<u64>().add(outcome & 7), 1);
+        let ack_backlog = field!(listener, sk_ack_backlog: u32);
+        let syn_qlen = field!(listener, icsk_qlen: u32);
+        (*entry).syn.last_ns = now;
+        if ack_backlog > (*entry).syn.peak_ack_backlog {
+            (*entry).syn.peak_ack_backlog = ack_backlog;
+        }
+        if syn_qlen > (*entry).syn.peak_syn_qlen {
+            (*entry).syn.peak_syn_qlen = syn_qlen;
+        }
+        if outcome == syn_outcome::ADDED {
+            return Outcome::Aggregated;
+        }
+        let bit = 1 << outcome;
+        let first = (*entry).emitted & bit == 0;
+        if !first && !asked_for(kind::SYN) && now - (*entry).emitted_ns < SYN_INTERVAL_NS {
+            return Outcome::Aggregated;
+        }
+        (*entry).emitted |= bit;
+        (*entry).emitted_ns = now;
+        let net = sock::net_of(listener);
+        (*entry).syn.ack_backlog = ack_backlog;
+        (*entry).syn.syn_qlen = syn_qlen;
+        (*entry).syn.max_ack_backlog = field!(listener, sk_max_ack_backlog: u32);
+        (*entry).syn.max_syn_backlog = field!(net, net_max_syn_backlog: u32);
+        (*entry).syn.syncookies = syncookies(net);
+        (*entry).syn.evidence = evidence;
+        if let Some(packet) = sock::packet(skb) {
+            (*entry).syn.socket.remote_addr = packet.remote_addr;
+            (*entry).syn.socket.remote_port = packet.remote_port;
+        }
+        said(ctx, entry, outcome as u8, if first { Lane::Urgent } else { Lane::Rare })
+    }
+}
+
+/// `net.ipv4.tcp_syncookies` of a namespace, 255 when the kernel has no such field.
+#[inline(always)]
+pub fn syncookies(net: u64) -> u8 {
+    if global!(LAYOUT.net_syncookies) == conntracer_common::layout::ABSENT {
+        return ALL;
+    }
+    // An int up to 5.12, a byte since: the low byte either way (little endian).
+    field!(net, net_syncookies: u8)
+}
+
+#[inline(always)]
+fn said<C: EbpfContext>(ctx: &C, entry: *mut Listener, outcome: u8, lane: Lane) -> Outcome {
+    // SAFETY: a live map value of plain data.
+    let mut record = unsafe { (*entry).syn };
+    record.header = emit::header::<Syn>(kind::SYN);
+    record.outcome = outcome;
+    emit::emit(ctx, lane, &record)
+}

@@ -1,0 +1,18 @@
+//! The programs, one subject a file. A program is a thin function that counts what its `try_` half
+//! says became of the event.
+
+mod accept;
+mod connect;
+mod destroy;
+mod drop;
+mod listener;
+mod percpu;
+mod probe;
+mod reset;
+mod retransmit;
+mod rto;
+mod snapshot;
+mod socket;
+mod state;
+mod syn;
+mod synack;

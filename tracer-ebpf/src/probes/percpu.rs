@@ -1,0 +1,71 @@
+//! Reading the kernel's per-CPU SNMP counters: where this CPU's per-CPU memory is, and the four
+//! counters of a network namespace that tell why a SYN was dropped.
+
+use aya_ebpf::{
+    helpers::generated::bpf_probe_read_kernel, macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use conntracer_common::layout::ABSENT;
+
+use crate::{
+    maps::{Mib, PERCPU_ANCHOR, SCRATCH, global},
+    sock::{self, field},
+};
+
+/// Learns this CPU's per-CPU offset. Attached to nothing: the user half runs it once on every CPU
+/// with BPF_PROG_TEST_RUN, and sees 1 when it worked.
+///
+/// `bpf_map_lookup_elem` on a per-CPU array returns `this_cpu_ptr(array->pptrs[0])`
+/// (kernel/bpf/arraymap.c, `percpu_array_map_lookup_elem`), so the difference is the offset that every
+/// other per-CPU pointer needs too.
+#[raw_tracepoint]
+pub fn percpu_base(_ctx: RawTracePointContext) -> i32 {
+    let offset = global!(LAYOUT.bpf_array_pptrs);
+    let (Some(anchor), Some(scratch)) = (PERCPU_ANCHOR.get_ptr_mut(0), SCRATCH.get_ptr_mut(0)) else {
+        return 0;
+    };
+    if offset == ABSENT || offset as usize > size_of::<[u64; 64]>() - size_of::<u64>() {
+        return 0;
+    }
+    // SAFETY: both are live map values; the map itself is read as kernel memory, to a size that
+    // covers `pptrs`. Volatile, so that the verifier's pointer becomes a plain number.
+    unsafe {
+        if bpf_probe_read_kernel(
+            scratch.cast(),
+            size_of::<[u64; 64]>() as u32,
+            (&raw const PERCPU_ANCHOR).cast(),
+        ) != 0
+        {
+            return 0;
+        }
+        let pointer = core::ptr::read_volatile(scratch.cast::<u8>().add(offset as usize).cast::<u64>());
+        core::ptr::write_volatile(anchor, anchor as u64);
+        let address = core::ptr::read_volatile(anchor);
+        core::ptr::write_volatile(anchor, address.wrapping_sub(pointer));
+    }
+    1
+}
+
+/// This CPU's counters of a namespace; `None` where they cannot be found.
+#[inline(always)]
+pub fn mib(net: u64) -> Option<Mib> {
+    let facts = global!(FACTS);
+    if facts.mib_listen_overflows == 0 || global!(LAYOUT.net_statistics) == ABSENT {
+        return None;
+    }
+    let offset = *PERCPU_ANCHOR.get(0)?;
+    if offset == 0 {
+        return None;
+    }
+    let statistics = field!(net, net_statistics: u64);
+    if statistics == 0 {
+        return None;
+    }
+    let counters = statistics.wrapping_add(offset);
+    Some(Mib {
+        overflows: sock::read(counters, facts.mib_listen_overflows * 8),
+        drops: sock::read(counters, facts.mib_listen_drops * 8),
+        full_drop: sock::read(counters, facts.mib_reqq_full_drop * 8),
+        full_cookies: sock::read(counters, facts.mib_reqq_full_cookies * 8),
+    })
+}

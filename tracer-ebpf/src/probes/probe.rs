@@ -1,0 +1,71 @@
+//! Keepalive and zero-window probes: `tcp_write_wakeup(sk, mib)`, where `mib` tells which.
+//!
+//! The first probe after silence is healthy and costs no record; one sent while an earlier one is
+//! unanswered is a record.
+
+use aya_ebpf::{
+    EbpfContext,
+    macros::{fexit, kprobe, kretprobe},
+    programs::{FExitContext, ProbeContext, RetProbeContext},
+};
+use conntracer_common::{
+    record::{Probe, kind},
+    stats::hook,
+};
+
+use crate::{
+    emit::{self, Lane},
+    maps::{Outcome, PROBE_BRACKET, account, asked_for, global},
+    probes::socket,
+    sock::{self, field},
+};
+
+#[fexit(function = "tcp_write_wakeup")]
+pub fn probe_fexit(ctx: FExitContext) -> i32 {
+    account(hook::PROBE, probed(&ctx, ctx.arg(0), ctx.arg(1), ctx.arg(2)))
+}
+
+#[kprobe]
+pub fn probe_kprobe(ctx: ProbeContext) -> i32 {
+    if let Some(bracket) = PROBE_BRACKET.get_ptr_mut(0) {
+        let mib: u32 = ctx.arg(1).unwrap_or(0);
+        // SAFETY: a live per-CPU map value.
+        unsafe { *bracket = [ctx.arg(0).unwrap_or(0), u64::from(mib)] };
+    }
+    0
+}
+
+#[kretprobe]
+pub fn probe_kretprobe(ctx: RetProbeContext) -> i32 {
+    let Some(bracket) = PROBE_BRACKET.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: as above.
+    let [sk, mib] = unsafe { core::mem::replace(&mut *bracket, [0, 0]) };
+    if sk == 0 {
+        return 0;
+    }
+    account(hook::PROBE, probed(&ctx, sk, mib as u32, ctx.ret()))
+}
+
+#[inline(always)]
+fn probed<C: EbpfContext>(ctx: &C, sk: u64, mib: u32, result: i32) -> Outcome {
+    // Probes before this one: the caller counts this one after it is sent.
+    let unanswered = field!(sk, icsk_probes_out: u8);
+    if unanswered == 0 && !asked_for(kind::PROBE) {
+        return Outcome::Aggregated;
+    }
+    let Some((socket, owner)) = socket::known(sk, true) else {
+        return Outcome::Filtered;
+    };
+    let record = Probe {
+        header: emit::header::<Probe>(kind::PROBE),
+        socket,
+        owner,
+        tcp: sock::tcp(sk),
+        result,
+        keepalive: u8::from(mib == u32::from(global!(FACTS.mib_tcp_keepalive))),
+        pad: [0; 3],
+    };
+    emit::emit(ctx, Lane::Bulk, &record)
+}

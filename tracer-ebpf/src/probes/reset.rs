@@ -1,0 +1,107 @@
+//! Resets sent and received. Written when asked for, or when the connection was in trouble before:
+//! then the reset is how the trouble ended.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use conntracer_common::{
+    record::{Owner, Reset, Socket, kind},
+    stats::hook,
+    tcp::state,
+};
+
+use crate::{
+    emit::{self, Lane},
+    maps::{Outcome, SOCKETS, account, asked_for, global},
+    probes::socket,
+    sock::{self, field},
+};
+
+#[btf_tracepoint(function = "tcp_receive_reset")]
+pub fn reset_received(ctx: BtfTracePointContext) -> i32 {
+    account(hook::RESET_RECEIVED, reset(&ctx, ctx.arg(0), u32::MAX, 1))
+}
+
+/// `sk` is NULL where no listener was found (from 6.12 on such resets are reported), `skb` where the
+/// reset is this host's own decision. The reason is an argument from 6.12 on.
+#[btf_tracepoint(function = "tcp_send_reset")]
+pub fn reset_sent(ctx: BtfTracePointContext) -> i32 {
+    let reason =
+        if global!(FACTS.args_tcp_send_reset) >= 3 { ctx.arg::<i32>(2) as u32 } else { u32::MAX };
+    let sk: u64 = ctx.arg(0);
+    let outcome = if sk == 0 {
+        unconnected(&ctx, ctx.arg(1), reason)
+    } else {
+        reset(&ctx, sk, reason, 0)
+    };
+    account(hook::RESET_SENT, outcome)
+}
+
+#[inline(always)]
+fn reset(ctx: &BtfTracePointContext, sk: u64, reason: u32, received: u8) -> Outcome {
+    let asked = asked_for(kind::RESET);
+    if !asked {
+        // SAFETY: plain data.
+        match unsafe { SOCKETS.get(sk) } {
+            Some(entry) if entry.troubled != 0 => {}
+            _ => return Outcome::Aggregated,
+        }
+    }
+    let sk_state = field!(sk, skc_state: u8);
+    // Time-wait and request sockets have only a sock_common.
+    let whole = sk_state != state::TIME_WAIT && sk_state != state::NEW_SYN_RECV;
+    let (socket, owner) = if whole {
+        match socket::known(sk, false) {
+            Some(known) => known,
+            None => return Outcome::Filtered,
+        }
+    } else {
+        let socket = sock::common(sk);
+        if !socket::wanted(&socket) {
+            return Outcome::Filtered;
+        }
+        (socket, Owner::default())
+    };
+    let record = Reset {
+        header: emit::header::<Reset>(kind::RESET),
+        socket,
+        owner,
+        reason,
+        received,
+        retransmits: if whole { field!(sk, icsk_retransmits: u8) } else { 0 },
+        pad: [0; 2],
+    };
+    emit::emit(ctx, if asked { Lane::Bulk } else { Lane::Rare }, &record)
+}
+
+/// A reset in answer to a segment that found no socket.
+#[inline(always)]
+fn unconnected(ctx: &BtfTracePointContext, skb: u64, reason: u32) -> Outcome {
+    if !asked_for(kind::RESET) {
+        return Outcome::Aggregated;
+    }
+    let Some(packet) = sock::packet(skb) else {
+        return Outcome::Filtered;
+    };
+    let socket = Socket {
+        local_addr: packet.local_addr,
+        remote_addr: packet.remote_addr,
+        netns: sock::net_inum(sock::net_of_packet(skb)),
+        local_port: packet.local_port,
+        remote_port: packet.remote_port,
+        family: packet.family,
+        state: state::CLOSE,
+        ..Socket::default()
+    };
+    if !socket::wanted(&socket) {
+        return Outcome::Filtered;
+    }
+    let record = Reset {
+        header: emit::header::<Reset>(kind::RESET),
+        socket,
+        owner: Owner::default(),
+        reason,
+        received: 0,
+        retransmits: 0,
+        pad: [0; 2],
+    };
+    emit::emit(ctx, Lane::Bulk, &record)
+}

@@ -1,0 +1,40 @@
+//! Every retransmission timeout, also those that send nothing because the segment never left the host:
+//! `tcp_enter_loss`, or the change of the congestion state to Loss.
+
+use aya_ebpf::{
+    EbpfContext,
+    macros::{btf_tracepoint, fentry, kprobe},
+    programs::{BtfTracePointContext, FEntryContext, ProbeContext},
+};
+use conntracer_common::{stats::hook, tcp::ca};
+
+use crate::{
+    maps::{Outcome, account},
+    probes::snapshot,
+};
+
+#[fentry(function = "tcp_enter_loss")]
+pub fn rto_fentry(ctx: FEntryContext) -> i32 {
+    account(hook::RTO, timed_out(&ctx, ctx.arg(0)))
+}
+
+#[kprobe]
+pub fn rto_kprobe(ctx: ProbeContext) -> i32 {
+    account(hook::RTO, timed_out(&ctx, ctx.arg(0).unwrap_or(0)))
+}
+
+#[btf_tracepoint(function = "tcp_cong_state_set")]
+pub fn rto_tracepoint(ctx: BtfTracePointContext) -> i32 {
+    let entered = ctx.arg::<i32>(1) as u8 & 0x1f;
+    let outcome = if entered == ca::LOSS {
+        timed_out(&ctx, ctx.arg(0))
+    } else {
+        Outcome::Aggregated
+    };
+    account(hook::RTO, outcome)
+}
+
+#[inline(always)]
+fn timed_out<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
+    snapshot::taken(ctx, sk, true)
+}

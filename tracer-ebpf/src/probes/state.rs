@@ -1,0 +1,117 @@
+//! `inet_sock_set_state`: births and ends, half-closed ages, and the stand-in for hooks whose better
+//! rung is missing.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext, helpers::bpf_ktime_get_ns};
+use conntracer_common::{
+    record::{State, kind, owner_source, role},
+    stats::hook,
+    tcp::state,
+};
+
+use crate::{
+    emit::{self, Lane},
+    maps::{Outcome, SOCKETS, account, asked_for, global},
+    probes::{connect, listener, socket},
+    sock::{self, field},
+};
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn state(ctx: BtfTracePointContext) -> i32 {
+    account(hook::STATE, try_state(&ctx))
+}
+
+fn try_state(ctx: &BtfTracePointContext) -> Outcome {
+    let sk: u64 = ctx.arg(0);
+    let old = ctx.arg::<i32>(1) as u8;
+    let new = ctx.arg::<i32>(2) as u8;
+    if !sock::is_tcp(sk) {
+        return Outcome::Filtered;
+    }
+    let outcome = match new {
+        state::SYN_SENT if global!(OPTIONS.connect_by_state) != 0 => {
+            account(hook::CONNECT, connect::connecting(ctx, sk));
+            Outcome::Aggregated
+        }
+        // The child's own state is a copy of the listener's at this moment.
+        state::SYN_RECV if old == state::LISTEN && global!(OPTIONS.ack_by_skb) != 0 => {
+            listener::child_of_unknown(sk)
+        }
+        state::LISTEN => listener::listening(sk),
+        state::CLOSE if old == state::LISTEN => listener::closed(ctx, sk),
+        state::CLOSE_WAIT | state::FIN_WAIT2 => half_closed(sk, new),
+        state::LAST_ACK => half_closed(sk, 0),
+        _ => Outcome::Aggregated,
+    };
+    if asked_for(kind::STATE) {
+        return said(ctx, sk, old, new, Lane::Bulk);
+    }
+    if new == state::CLOSE && troubled(sk) {
+        return said(ctx, sk, old, new, Lane::Rare);
+    }
+    outcome
+}
+
+/// Enters or leaves (0) a half-closed state.
+#[inline(always)]
+fn half_closed(sk: u64, state: u8) -> Outcome {
+    let Some(entry) = SOCKETS.get_ptr_mut(sk) else {
+        if state == 0 {
+            return Outcome::Aggregated;
+        }
+        // Older than the tracer: adopted without an owner, so that a leak is seen all the same.
+        let outcome =
+            socket::born(sk, role::UNKNOWN, 0, conntracer_common::record::Owner::default());
+        if outcome == Outcome::Aggregated {
+            return half_closed_known(sk, state);
+        }
+        return outcome;
+    };
+    // SAFETY: a live map value of plain data.
+    unsafe {
+        (*entry).half_closed = state;
+        (*entry).since_ns = bpf_ktime_get_ns();
+    }
+    Outcome::Aggregated
+}
+
+#[inline(always)]
+fn half_closed_known(sk: u64, state: u8) -> Outcome {
+    if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
+        // SAFETY: as above.
+        unsafe {
+            (*entry).half_closed = state;
+            (*entry).since_ns = bpf_ktime_get_ns();
+        }
+    }
+    Outcome::Aggregated
+}
+
+#[inline(always)]
+fn troubled(sk: u64) -> bool {
+    // SAFETY: plain data.
+    unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.troubled != 0)
+}
+
+#[inline(always)]
+fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, new: u8, lane: Lane) -> Outcome {
+    let Some((socket, mut owner)) = socket::known(sk, false) else {
+        return Outcome::Filtered;
+    };
+    if old == state::LISTEN || new == state::LISTEN {
+        owner = socket::inherited(sk);
+        if new == state::LISTEN {
+            owner.source = owner_source::LISTENER;
+        }
+    }
+    let record = State {
+        header: emit::header::<State>(kind::STATE),
+        socket,
+        owner,
+        error: field!(sk, sk_err: u32),
+        old_state: old,
+        new_state: new,
+        retransmits: field!(sk, icsk_retransmits: u8),
+        probes_out: field!(sk, icsk_probes_out: u8),
+    };
+    emit::emit(ctx, lane, &record)
+}

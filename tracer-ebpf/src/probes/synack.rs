@@ -1,0 +1,49 @@
+//! SYN-ACKs sent again: `tcp_retransmit_synack`, by the request's timer or a repeated SYN.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use conntracer_common::{
+    record::{SynAck, kind},
+    stats::hook,
+};
+
+use crate::{
+    emit::{self, Lane},
+    maps::{LISTENERS, Outcome, account, global},
+    probes::socket,
+    sock::{self, field},
+};
+
+#[btf_tracepoint(function = "tcp_retransmit_synack")]
+pub fn synack(ctx: BtfTracePointContext) -> i32 {
+    account(hook::SYNACK, try_synack(&ctx))
+}
+
+fn try_synack(ctx: &BtfTracePointContext) -> Outcome {
+    let listener: u64 = ctx.arg(0);
+    let request: u64 = ctx.arg(1);
+    // A request sock begins with a sock_common, filled like a full socket's.
+    let mut socket = sock::common(request);
+    if !socket::wanted(&socket) {
+        return Outcome::Filtered;
+    }
+    let owner = socket::inherited(listener);
+    // SAFETY: plain data.
+    if let Some(entry) = unsafe { LISTENERS.get(listener) } {
+        socket.born_ns = entry.syn.socket.born_ns;
+    }
+    socket.sk = listener;
+    let record = SynAck {
+        header: emit::header::<SynAck>(kind::SYNACK),
+        socket,
+        owner,
+        request,
+        ack_backlog: field!(listener, sk_ack_backlog: u32),
+        max_ack_backlog: field!(listener, sk_max_ack_backlog: u32),
+        syn_qlen: field!(listener, icsk_qlen: u32),
+        num_retrans: field!(request, req_num_retrans: u8),
+        num_timeout: field!(request, req_num_timeout: u8) >> 1,
+        acked: (field!(request, ireq_acked: u8) >> (global!(FACTS.ireq_acked_bit) & 7)) & 1,
+        pad: 0,
+    };
+    emit::emit(ctx, Lane::Bulk, &record)
+}
