@@ -14,7 +14,7 @@ use crate::maps::{BULK, BULK_PERF, Outcome, RARE, RARE_PERF, global};
 
 /// Which ring, and whether user space is woken.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Lane {
+pub(crate) enum Lane {
     /// Must survive a flood, and be seen at once.
     Urgent,
     /// Must survive a flood, can wait for the next poll.
@@ -24,7 +24,7 @@ pub enum Lane {
 
 /// The header of a `T` made now.
 #[inline(always)]
-pub fn header<T>(kind: u16) -> Header {
+pub(crate) fn header<T>(kind: u16) -> Header {
     // SAFETY: helpers without preconditions.
     let (ktime_ns, cpu) = unsafe { (bpf_ktime_get_ns(), bpf_get_smp_processor_id()) };
     Header { ktime_ns, kind, size: size_of::<T>() as u16, cpu }
@@ -35,7 +35,7 @@ pub fn header<T>(kind: u16) -> Header {
 /// From the stack (or a map value) rather than into reserved ring memory: one code path serves both
 /// transports, and a program cannot leave a reservation behind. The copy of 240 bytes costs ~10 ns.
 #[inline(always)]
-pub fn emit<C: EbpfContext, T>(ctx: &C, lane: Lane, record: &T) -> Outcome {
+pub(crate) fn emit<C: EbpfContext, T>(ctx: &C, lane: Lane, record: &T) -> Outcome {
     let data = core::ptr::from_ref(record).cast_mut().cast();
     let size = size_of::<T>() as u64;
     let failed = if global!(OPTIONS.perf) != 0 {

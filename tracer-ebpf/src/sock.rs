@@ -6,7 +6,7 @@
 
 use aya_ebpf::helpers::{
     bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid,
-    bpf_get_current_uid_gid, bpf_probe_read_kernel,
+    bpf_get_current_uid_gid, bpf_probe_read_kernel, generated,
 };
 use conntracer_common::{
     layout::ABSENT,
@@ -19,12 +19,30 @@ const SOCK_KEEPOPEN: u32 = 3;
 
 /// Reads a `T` at `offset` from `base`; zero when the field is absent or the memory unreadable.
 #[inline(always)]
-pub fn read<T: Copy + Default>(base: u64, offset: u16) -> T {
+pub(crate) fn read<T: Copy + Default>(base: u64, offset: u16) -> T {
     if offset == ABSENT {
         return T::default();
     }
     // SAFETY: bpf_probe_read_kernel accepts any address and reports a fault.
     unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.unwrap_or_default()
+}
+
+/// Reads a `T` straight into its place in a record: no copy on a stack that has none to spare.
+#[inline(always)]
+pub(crate) fn read_into<T: Default>(place: &mut T, base: u64, offset: u16) {
+    if offset == ABSENT {
+        *place = T::default();
+        return;
+    }
+    // SAFETY: `place` is writable; the helper accepts any source and zeroes `place` on a fault
+    // (kernel/trace/bpf_trace.c, `bpf_probe_read_kernel_common`).
+    unsafe {
+        generated::bpf_probe_read_kernel(
+            core::ptr::from_mut(place).cast(),
+            size_of::<T>() as u32,
+            (base + u64::from(offset)) as *const core::ffi::c_void,
+        );
+    }
 }
 
 /// Reads a field by its name in `KernelLayout`.
@@ -35,59 +53,61 @@ macro_rules! field {
 }
 pub(crate) use field;
 
+/// Reads a field by its name straight into its place.
+macro_rules! field_into {
+    ($base:expr, $field:ident, $place:expr) => {
+        $crate::sock::read_into($place, $base, $crate::maps::global!(LAYOUT.$field))
+    };
+}
+pub(crate) use field_into;
+
 /// Whether `sk` is TCP: the state tracepoint also fires for SCTP, DCCP and MPTCP.
 #[inline(always)]
-pub fn is_tcp(sk: u64) -> bool {
+pub(crate) fn is_tcp(sk: u64) -> bool {
     field!(sk, sk_protocol: u16) == IPPROTO_TCP
 }
 
 /// The inode of the network namespace of a `struct net`.
 #[inline(always)]
-pub fn net_inum(net: u64) -> u32 {
+pub(crate) fn net_inum(net: u64) -> u32 {
     field!(net, net_inum: u32)
 }
 
 /// The `struct net` of any kind of socket.
 #[inline(always)]
-pub fn net_of(sk: u64) -> u64 {
+pub(crate) fn net_of(sk: u64) -> u64 {
     field!(sk, skc_net: u64)
 }
 
 /// v4-mapped form of an IPv4 address in network order.
 #[inline(always)]
-pub const fn mapped(addr: u32) -> [u32; 4] {
+pub(crate) const fn mapped(addr: u32) -> [u32; 4] {
     [0, 0, 0xffff_u32.to_be(), addr]
 }
 
 /// Fills the identity of a full, request or time-wait socket: what `struct sock_common` holds.
 #[inline(always)]
-pub fn common(sk: u64) -> Socket {
-    let family = field!(sk, skc_family: u16);
-    let (local_addr, remote_addr) = if family == AF_INET6 {
-        (field!(sk, skc_v6_rcv_saddr: [u32; 4]), field!(sk, skc_v6_daddr: [u32; 4]))
+pub(crate) fn fill_common(sk: u64, socket: &mut Socket) {
+    socket.sk = sk;
+    socket.family = field!(sk, skc_family: u16);
+    if socket.family == AF_INET6 {
+        field_into!(sk, skc_v6_rcv_saddr, &mut socket.local_addr);
+        field_into!(sk, skc_v6_daddr, &mut socket.remote_addr);
     } else {
-        (mapped(field!(sk, skc_rcv_saddr: u32)), mapped(field!(sk, skc_daddr: u32)))
-    };
-    Socket {
-        sk,
-        born_ns: 0,
-        local_addr,
-        remote_addr,
-        netns: net_inum(net_of(sk)),
-        local_port: field!(sk, skc_num: u16),
-        remote_port: u16::from_be(field!(sk, skc_dport: u16)),
-        family,
-        state: field!(sk, skc_state: u8),
-        role: 0,
-        pad: 0,
+        socket.local_addr = mapped(field!(sk, skc_rcv_saddr: u32));
+        socket.remote_addr = mapped(field!(sk, skc_daddr: u32));
     }
+    socket.netns = net_inum(net_of(sk));
+    field_into!(sk, skc_num, &mut socket.local_port);
+    socket.remote_port = u16::from_be(field!(sk, skc_dport: u16));
+    field_into!(sk, skc_state, &mut socket.state);
 }
 
-/// [`common`] for a full socket, whose port survives in `inet_sport` when `skc_num` is already
+/// [`fill_common`] for a full socket, whose port survives in `inet_sport` when `skc_num` is already
 /// released (at the change to CLOSE).
 #[inline(always)]
-pub fn full(sk: u64) -> Socket {
-    let mut socket = common(sk);
+pub(crate) fn fill_full(sk: u64, socket: &mut Socket) {
+    fill_common(sk, socket);
     if socket.local_port == 0 {
         socket.local_port = u16::from_be(field!(sk, inet_sport: u16));
     }
@@ -95,44 +115,42 @@ pub fn full(sk: u64) -> Socket {
         socket.remote_addr = [0; 4];
         socket.remote_port = 0;
     }
-    socket
 }
 
-/// The detectors' fields of a full socket.
+/// Fills the detectors' fields of a full socket.
 #[inline(always)]
-pub fn tcp(sk: u64) -> Tcp {
-    let flags = field!(sk, skc_flags: u64);
-    Tcp {
-        bytes_acked: field!(sk, bytes_acked: u64),
-        bytes_retrans: field!(sk, bytes_retrans: u64),
-        snd_una: field!(sk, snd_una: u32),
-        snd_nxt: field!(sk, snd_nxt: u32),
-        write_seq: field!(sk, write_seq: u32),
-        rcv_nxt: field!(sk, rcv_nxt: u32),
-        snd_wnd: field!(sk, snd_wnd: u32),
-        packets_out: field!(sk, packets_out: u32),
-        lost_out: field!(sk, lost_out: u32),
-        retrans_out: field!(sk, retrans_out: u32),
-        total_retrans: field!(sk, total_retrans: u32),
-        data_segs_out: field!(sk, data_segs_out: u32),
-        srtt_us: field!(sk, srtt_us: u32) >> 3,
-        rto_jiffies: field!(sk, icsk_rto: u32),
-        mss: field!(sk, mss_cache: u32),
-        user_timeout_ms: field!(sk, icsk_user_timeout: u32),
-        retransmits: field!(sk, icsk_retransmits: u8),
-        backoff: field!(sk, icsk_backoff: u8),
-        probes_out: field!(sk, icsk_probes_out: u8),
-        ca_state: field!(sk, icsk_ca_state: u8) & 0x1f,
-        pending: field!(sk, icsk_pending: u8),
-        keepalive: ((flags >> SOCK_KEEPOPEN) & 1) as u8,
-        shutdown: field!(sk, sk_shutdown: u8) & 3,
-        pad: 0,
-    }
+pub(crate) fn fill_tcp(sk: u64, tcp: &mut Tcp) {
+    field_into!(sk, bytes_acked, &mut tcp.bytes_acked);
+    field_into!(sk, bytes_retrans, &mut tcp.bytes_retrans);
+    field_into!(sk, snd_una, &mut tcp.snd_una);
+    field_into!(sk, snd_nxt, &mut tcp.snd_nxt);
+    field_into!(sk, write_seq, &mut tcp.write_seq);
+    field_into!(sk, rcv_nxt, &mut tcp.rcv_nxt);
+    field_into!(sk, snd_wnd, &mut tcp.snd_wnd);
+    field_into!(sk, packets_out, &mut tcp.packets_out);
+    field_into!(sk, lost_out, &mut tcp.lost_out);
+    field_into!(sk, retrans_out, &mut tcp.retrans_out);
+    field_into!(sk, total_retrans, &mut tcp.total_retrans);
+    field_into!(sk, data_segs_out, &mut tcp.data_segs_out);
+    field_into!(sk, srtt_us, &mut tcp.srtt_us);
+    tcp.srtt_us >>= 3;
+    field_into!(sk, icsk_rto, &mut tcp.rto_jiffies);
+    field_into!(sk, mss_cache, &mut tcp.mss);
+    field_into!(sk, icsk_user_timeout, &mut tcp.user_timeout_ms);
+    field_into!(sk, icsk_retransmits, &mut tcp.retransmits);
+    field_into!(sk, icsk_backoff, &mut tcp.backoff);
+    field_into!(sk, icsk_probes_out, &mut tcp.probes_out);
+    field_into!(sk, icsk_ca_state, &mut tcp.ca_state);
+    tcp.ca_state &= 0x1f;
+    field_into!(sk, icsk_pending, &mut tcp.pending);
+    tcp.keepalive = ((field!(sk, skc_flags: u64) >> SOCK_KEEPOPEN) & 1) as u8;
+    field_into!(sk, sk_shutdown, &mut tcp.shutdown);
+    tcp.shutdown &= 3;
 }
 
 /// The task running now. Only for hooks that run in the owner's context.
 #[inline(always)]
-pub fn current(source: u8) -> Owner {
+pub(crate) fn current(source: u8) -> Owner {
     // SAFETY: helper without preconditions.
     let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
     Owner {
@@ -146,14 +164,14 @@ pub fn current(source: u8) -> Owner {
 }
 
 /// What a packet says of itself, as its receiver sees it.
-pub struct Packet {
-    pub local_addr: [u32; 4],
-    pub remote_addr: [u32; 4],
-    pub local_port: u16,
-    pub remote_port: u16,
-    pub family: u16,
-    pub seq: u32,
-    pub flags: u8,
+pub(crate) struct Packet {
+    pub(crate) local_addr: [u32; 4],
+    pub(crate) remote_addr: [u32; 4],
+    pub(crate) local_port: u16,
+    pub(crate) remote_port: u16,
+    pub(crate) family: u16,
+    pub(crate) seq: u32,
+    pub(crate) flags: u8,
 }
 
 const ETH_P_IP: u16 = 0x0800;
@@ -161,7 +179,7 @@ const ETH_P_IPV6: u16 = 0x86dd;
 
 /// Whether an skb carries IP and has passed through `tcp_v4/v6_rcv`, which clear `skb->dev`.
 #[inline(always)]
-pub fn is_consumed_by_tcp(skb: u64) -> bool {
+pub(crate) fn is_consumed_by_tcp(skb: u64) -> bool {
     if field!(skb, skb_dev: u64) != 0 {
         return false;
     }
@@ -173,7 +191,7 @@ pub fn is_consumed_by_tcp(skb: u64) -> bool {
 ///
 /// `transport_header` may be unset where packets are dropped, so it is computed.
 #[inline(always)]
-pub fn packet(skb: u64) -> Option<Packet> {
+pub(crate) fn packet(skb: u64) -> Option<Packet> {
     let protocol = u16::from_be(field!(skb, skb_protocol: u16));
     let network = field!(skb, skb_network_header: u16);
     if network == 0 || network == u16::MAX {
@@ -209,7 +227,7 @@ pub fn packet(skb: u64) -> Option<Packet> {
 /// The `struct net` a received packet belongs to: of its device, or of its route's once TCP has taken
 /// the device away; 0 when neither is there.
 #[inline(always)]
-pub fn net_of_packet(skb: u64) -> u64 {
+pub(crate) fn net_of_packet(skb: u64) -> u64 {
     let mut dev = field!(skb, skb_dev: u64);
     if dev == 0 {
         // The low bit is SKB_DST_NOREF (include/linux/skbuff.h).

@@ -25,7 +25,7 @@ use crate::{
 /// The return value's slot is the number of parameters: 2 from 6.10 on, 4 before. A slot too small
 /// would load and return an argument, so it comes from BTF.
 #[fexit(function = "inet_csk_accept")]
-pub fn accept_fexit(ctx: FExitContext) -> i32 {
+pub(crate) fn accept_fexit(ctx: FExitContext) -> i32 {
     let child: u64 = if global!(FACTS.args_inet_csk_accept) == 2 { ctx.arg(2) } else { ctx.arg(4) };
     if child == 0 {
         return 0;
@@ -35,7 +35,7 @@ pub fn accept_fexit(ctx: FExitContext) -> i32 {
 
 /// Runs at every receive of every connection: one look-up, and nothing more once the owner is known.
 #[btf_tracepoint(function = "tcp_rcv_space_adjust")]
-pub fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
     // SAFETY: plain data.
     match unsafe { SOCKETS.get(sk) } {
@@ -66,14 +66,14 @@ fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
         // SAFETY: as above.
         unsafe { (*entry).owner = owner };
     } else {
-        outcome = socket::born(child, role::PASSIVE, listener, owner);
+        outcome = socket::born(child, role::PASSIVE, listener, &owner);
     }
     if outcome != Outcome::Aggregated || !asked_for(kind::ACCEPT) {
         return outcome;
     }
-    let Some((socket, owner)) = socket::known(child, false) else {
+    let mut record = Accept { header: emit::header::<Accept>(kind::ACCEPT), ..Accept::default() };
+    if !socket::fill(child, &mut record.socket, &mut record.owner) {
         return Outcome::Filtered;
-    };
-    let record = Accept { header: emit::header::<Accept>(kind::ACCEPT), socket, owner };
+    }
     emit::emit(ctx, Lane::Bulk, &record)
 }

@@ -18,26 +18,27 @@ use crate::{
 };
 
 #[fentry(function = "tcp_connect")]
-pub fn connect_fentry(ctx: FEntryContext) -> i32 {
+pub(crate) fn connect_fentry(ctx: FEntryContext) -> i32 {
     account(hook::CONNECT, connecting(&ctx, ctx.arg(0)))
 }
 
 #[kprobe]
-pub fn connect_kprobe(ctx: ProbeContext) -> i32 {
+pub(crate) fn connect_kprobe(ctx: ProbeContext) -> i32 {
     account(hook::CONNECT, connecting(&ctx, ctx.arg(0).unwrap_or(0)))
 }
 
 /// Also called by the state hook (CLOSE → SYN_SENT) where it stands in for `tcp_connect`; the local
 /// port may not be bound yet there.
 #[inline(always)]
-pub fn connecting<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
-    let outcome = socket::born(sk, role::ACTIVE, 0, sock::current(owner_source::CONNECT));
+pub(crate) fn connecting<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
+    let outcome = socket::born(sk, role::ACTIVE, 0, &sock::current(owner_source::CONNECT));
     if outcome != Outcome::Aggregated || !asked_for(kind::CONNECT) {
         return outcome;
     }
-    let Some((socket, owner)) = socket::known(sk, false) else {
+    let mut record =
+        Connect { header: emit::header::<Connect>(kind::CONNECT), ..Connect::default() };
+    if !socket::fill(sk, &mut record.socket, &mut record.owner) {
         return Outcome::Filtered;
-    };
-    let record = Connect { header: emit::header::<Connect>(kind::CONNECT), socket, owner };
+    }
     emit::emit(ctx, Lane::Bulk, &record)
 }

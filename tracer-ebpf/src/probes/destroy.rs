@@ -6,7 +6,7 @@ use conntracer_common::stats::hook;
 use crate::maps::{Outcome, SOCKETS, account};
 
 #[btf_tracepoint(function = "tcp_destroy_sock")]
-pub fn destroy(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn destroy(ctx: BtfTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
     let outcome = match SOCKETS.remove(sk) {
         Ok(()) => Outcome::Aggregated,

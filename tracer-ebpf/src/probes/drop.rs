@@ -3,7 +3,7 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
-    record::{Drop, Owner, Socket, kind},
+    record::{Drop, Socket, kind},
     stats::hook,
     tcp::{flag, state},
 };
@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[btf_tracepoint(function = "kfree_skb")]
-pub fn drop(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn drop(ctx: BtfTracePointContext) -> i32 {
     if global!(OPTIONS.ack_by_skb) == 0 && !asked_for(kind::DROP) {
         return 0;
     }
@@ -68,12 +68,11 @@ fn try_drop(ctx: &BtfTracePointContext, skb: u64, packet: &sock::Packet) -> Outc
     let record = Drop {
         header: emit::header::<Drop>(kind::DROP),
         socket,
-        owner: Owner::default(),
         location: ctx.arg(1),
         seq: packet.seq,
         reason,
         tcp_flags: packet.flags,
-        pad: [0; 7],
+        ..Drop::default()
     };
     emit::emit(ctx, Lane::Bulk, &record)
 }

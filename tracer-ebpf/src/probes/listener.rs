@@ -2,13 +2,13 @@
 
 use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns};
 use conntracer_common::{
-    record::{Header, Owner, SYN_INTERVAL_NS, Syn, kind, owner_source, role, syn_outcome},
+    record::{Owner, SYN_INTERVAL_NS, Socket, Syn, kind, owner_source, role, syn_outcome},
     tcp::state,
 };
 
 use crate::{
     emit::{self, Lane},
-    maps::{LISTEN_PORTS, LISTENERS, ListenKey, Listener, Outcome, add, asked_for, global},
+    maps::{EMPTY_LISTENER, LISTEN_PORTS, LISTENERS, ListenKey, Listener, Outcome, add, asked_for, global},
     probes::socket,
     sock::{self, field},
 };
@@ -18,14 +18,15 @@ const ALL: u8 = 255;
 
 /// A socket starts to listen, in the context of listen()'s caller.
 #[inline(always)]
-pub fn listening(sk: u64) -> Outcome {
-    insert(sk, sock::current(owner_source::LISTENER))
+pub(crate) fn listening(sk: u64) -> Outcome {
+    insert(sk, &sock::current(owner_source::LISTENER))
 }
 
 /// Starts a listener's record; `Filtered` when nobody asks for it, `Lost` when the map is full.
 #[inline(always)]
-pub fn insert(sk: u64, owner: Owner) -> Outcome {
-    let mut socket = sock::full(sk);
+pub(crate) fn insert(sk: u64, owner: &Owner) -> Outcome {
+    let mut socket = Socket::default();
+    sock::fill_full(sk, &mut socket);
     // The tracepoint fires before the state is stored.
     socket.state = state::LISTEN;
     socket.role = role::LISTENER;
@@ -36,34 +37,23 @@ pub fn insert(sk: u64, owner: Owner) -> Outcome {
     }
     // SAFETY: helper without preconditions.
     socket.born_ns = unsafe { bpf_ktime_get_ns() };
-    let entry = Listener {
-        syn: Syn {
-            header: Header::default(),
-            socket,
-            owner,
-            totals: [0; syn_outcome::COUNT],
-            last_accept_ns: 0,
-            last_ns: 0,
-            ack_backlog: 0,
-            max_ack_backlog: 0,
-            syn_qlen: 0,
-            max_syn_backlog: 0,
-            peak_ack_backlog: 0,
-            peak_syn_qlen: 0,
-            outcome: ALL,
-            evidence: 0,
-            syncookies: ALL,
-            pad: [0; 5],
-        },
-        emitted_ns: 0,
-        emitted: 0,
-        drops_base: field!(sk, sk_drops: u32),
-        drops_explained: 0,
-        last_qlen: 0,
-        pad: 0,
-    };
-    if LISTENERS.insert(sk, entry, 0).is_err() {
+    // A `Listener` is too large for the stack beside everything else: inserted empty, filled in place.
+    let Some(empty) = EMPTY_LISTENER.get(0) else {
         return Outcome::Lost;
+    };
+    if LISTENERS.insert(sk, empty, 0).is_err() {
+        return Outcome::Lost;
+    }
+    let Some(entry) = LISTENERS.get_ptr_mut(sk) else {
+        return Outcome::Lost;
+    };
+    // SAFETY: a live map value of plain data.
+    unsafe {
+        (*entry).syn.socket = socket;
+        (*entry).syn.owner = *owner;
+        (*entry).syn.outcome = ALL;
+        (*entry).syn.syncookies = ALL;
+        (*entry).drops_base = field!(sk, sk_drops: u32);
     }
     if global!(OPTIONS.syn_by_skb) != 0 || global!(OPTIONS.ack_by_skb) != 0 {
         let key = key(socket.netns, socket.local_port, socket.local_addr);
@@ -76,7 +66,7 @@ pub fn insert(sk: u64, owner: Owner) -> Outcome {
 
 /// A listener closes: its final totals are the last chance to be exact.
 #[inline(always)]
-pub fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
+pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     let Some(entry) = LISTENERS.get_ptr_mut(sk) else {
         return Outcome::Filtered;
     };
@@ -100,22 +90,25 @@ pub fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
 
 /// A child was born of a listener that the state tracepoint cannot name: found by its port.
 #[inline(always)]
-pub fn child_of_unknown(child: u64) -> Outcome {
-    let socket = sock::full(child);
+pub(crate) fn child_of_unknown(child: u64) -> Outcome {
+    let mut socket = Socket::default();
+    sock::fill_full(child, &mut socket);
     if !socket::wanted(&socket) {
         return Outcome::Filtered;
     }
     let listener = by_port(socket.netns, socket.local_port, socket.local_addr);
-    socket::born(child, role::PASSIVE, listener, socket::inherited(listener))
+    let mut owner = Owner::default();
+    socket::inherit(listener, &mut owner);
+    socket::born(child, role::PASSIVE, listener, &owner)
 }
 
 /// The entry of a listener; one older than the tracer is adopted at its first SYN, owner unknown.
 #[inline(always)]
-pub fn entry(sk: u64) -> Result<*mut Listener, Outcome> {
+pub(crate) fn entry(sk: u64) -> Result<*mut Listener, Outcome> {
     if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
         return Ok(entry);
     }
-    match insert(sk, Owner::default()) {
+    match insert(sk, &Owner::default()) {
         Outcome::Aggregated => LISTENERS.get_ptr_mut(sk).ok_or(Outcome::Lost),
         refused => Err(refused),
     }
@@ -128,7 +121,7 @@ const fn key(netns: u32, port: u16, addr: [u32; 4]) -> ListenKey {
 /// The listener a packet for `addr:port` goes to: the exact address, then IPv4's any-address, then
 /// IPv6's, as `__inet_lookup_listener` prefers them; 0 when none is known.
 #[inline(always)]
-pub fn by_port(netns: u32, port: u16, addr: [u32; 4]) -> u64 {
+pub(crate) fn by_port(netns: u32, port: u16, addr: [u32; 4]) -> u64 {
     // SAFETY: plain data, here and below.
     if let Some(sk) = unsafe { LISTEN_PORTS.get(key(netns, port, addr)) } {
         return *sk;
@@ -141,7 +134,7 @@ pub fn by_port(netns: u32, port: u16, addr: [u32; 4]) -> u64 {
 
 /// Counts one outcome at a listener, and says so when it is bad and due.
 #[inline(always)]
-pub fn outcome<C: EbpfContext>(
+pub(crate) fn outcome<C: EbpfContext>(
     ctx: &C,
     listener: u64,
     entry: *mut Listener,
@@ -189,7 +182,7 @@ pub fn outcome<C: EbpfContext>(
 
 /// `net.ipv4.tcp_syncookies` of a namespace, 255 when the kernel has no such field.
 #[inline(always)]
-pub fn syncookies(net: u64) -> u8 {
+pub(crate) fn syncookies(net: u64) -> u8 {
     if global!(LAYOUT.net_syncookies) == conntracer_common::layout::ABSENT {
         return ALL;
     }
@@ -197,11 +190,13 @@ pub fn syncookies(net: u64) -> u8 {
     field!(net, net_syncookies: u8)
 }
 
+/// Emits the map value itself: a copy of it would not fit on the stack.
 #[inline(always)]
 fn said<C: EbpfContext>(ctx: &C, entry: *mut Listener, outcome: u8, lane: Lane) -> Outcome {
     // SAFETY: a live map value of plain data.
-    let mut record = unsafe { (*entry).syn };
-    record.header = emit::header::<Syn>(kind::SYN);
-    record.outcome = outcome;
-    emit::emit(ctx, lane, &record)
+    unsafe {
+        (*entry).syn.header = emit::header::<Syn>(kind::SYN);
+        (*entry).syn.outcome = outcome;
+        emit::emit(ctx, lane, &(*entry).syn)
+    }
 }

@@ -19,7 +19,7 @@ use crate::{
 /// (kernel/bpf/arraymap.c, `percpu_array_map_lookup_elem`), so the difference is the offset that every
 /// other per-CPU pointer needs too.
 #[raw_tracepoint]
-pub fn percpu_base(_ctx: RawTracePointContext) -> i32 {
+pub(crate) fn percpu_base(_ctx: RawTracePointContext) -> i32 {
     let offset = global!(LAYOUT.bpf_array_pptrs);
     let (Some(anchor), Some(scratch)) = (PERCPU_ANCHOR.get_ptr_mut(0), SCRATCH.get_ptr_mut(0)) else {
         return 0;
@@ -48,7 +48,7 @@ pub fn percpu_base(_ctx: RawTracePointContext) -> i32 {
 
 /// This CPU's counters of a namespace; `None` where they cannot be found.
 #[inline(always)]
-pub fn mib(net: u64) -> Option<Mib> {
+pub(crate) fn mib(net: u64) -> Option<Mib> {
     let facts = global!(FACTS);
     if facts.mib_listen_overflows == 0 || global!(LAYOUT.net_statistics) == ABSENT {
         return None;

@@ -21,12 +21,12 @@ use crate::{
 };
 
 #[fexit(function = "tcp_write_wakeup")]
-pub fn probe_fexit(ctx: FExitContext) -> i32 {
+pub(crate) fn probe_fexit(ctx: FExitContext) -> i32 {
     account(hook::PROBE, probed(&ctx, ctx.arg(0), ctx.arg(1), ctx.arg(2)))
 }
 
 #[kprobe]
-pub fn probe_kprobe(ctx: ProbeContext) -> i32 {
+pub(crate) fn probe_kprobe(ctx: ProbeContext) -> i32 {
     if let Some(bracket) = PROBE_BRACKET.get_ptr_mut(0) {
         let mib: u32 = ctx.arg(1).unwrap_or(0);
         // SAFETY: a live per-CPU map value.
@@ -36,7 +36,7 @@ pub fn probe_kprobe(ctx: ProbeContext) -> i32 {
 }
 
 #[kretprobe]
-pub fn probe_kretprobe(ctx: RetProbeContext) -> i32 {
+pub(crate) fn probe_kretprobe(ctx: RetProbeContext) -> i32 {
     let Some(bracket) = PROBE_BRACKET.get_ptr_mut(0) else {
         return 0;
     };
@@ -55,17 +55,15 @@ fn probed<C: EbpfContext>(ctx: &C, sk: u64, mib: u32, result: i32) -> Outcome {
     if unanswered == 0 && !asked_for(kind::PROBE) {
         return Outcome::Aggregated;
     }
-    let Some((socket, owner)) = socket::known(sk, true) else {
-        return Outcome::Filtered;
-    };
-    let record = Probe {
+    let mut record = Probe {
         header: emit::header::<Probe>(kind::PROBE),
-        socket,
-        owner,
-        tcp: sock::tcp(sk),
         result,
         keepalive: u8::from(mib == u32::from(global!(FACTS.mib_tcp_keepalive))),
-        pad: [0; 3],
+        ..Probe::default()
     };
+    if !socket::fill_troubled(sk, &mut record.socket, &mut record.owner) {
+        return Outcome::Filtered;
+    }
+    sock::fill_tcp(sk, &mut record.tcp);
     emit::emit(ctx, Lane::Bulk, &record)
 }

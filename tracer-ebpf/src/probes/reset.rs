@@ -3,7 +3,7 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
-    record::{Owner, Reset, Socket, kind},
+    record::{Reset, Socket, kind},
     stats::hook,
     tcp::state,
 };
@@ -16,14 +16,14 @@ use crate::{
 };
 
 #[btf_tracepoint(function = "tcp_receive_reset")]
-pub fn reset_received(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn reset_received(ctx: BtfTracePointContext) -> i32 {
     account(hook::RESET_RECEIVED, reset(&ctx, ctx.arg(0), u32::MAX, 1))
 }
 
 /// `sk` is NULL where no listener was found (from 6.12 on such resets are reported), `skb` where the
 /// reset is this host's own decision. The reason is an argument from 6.12 on.
 #[btf_tracepoint(function = "tcp_send_reset")]
-pub fn reset_sent(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
     let reason =
         if global!(FACTS.args_tcp_send_reset) >= 3 { ctx.arg::<i32>(2) as u32 } else { u32::MAX };
     let sk: u64 = ctx.arg(0);
@@ -48,27 +48,22 @@ fn reset(ctx: &BtfTracePointContext, sk: u64, reason: u32, received: u8) -> Outc
     let sk_state = field!(sk, skc_state: u8);
     // Time-wait and request sockets have only a sock_common.
     let whole = sk_state != state::TIME_WAIT && sk_state != state::NEW_SYN_RECV;
-    let (socket, owner) = if whole {
-        match socket::known(sk, false) {
-            Some(known) => known,
-            None => return Outcome::Filtered,
-        }
-    } else {
-        let socket = sock::common(sk);
-        if !socket::wanted(&socket) {
-            return Outcome::Filtered;
-        }
-        (socket, Owner::default())
-    };
-    let record = Reset {
+    let mut record = Reset {
         header: emit::header::<Reset>(kind::RESET),
-        socket,
-        owner,
         reason,
         received,
         retransmits: if whole { field!(sk, icsk_retransmits: u8) } else { 0 },
-        pad: [0; 2],
+        ..Reset::default()
     };
+    let wanted = if whole {
+        socket::fill(sk, &mut record.socket, &mut record.owner)
+    } else {
+        sock::fill_common(sk, &mut record.socket);
+        socket::wanted(&record.socket)
+    };
+    if !wanted {
+        return Outcome::Filtered;
+    }
     emit::emit(ctx, if asked { Lane::Bulk } else { Lane::Rare }, &record)
 }
 
@@ -97,11 +92,8 @@ fn unconnected(ctx: &BtfTracePointContext, skb: u64, reason: u32) -> Outcome {
     let record = Reset {
         header: emit::header::<Reset>(kind::RESET),
         socket,
-        owner: Owner::default(),
         reason,
-        received: 0,
-        retransmits: 0,
-        pad: [0; 2],
+        ..Reset::default()
     };
     emit::emit(ctx, Lane::Bulk, &record)
 }

@@ -14,17 +14,17 @@ use crate::{
 };
 
 #[fentry(function = "tcp_enter_loss")]
-pub fn rto_fentry(ctx: FEntryContext) -> i32 {
+pub(crate) fn rto_fentry(ctx: FEntryContext) -> i32 {
     account(hook::RTO, timed_out(&ctx, ctx.arg(0)))
 }
 
 #[kprobe]
-pub fn rto_kprobe(ctx: ProbeContext) -> i32 {
+pub(crate) fn rto_kprobe(ctx: ProbeContext) -> i32 {
     account(hook::RTO, timed_out(&ctx, ctx.arg(0).unwrap_or(0)))
 }
 
 #[btf_tracepoint(function = "tcp_cong_state_set")]
-pub fn rto_tracepoint(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn rto_tracepoint(ctx: BtfTracePointContext) -> i32 {
     let entered = ctx.arg::<i32>(1) as u8 & 0x1f;
     let outcome = if entered == ca::LOSS {
         timed_out(&ctx, ctx.arg(0))

@@ -4,7 +4,7 @@
 
 use aya_ebpf::{EbpfContext, macros::raw_tracepoint, programs::RawTracePointContext};
 use conntracer_common::{
-    record::{Owner, Snapshot, Socket, Tcp, kind},
+    record::{Snapshot, Socket, kind},
     tcp::state,
 };
 
@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[raw_tracepoint]
-pub fn snapshot(ctx: RawTracePointContext) -> i32 {
+pub(crate) fn snapshot(ctx: RawTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
     let born_ns: u64 = ctx.arg(1);
     // SAFETY: plain data.
@@ -27,19 +27,20 @@ pub fn snapshot(ctx: RawTracePointContext) -> i32 {
 
 /// Emits what the socket looks like now.
 #[inline(always)]
-pub fn taken<C: EbpfContext>(ctx: &C, sk: u64, adopt: bool) -> Outcome {
-    let Some((socket, owner)) = socket::known(sk, adopt) else {
+pub(crate) fn taken<C: EbpfContext>(ctx: &C, sk: u64, adopt: bool) -> Outcome {
+    let mut record =
+        Snapshot { header: emit::header::<Snapshot>(kind::SNAPSHOT), ..Snapshot::default() };
+    let wanted = if adopt {
+        socket::fill_troubled(sk, &mut record.socket, &mut record.owner)
+    } else {
+        socket::fill(sk, &mut record.socket, &mut record.owner)
+    };
+    if !wanted {
         return Outcome::Filtered;
-    };
+    }
+    sock::fill_tcp(sk, &mut record.tcp);
     // SAFETY: plain data.
-    let since_ns = unsafe { SOCKETS.get(sk) }.map_or(0, |entry| entry.since_ns);
-    let record = Snapshot {
-        header: emit::header::<Snapshot>(kind::SNAPSHOT),
-        socket,
-        owner,
-        tcp: sock::tcp(sk),
-        since_ns,
-    };
+    record.since_ns = unsafe { SOCKETS.get(sk) }.map_or(0, |entry| entry.since_ns);
     emit::emit(ctx, Lane::Bulk, &record)
 }
 
@@ -49,9 +50,7 @@ fn gone<C: EbpfContext>(ctx: &C, sk: u64, born_ns: u64) -> Outcome {
     let record = Snapshot {
         header: emit::header::<Snapshot>(kind::SNAPSHOT),
         socket: Socket { sk, born_ns, state: state::CLOSE, ..Socket::default() },
-        owner: Owner::default(),
-        tcp: Tcp::default(),
-        since_ns: 0,
+        ..Snapshot::default()
     };
     emit::emit(ctx, Lane::Bulk, &record)
 }

@@ -2,87 +2,106 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use conntracer_common::{
-    record::{Owner, Socket, role},
-    socket::SocketState,
+    record::{Owner, Socket, owner_source},
 };
 
 use crate::{
-    maps::{LISTENERS, Outcome, SOCKETS, global},
+    maps::{EMPTY_SOCKET, LISTENERS, Outcome, SOCKETS, global},
     sock,
 };
 
 /// Whether a socket is asked for.
 #[inline(always)]
-pub fn wanted(socket: &Socket) -> bool {
+pub(crate) fn wanted(socket: &Socket) -> bool {
     global!(FILTER).matches(socket)
 }
 
 /// Whether the filter asks for anything at all; a constant to the verifier.
 #[inline(always)]
-pub fn filters() -> bool {
+pub(crate) fn filters() -> bool {
     global!(FILTER.netns) != 0 || global!(FILTER).has_endpoint()
 }
 
 /// Starts a connection's life: `Filtered` when nobody asks for it, `Lost` when the map is full.
 #[inline(always)]
-pub fn born(sk: u64, role: u8, listener: u64, owner: Owner) -> Outcome {
-    if filters() && !wanted(&sock::full(sk)) {
-        return Outcome::Filtered;
+pub(crate) fn born(sk: u64, role: u8, listener: u64, owner: &Owner) -> Outcome {
+    if filters() {
+        let mut socket = Socket::default();
+        sock::fill_full(sk, &mut socket);
+        if !wanted(&socket) {
+            return Outcome::Filtered;
+        }
     }
-    // SAFETY: helper without preconditions.
-    let born_ns = unsafe { bpf_ktime_get_ns() };
-    let state = SocketState { born_ns, listener, owner, role, ..SocketState::default() };
-    match SOCKETS.insert(sk, state, 0) {
-        Ok(()) => Outcome::Aggregated,
-        Err(_) => Outcome::Lost,
+    // Inserted empty and filled in place: nothing of it stands on the stack.
+    let Some(empty) = EMPTY_SOCKET.get(0) else {
+        return Outcome::Lost;
+    };
+    if SOCKETS.insert(sk, empty, 0).is_err() {
+        return Outcome::Lost;
     }
+    let Some(entry) = SOCKETS.get_ptr_mut(sk) else {
+        return Outcome::Lost;
+    };
+    // SAFETY: a live map value of plain data.
+    unsafe {
+        (*entry).born_ns = bpf_ktime_get_ns();
+        (*entry).listener = listener;
+        (*entry).owner = *owner;
+        (*entry).role = role;
+    }
+    Outcome::Aggregated
 }
 
 /// The owner a listener's children inherit until accepted.
 #[inline(always)]
-pub fn inherited(listener: u64) -> Owner {
-    // SAFETY: values are plain data; a concurrent update can at worst mix two owners of one listener.
-    match unsafe { LISTENERS.get(listener) } {
-        Some(entry) => {
-            let mut owner = entry.syn.owner;
-            if owner.source != conntracer_common::record::owner_source::UNKNOWN {
-                owner.source = conntracer_common::record::owner_source::LISTENER;
-            }
-            owner
+pub(crate) fn inherit(listener: u64, owner: &mut Owner) {
+    // SAFETY: plain data; a concurrent update can at worst mix two owners of one listener.
+    if let Some(entry) = unsafe { LISTENERS.get(listener) } {
+        *owner = entry.syn.owner;
+        if owner.source != owner_source::UNKNOWN {
+            owner.source = owner_source::LISTENER;
         }
-        None => Owner::default(),
     }
 }
 
-/// Fills in what `SOCKETS` knows of a connection; a connection older than the tracer is adopted as
-/// seen mid-life when `adopt` is set. Marks it troubled with the same flag, so that its end is
-/// emitted. `None` when it is not asked for.
+/// Fills in what a connection is and what `SOCKETS` knows of it; false when it is not asked for.
 #[inline(always)]
-pub fn known(sk: u64, adopt: bool) -> Option<(Socket, Owner)> {
-    let mut socket = sock::full(sk);
-    if filters() && !wanted(&socket) {
-        return None;
+pub(crate) fn fill(sk: u64, socket: &mut Socket, owner: &mut Owner) -> bool {
+    sock::fill_full(sk, socket);
+    if filters() && !wanted(socket) {
+        return false;
     }
+    // SAFETY: plain data.
+    if let Some(entry) = unsafe { SOCKETS.get(sk) } {
+        socket.born_ns = entry.born_ns;
+        socket.role = entry.role;
+        *owner = entry.owner;
+    }
+    true
+}
+
+/// [`fill`] for a connection in trouble: marks it, so that its end is emitted, and adopts it as seen
+/// mid-life when it is older than the tracer. A full map leaves it unknown: `born_ns` stays 0 and
+/// says so.
+#[inline(always)]
+pub(crate) fn fill_troubled(sk: u64, socket: &mut Socket, owner: &mut Owner) -> bool {
     if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
         // SAFETY: a live map value of plain data.
-        unsafe {
-            socket.born_ns = (*entry).born_ns;
-            socket.role = (*entry).role;
-            if adopt {
+        unsafe { (*entry).troubled = 1 };
+    } else if let Some(empty) = EMPTY_SOCKET.get(0) {
+        sock::fill_full(sk, socket);
+        if !wanted(socket) {
+            return false;
+        }
+        if SOCKETS.insert(sk, empty, 0).is_ok()
+            && let Some(entry) = SOCKETS.get_ptr_mut(sk)
+        {
+            // SAFETY: as above.
+            unsafe {
+                (*entry).born_ns = bpf_ktime_get_ns();
                 (*entry).troubled = 1;
             }
-            return Some((socket, (*entry).owner));
         }
     }
-    if adopt {
-        // SAFETY: helper without preconditions.
-        let born_ns = unsafe { bpf_ktime_get_ns() };
-        let state =
-            SocketState { born_ns, role: role::UNKNOWN, troubled: 1, ..SocketState::default() };
-        // A full map leaves the connection unknown: born_ns stays 0 and says so.
-        if SOCKETS.insert(sk, state, 0).is_ok() {
-            socket.born_ns = born_ns;
-        }
-    }
-    Some((socket, Owner::default()))
+    fill(sk, socket, owner)
 }

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext, helpers::bpf_ktime_get_ns};
 use conntracer_common::{
-    record::{State, kind, owner_source, role},
+    record::{Owner, State, kind, role},
     stats::hook,
     tcp::state,
 };
@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
-pub fn state(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn state(ctx: BtfTracePointContext) -> i32 {
     account(hook::STATE, try_state(&ctx))
 }
 
@@ -60,7 +60,7 @@ fn half_closed(sk: u64, state: u8) -> Outcome {
         }
         // Older than the tracer: adopted without an owner, so that a leak is seen all the same.
         let outcome =
-            socket::born(sk, role::UNKNOWN, 0, conntracer_common::record::Owner::default());
+            socket::born(sk, role::UNKNOWN, 0, &Owner::default());
         if outcome == Outcome::Aggregated {
             return half_closed_known(sk, state);
         }
@@ -94,24 +94,20 @@ fn troubled(sk: u64) -> bool {
 
 #[inline(always)]
 fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, new: u8, lane: Lane) -> Outcome {
-    let Some((socket, mut owner)) = socket::known(sk, false) else {
-        return Outcome::Filtered;
-    };
-    if old == state::LISTEN || new == state::LISTEN {
-        owner = socket::inherited(sk);
-        if new == state::LISTEN {
-            owner.source = owner_source::LISTENER;
-        }
-    }
-    let record = State {
+    let mut record = State {
         header: emit::header::<State>(kind::STATE),
-        socket,
-        owner,
         error: field!(sk, sk_err: u32),
         old_state: old,
         new_state: new,
         retransmits: field!(sk, icsk_retransmits: u8),
         probes_out: field!(sk, icsk_probes_out: u8),
+        ..State::default()
     };
+    if !socket::fill(sk, &mut record.socket, &mut record.owner) {
+        return Outcome::Filtered;
+    }
+    if old == state::LISTEN || new == state::LISTEN {
+        socket::inherit(sk, &mut record.owner);
+    }
     emit::emit(ctx, lane, &record)
 }

@@ -14,7 +14,7 @@ use aya_ebpf::{
     },
 };
 use conntracer_common::{
-    record::{role, syn_evidence, syn_outcome},
+    record::{Owner, role, syn_evidence, syn_outcome},
     stats::hook,
     tcp::flag,
 };
@@ -28,47 +28,47 @@ use crate::{
 const NO_MIB: Mib = Mib { overflows: 0, drops: 0, full_drop: 0, full_cookies: 0 };
 
 #[fentry(function = "tcp_conn_request")]
-pub fn syn_fentry(ctx: FEntryContext) -> i32 {
+pub(crate) fn syn_fentry(ctx: FEntryContext) -> i32 {
     enter(SYN_BRACKET.get_ptr_mut(0), ctx.arg(2), ctx.arg(3));
     0
 }
 
 #[fexit(function = "tcp_conn_request")]
-pub fn syn_fexit(ctx: FExitContext) -> i32 {
-    account(hook::SYN, syn_done(&ctx, ctx.arg(3)))
+pub(crate) fn syn_fexit(ctx: FExitContext) -> i32 {
+    account(hook::SYN, leave(SYN_BRACKET.get_ptr_mut(0), |before| syn_done(&ctx, before)))
 }
 
 #[kprobe]
-pub fn syn_kprobe(ctx: ProbeContext) -> i32 {
+pub(crate) fn syn_kprobe(ctx: ProbeContext) -> i32 {
     enter(SYN_BRACKET.get_ptr_mut(0), ctx.arg(2).unwrap_or(0), ctx.arg(3).unwrap_or(0));
     0
 }
 
 #[kretprobe]
-pub fn syn_kretprobe(ctx: RetProbeContext) -> i32 {
-    account(hook::SYN, syn_done(&ctx, 0))
+pub(crate) fn syn_kretprobe(ctx: RetProbeContext) -> i32 {
+    account(hook::SYN, leave(SYN_BRACKET.get_ptr_mut(0), |before| syn_done(&ctx, before)))
 }
 
 #[fentry(function = "tcp_v4_syn_recv_sock")]
-pub fn ack_fentry_v4(ctx: FEntryContext) -> i32 {
+pub(crate) fn ack_fentry_v4(ctx: FEntryContext) -> i32 {
     enter(ACK_BRACKET.get_ptr_mut(0), ctx.arg(0), ctx.arg(1));
     0
 }
 
 #[fentry(function = "tcp_v6_syn_recv_sock")]
-pub fn ack_fentry_v6(ctx: FEntryContext) -> i32 {
+pub(crate) fn ack_fentry_v6(ctx: FEntryContext) -> i32 {
     enter(ACK_BRACKET.get_ptr_mut(0), ctx.arg(0), ctx.arg(1));
     0
 }
 
 #[fexit(function = "tcp_v4_syn_recv_sock")]
-pub fn ack_fexit_v4(ctx: FExitContext) -> i32 {
-    account(hook::ACK, ack_done(&ctx, child(&ctx)))
+pub(crate) fn ack_fexit_v4(ctx: FExitContext) -> i32 {
+    acked(&ctx, child(&ctx))
 }
 
 #[fexit(function = "tcp_v6_syn_recv_sock")]
-pub fn ack_fexit_v6(ctx: FExitContext) -> i32 {
-    account(hook::ACK, ack_done(&ctx, child(&ctx)))
+pub(crate) fn ack_fexit_v6(ctx: FExitContext) -> i32 {
+    acked(&ctx, child(&ctx))
 }
 
 /// The return value's slot is the number of parameters, 6 or 7 with stable back-ports in between.
@@ -78,14 +78,14 @@ fn child(ctx: &FExitContext) -> u64 {
 }
 
 #[kprobe]
-pub fn ack_kprobe(ctx: ProbeContext) -> i32 {
+pub(crate) fn ack_kprobe(ctx: ProbeContext) -> i32 {
     enter(ACK_BRACKET.get_ptr_mut(0), ctx.arg(0).unwrap_or(0), ctx.arg(1).unwrap_or(0));
     0
 }
 
 #[kretprobe]
-pub fn ack_kretprobe(ctx: RetProbeContext) -> i32 {
-    account(hook::ACK, ack_done(&ctx, ctx.ret()))
+pub(crate) fn ack_kretprobe(ctx: RetProbeContext) -> i32 {
+    acked(&ctx, ctx.ret())
 }
 
 /// Remembers the listener as it is before the kernel decides.
@@ -114,41 +114,38 @@ fn enter(bracket: Option<*mut Bracket>, sk: u64, skb: u64) {
     }
 }
 
-/// Takes the bracket of the outermost call; `None` in a nested one, or when entry was not seen.
+/// Judges at the exit of the outermost call, and frees the slot for the next entry. `NotOurs` in a
+/// nested call, or when the entry was not seen.
 #[inline(always)]
-fn leave(bracket: Option<*mut Bracket>) -> Option<Bracket> {
-    let bracket = bracket?;
+fn leave(bracket: Option<*mut Bracket>, judge: impl FnOnce(&Bracket) -> Outcome) -> Outcome {
+    let Some(bracket) = bracket else {
+        return Outcome::NotOurs;
+    };
     // SAFETY: as in `enter`.
     unsafe {
         if (*bracket).nested > 0 {
             (*bracket).nested -= 1;
-            return None;
+            return Outcome::NotOurs;
         }
         if (*bracket).skb == 0 {
-            return None;
+            return Outcome::NotOurs;
         }
-        let taken = *bracket;
+        let outcome = judge(&*bracket);
         (*bracket).skb = 0;
-        Some(taken)
+        outcome
     }
 }
 
 #[inline(always)]
-fn syn_done<C: EbpfContext>(ctx: &C, skb: u64) -> Outcome {
-    let Some(before) = leave(SYN_BRACKET.get_ptr_mut(0)) else {
-        return Outcome::NotOurs;
-    };
-    if skb != 0 && skb != before.skb {
-        return Outcome::NotOurs;
-    }
+fn syn_done<C: EbpfContext>(ctx: &C, before: &Bracket) -> Outcome {
     let entry = match listener::entry(before.sk) {
         Ok(entry) => entry,
         Err(refused) => return refused,
     };
     let net = sock::net_of(before.sk);
     let (outcome, evidence) = match percpu::mib(net) {
-        Some(after) => (by_counters(&before, &after), syn_evidence::COUNTERS),
-        None => (by_fields(&before, net), syn_evidence::FIELDS),
+        Some(after) => (by_counters(before, &after), syn_evidence::COUNTERS),
+        None => (by_fields(before, net), syn_evidence::FIELDS),
     };
     listener::outcome(ctx, before.sk, entry, outcome, evidence, before.skb)
 }
@@ -213,12 +210,17 @@ fn full_queue(listener: &Bracket, cookies: u8) -> usize {
 }
 
 #[inline(always)]
-fn ack_done<C: EbpfContext>(ctx: &C, child: u64) -> Outcome {
-    let Some(before) = leave(ACK_BRACKET.get_ptr_mut(0)) else {
-        return Outcome::NotOurs;
-    };
+fn acked<C: EbpfContext>(ctx: &C, child: u64) -> i32 {
+    let outcome = leave(ACK_BRACKET.get_ptr_mut(0), |before| ack_done(ctx, before, child));
+    account(hook::ACK, outcome)
+}
+
+#[inline(always)]
+fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
     if child != 0 {
-        return socket::born(child, role::PASSIVE, before.sk, socket::inherited(before.sk));
+        let mut owner = Owner::default();
+        socket::inherit(before.sk, &mut owner);
+        return socket::born(child, role::PASSIVE, before.sk, &owner);
     }
     let entry = match listener::entry(before.sk) {
         Ok(entry) => entry,
@@ -236,7 +238,7 @@ fn ack_done<C: EbpfContext>(ctx: &C, child: u64) -> Outcome {
 /// A SYN handed to a listener is consumed with its device already taken away by `tcp_v4/v6_rcv`,
 /// whatever became of it: this alone selects exactly those SYNs.
 #[btf_tracepoint(function = "consume_skb")]
-pub fn syn_tracepoint(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn syn_tracepoint(ctx: BtfTracePointContext) -> i32 {
     let skb: u64 = ctx.arg(0);
     if !sock::is_consumed_by_tcp(skb) {
         return 0;
@@ -312,7 +314,7 @@ fn explain(entry: *mut Listener, drops: u64) {
 /// queue full raises `sk_drops` by 2 (`tcp_listendrop`, and `sk_drops_add` at the discard), anything
 /// else by 1; those are explained but are no SYN drops.
 #[inline(always)]
-pub fn freed_at_listener<C: EbpfContext>(
+pub(crate) fn freed_at_listener<C: EbpfContext>(
     ctx: &C,
     sk: u64,
     skb: u64,

@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[btf_tracepoint(function = "tcp_retransmit_synack")]
-pub fn synack(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn synack(ctx: BtfTracePointContext) -> i32 {
     account(hook::SYNACK, try_synack(&ctx))
 }
 
@@ -22,20 +22,8 @@ fn try_synack(ctx: &BtfTracePointContext) -> Outcome {
     let listener: u64 = ctx.arg(0);
     let request: u64 = ctx.arg(1);
     // A request sock begins with a sock_common, filled like a full socket's.
-    let mut socket = sock::common(request);
-    if !socket::wanted(&socket) {
-        return Outcome::Filtered;
-    }
-    let owner = socket::inherited(listener);
-    // SAFETY: plain data.
-    if let Some(entry) = unsafe { LISTENERS.get(listener) } {
-        socket.born_ns = entry.syn.socket.born_ns;
-    }
-    socket.sk = listener;
-    let record = SynAck {
+    let mut record = SynAck {
         header: emit::header::<SynAck>(kind::SYNACK),
-        socket,
-        owner,
         request,
         ack_backlog: field!(listener, sk_ack_backlog: u32),
         max_ack_backlog: field!(listener, sk_max_ack_backlog: u32),
@@ -43,7 +31,17 @@ fn try_synack(ctx: &BtfTracePointContext) -> Outcome {
         num_retrans: field!(request, req_num_retrans: u8),
         num_timeout: field!(request, req_num_timeout: u8) >> 1,
         acked: (field!(request, ireq_acked: u8) >> (global!(FACTS.ireq_acked_bit) & 7)) & 1,
-        pad: 0,
+        ..SynAck::default()
     };
+    sock::fill_common(request, &mut record.socket);
+    if !socket::wanted(&record.socket) {
+        return Outcome::Filtered;
+    }
+    socket::inherit(listener, &mut record.owner);
+    record.socket.sk = listener;
+    // SAFETY: plain data.
+    if let Some(entry) = unsafe { LISTENERS.get(listener) } {
+        record.socket.born_ns = entry.syn.socket.born_ns;
+    }
     emit::emit(ctx, Lane::Bulk, &record)
 }
