@@ -1,1 +1,18 @@
-//! Harness.
+//! The harness of conntracer's live tests: throw-away network namespaces, the kernel's own counters
+//! in them, traffic that fails in one known way each, and a running conntracer to compare with.
+//!
+//! Everything here works as root on a host and as the child of an init in a VM without any user
+//! land: no command is run but conntracer itself. Nothing here asserts; that is for
+//! `tests/kernel`, and for the demo to show.
+
+pub mod bpf;
+pub mod counters;
+pub mod family;
+pub mod line;
+pub mod link;
+pub mod netns;
+pub mod packet;
+pub mod scenario;
+pub mod socket;
+pub mod tracer;
+pub mod wait;

@@ -1,0 +1,116 @@
+//! The kernel's own TCP counters of a network namespace: the truth conntracer is held against.
+
+use std::{fs, ops::Sub};
+
+use anyhow::{Context, Result, bail};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $field:ident = $group:literal . $name:literal;)*) => {
+        /// A reading, or with `-` the difference between two. Fields in snake case are the kernel's
+        /// names; a counter the running kernel lacks reads 0.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Counters {
+            $($(#[$doc])* pub $field: u64,)*
+        }
+
+        impl Counters {
+            fn parse(text: &str, counters: &mut Self) -> Result<()> {
+                for_each(text, |group, name, value| match (group, name) {
+                    $(($group, $name) => counters.$field = value,)*
+                    _ => {}
+                })
+            }
+        }
+
+        impl Sub for Counters {
+            type Output = Self;
+
+            fn sub(self, before: Self) -> Self {
+                Self { $($field: self.$field.wrapping_sub(before.$field),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Segments retransmitted, SYNs and SYN-ACKs included.
+    retrans_segs = "Tcp"."RetransSegs";
+    in_segs = "Tcp"."InSegs";
+    out_segs = "Tcp"."OutSegs";
+    in_csum_errors = "Tcp"."InCsumErrors";
+    passive_opens = "Tcp"."PassiveOpens";
+    active_opens = "Tcp"."ActiveOpens";
+    estab_resets = "Tcp"."EstabResets";
+    /// SYNs and third ACKs refused because the accept queue was full.
+    listen_overflows = "TcpExt"."ListenOverflows";
+    listen_drops = "TcpExt"."ListenDrops";
+    req_q_full_drop = "TcpExt"."TCPReqQFullDrop";
+    req_q_full_do_cookies = "TcpExt"."TCPReqQFullDoCookies";
+    syncookies_sent = "TcpExt"."SyncookiesSent";
+    /// SYNs and SYN-ACKs retransmitted.
+    syn_retrans = "TcpExt"."TCPSynRetrans";
+    timeouts = "TcpExt"."TCPTimeouts";
+    loss_probes = "TcpExt"."TCPLossProbes";
+    retrans_fail = "TcpExt"."TCPRetransFail";
+    abort_on_timeout = "TcpExt"."TCPAbortOnTimeout";
+}
+
+impl Counters {
+    /// Reads the counters of the calling thread's network namespace.
+    pub fn read() -> Result<Self> {
+        let mut counters = Self::default();
+        for path in [
+            "/proc/thread-self/net/snmp",
+            "/proc/thread-self/net/netstat",
+        ] {
+            let text = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+            Self::parse(&text, &mut counters).with_context(|| format!("parsing {path}"))?;
+        }
+        Ok(counters)
+    }
+}
+
+/// Walks the pairs of lines both files are made of: `Group: name name …`, `Group: value value …`.
+fn for_each(text: &str, mut visit: impl FnMut(&str, &str, u64)) -> Result<()> {
+    let mut lines = text.lines();
+    while let Some(names) = lines.next() {
+        let Some(values) = lines.next() else {
+            bail!("a line of names without its line of values: {names}");
+        };
+        let (group, names) = names.split_once(':').context("a line without a group")?;
+        let values = values.split_once(':').context("a line without a group")?.1;
+        for (name, value) in names.split_whitespace().zip(values.split_whitespace()) {
+            // Tcp: MaxConn is -1 where there is no limit; no counter is negative.
+            if let Ok(value) = value.parse() {
+                visit(group, name, value);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_groups_by_name_and_not_by_position() {
+        let text = "Ip: Forwarding RetransSegs\nIp: 1 99\n\
+                    Tcp: MaxConn RetransSegs OutSegs\nTcp: -1 7 12\n";
+        let mut counters = Counters::default();
+        Counters::parse(text, &mut counters).unwrap();
+        assert_eq!(
+            counters,
+            Counters {
+                retrans_segs: 7,
+                out_segs: 12,
+                ..Counters::default()
+            }
+        );
+    }
+
+    #[test]
+    fn a_missing_line_of_values_is_an_error() {
+        assert!(Counters::parse("Tcp: RetransSegs\n", &mut Counters::default()).is_err());
+    }
+}

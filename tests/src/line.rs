@@ -1,0 +1,263 @@
+//! The lines conntracer prints, as its output contract has them.
+//!
+//! Types of their own and not conntracer's, with unknown fields refused: a change of the output that
+//! nobody meant shows up here.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+/// The version of the contract these types are of.
+const SCHEMA: u64 = 1;
+
+/// One line.
+#[derive(Clone, Debug)]
+pub enum Line {
+    Start(Start),
+    Finding(Box<Finding>),
+    Gap(Gap),
+    Stop(Stop),
+    /// A kind that only `--emit` brings: its name and everything in it.
+    Event(String, Value),
+}
+
+impl Line {
+    /// Reads one line without its newline.
+    pub fn parse(text: &str) -> Result<Self> {
+        parse(text).with_context(|| format!("not a line of the output contract: {text}"))
+    }
+}
+
+fn parse(text: &str) -> Result<Line> {
+    let mut value: Value = serde_json::from_str(text)?;
+    let fields = value.as_object_mut().context("not an object")?;
+    let schema = fields.remove("schema").context("no schema")?;
+    ensure!(schema == SCHEMA, "schema {schema}");
+    let time = fields.remove("time").context("no time")?;
+    ensure!(
+        time.as_str().is_some_and(|time| time.ends_with('Z')),
+        "time {time}"
+    );
+    let Some(Value::String(kind)) = fields.remove("kind") else {
+        anyhow::bail!("no kind");
+    };
+    Ok(match kind.as_str() {
+        "start" => Line::Start(read(value)?),
+        "finding" => Line::Finding(Box::new(read(value)?)),
+        "gap" => Line::Gap(read(value)?),
+        "stop" => Line::Stop(read(value)?),
+        _ => Line::Event(kind, value),
+    })
+}
+
+fn read<T: DeserializeOwned>(value: Value) -> Result<T> {
+    Ok(serde_json::from_value(value)?)
+}
+
+/// Hooks are attached.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Start {
+    pub version: String,
+    pub host: Host,
+    pub plan: Plan,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    pub hostname: String,
+    pub kernel: String,
+    pub arch: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    pub mode: String,
+    pub transport: String,
+    pub hooks: Vec<Hook>,
+    pub detectors: Vec<Detector>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hook {
+    pub hook: String,
+    pub rung: String,
+    pub attached: Vec<String>,
+    pub refused: Vec<Refusal>,
+    pub blind_to: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    pub rung: String,
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Detector {
+    pub detector: String,
+    pub sight: Sight,
+    pub because: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sight {
+    Exact,
+    Degraded,
+    Off,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Finding {
+    pub id: u64,
+    pub finding: String,
+    pub cause: String,
+    pub status: Status,
+    pub stage: Option<String>,
+    pub certainty: Certainty,
+    pub because: Option<String>,
+    pub subject: Subject,
+    pub owner: Option<Owner>,
+    pub since: String,
+    pub last: String,
+    pub count: u64,
+    pub summary: String,
+    pub evidence: BTreeMap<String, Value>,
+    pub advice: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    Open,
+    Update,
+    Resolved,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Certainty {
+    Exact,
+    Inferred,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(tag = "scope", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Subject {
+    Listener {
+        netns: u32,
+        local: SocketAddr,
+    },
+    Connection {
+        netns: u32,
+        local: SocketAddr,
+        remote: SocketAddr,
+        id: Value,
+        born: Value,
+    },
+    Remote {
+        netns: u32,
+        remote: IpAddr,
+    },
+    Process {
+        netns: u32,
+        pid: u32,
+        comm: String,
+    },
+    Host,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Owner {
+    pub pid: u32,
+    pub comm: String,
+    pub uid: u32,
+    pub cgroup_id: u64,
+    pub source: String,
+}
+
+/// Records that were lost.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gap {
+    pub hook: String,
+    pub lost: u64,
+}
+
+/// The last line: the accounts.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stop {
+    pub reason: String,
+    pub hooks: BTreeMap<String, Account>,
+    pub findings: BTreeMap<String, u64>,
+    pub tallies: BTreeMap<String, u64>,
+}
+
+/// What became of the events of one hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Account {
+    pub seen: u64,
+    pub emitted: u64,
+    pub aggregated: u64,
+    pub filtered: u64,
+    pub lost: u64,
+}
+
+impl Account {
+    /// Whether every event is accounted for.
+    #[must_use]
+    pub fn balances(&self) -> bool {
+        self.seen == self.emitted + self.aggregated + self.filtered + self.lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_field_is_an_error() {
+        let line =
+            r#"{"schema":1,"time":"2026-01-01T00:00:00Z","kind":"gap","hook":"syn","lost":1"#;
+        assert!(matches!(
+            Line::parse(&format!("{line}}}")).unwrap(),
+            Line::Gap(_)
+        ));
+        assert!(Line::parse(&format!(r#"{line},"more":2}}"#)).is_err());
+    }
+
+    #[test]
+    fn another_schema_is_an_error() {
+        let line =
+            r#"{"schema":2,"time":"2026-01-01T00:00:00Z","kind":"gap","hook":"syn","lost":1}"#;
+        assert!(Line::parse(line).is_err());
+    }
+
+    #[test]
+    fn an_account_that_loses_an_event_does_not_balance() {
+        let account = Account {
+            seen: 4,
+            emitted: 1,
+            aggregated: 1,
+            filtered: 1,
+            lost: 1,
+        };
+        assert!(account.balances());
+        assert!(!Account { seen: 5, ..account }.balances());
+    }
+}

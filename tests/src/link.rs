@@ -1,0 +1,170 @@
+//! Interfaces: the loopback, and pairs of veth between two namespaces, set up over netlink.
+//!
+//! Nothing on a pair is left to chance or time: fixed hardware addresses, permanent neighbour
+//! entries on both sides (no ARP, no neighbour discovery), no duplicate address detection, and both
+//! ends are known to be up before the first packet.
+
+use std::{net::IpAddr, os::fd::AsRawFd};
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
+use netlink_packet_route::{
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
+    link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State},
+};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
+
+use crate::{
+    family::Family,
+    netns::NetNs,
+    wait::{self, SOON},
+};
+
+const SERVER: &str = "ct-server";
+const CLIENT: &str = "ct-client";
+
+/// Locally administered, and different from each other; the last belongs to no interface.
+const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+const GHOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 99];
+
+/// Two namespaces joined by a veth pair, with the addresses of both families.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    pub server: NetNs,
+    pub client: NetNs,
+}
+
+impl Pair {
+    pub fn new() -> Result<Self> {
+        let server = NetNs::new()?;
+        let client = NetNs::new()?;
+        let client_fd = client.fd().as_raw_fd();
+        server.run(|| {
+            with_handle(async |handle: &Handle| {
+                let peer = LinkMessageBuilder::<LinkUnspec>::new()
+                    .name(CLIENT)
+                    .address(CLIENT_MAC.to_vec())
+                    .setns_by_fd(client_fd)
+                    .build();
+                let pair = LinkMessageBuilder::<LinkVeth>::new(SERVER, CLIENT)
+                    .address(SERVER_MAC.to_vec())
+                    .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+                    .build();
+                handle
+                    .link()
+                    .add(pair)
+                    .execute()
+                    .await
+                    .context("making a veth pair")
+            })
+        })?;
+        server.run(|| set_up(SERVER))?;
+        client.run(|| set_up(CLIENT))?;
+        server.run(|| wait_up(SERVER))?;
+        client.run(|| wait_up(CLIENT))?;
+        for family in [Family::V4, Family::V6] {
+            server.run(|| {
+                address(SERVER, family.server(), family.prefix_len())?;
+                neighbour(SERVER, family.client(), CLIENT_MAC)?;
+                neighbour(SERVER, family.ghost(), GHOST_MAC)
+            })?;
+            client.run(|| {
+                address(CLIENT, family.client(), family.prefix_len())?;
+                neighbour(CLIENT, family.server(), SERVER_MAC)
+            })?;
+        }
+        Ok(Self { server, client })
+    }
+}
+
+/// Brings up the loopback interface of the calling thread's namespace. The kernel gives it its
+/// addresses of both families before it answers.
+pub fn raise_loopback() -> Result<()> {
+    set_up("lo")
+}
+
+fn set_up(name: &str) -> Result<()> {
+    with_handle(async |handle: &Handle| {
+        let index = find(handle, name).await?.header.index;
+        let message = LinkUnspec::new_with_index(index).up().build();
+        handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .with_context(|| format!("setting {name} up"))
+    })
+}
+
+/// Until then packets meet the noop queue discipline and vanish: `dev_activate` runs in a kernel
+/// worker once both ends have carrier, together with the change of operational state.
+fn wait_up(name: &str) -> Result<()> {
+    wait::until(&format!("{name} to have carrier"), SOON, || {
+        let link = with_handle(async |handle: &Handle| find(handle, name).await)?;
+        let is_up = link
+            .attributes
+            .iter()
+            .any(|attribute| matches!(attribute, LinkAttribute::OperState(State::Up)));
+        Ok(is_up.then_some(()))
+    })
+}
+
+fn address(name: &str, address: IpAddr, prefix_len: u8) -> Result<()> {
+    with_handle(async |handle: &Handle| {
+        let index = find(handle, name).await?.header.index;
+        let mut request = handle.address().add(index, address, prefix_len);
+        if address.is_ipv6() {
+            let message = request.message_mut();
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            message
+                .attributes
+                .push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        request
+            .execute()
+            .await
+            .with_context(|| format!("adding {address} to {name}"))
+    })
+}
+
+fn neighbour(name: &str, address: IpAddr, mac: [u8; 6]) -> Result<()> {
+    with_handle(async |handle: &Handle| {
+        let index = find(handle, name).await?.header.index;
+        handle
+            .neighbours()
+            .add(index, address)
+            .link_layer_address(&mac)
+            .execute()
+            .await
+            .with_context(|| format!("adding neighbour {address} to {name}"))
+    })
+}
+
+async fn find(handle: &Handle, name: &str) -> Result<LinkMessage> {
+    handle
+        .link()
+        .get()
+        .match_name(name.to_owned())
+        .execute()
+        .try_next()
+        .await
+        .with_context(|| format!("asking for interface {name}"))?
+        .with_context(|| format!("no interface {name}"))
+}
+
+/// Runs one exchange over a netlink socket of the calling thread's namespace.
+fn with_handle<T>(exchange: impl AsyncFnOnce(&Handle) -> Result<T>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("starting a runtime")?;
+    runtime.block_on(async {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().context("opening a netlink socket")?;
+        let connection = tokio::spawn(connection);
+        let result = exchange(&handle).await;
+        connection.abort();
+        result
+    })
+}

@@ -1,0 +1,13 @@
+//! Traffic that fails in one known way each, in namespaces of its own.
+//!
+//! Every scenario has three steps, so that a tracer can be started after the first and compared
+//! after the last: `new` makes the namespaces and nothing else; then it is provoked, waiting for the
+//! kernel's counters or socket states; after `quiet` nothing is pending any more, and the counters
+//! are final.
+
+pub mod accept_queue;
+pub mod dead_peer;
+pub mod ghost_syns;
+pub mod half_closed;
+pub mod healthy;
+pub mod lossy_path;

@@ -1,0 +1,212 @@
+//! Sockets with the options scenarios need, and the filters with which a peer goes deaf.
+//!
+//! A classic BPF filter on the receiving socket drops packets before TCP sees them, on every
+//! kernel, without a firewall or a queue discipline: to the sender it is a dead peer or a lossy
+//! path.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    mem::MaybeUninit,
+    net::SocketAddr,
+    os::fd::AsRawFd,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use socket2::{Protocol, SockFilter, Socket, Type};
+
+use crate::{
+    family::Family,
+    wait::{self, SOON},
+};
+
+/// Opcodes and the offset of the random extension: linux/bpf_common.h and linux/filter.h.
+const BPF_LD_W_ABS: u16 = 0x20;
+const BPF_JMP_JGE_K: u16 = 0x35;
+const BPF_RET_K: u16 = 0x06;
+const RANDOM: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM).cast_unsigned();
+
+const DROP: SockFilter = SockFilter::new(BPF_RET_K, 0, 0, 0);
+const PASS: SockFilter = SockFilter::new(BPF_RET_K, 0, 0, u32::MAX);
+
+/// A TCP socket of `family`.
+pub fn tcp(family: Family) -> Result<Socket> {
+    Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP)).context("making a TCP socket")
+}
+
+/// A listener on `address`.
+pub fn listen(family: Family, address: SocketAddr, backlog: i32) -> Result<Socket> {
+    let socket = tcp(family)?;
+    socket
+        .set_reuse_address(true)
+        .context("setting SO_REUSEADDR")?;
+    socket
+        .bind(&address.into())
+        .with_context(|| format!("binding {address}"))?;
+    socket
+        .listen(backlog)
+        .with_context(|| format!("listening on {address}"))?;
+    Ok(socket)
+}
+
+/// Starts a connection and does not wait for it.
+pub fn connect_without_waiting(socket: &Socket, address: SocketAddr) -> Result<()> {
+    socket.set_nonblocking(true).context("setting O_NONBLOCK")?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => {
+            Err(error).with_context(|| format!("connecting to {address}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes every later packet to `socket` vanish.
+pub fn deafen(socket: &Socket) -> Result<()> {
+    socket
+        .attach_filter(&[DROP])
+        .context("attaching a filter that drops everything")
+}
+
+/// Makes `percent` of the later packets to `socket` vanish, at random.
+pub fn make_lossy(socket: &Socket, percent: u8) -> Result<()> {
+    let threshold = u32::MAX / 100 * u32::from(percent);
+    let filter = [
+        SockFilter::new(BPF_LD_W_ABS, 0, 0, RANDOM),
+        SockFilter::new(BPF_JMP_JGE_K, 1, 0, threshold),
+        DROP,
+        PASS,
+    ];
+    socket
+        .attach_filter(&filter)
+        .context("attaching a filter that drops at random")
+}
+
+/// Ends [`deafen`] or [`make_lossy`].
+pub fn hear_again(socket: &Socket) -> Result<()> {
+    socket.detach_filter().context("detaching the filter")
+}
+
+/// Makes the last close of `socket` send a RST and forget it, instead of a FIN that may have to be
+/// repeated: after it nothing of this socket moves a counter.
+pub fn abort_on_close(socket: &Socket) -> Result<()> {
+    socket
+        .set_linger(Some(Duration::ZERO))
+        .context("setting SO_LINGER")
+}
+
+/// The kernel's view of a connection.
+pub fn tcp_info(socket: &Socket) -> Result<libc::tcp_info> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut size = libc::socklen_t::try_from(size_of::<libc::tcp_info>())?;
+    // SAFETY: the kernel writes at most `size` bytes to `info`, which is that large.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut size,
+        )
+    };
+    if status != 0 {
+        return Err(std::io::Error::last_os_error()).context("reading TCP_INFO");
+    }
+    // SAFETY: zeroed before, and any bytes are a valid `tcp_info`: it is made of integers.
+    Ok(unsafe { info.assume_init() })
+}
+
+/// Waits until everything written to `socket` is acknowledged.
+pub fn wait_acknowledged(socket: &Socket, limit: Duration) -> Result<()> {
+    wait::until("all data to be acknowledged", limit, || {
+        Ok((tcp_info(socket)?.tcpi_unacked == 0).then_some(()))
+    })
+}
+
+/// Waits until the kernel gives the connection up, and returns the error it gives.
+pub fn wait_error(socket: &Socket, limit: Duration) -> Result<std::io::Error> {
+    let mut polled = [PollFd::new(socket, PollFlags::empty())];
+    let timeout = Timespec::try_from(limit).context("a limit that fits a timespec")?;
+    if rustix::event::poll(&mut polled, Some(&timeout)).context("polling a socket")? == 0 {
+        bail!(
+            "waited {} s for the kernel to give a connection up",
+            limit.as_secs()
+        );
+    }
+    socket
+        .take_error()
+        .context("reading SO_ERROR")?
+        .context("polled as failed, without an error")
+}
+
+/// Writes `bytes` zeros to `writer` and reads them from `reader`, both sides at their own pace.
+pub fn transfer(writer: &Socket, reader: &Socket, bytes: u64) -> Result<()> {
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(move || -> Result<()> {
+            std::io::copy(&mut std::io::repeat(0).take(bytes), &mut { writer })
+                .context("writing to a connection")?;
+            Ok(())
+        });
+        let read = std::io::copy(&mut { reader }.take(bytes), &mut std::io::sink())
+            .context("reading from a connection")?;
+        writing
+            .join()
+            .unwrap_or_else(|payload| std::panic::resume_unwind(payload))?;
+        if read != bytes {
+            bail!("read {read} of {bytes} bytes");
+        }
+        Ok(())
+    })
+}
+
+/// Writes as much as the send buffer takes, without blocking; returns how much.
+pub fn fill(socket: &Socket) -> Result<u64> {
+    let chunk = [0; 16 * 1024];
+    let mut written = 0;
+    socket.set_nonblocking(true).context("setting O_NONBLOCK")?;
+    loop {
+        match (&mut { socket }).write(&chunk) {
+            Ok(bytes) => written += bytes as u64,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error).context("writing to a connection"),
+        }
+    }
+    Ok(written)
+}
+
+/// An established connection: the accepting side and the connecting side.
+#[derive(Debug)]
+pub struct Connection {
+    pub accepted: Socket,
+    pub connected: Socket,
+}
+
+impl Connection {
+    /// Takes the connection that `connected` asked `listener` for.
+    pub fn accept(listener: &Socket, connected: Socket) -> Result<Self> {
+        wait_readable(listener)?;
+        let (accepted, _) = listener.accept().context("accepting")?;
+        connected
+            .set_nonblocking(false)
+            .context("clearing O_NONBLOCK")?;
+        Ok(Self {
+            accepted,
+            connected,
+        })
+    }
+
+    /// Closes both ends so that nothing is sent afterwards.
+    pub fn abort(self) -> Result<()> {
+        abort_on_close(&self.accepted)?;
+        abort_on_close(&self.connected)
+    }
+}
+
+fn wait_readable(socket: &Socket) -> Result<()> {
+    let mut polled = [PollFd::new(socket, PollFlags::IN)];
+    let timeout = Timespec::try_from(SOON).context("a limit that fits a timespec")?;
+    if rustix::event::poll(&mut polled, Some(&timeout)).context("polling a listener")? == 0 {
+        bail!("waited {} s for a connection to accept", SOON.as_secs());
+    }
+    Ok(())
+}

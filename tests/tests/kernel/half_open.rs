@@ -1,0 +1,204 @@
+//! `half_open`: handshakes that nobody completes, peers that vanish, sockets that nobody closes.
+
+use std::io::Write;
+
+use conntracer_tests::{
+    family::Family,
+    line::{Finding, Sight, Status, Subject},
+    netns::COMM,
+    scenario::{
+        dead_peer::DeadPeer,
+        ghost_syns::{Cookies, GhostSyns},
+        half_closed::{self, HalfClosed},
+    },
+    wait::{EVENTUALLY, SOON},
+};
+use rstest::rstest;
+
+use crate::support::{assert_accounts, assert_said, binary, trace};
+
+#[rstest]
+fn handshake_equals_syn_retrans(#[values(Family::V4, Family::V6)] family: Family) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = GhostSyns::new(family, Cookies::WhenFull).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    scenario.abandon().unwrap();
+    let opened = tracer
+        .wait_for("a handshake finding", SOON, is("handshake"))
+        .unwrap();
+    scenario.quiet();
+    let counted = scenario.counted().unwrap();
+    let run = tracer.stop().unwrap();
+
+    assert_eq!(
+        run.total("half_open", &["handshake"]),
+        counted.syn_retrans,
+        "{run:#?}"
+    );
+    let local = family.veth_listener();
+    assert_eq!(
+        opened.subject,
+        Subject::Listener {
+            netns: server.inode(),
+            local
+        }
+    );
+    let owner = opened
+        .owner
+        .as_ref()
+        .expect("this process owns the listener");
+    assert_eq!((owner.pid, owner.comm.as_str()), (std::process::id(), COMM));
+    assert!(
+        run.last_of(|finding| finding.finding == "syn_drop")
+            .is_empty(),
+        "{run:#?}"
+    );
+    assert_said(&run, "half_open.handshake");
+    assert_accounts(&run);
+}
+
+#[rstest]
+fn dead_peer_is_suspected_then_confirmed(#[values(Family::V4, Family::V6)] family: Family) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = DeadPeer::new(family).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    scenario.connect().unwrap();
+    scenario.vanish().unwrap();
+    let (local, remote) = scenario.endpoints().unwrap();
+    let suspected = tracer
+        .wait_for("a suspicion", EVENTUALLY, |finding| {
+            is("dead_peer")(finding) && finding.stage.as_deref() == Some("suspected")
+        })
+        .unwrap();
+    assert_eq!(scenario.wait_given_up().unwrap(), libc::ETIMEDOUT);
+    let confirmed = tracer
+        .wait_for("its confirmation", SOON, |finding| {
+            finding.id == suspected.id && finding.stage.as_deref() == Some("confirmed")
+        })
+        .unwrap();
+    let counted = server.counters().unwrap();
+    scenario.quiet().unwrap();
+    let run = tracer.stop().unwrap();
+
+    assert_eq!(suspected.status, Status::Open);
+    assert_eq!(confirmed.status, Status::Resolved);
+    assert_connection(&confirmed, server.inode(), local, remote);
+    let owner = confirmed
+        .owner
+        .as_ref()
+        .expect("this process accepted the connection");
+    assert_eq!(owner.pid, std::process::id());
+    assert_eq!(run.last_of(is("dead_peer")).len(), 1, "{run:#?}");
+    // Every timeout retransmits one segment, but for the last, in which the kernel gives up; the
+    // tail loss probe before the first retransmits too and is no timeout.
+    assert_eq!(
+        confirmed.count,
+        counted.timeouts - counted.abort_on_timeout,
+        "{run:#?}"
+    );
+    assert_said(&run, "half_open.dead_peer");
+    assert_accounts(&run);
+}
+
+#[rstest]
+fn dead_peer_that_comes_back_has_recovered(#[values(Family::V4, Family::V6)] family: Family) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = DeadPeer::new(family).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    scenario.connect().unwrap();
+    scenario.vanish().unwrap();
+    let suspected = tracer
+        .wait_for("a suspicion", EVENTUALLY, is("dead_peer"))
+        .unwrap();
+    scenario.come_back().unwrap();
+    let recovered = tracer
+        .wait_for("the recovery", SOON, |finding| {
+            finding.id == suspected.id && finding.stage.as_deref() == Some("recovered")
+        })
+        .unwrap();
+    scenario.quiet().unwrap();
+    let run = tracer.stop().unwrap();
+
+    assert_eq!(recovered.status, Status::Resolved);
+    assert_eq!(run.last_of(is("dead_peer")).len(), 1, "{run:#?}");
+    assert_accounts(&run);
+}
+
+#[rstest]
+fn half_closed_counts_the_sockets(#[values(Family::V4, Family::V6)] family: Family) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = HalfClosed::new(family).unwrap();
+    let server = scenario.pair.server.clone();
+    let mut config = tempfile::NamedTempFile::new().unwrap();
+    // The default is a minute.
+    config
+        .write_all(b"[detect.half_open]\nhalf_closed_after_s = 1\n")
+        .unwrap();
+    let path = config
+        .path()
+        .to_str()
+        .expect("the name of a temporary file is ASCII");
+    let Some(mut tracer) = trace(&binary, &server, &["--config", path]) else {
+        return;
+    };
+    if tracer.sight("half_open.half_closed").unwrap().sight == Sight::Off {
+        assert_said(&tracer.stop().unwrap(), "half_open.half_closed");
+        return;
+    }
+    scenario.provoke().unwrap();
+    let all = u64::try_from(half_closed::LEAKED).unwrap();
+    let leaked = tracer
+        .wait_for("all leaked sockets", EVENTUALLY, |finding| {
+            is("half_closed")(finding) && finding.count == all
+        })
+        .unwrap();
+    scenario.mend();
+    let mended = tracer
+        .wait_for("the resolution", SOON, |finding| {
+            finding.id == leaked.id && finding.status == Status::Resolved
+        })
+        .unwrap();
+    let run = tracer.stop().unwrap();
+
+    let pid = std::process::id();
+    assert!(
+        matches!(&mended.subject, Subject::Process { netns, pid: owner, .. }
+            if *netns == server.inode() && *owner == pid),
+        "{mended:#?}"
+    );
+    assert!(
+        run.last_of(is("half_closed"))
+            .iter()
+            .all(|finding| finding.count <= all),
+        "{run:#?}"
+    );
+    assert_said(&run, "half_open.half_closed");
+    assert_accounts(&run);
+}
+
+fn is(cause: &str) -> impl Fn(&Finding) -> bool {
+    move |finding| finding.finding == "half_open" && finding.cause == cause
+}
+
+#[track_caller]
+fn assert_connection(
+    finding: &Finding,
+    inode: u32,
+    expected_local: std::net::SocketAddr,
+    expected_remote: std::net::SocketAddr,
+) {
+    assert!(
+        matches!(&finding.subject, Subject::Connection { netns, local, remote, .. }
+            if *netns == inode && *local == expected_local && *remote == expected_remote),
+        "{finding:#?}"
+    );
+}

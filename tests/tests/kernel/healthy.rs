@@ -1,0 +1,29 @@
+//! The control: traffic that wants for nothing gives no finding, and every event is accounted for.
+
+use conntracer_tests::{
+    family::Family,
+    scenario::healthy::{self, Healthy},
+};
+use rstest::rstest;
+
+use crate::support::{assert_accounts, binary, trace};
+
+#[rstest]
+fn healthy_traffic_gives_no_finding(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values("ringbuf", "perf")] transport: &str,
+) {
+    let Some(binary) = binary() else { return };
+    let scenario = Healthy::new(family).unwrap();
+    let Some(tracer) = trace(&binary, &scenario.pair.server, &["--transport", transport]) else {
+        return;
+    };
+    scenario.run().unwrap();
+    let run = tracer.stop().unwrap();
+
+    assert_eq!(run.findings().count(), 0, "{run:#?}");
+    assert_accounts(&run);
+    // Not for want of looking: each connection changes state several times.
+    let seen = run.stop.hooks["state"].seen;
+    assert!(seen > u64::from(healthy::CONNECTIONS), "{run:#?}");
+}

@@ -1,0 +1,15 @@
+//! Live tests: what conntracer says against what the kernel counts, each in a network namespace of
+//! its own.
+//!
+//! `CONNTRACER_BIN` names the binary, `CONNTRACER_HOOKS` the hook mode (default `auto`). What cannot
+//! run here prints one `test-skipped NAME: REASON` line and passes, so that the reasons can be
+//! counted; with `CONNTRACER_MUST_TRACE` set it fails instead.
+
+mod doctor;
+mod half_open;
+mod healthy;
+mod lifecycle;
+mod retransmit_storm;
+mod scenario;
+mod support;
+mod syn_drop;

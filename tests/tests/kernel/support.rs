@@ -1,0 +1,119 @@
+//! What the live tests have in common: starting a tracer, or saying why not.
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{Write, stdout},
+    panic::Location,
+    thread,
+};
+
+use conntracer_tests::{
+    line::{Certainty, Sight},
+    netns::NetNs,
+    tracer::{Binary, NotStarted, Run, Tracer},
+};
+
+/// Prints the line that says this test did not run. Fails where tracing is known to be possible.
+#[track_caller]
+pub(crate) fn skip(reason: &str) {
+    let location = Location::caller().to_string();
+    let current = thread::current();
+    // With one test thread, libtest runs tests on the main one.
+    let name = current
+        .name()
+        .filter(|name| *name != "main")
+        .unwrap_or(&location);
+    let reason = reason.lines().collect::<Vec<_>>().join("; ");
+    assert!(
+        env::var_os("CONNTRACER_MUST_TRACE").is_none(),
+        "{name} cannot run although CONNTRACER_MUST_TRACE is set: {reason}"
+    );
+    // Not `println!`, which libtest keeps to itself when a test passes. The first newline ends the
+    // `test NAME ... ` that libtest may have begun.
+    writeln!(stdout(), "\ntest-skipped {name}: {reason}").expect("standard output is open");
+}
+
+/// Whether namespaces can be made and BPF used at all.
+#[track_caller]
+pub(crate) fn is_root() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        skip("not root: making network namespaces needs CAP_SYS_ADMIN");
+    }
+    is_root
+}
+
+/// The binary under test.
+#[track_caller]
+pub(crate) fn binary() -> Option<Binary> {
+    if !is_root() {
+        return None;
+    }
+    let binary = Binary::from_env();
+    if binary.is_none() {
+        skip("CONNTRACER_BIN does not name a conntracer");
+    }
+    binary
+}
+
+/// A tracer of `netns`.
+#[track_caller]
+pub(crate) fn trace(binary: &Binary, netns: &NetNs, arguments: &[&str]) -> Option<Tracer> {
+    let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+    match Tracer::start(binary, netns, &arguments) {
+        Ok(tracer) => Some(tracer),
+        Err(NotStarted::CannotTrace(reason)) => {
+            skip(&reason);
+            None
+        }
+        Err(NotStarted::Failed(error)) => panic!("{error:?}"),
+    }
+}
+
+/// Every event of every hook is accounted for, and none was lost.
+#[track_caller]
+pub(crate) fn assert_accounts(run: &Run) {
+    assert!(
+        !run.stop.hooks.is_empty(),
+        "the stop line gives no accounts: {:?}",
+        run.stop
+    );
+    for (hook, account) in &run.stop.hooks {
+        assert!(account.balances(), "{hook}: {account:?}");
+        assert_eq!(account.lost, 0, "{hook}: {account:?}");
+    }
+}
+
+/// What a detector cannot see under this plan is said in the plan and in its findings, and what it
+/// can see is not doubted.
+#[track_caller]
+pub(crate) fn assert_said(run: &Run, detector: &str) {
+    let plan = run
+        .start
+        .plan
+        .detectors
+        .iter()
+        .find(|plan| plan.detector == detector)
+        .unwrap_or_else(|| panic!("the plan does not speak of {detector}: {:?}", run.start));
+    assert_eq!(
+        plan.because.is_none(),
+        plan.sight == Sight::Exact,
+        "{plan:?}"
+    );
+    let (kind, cause) = detector.split_once('.').unwrap_or((detector, ""));
+    for finding in run.findings() {
+        if finding.finding != kind || !finding.cause.starts_with(cause) {
+            continue;
+        }
+        assert_eq!(
+            finding.because.is_none(),
+            finding.certainty == Certainty::Exact
+        );
+        match plan.sight {
+            Sight::Exact => {}
+            Sight::Degraded => assert_eq!(finding.certainty, Certainty::Inferred, "{finding:?}"),
+            Sight::Off => panic!("a finding of a detector that is off: {finding:?}"),
+        }
+    }
+}

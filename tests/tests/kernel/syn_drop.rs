@@ -1,0 +1,175 @@
+//! `syn_drop` and `syn_cookies`: every SYN and third ACK that the kernel counts as refused is in a
+//! finding, in every hook mode.
+
+use std::net::SocketAddr;
+
+use conntracer_tests::{
+    counters::Counters,
+    family::Family,
+    line::{Certainty, Finding, Subject},
+    netns::{COMM, NetNs},
+    scenario::{
+        accept_queue::{AcceptQueueFull, AckOverflow},
+        ghost_syns::{Cookies, GhostSyns},
+    },
+    tracer::Run,
+    wait::SOON,
+};
+use rstest::rstest;
+
+use crate::support::{assert_accounts, assert_said, binary, trace};
+
+/// Both stages at which a full accept queue refuses, and both are ListenOverflows.
+const ACCEPT_QUEUE: [&str; 2] = ["accept_queue_full", "ack_overflow"];
+
+#[rstest]
+fn accept_queue_full_equals_listen_overflows(
+    #[values(Family::V4, Family::V6)] family: Family,
+    #[values("ringbuf", "perf")] transport: &str,
+) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = AcceptQueueFull::new(family).unwrap();
+    let Some(mut tracer) = trace(&binary, &scenario.netns, &["--transport", transport]) else {
+        return;
+    };
+    assert_eq!(tracer.plan().plan.transport, transport);
+    scenario.provoke().unwrap();
+    let opened = tracer
+        .wait_for("a syn_drop finding", SOON, is_syn_drop)
+        .unwrap();
+    scenario.quiet().unwrap();
+    let counted = scenario.netns.counters().unwrap();
+    let run = tracer.stop().unwrap();
+
+    assert_overflows(&run, &counted);
+    assert_listener(&opened, &scenario.netns, family.loopback_listener());
+    assert_eq!(opened.cause, "accept_queue_full");
+    assert!(!opened.advice.is_empty(), "{opened:?}");
+    assert_said(&run, "syn_drop");
+    assert_accounts(&run);
+}
+
+#[rstest]
+fn ack_overflow_equals_listen_overflows(#[values(Family::V4, Family::V6)] family: Family) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = AckOverflow::new(family).unwrap();
+    let Some(mut tracer) = trace(&binary, &scenario.netns, &[]) else {
+        return;
+    };
+    scenario.provoke().unwrap();
+    let opened = tracer
+        .wait_for("an ack_overflow finding", SOON, |finding| {
+            is_syn_drop(finding) && finding.cause == "ack_overflow"
+        })
+        .unwrap();
+    scenario.quiet().unwrap();
+    let counted = scenario.netns.counters().unwrap();
+    let run = tracer.stop().unwrap();
+
+    assert_overflows(&run, &counted);
+    assert_listener(&opened, &scenario.netns, family.loopback_listener());
+    assert_accounts(&run);
+}
+
+#[rstest]
+fn syn_queue_full_equals_req_q_full_drop(#[values(Family::V4, Family::V6)] family: Family) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = GhostSyns::new(family, Cookies::Never).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    scenario.flood().unwrap();
+    let opened = tracer
+        .wait_for("a syn_drop finding", SOON, is_syn_drop)
+        .unwrap();
+    let counted = scenario.counted().unwrap();
+    let run = tracer.stop().unwrap();
+
+    assert_eq!(
+        run.total("syn_drop", &["syn_queue_full"]),
+        counted.req_q_full_drop,
+        "{run:#?}"
+    );
+    assert_eq!(counted.req_q_full_drop, counted.listen_drops);
+    assert_eq!(
+        run.last_of(is_syn_drop).len(),
+        1,
+        "one listener, one cause: {run:#?}"
+    );
+    assert!(
+        run.last_of(|finding| finding.finding == "syn_cookies")
+            .is_empty(),
+        "{run:#?}"
+    );
+    assert_listener(&opened, &server, family.veth_listener());
+    assert_said(&run, "syn_drop");
+    assert_accounts(&run);
+}
+
+#[rstest]
+fn cookies_are_no_drops(#[values(Family::V4, Family::V6)] family: Family) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = GhostSyns::new(family, Cookies::WhenFull).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    scenario.flood().unwrap();
+    let opened = tracer
+        .wait_for("a syn_cookies finding", SOON, |finding| {
+            finding.finding == "syn_cookies"
+        })
+        .unwrap();
+    let counted = scenario.counted().unwrap();
+    let run = tracer.stop().unwrap();
+
+    let cookies: u64 = run
+        .last_of(|finding| finding.finding == "syn_cookies")
+        .iter()
+        .map(|finding| finding.count)
+        .sum();
+    assert_eq!(cookies, counted.req_q_full_do_cookies, "{run:#?}");
+    assert!(
+        run.last_of(is_syn_drop).is_empty(),
+        "cookies are no drops: {run:#?}"
+    );
+    assert_listener(&opened, &server, family.veth_listener());
+    assert_accounts(&run);
+}
+
+fn is_syn_drop(finding: &Finding) -> bool {
+    finding.finding == "syn_drop"
+}
+
+#[track_caller]
+fn assert_overflows(run: &Run, counted: &Counters) {
+    assert_eq!(
+        run.total("syn_drop", &ACCEPT_QUEUE),
+        counted.listen_overflows,
+        "{run:#?}"
+    );
+    let others = run
+        .last_of(|finding| is_syn_drop(finding) && !ACCEPT_QUEUE.contains(&finding.cause.as_str()));
+    assert!(others.is_empty(), "nothing else was dropped: {others:#?}");
+}
+
+#[track_caller]
+fn assert_listener(finding: &Finding, netns: &NetNs, local: SocketAddr) {
+    assert_eq!(
+        finding.subject,
+        Subject::Listener {
+            netns: netns.inode(),
+            local
+        }
+    );
+    let owner = finding
+        .owner
+        .as_ref()
+        .expect("this process owns the listener");
+    assert_eq!((owner.pid, owner.comm.as_str()), (std::process::id(), COMM));
+    assert_eq!(
+        finding.certainty == Certainty::Inferred,
+        finding.because.is_some()
+    );
+}
