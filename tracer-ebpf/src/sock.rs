@@ -5,8 +5,8 @@
 //! NULL and freed memory, and is not limited to the type BTF gives a pointer.
 
 use aya_ebpf::helpers::{
-    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid,
-    bpf_get_current_uid_gid, bpf_probe_read_kernel, generated,
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+    bpf_probe_read_kernel, generated,
 };
 use conntracer_common::{
     layout::ABSENT,
@@ -148,19 +148,18 @@ pub(crate) fn fill_tcp(sk: u64, tcp: &mut Tcp) {
     tcp.shutdown &= 3;
 }
 
-/// The task running now. Only for hooks that run in the owner's context.
+/// Makes the task running now the owner. Only for hooks that run in the owner's context.
 #[inline(always)]
-pub(crate) fn current(source: u8) -> Owner {
-    // SAFETY: helper without preconditions.
-    let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    Owner {
-        cgroup_id,
-        comm: bpf_get_current_comm().unwrap_or_default(),
-        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
-        uid: bpf_get_current_uid_gid() as u32,
-        source,
-        pad: [0; 7],
+pub(crate) fn fill_current(owner: &mut Owner, source: u8) {
+    // SAFETY: helpers without preconditions; the name is written straight to its place, because a
+    // byte array returned by value would be copied byte by byte.
+    unsafe {
+        owner.cgroup_id = bpf_get_current_cgroup_id();
+        generated::bpf_get_current_comm(owner.comm.as_mut_ptr().cast(), 16);
     }
+    owner.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    owner.uid = bpf_get_current_uid_gid() as u32;
+    owner.source = source;
 }
 
 /// What a packet says of itself, as its receiver sees it.

@@ -50,26 +50,27 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
-    let owner = sock::current(owner_source::ACCEPT);
     if let Some(entry) = LISTENERS.get_ptr_mut(listener) {
         // SAFETY: a live map value of plain data.
         unsafe {
             (*entry).syn.last_accept_ns = bpf_ktime_get_ns();
             // A listener older than the tracer becomes its acceptor's.
             if (*entry).syn.owner.source == owner_source::UNKNOWN {
-                (*entry).syn.owner = owner;
+                sock::fill_current(&mut (*entry).syn.owner, owner_source::ACCEPT);
             }
         }
     }
-    let mut outcome = Outcome::Aggregated;
-    if let Some(entry) = SOCKETS.get_ptr_mut(child) {
+    let entry = match SOCKETS.get_ptr_mut(child) {
         // SAFETY: as above.
-        unsafe { (*entry).owner = owner };
-    } else {
-        outcome = socket::born(child, role::PASSIVE, listener, &owner);
-    }
-    if outcome != Outcome::Aggregated || !asked_for(kind::ACCEPT) {
-        return outcome;
+        Some(entry) => unsafe { &mut *entry },
+        None => match socket::born(child, role::PASSIVE, listener) {
+            Ok(entry) => entry,
+            Err(outcome) => return outcome,
+        },
+    };
+    sock::fill_current(&mut entry.owner, owner_source::ACCEPT);
+    if !asked_for(kind::ACCEPT) {
+        return Outcome::Aggregated;
     }
     let mut record = Accept { header: emit::header::<Accept>(kind::ACCEPT), ..Accept::default() };
     if !socket::fill(child, &mut record.socket, &mut record.owner) {

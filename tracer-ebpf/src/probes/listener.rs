@@ -2,7 +2,7 @@
 
 use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns};
 use conntracer_common::{
-    record::{Owner, SYN_INTERVAL_NS, Socket, Syn, kind, owner_source, role, syn_outcome},
+    record::{SYN_INTERVAL_NS, Socket, Syn, kind, owner_source, role, syn_outcome},
     tcp::state,
 };
 
@@ -19,12 +19,18 @@ const ALL: u8 = 255;
 /// A socket starts to listen, in the context of listen()'s caller.
 #[inline(always)]
 pub(crate) fn listening(sk: u64) -> Outcome {
-    insert(sk, &sock::current(owner_source::LISTENER))
+    match insert(sk) {
+        Ok(entry) => {
+            sock::fill_current(&mut entry.syn.owner, owner_source::LISTENER);
+            Outcome::Aggregated
+        }
+        Err(outcome) => outcome,
+    }
 }
 
-/// Starts a listener's record; `Filtered` when nobody asks for it, `Lost` when the map is full.
+/// Starts a listener's record without an owner; `Filtered` when nobody asks for it, `Lost` when the map is full.
 #[inline(always)]
-pub(crate) fn insert(sk: u64, owner: &Owner) -> Outcome {
+fn insert(sk: u64) -> Result<&'static mut Listener, Outcome> {
     let mut socket = Socket::default();
     sock::fill_full(sk, &mut socket);
     // The tracepoint fires before the state is stored.
@@ -33,35 +39,25 @@ pub(crate) fn insert(sk: u64, owner: &Owner) -> Outcome {
     socket.remote_addr = [0; 4];
     socket.remote_port = 0;
     if !socket::wanted(&socket) {
-        return Outcome::Filtered;
+        return Err(Outcome::Filtered);
     }
     // SAFETY: helper without preconditions.
     socket.born_ns = unsafe { bpf_ktime_get_ns() };
     // A `Listener` is too large for the stack beside everything else: inserted empty, filled in place.
-    let Some(empty) = EMPTY_LISTENER.get(0) else {
-        return Outcome::Lost;
-    };
-    if LISTENERS.insert(sk, empty, 0).is_err() {
-        return Outcome::Lost;
-    }
-    let Some(entry) = LISTENERS.get_ptr_mut(sk) else {
-        return Outcome::Lost;
-    };
+    let empty = EMPTY_LISTENER.get(0).ok_or(Outcome::Lost)?;
+    LISTENERS.insert(sk, empty, 0).map_err(|_| Outcome::Lost)?;
+    let entry = LISTENERS.get_ptr_mut(sk).ok_or(Outcome::Lost)?;
     // SAFETY: a live map value of plain data.
-    unsafe {
-        (*entry).syn.socket = socket;
-        (*entry).syn.owner = *owner;
-        (*entry).syn.outcome = ALL;
-        (*entry).syn.syncookies = ALL;
-        (*entry).drops_base = field!(sk, sk_drops: u32);
-    }
+    let entry = unsafe { &mut *entry };
+    entry.syn.socket = socket;
+    entry.syn.outcome = ALL;
+    entry.syn.syncookies = ALL;
+    entry.drops_base = field!(sk, sk_drops: u32);
     if global!(OPTIONS.syn_by_skb) != 0 || global!(OPTIONS.ack_by_skb) != 0 {
         let key = key(socket.netns, socket.local_port, socket.local_addr);
-        if LISTEN_PORTS.insert(key, sk, 0).is_err() {
-            return Outcome::Lost;
-        }
+        LISTEN_PORTS.insert(key, sk, 0).map_err(|_| Outcome::Lost)?;
     }
-    Outcome::Aggregated
+    Ok(entry)
 }
 
 /// A listener closes: its final totals are the last chance to be exact.
@@ -97,9 +93,7 @@ pub(crate) fn child_of_unknown(child: u64) -> Outcome {
         return Outcome::Filtered;
     }
     let listener = by_port(socket.netns, socket.local_port, socket.local_addr);
-    let mut owner = Owner::default();
-    socket::inherit(listener, &mut owner);
-    socket::born(child, role::PASSIVE, listener, &owner)
+    socket::born_of(child, listener)
 }
 
 /// The entry of a listener; one older than the tracer is adopted at its first SYN, owner unknown.
@@ -108,10 +102,7 @@ pub(crate) fn entry(sk: u64) -> Result<*mut Listener, Outcome> {
     if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
         return Ok(entry);
     }
-    match insert(sk, &Owner::default()) {
-        Outcome::Aggregated => LISTENERS.get_ptr_mut(sk).ok_or(Outcome::Lost),
-        refused => Err(refused),
-    }
+    insert(sk).map(core::ptr::from_mut)
 }
 
 const fn key(netns: u32, port: u16, addr: [u32; 4]) -> ListenKey {

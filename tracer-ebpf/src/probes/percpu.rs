@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Learns this CPU's per-CPU offset. Attached to nothing: the user half runs it once on every CPU
-/// with BPF_PROG_TEST_RUN, and sees 1 when it worked.
+/// with BPF_PROG_TEST_RUN, and finds the offset in the map when it worked.
 ///
 /// `bpf_map_lookup_elem` on a per-CPU array returns `this_cpu_ptr(array->pptrs[0])`
 /// (kernel/bpf/arraymap.c, `percpu_array_map_lookup_elem`), so the difference is the offset that every

@@ -21,8 +21,12 @@ pub(crate) fn snapshot(ctx: RawTracePointContext) -> i32 {
     let born_ns: u64 = ctx.arg(1);
     // SAFETY: plain data.
     let alive = unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.born_ns == born_ns);
-    let outcome = if alive { taken(&ctx, sk, false) } else { gone(&ctx, sk, born_ns) };
-    i32::from(outcome == Outcome::Emitted)
+    if alive {
+        taken(&ctx, sk, false);
+    } else {
+        gone(&ctx, sk, born_ns);
+    }
+    0
 }
 
 /// Emits what the socket looks like now.

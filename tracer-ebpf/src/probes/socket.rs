@@ -2,7 +2,8 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use conntracer_common::{
-    record::{Owner, Socket, owner_source},
+    record::{Owner, Socket, owner_source, role},
+    socket::SocketState,
 };
 
 use crate::{
@@ -22,34 +23,39 @@ pub(crate) fn filters() -> bool {
     global!(FILTER.netns) != 0 || global!(FILTER).has_endpoint()
 }
 
-/// Starts a connection's life: `Filtered` when nobody asks for it, `Lost` when the map is full.
+/// Starts a connection's life without an owner: `Filtered` when nobody asks for it, `Lost` when the map
+/// is full.
 #[inline(always)]
-pub(crate) fn born(sk: u64, role: u8, listener: u64, owner: &Owner) -> Outcome {
+pub(crate) fn born(sk: u64, role: u8, listener: u64) -> Result<&'static mut SocketState, Outcome> {
     if filters() {
         let mut socket = Socket::default();
         sock::fill_full(sk, &mut socket);
         if !wanted(&socket) {
-            return Outcome::Filtered;
+            return Err(Outcome::Filtered);
         }
     }
     // Inserted empty and filled in place: nothing of it stands on the stack.
-    let Some(empty) = EMPTY_SOCKET.get(0) else {
-        return Outcome::Lost;
-    };
-    if SOCKETS.insert(sk, empty, 0).is_err() {
-        return Outcome::Lost;
+    let empty = EMPTY_SOCKET.get(0).ok_or(Outcome::Lost)?;
+    SOCKETS.insert(sk, empty, 0).map_err(|_| Outcome::Lost)?;
+    let entry = SOCKETS.get_ptr_mut(sk).ok_or(Outcome::Lost)?;
+    // SAFETY: a live map value of plain data; the helper has no preconditions.
+    let entry = unsafe { &mut *entry };
+    entry.born_ns = unsafe { bpf_ktime_get_ns() };
+    entry.listener = listener;
+    entry.role = role;
+    Ok(entry)
+}
+
+/// Starts an accepted connection's life; until accepted it is its listener's.
+#[inline(always)]
+pub(crate) fn born_of(child: u64, listener: u64) -> Outcome {
+    match born(child, role::PASSIVE, listener) {
+        Ok(entry) => {
+            inherit(listener, &mut entry.owner);
+            Outcome::Aggregated
+        }
+        Err(outcome) => outcome,
     }
-    let Some(entry) = SOCKETS.get_ptr_mut(sk) else {
-        return Outcome::Lost;
-    };
-    // SAFETY: a live map value of plain data.
-    unsafe {
-        (*entry).born_ns = bpf_ktime_get_ns();
-        (*entry).listener = listener;
-        (*entry).owner = *owner;
-        (*entry).role = role;
-    }
-    Outcome::Aggregated
 }
 
 /// The owner a listener's children inherit until accepted.

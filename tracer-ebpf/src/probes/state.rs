@@ -3,7 +3,7 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext, helpers::bpf_ktime_get_ns};
 use conntracer_common::{
-    record::{Owner, State, kind, role},
+    record::{State, kind, role},
     stats::hook,
     tcp::state,
 };
@@ -51,38 +51,22 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     outcome
 }
 
-/// Enters or leaves (0) a half-closed state.
+/// Enters or leaves (0) a half-closed state. A connection older than the tracer is adopted without an
+/// owner, so that a leak is seen all the same.
 #[inline(always)]
 fn half_closed(sk: u64, state: u8) -> Outcome {
-    let Some(entry) = SOCKETS.get_ptr_mut(sk) else {
-        if state == 0 {
-            return Outcome::Aggregated;
-        }
-        // Older than the tracer: adopted without an owner, so that a leak is seen all the same.
-        let outcome =
-            socket::born(sk, role::UNKNOWN, 0, &Owner::default());
-        if outcome == Outcome::Aggregated {
-            return half_closed_known(sk, state);
-        }
-        return outcome;
+    let entry = match SOCKETS.get_ptr_mut(sk) {
+        // SAFETY: a live map value of plain data.
+        Some(entry) => unsafe { &mut *entry },
+        None if state == 0 => return Outcome::Aggregated,
+        None => match socket::born(sk, role::UNKNOWN, 0) {
+            Ok(entry) => entry,
+            Err(outcome) => return outcome,
+        },
     };
-    // SAFETY: a live map value of plain data.
-    unsafe {
-        (*entry).half_closed = state;
-        (*entry).since_ns = bpf_ktime_get_ns();
-    }
-    Outcome::Aggregated
-}
-
-#[inline(always)]
-fn half_closed_known(sk: u64, state: u8) -> Outcome {
-    if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
-        // SAFETY: as above.
-        unsafe {
-            (*entry).half_closed = state;
-            (*entry).since_ns = bpf_ktime_get_ns();
-        }
-    }
+    entry.half_closed = state;
+    // SAFETY: helper without preconditions.
+    entry.since_ns = unsafe { bpf_ktime_get_ns() };
     Outcome::Aggregated
 }
 

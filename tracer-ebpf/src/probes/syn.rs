@@ -14,7 +14,7 @@ use aya_ebpf::{
     },
 };
 use conntracer_common::{
-    record::{Owner, role, syn_evidence, syn_outcome},
+    record::{syn_evidence, syn_outcome},
     stats::hook,
     tcp::flag,
 };
@@ -218,9 +218,7 @@ fn acked<C: EbpfContext>(ctx: &C, child: u64) -> i32 {
 #[inline(always)]
 fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
     if child != 0 {
-        let mut owner = Owner::default();
-        socket::inherit(before.sk, &mut owner);
-        return socket::born(child, role::PASSIVE, before.sk, &owner);
+        return socket::born_of(child, before.sk);
     }
     let entry = match listener::entry(before.sk) {
         Ok(entry) => entry,

@@ -1,4 +1,182 @@
 //! All contact with the running kernel: BTF, layout, load, attach, rings, maps.
+//!
+//! [`open`] gives a [`Kernel`], a [`crate::source::Source`] of raw records; [`probe`] only finds out what
+//! this kernel offers. Nothing here knows what a record means.
 
+mod attach;
+mod btf;
+mod detectors;
+mod error;
 pub mod host;
+mod ladder;
+mod layout;
+mod live;
+mod maps;
 pub mod plan;
+mod ring;
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use aya::{
+    Btf as AyaBtf, Ebpf, Endianness,
+    maps::PerCpuArray,
+    programs::{Program, RawTracePointRunOptions, TestRun},
+    util::online_cpus,
+};
+use conntracer_common::filter::Filter;
+use log::debug;
+
+pub use self::{error::CannotTrace, live::Kernel};
+use self::{
+    btf::Btf,
+    host::Host,
+    plan::{HookMode, Plan, Transport},
+};
+
+/// What to trace and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The running kernel's BTF.
+    pub btf: PathBuf,
+    pub mode: HookMode,
+    pub transport: Transport,
+    pub filter: Filter,
+    /// Kinds of records asked for beyond what findings need: bits of
+    /// `conntracer_common::filter::emit_bit`.
+    pub emit: u32,
+    /// Connections kept in the kernel at once, ~200 bytes each.
+    pub max_sockets: u32,
+    /// Pass the programs' own debug log on.
+    pub verbose: bool,
+}
+
+/// Loads, attaches, and starts to listen.
+pub fn open(options: &Options) -> Result<Kernel, CannotTrace> {
+    let (ebpf, host) = attach(options)?;
+    let kernel = Kernel::new(ebpf, host, options.verbose)?;
+    release_free_memory();
+    Ok(kernel)
+}
+
+/// What this kernel offers: everything [`open`] does, undone at once.
+pub fn probe(options: &Options) -> Result<Host, CannotTrace> {
+    attach(options).map(|(_, host)| host)
+}
+
+fn attach(options: &Options) -> Result<(Ebpf, Host), CannotTrace> {
+    raise_memlock();
+    let data = fs::read(&options.btf)
+        .map_err(|source| CannotTrace::NoBtf { path: options.btf.clone(), source })?;
+    let bad = |source| CannotTrace::BadBtf { path: options.btf.clone(), source };
+    let btf = Btf::parse(&data).map_err(bad)?;
+    let resolved = layout::resolve(&btf).map_err(bad)?;
+    debug!("fields this kernel lacks: {:?}", resolved.missing);
+    let aya_btf = AyaBtf::parse(&data, Endianness::default())
+        .map_err(|_| bad(btf::BtfError::Malformed("aya refuses it")))?;
+    let mut attached = attach::attach(options, &btf, &aya_btf, &resolved)?;
+    let counters = learn_percpu_offsets(&attached.ebpf);
+    if let Err(reason) = &counters {
+        debug!("the kernel's per-CPU counters: {reason}");
+    }
+    detectors::note_counters(&mut attached.hooks, counters.as_ref().err());
+    let plan = Plan {
+        mode: options.mode,
+        transport: options.transport,
+        detectors: detectors::plans(&attached.hooks),
+        hooks: attached.hooks,
+    };
+    let host = describe(plan, resolved.drop_reasons, resolved.reset_reasons);
+    Ok((attached.ebpf, host))
+}
+
+/// Runs `percpu_base` on every CPU, so that the programs can read the kernel's per-CPU counters.
+fn learn_percpu_offsets(ebpf: &Ebpf) -> Result<(), String> {
+    let anchor = ebpf.map("PERCPU_ANCHOR").ok_or("the eBPF object has no map PERCPU_ANCHOR")?;
+    let anchor: PerCpuArray<_, u64> =
+        PerCpuArray::try_from(anchor).map_err(|error| error.to_string())?;
+    let Some(Program::RawTracePoint(program)) = ebpf.program("percpu_base") else {
+        return Err("the eBPF object has no program percpu_base".to_owned());
+    };
+    for cpu in online_cpus().map_err(|(what, error)| format!("{what}: {error}"))? {
+        let mut run = RawTracePointRunOptions::new();
+        run.cpu = Some(cpu);
+        program.test_run(run).map_err(|error| format!("CPU {cpu}: {error}"))?;
+        // Values are in the order of possible CPUs, which are numbered from 0 without gaps.
+        let offsets = anchor.get(&0, 0).map_err(|error| error.to_string())?;
+        if offsets.get(cpu as usize).is_none_or(|offset| *offset == 0) {
+            return Err(format!("CPU {cpu}: the per-CPU offset was not found"));
+        }
+    }
+    Ok(())
+}
+
+/// Up to 5.10 maps are charged to RLIMIT_MEMLOCK; later kernels do not ask, and refusing us there (no
+/// CAP_SYS_RESOURCE) does no harm.
+fn raise_memlock() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let unlimited = Rlimit { current: None, maximum: None };
+    if let Err(error) = setrlimit(Resource::Memlock, unlimited) {
+        debug!("raising RLIMIT_MEMLOCK: {error}");
+    }
+}
+
+/// Parsing BTF takes tens of MB once; glibc would keep them.
+fn release_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim has no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Settings that findings quote and advice is phrased with.
+const SYSCTLS: &[&str] = &[
+    "net.core.somaxconn",
+    "net.ipv4.tcp_abort_on_overflow",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_max_syn_backlog",
+    "net.ipv4.tcp_mtu_probing",
+    "net.ipv4.tcp_retries1",
+    "net.ipv4.tcp_retries2",
+    "net.ipv4.tcp_syn_retries",
+    "net.ipv4.tcp_synack_retries",
+    "net.ipv4.tcp_syncookies",
+];
+
+fn describe(
+    plan: Plan,
+    drop_reasons: BTreeMap<u32, String>,
+    reset_reasons: BTreeMap<u32, String>,
+) -> Host {
+    let uname = rustix::system::uname();
+    let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
+    let sysctls = SYSCTLS
+        .iter()
+        .filter_map(|name| {
+            let path = format!("/proc/sys/{}", name.replace('.', "/"));
+            // A setting that cannot be read is not quoted.
+            let value = fs::read_to_string(path).ok()?;
+            Some(((*name).to_owned(), value.trim().to_owned()))
+        })
+        .collect();
+    Host {
+        hostname: text(uname.nodename()),
+        kernel: text(uname.release()),
+        arch: text(uname.machine()),
+        realtime_offset_ns: realtime_offset_ns(),
+        drop_reasons,
+        reset_reasons,
+        sysctls,
+        plan,
+    }
+}
+
+/// CLOCK_REALTIME − CLOCK_MONOTONIC.
+fn realtime_offset_ns() -> i64 {
+    use rustix::time::{ClockId, Timespec, clock_gettime};
+    let ns = |time: Timespec| i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
+    let offset = ns(clock_gettime(ClockId::Realtime)) - ns(clock_gettime(ClockId::Monotonic));
+    i64::try_from(offset).unwrap_or_default()
+}

@@ -1,0 +1,317 @@
+//! Loads the eBPF object and attaches every hook by the best rung that works, saying why for each one
+//! that does not.
+//!
+//! Which rung a hook got is a read-only global of the programs, so a rung that fails to load starts the
+//! load over one rung lower; in the worst case that is once per rung, not per hook.
+
+use aya::{
+    Btf as AyaBtf, Ebpf, EbpfLoader,
+    programs::{Program, ProgramError},
+};
+use conntracer_common::{
+    options::Options as KernelOptions,
+    stats::{HOOKS, hook},
+};
+use log::debug;
+use zerocopy::IntoBytes;
+
+use super::{
+    Options,
+    btf::Btf,
+    error::CannotTrace,
+    ladder::{Attachment, LADDERS, Ladder, ON_DEMAND, Step, Target},
+    layout::Resolved,
+    plan::{HookMode, HookPlan, Refusal, Rung, Transport},
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/conntracer.bpf.o"));
+
+/// Bytes of the ring for records that must survive a flood: ~1,800 of the largest, 60 s of every
+/// listener of a host with 3 of them overflowing at the emission limit of 10 records a second.
+const RARE_BYTES: u32 = 512 * 1024;
+/// Bytes of the ring for the rest: 37,000 retransmissions, 0.75 s of the worst storm measured on
+/// loopback (49,000/s), at a poll every 0.25 s.
+const BULK_BYTES: u32 = 8 * 1024 * 1024;
+
+/// A loaded object with its hooks attached; dropping it detaches them.
+pub(super) struct Attached {
+    pub(super) ebpf: Ebpf,
+    pub(super) hooks: Vec<HookPlan>,
+}
+
+/// Where a hook stands on its ladder while rungs are tried.
+struct Climb {
+    ladder: &'static Ladder,
+    /// Index of the step being tried; past the end: off.
+    at: usize,
+    refused: Vec<Refusal>,
+    attached: Vec<String>,
+}
+
+impl Climb {
+    fn step(&self) -> Option<&'static Step> {
+        self.ladder.steps.get(self.at)
+    }
+
+    fn name(&self) -> &'static str {
+        HOOKS[self.ladder.hook as usize]
+    }
+
+    fn rung(&self) -> Rung {
+        self.step().map_or(Rung::Off, |step| step.rung)
+    }
+
+    fn lower(&mut self, reason: String) {
+        debug!("hook {}: {:?} refused: {reason}", self.name(), self.rung());
+        self.refused.push(Refusal { rung: self.rung(), reason });
+        self.at += 1;
+    }
+}
+
+pub(super) fn attach(
+    options: &Options,
+    btf: &Btf<'_>,
+    aya_btf: &AyaBtf,
+    resolved: &Resolved,
+) -> Result<Attached, CannotTrace> {
+    if OBJECT.is_empty() {
+        return Err(CannotTrace::NoObject);
+    }
+    let mut climbs: Vec<Climb> = LADDERS
+        .iter()
+        .map(|ladder| Climb { ladder, at: 0, refused: Vec::new(), attached: Vec::new() })
+        .collect();
+    for climb in &mut climbs {
+        start(climb, options.mode);
+        descend_to_existing(climb, btf);
+    }
+    loop {
+        for climb in &climbs {
+            check(climb, options.mode)?;
+        }
+        let mut ebpf = load(options, &climbs, aya_btf, resolved)?;
+        let mut refused = false;
+        for climb in &mut climbs {
+            if let Err(reason) = attach_step(&mut ebpf, climb, btf, aya_btf) {
+                climb.lower(reason);
+                descend_to_existing(climb, btf);
+                refused = true;
+            }
+        }
+        if !refused {
+            for name in ON_DEMAND {
+                load_on_demand(&mut ebpf, name)?;
+            }
+            let hooks = climbs.into_iter().map(plan).collect();
+            return Ok(Attached { ebpf, hooks });
+        }
+    }
+}
+
+/// Skips the rungs that `--hooks` forbids; a hook that has only a tracepoint keeps it in every mode.
+fn start(climb: &mut Climb, mode: HookMode) {
+    let wanted = |rung: Rung| match mode {
+        HookMode::Auto => true,
+        HookMode::Fentry => rung == Rung::Fentry,
+        HookMode::Kprobe => rung == Rung::Kprobe,
+        HookMode::Tracepoint => rung == Rung::Tracepoint,
+    };
+    let steps = climb.ladder.steps;
+    climb.at = steps
+        .iter()
+        .position(|step| wanted(step.rung))
+        .or_else(|| steps.iter().position(|step| step.rung == Rung::Tracepoint))
+        .unwrap_or(steps.len());
+}
+
+/// Lowers a hook past rungs whose functions or tracepoints this kernel does not have.
+fn descend_to_existing(climb: &mut Climb, btf: &Btf<'_>) {
+    while let Some(step) = climb.step() {
+        let missing = step
+            .attachments
+            .iter()
+            .map(|attachment| attachment.target)
+            .find(|target| !target.is_ipv6() && !exists(btf, *target));
+        match missing {
+            Some(Target::Tracepoint(name)) => {
+                climb.lower(format!("this kernel has no tracepoint {name}"));
+            }
+            Some(target) => {
+                climb.lower(format!("this kernel has no function {}", target.name()));
+            }
+            None => return,
+        }
+    }
+}
+
+fn exists(btf: &Btf<'_>, target: Target) -> bool {
+    match target {
+        Target::Tracepoint(name) => btf.tracepoint_params(name).is_some(),
+        target => btf.function_params(target.name()).is_some(),
+    }
+}
+
+/// A rung that was demanded, and a hook that nothing works without, are errors when missing.
+fn check(climb: &Climb, mode: HookMode) -> Result<(), CannotTrace> {
+    let demanded = match mode {
+        HookMode::Auto => None,
+        HookMode::Fentry => Some(Rung::Fentry),
+        HookMode::Kprobe => Some(Rung::Kprobe),
+        HookMode::Tracepoint => Some(Rung::Tracepoint),
+    };
+    let lost = climb.rung() == Rung::Off && climb.ladder.off.is_none();
+    let refused = climb
+        .refused
+        .iter()
+        .find(|refusal| lost || demanded == Some(refusal.rung))
+        .filter(|refusal| lost || refusal.rung != Rung::Tracepoint);
+    match refused {
+        Some(refusal) => Err(CannotTrace::Hook {
+            hook: climb.name(),
+            rung: refusal.rung,
+            reason: refusal.reason.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn load(
+    options: &Options,
+    climbs: &[Climb],
+    aya_btf: &AyaBtf,
+    resolved: &Resolved,
+) -> Result<Ebpf, CannotTrace> {
+    let by_tracepoint = |hook: u32| {
+        u8::from(climbs.iter().any(|climb| {
+            climb.ladder.hook == hook && climb.rung() == Rung::Tracepoint
+        }))
+    };
+    let kernel_options = KernelOptions {
+        emit: options.emit,
+        perf: u8::from(options.transport == Transport::Perf),
+        connect_by_state: by_tracepoint(hook::CONNECT),
+        ack_by_skb: by_tracepoint(hook::ACK),
+        syn_by_skb: by_tracepoint(hook::SYN),
+    };
+    // The ring buffers are not used by the perf transport, but a map must have a size: one page.
+    let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
+    let (rare, bulk) = match options.transport {
+        Transport::Ringbuf => (RARE_BYTES, BULK_BYTES),
+        Transport::Perf => (page, page),
+    };
+    Ok(EbpfLoader::new()
+        .btf(Some(aya_btf))
+        .override_global("LAYOUT", resolved.layout.as_bytes(), true)
+        .override_global("FACTS", resolved.facts.as_bytes(), true)
+        .override_global("FILTER", options.filter.as_bytes(), true)
+        .override_global("OPTIONS", kernel_options.as_bytes(), true)
+        .map_max_entries("RARE", rare)
+        .map_max_entries("BULK", bulk)
+        .map_max_entries("SOCKETS", options.max_sockets)
+        .load(OBJECT)?)
+}
+
+fn attach_step(
+    ebpf: &mut Ebpf,
+    climb: &mut Climb,
+    btf: &Btf<'_>,
+    aya_btf: &AyaBtf,
+) -> Result<(), String> {
+    climb.attached.clear();
+    let Some(step) = climb.step() else {
+        return Ok(());
+    };
+    for attachment in step.attachments {
+        if attachment.target.is_ipv6() && !exists(btf, attachment.target) {
+            continue;
+        }
+        attach_program(ebpf, attachment, aya_btf)?;
+        let name = attachment.target.name().to_owned();
+        if !climb.attached.contains(&name) {
+            climb.attached.push(name);
+        }
+    }
+    Ok(())
+}
+
+fn attach_program(
+    ebpf: &mut Ebpf,
+    attachment: &Attachment,
+    aya_btf: &AyaBtf,
+) -> Result<(), String> {
+    let program = ebpf
+        .program_mut(attachment.program)
+        .ok_or_else(|| format!("the eBPF object has no program {}", attachment.program))?;
+    let attached = match (program, attachment.target) {
+        (Program::BtfTracePoint(program), Target::Tracepoint(name)) => {
+            program.load(name, aya_btf).and_then(|()| program.attach().map(drop))
+        }
+        (Program::FEntry(program), Target::Fentry(name)) => {
+            program.load(name, aya_btf).and_then(|()| program.attach().map(drop))
+        }
+        (Program::FExit(program), Target::Fexit(name)) => {
+            program.load(name, aya_btf).and_then(|()| program.attach().map(drop))
+        }
+        (Program::KProbe(program), Target::Kprobe(name) | Target::Kretprobe(name)) => {
+            // One program serves the IPv4 and the IPv6 function.
+            let loaded = if program.fd().is_ok() { Ok(()) } else { program.load() };
+            loaded.and_then(|()| program.attach(name, 0).map(drop))
+        }
+        _ => return Err(format!("program {} is of another type", attachment.program)),
+    };
+    attached.map_err(|error| reason(&error))
+}
+
+/// One clause: the kernel's errno and, when it was the verifier, its last word.
+fn reason(error: &ProgramError) -> String {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(inner) = source {
+            let inner_text = inner.to_string();
+            if !text.contains(&inner_text) {
+                text = format!("{text}: {inner_text}");
+            }
+            source = inner.source();
+        }
+        return text;
+    };
+    let log = verifier_log.to_string();
+    debug!("verifier: {log}");
+    let last = log.lines().map(str::trim).rfind(|line| {
+        const TRAILERS: [&str; 4] = ["processed ", "verification time", "stack depth", "mark_precise"];
+        !line.is_empty() && !TRAILERS.iter().any(|trailer| line.starts_with(trailer))
+    });
+    match last {
+        Some(last) if io_error.raw_os_error() != Some(libc::EPERM) => {
+            format!("the verifier refused it ({io_error}): {last}")
+        }
+        _ => format!("loading it: {io_error}"),
+    }
+}
+
+fn load_on_demand(ebpf: &mut Ebpf, name: &'static str) -> Result<(), CannotTrace> {
+    let program = ebpf.program_mut(name).ok_or(CannotTrace::Foreign(name))?;
+    let Program::RawTracePoint(program) = program else {
+        return Err(CannotTrace::Foreign(name));
+    };
+    program.load().map_err(|error| CannotTrace::Hook {
+        hook: name,
+        rung: Rung::Tracepoint,
+        reason: reason(&error),
+    })
+}
+
+fn plan(climb: Climb) -> HookPlan {
+    let blind_to = match climb.step() {
+        Some(step) => step.blind_to,
+        None => climb.ladder.off,
+    };
+    HookPlan {
+        hook: climb.name().to_owned(),
+        rung: climb.rung(),
+        attached: climb.attached,
+        refused: climb.refused,
+        blind_to: blind_to.map(str::to_owned),
+    }
+}

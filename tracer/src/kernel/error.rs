@@ -1,0 +1,49 @@
+//! Why conntracer cannot trace here: one sentence each, with what to do. Exit code 3.
+
+use std::{io, path::PathBuf};
+
+use super::{btf::BtfError, plan::Rung};
+
+#[derive(Debug, thiserror::Error)]
+pub enum CannotTrace {
+    #[error(
+        "this binary was built without its eBPF object; build it with `cargo xtask build --release`"
+    )]
+    NoObject,
+    #[error(
+        "conntracer needs root, or {}: run it with sudo",
+        missing.join(", ")
+    )]
+    NotPermitted { missing: Vec<&'static str> },
+    #[error(
+        "reading {path}: {source}; this kernel was built without CONFIG_DEBUG_INFO_BTF, or --btf names the wrong file",
+        path = path.display()
+    )]
+    NoBtf { path: PathBuf, source: io::Error },
+    #[error(
+        "{path}: {source}; conntracer needs the BTF of the running kernel, which is /sys/kernel/btf/vmlinux where CONFIG_DEBUG_INFO_BTF is set",
+        path = path.display()
+    )]
+    BadBtf { path: PathBuf, source: BtfError },
+    #[error("loading the eBPF object: {0}")]
+    Object(#[from] aya::EbpfError),
+    #[error("hook {hook} cannot be attached by {rung:?}: {reason}{}", remedy(*rung))]
+    Hook { hook: &'static str, rung: Rung, reason: String },
+    #[error("{what}: {source}")]
+    Kernel { what: &'static str, source: io::Error },
+    #[error("the eBPF object has no {0}; it does not belong to this binary, build both with `cargo xtask build`")]
+    Foreign(&'static str),
+    #[error("opening the {ring} ring: {reason}")]
+    Ring { ring: &'static str, reason: String },
+}
+
+const fn remedy(rung: Rung) -> &'static str {
+    match rung {
+        Rung::Fentry | Rung::Kprobe => {
+            "; --hooks auto uses the best that this kernel offers, `conntracer doctor` shows it"
+        }
+        Rung::Tracepoint | Rung::Off => {
+            "; conntracer cannot work without it: check that the kernel has CONFIG_FTRACE and CONFIG_BPF_EVENTS, and that lockdown is not `confidentiality`"
+        }
+    }
+}

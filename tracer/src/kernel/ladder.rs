@@ -1,0 +1,212 @@
+//! Every hook's ladder: the programs of each rung, best first, and what the lower ones cannot see.
+//!
+//! A table and nothing else; `kernel::attach` walks it. The functions and tracepoints were checked on
+//! 5.10, 6.1, 6.12, 6.18 and 7.3.
+
+use super::plan::Rung;
+
+/// What a program attaches to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    Fentry(&'static str),
+    Fexit(&'static str),
+    Kprobe(&'static str),
+    Kretprobe(&'static str),
+    Tracepoint(&'static str),
+}
+
+impl Target {
+    /// The kernel's name of it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Fentry(name)
+            | Self::Fexit(name)
+            | Self::Kprobe(name)
+            | Self::Kretprobe(name)
+            | Self::Tracepoint(name) => name,
+        }
+    }
+
+    /// Whether it exists only where IPv6 is built in, and may be missing elsewhere.
+    pub(super) fn is_ipv6(self) -> bool {
+        self.name().contains("_v6_")
+    }
+}
+
+/// One program and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attachment {
+    pub(super) program: &'static str,
+    pub(super) target: Target,
+}
+
+/// One way of getting a hook.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    pub(super) rung: Rung,
+    /// Empty: another hook's program stands in (told so by an option).
+    pub(super) attachments: &'static [Attachment],
+    /// What this rung cannot see.
+    pub(super) blind_to: Option<&'static str>,
+}
+
+/// A hook and its rungs, best first.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ladder {
+    /// Index into `conntracer_common::stats::HOOKS`.
+    pub(super) hook: u32,
+    pub(super) steps: &'static [Step],
+    /// What is lost with no rung at all; `None`: conntracer cannot work without this hook.
+    pub(super) off: Option<&'static str>,
+}
+
+const fn on(program: &'static str, target: Target) -> Attachment {
+    Attachment { program, target }
+}
+
+const fn step(rung: Rung, attachments: &'static [Attachment]) -> Step {
+    Step { rung, attachments, blind_to: None }
+}
+
+const fn blind(rung: Rung, attachments: &'static [Attachment], to: &'static str) -> Step {
+    Step { rung, attachments, blind_to: Some(to) }
+}
+
+use Rung::{Fentry as F, Kprobe as K, Tracepoint as T};
+use Target::{Fentry, Fexit, Kprobe, Kretprobe, Tracepoint};
+use conntracer_common::stats::hook;
+
+pub(super) const LADDERS: &[Ladder] = &[
+    Ladder {
+        hook: hook::STATE,
+        steps: &[step(T, &[on("state", Tracepoint("inet_sock_set_state"))])],
+        off: None,
+    },
+    Ladder {
+        hook: hook::DESTROY,
+        steps: &[step(T, &[on("destroy", Tracepoint("tcp_destroy_sock"))])],
+        off: None,
+    },
+    Ladder {
+        hook: hook::RETRANSMIT,
+        steps: &[step(T, &[on("retransmit", Tracepoint("tcp_retransmit_skb"))])],
+        off: None,
+    },
+    Ladder {
+        hook: hook::SYNACK,
+        steps: &[step(T, &[on("synack", Tracepoint("tcp_retransmit_synack"))])],
+        off: None,
+    },
+    Ladder {
+        hook: hook::CONNECT,
+        steps: &[
+            step(F, &[on("connect_fentry", Fentry("tcp_connect"))]),
+            step(K, &[on("connect_kprobe", Kprobe("tcp_connect"))]),
+            blind(T, &[], "the local port of a connection that is not bound yet when connect() starts"),
+        ],
+        off: None,
+    },
+    Ladder {
+        hook: hook::ACCEPT,
+        steps: &[
+            step(F, &[on("accept_fexit", Fexit("inet_csk_accept"))]),
+            blind(
+                T,
+                &[on("accept_tracepoint", Tracepoint("tcp_rcv_space_adjust"))],
+                "accepted connections that never receive: they stay their listener's",
+            ),
+        ],
+        off: Some("who accepted a connection: it stays its listener's"),
+    },
+    Ladder {
+        hook: hook::SYN,
+        steps: &[
+            step(
+                F,
+                &[
+                    on("syn_fexit", Fexit("tcp_conn_request")),
+                    on("syn_fentry", Fentry("tcp_conn_request")),
+                ],
+            ),
+            step(
+                K,
+                &[
+                    on("syn_kretprobe", Kretprobe("tcp_conn_request")),
+                    on("syn_kprobe", Kprobe("tcp_conn_request")),
+                ],
+            ),
+            blind(
+                T,
+                &[on("syn_tracepoint", Tracepoint("consume_skb"))],
+                "listeners older than conntracer, and which member of a SO_REUSEPORT group dropped a SYN; causes are inferred from queue lengths",
+            ),
+        ],
+        off: Some("SYNs dropped at a listener"),
+    },
+    Ladder {
+        hook: hook::ACK,
+        steps: &[
+            step(
+                F,
+                &[
+                    on("ack_fexit_v4", Fexit("tcp_v4_syn_recv_sock")),
+                    on("ack_fentry_v4", Fentry("tcp_v4_syn_recv_sock")),
+                    on("ack_fexit_v6", Fexit("tcp_v6_syn_recv_sock")),
+                    on("ack_fentry_v6", Fentry("tcp_v6_syn_recv_sock")),
+                ],
+            ),
+            step(
+                K,
+                &[
+                    on("ack_kretprobe", Kretprobe("tcp_v4_syn_recv_sock")),
+                    on("ack_kretprobe", Kretprobe("tcp_v6_syn_recv_sock")),
+                    on("ack_kprobe", Kprobe("tcp_v4_syn_recv_sock")),
+                    on("ack_kprobe", Kprobe("tcp_v6_syn_recv_sock")),
+                ],
+            ),
+            blind(T, &[], "listeners older than conntracer; a refused third ACK is inferred from sk_drops"),
+        ],
+        off: Some("third ACKs that found the accept queue full"),
+    },
+    Ladder {
+        hook: hook::RTO,
+        steps: &[
+            step(F, &[on("rto_fentry", Fentry("tcp_enter_loss"))]),
+            step(K, &[on("rto_kprobe", Kprobe("tcp_enter_loss"))]),
+            step(T, &[on("rto_tracepoint", Tracepoint("tcp_cong_state_set"))]),
+        ],
+        off: Some("timeouts that send nothing because the segment never left this host"),
+    },
+    Ladder {
+        hook: hook::PROBE,
+        steps: &[
+            step(F, &[on("probe_fexit", Fexit("tcp_write_wakeup"))]),
+            step(
+                K,
+                &[
+                    on("probe_kretprobe", Kretprobe("tcp_write_wakeup")),
+                    on("probe_kprobe", Kprobe("tcp_write_wakeup")),
+                ],
+            ),
+        ],
+        off: Some("unanswered keepalive and window probes of a connection that retransmits nothing"),
+    },
+    Ladder {
+        hook: hook::RESET_SENT,
+        steps: &[step(T, &[on("reset_sent", Tracepoint("tcp_send_reset"))])],
+        off: Some("resets sent"),
+    },
+    Ladder {
+        hook: hook::RESET_RECEIVED,
+        steps: &[step(T, &[on("reset_received", Tracepoint("tcp_receive_reset"))])],
+        off: Some("resets received"),
+    },
+    Ladder {
+        hook: hook::DROP,
+        steps: &[step(T, &[on("drop", Tracepoint("kfree_skb"))])],
+        off: Some("packets dropped before they reach a socket"),
+    },
+];
+
+/// Programs that are loaded and attached to nothing: run on demand.
+pub(super) const ON_DEMAND: &[&str] = &["snapshot", "percpu_base"];

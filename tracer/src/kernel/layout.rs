@@ -1,0 +1,82 @@
+//! Resolves what the kernel half needs to know of the running kernel: offsets, argument counts, counter
+//! indices, and the names of drop and reset reasons. All from BTF, nothing by kernel version.
+
+use std::collections::BTreeMap;
+
+use conntracer_common::layout::{ABSENT, FIELDS, KernelFacts, KernelLayout};
+use zerocopy::FromBytes;
+
+use super::btf::{Btf, BtfError};
+
+/// Everything resolved at load.
+#[derive(Debug)]
+pub(super) struct Resolved {
+    pub(super) layout: KernelLayout,
+    pub(super) facts: KernelFacts,
+    pub(super) drop_reasons: BTreeMap<u32, String>,
+    pub(super) reset_reasons: BTreeMap<u32, String>,
+    /// Optional fields this kernel lacks, for the debug log.
+    pub(super) missing: Vec<&'static str>,
+}
+
+/// Asks BTF for every field of the layout; a required one that is missing is an error.
+pub(super) fn resolve(btf: &Btf<'_>) -> Result<Resolved, BtfError> {
+    let mut offsets = [ABSENT; FIELDS.len()];
+    let mut missing = Vec::new();
+    for (slot, field) in offsets.iter_mut().zip(FIELDS) {
+        match btf.place(field.structure, field.path) {
+            Ok(place) => {
+                *slot = u16::try_from(place.byte())
+                    .ok()
+                    .filter(|offset| *offset != ABSENT)
+                    .ok_or(BtfError::Malformed("a member lies beyond 64 KiB"))?;
+            }
+            Err(_) if field.optional => missing.push(field.name),
+            Err(error) => return Err(error),
+        }
+    }
+    let layout = KernelLayout::read_from_bytes(zerocopy::IntoBytes::as_bytes(&offsets))
+        .map_err(|_| BtfError::Malformed("the layout's size"))?;
+    let drop_reasons = btf.enumeration("skb_drop_reason", "SKB_DROP_REASON_");
+    Ok(Resolved {
+        layout,
+        facts: facts(btf, &drop_reasons),
+        reset_reasons: btf.enumeration("sk_rst_reason", "SK_RST_REASON_"),
+        drop_reasons,
+        missing,
+    })
+}
+
+fn facts(btf: &Btf<'_>, drop_reasons: &BTreeMap<u32, String>) -> KernelFacts {
+    let counters = btf.enumerators(&[
+        "LINUX_MIB_LISTENOVERFLOWS",
+        "LINUX_MIB_LISTENDROPS",
+        "LINUX_MIB_TCPREQQFULLDROP",
+        "LINUX_MIB_TCPREQQFULLDOCOOKIES",
+        "LINUX_MIB_TCPKEEPALIVE",
+    ]);
+    let counter = |name: &str| {
+        counters.get(name).and_then(|value| u16::try_from(*value).ok()).unwrap_or_default()
+    };
+    let count = |params: Option<usize>| {
+        params.and_then(|count| u8::try_from(count).ok()).unwrap_or_default()
+    };
+    let acked = btf.place("inet_request_sock", "acked").map_or(0, |place| place.bit() as u8);
+    KernelFacts {
+        mib_listen_overflows: counter("LINUX_MIB_LISTENOVERFLOWS"),
+        mib_listen_drops: counter("LINUX_MIB_LISTENDROPS"),
+        mib_reqq_full_drop: counter("LINUX_MIB_TCPREQQFULLDROP"),
+        mib_reqq_full_cookies: counter("LINUX_MIB_TCPREQQFULLDOCOOKIES"),
+        mib_tcp_keepalive: counter("LINUX_MIB_TCPKEEPALIVE"),
+        args_syn_recv_sock: count(btf.function_params("tcp_v4_syn_recv_sock")),
+        args_inet_csk_accept: count(btf.function_params("inet_csk_accept")),
+        args_tcp_retransmit_skb: count(btf.tracepoint_params("tcp_retransmit_skb")),
+        args_kfree_skb: count(btf.tracepoint_params("kfree_skb")),
+        args_tcp_send_reset: count(btf.tracepoint_params("tcp_send_reset")),
+        ireq_acked_bit: acked,
+        reason_listen_overflow: drop_reasons
+            .iter()
+            .find(|(_, name)| name.as_str() == "TCP_LISTEN_OVERFLOW")
+            .map_or(0, |(value, _)| *value),
+    }
+}

@@ -1,0 +1,100 @@
+//! Reads the kernel half's maps: the counters, and whole maps in batches.
+//!
+//! BPF_MAP_LOOKUP_BATCH (Linux 5.6) reads hundreds of entries a system call where a key-by-key walk
+//! needs two calls an entry; aya does not offer it.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use aya::maps::{MapData, PerCpuArray};
+use conntracer_common::stats::{HOOKS, HookCounters};
+use zerocopy::transmute;
+
+/// The counters as aya sees them: `HookCounters` is not ours to mark as plain data there.
+pub(super) type Counters = PerCpuArray<MapData, [u64; 5]>;
+
+/// One hook's counters, summed over CPUs.
+pub(super) fn counters(map: &Counters, hook: u32) -> io::Result<HookCounters> {
+    let per_cpu = map.get(&hook, 0).map_err(io::Error::other)?;
+    let mut sum = HookCounters::default();
+    for cpu in per_cpu.iter() {
+        sum.add(&transmute!(*cpu));
+    }
+    Ok(sum)
+}
+
+/// Every hook's counters.
+pub(super) fn accounts(map: &Counters) -> io::Result<Vec<(&'static str, HookCounters)>> {
+    (0..)
+        .zip(HOOKS)
+        .map(|(hook, name)| Ok((name, counters(map, hook)?)))
+        .collect()
+}
+
+/// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd`.
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+/// Entries asked for at once: 64 KiB of the largest values, and more than any one hash bucket holds.
+const BATCH: usize = 256;
+
+/// The `batch` member of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Shows every entry of a hash map with 8-byte keys. Entries that come or go meanwhile may be missed or
+/// seen, as with any walk of a live map.
+pub(super) fn for_each(
+    map: BorrowedFd<'_>,
+    value_size: usize,
+    mut see: impl FnMut(u64, &[u8]),
+) -> io::Result<()> {
+    let mut keys = [0_u64; BATCH];
+    let mut values = vec![0_u8; value_size * BATCH];
+    let mut cursor = [0_u64; 2];
+    let mut first = true;
+    loop {
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { (&raw const cursor).addr() as u64 },
+            out_batch: (&raw mut cursor).addr() as u64,
+            keys: keys.as_mut_ptr().addr() as u64,
+            values: values.as_mut_ptr().addr() as u64,
+            count: u32::try_from(BATCH).unwrap_or(u32::MAX),
+            map_fd: u32::try_from(map.as_raw_fd()).map_err(io::Error::other)?,
+            ..BatchAttr::default()
+        };
+        // SAFETY: `attr` is the batch member of bpf_attr; its pointers name live buffers of `count`
+        // keys and values, and a cursor of at least the 4 bytes a hash map's batch uses.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_MAP_LOOKUP_BATCH,
+                (&raw mut attr).cast::<libc::c_void>(),
+                size_of::<BatchAttr>(),
+            )
+        };
+        let error = io::Error::last_os_error();
+        // ENOENT: the end of the map, with `count` entries in this last batch.
+        if result != 0 && error.raw_os_error() != Some(libc::ENOENT) {
+            return Err(error);
+        }
+        let count = (attr.count as usize).min(BATCH);
+        for (key, value) in keys.iter().zip(values.chunks_exact(value_size)).take(count) {
+            see(*key, value);
+        }
+        if result != 0 {
+            return Ok(());
+        }
+        first = false;
+    }
+}
