@@ -1,0 +1,466 @@
+//! `vm`: the live tests, or the demo, on every kernel line, each in a VM of its own.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::{
+    build::{self, Profile},
+    kernel::{self, Kernel, LINES, Line},
+    libtest::{Counts, Report},
+    machine::{self, Log, Programs, Verdict},
+    packages::{self, Installation, Need},
+    process,
+    workspace::Workspace,
+};
+
+/// Run the live kernel tests in VMs, one per kernel line
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Kernel lines, of 5.10, 6.1, 6.12, 6.18 and 7.x; all when none is given.
+    kernels: Vec<String>,
+    /// Which rung of the hook ladder conntracer uses.
+    #[arg(long, value_enum, default_value_t = Hooks::Auto)]
+    hooks: Hooks,
+    /// Keep each VM's initramfs beside its log.
+    #[arg(long)]
+    keep: bool,
+    /// Run the demo instead of the tests, one kernel after the other, on this terminal.
+    #[arg(long)]
+    demo: bool,
+    /// VMs at a time; each emulates two CPUs on about one of the host's.
+    #[arg(long, default_value_t = default_jobs())]
+    jobs: usize,
+    /// Seconds after which a VM is killed and counted as failed.
+    #[arg(long, default_value_t = 600)]
+    timeout: u64,
+    /// Only run tests whose name contains this.
+    #[arg(last = true)]
+    filter: Option<String>,
+}
+
+/// The hook modes of conntracer that can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Hooks {
+    Auto,
+    Kprobe,
+    Tracepoint,
+    /// Each of the three in turn.
+    All,
+}
+
+impl Hooks {
+    fn modes(self) -> &'static [&'static str] {
+        match self {
+            Self::Auto => &["auto"],
+            Self::Kprobe => &["kprobe"],
+            Self::Tracepoint => &["tracepoint"],
+            Self::All => &["auto", "kprobe", "tracepoint"],
+        }
+    }
+}
+
+/// What the VMs are to do.
+pub(crate) struct Plan<'a> {
+    pub(crate) lines: Vec<&'static Line>,
+    pub(crate) hooks: Hooks,
+    pub(crate) filter: Option<&'a str>,
+    pub(crate) jobs: usize,
+    pub(crate) timeout: Duration,
+    pub(crate) keep: bool,
+}
+
+/// One VM's run of the tests.
+pub(crate) struct Outcome {
+    pub(crate) release: String,
+    pub(crate) hooks: &'static str,
+    pub(crate) counts: Counts,
+    /// Why the run as a whole is a failure; None when it is a success.
+    pub(crate) failure: Option<String>,
+    pub(crate) elapsed: Duration,
+    pub(crate) log: PathBuf,
+}
+
+pub(crate) fn execute(
+    workspace: &Workspace,
+    installation: Installation,
+    arguments: &Arguments,
+) -> Result<ExitCode> {
+    let lines = if arguments.kernels.is_empty() {
+        LINES.iter().collect()
+    } else {
+        arguments
+            .kernels
+            .iter()
+            .map(|name| kernel::line(name))
+            .collect::<Result<Vec<_>>>()?
+    };
+    let plan = Plan {
+        lines,
+        hooks: arguments.hooks,
+        filter: arguments.filter.as_deref(),
+        jobs: arguments.jobs.max(1),
+        timeout: Duration::from_secs(arguments.timeout),
+        keep: arguments.keep,
+    };
+    if arguments.demo {
+        return demo(workspace, installation, &plan, &[]);
+    }
+    let outcomes = test(workspace, installation, &plan)?;
+    print_failures(&outcomes)?;
+    print_table(&outcomes);
+    let failed = outcomes.iter().any(|outcome| outcome.failure.is_some());
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// VMs at a time: each keeps about one of the host's CPUs busy, and two share what the other waits.
+pub(crate) fn default_jobs() -> usize {
+    thread::available_parallelism().map_or(1, |cpus| cpus.get().min(8))
+}
+
+/// Installs the emulator where it is missing.
+pub(crate) fn ensure_emulator(installation: Installation) -> Result<()> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!(
+            "VMs run x86_64 kernels only; this host is {}",
+            std::env::consts::ARCH
+        );
+    }
+    if process::which(machine::EMULATOR).is_some() {
+        return Ok(());
+    }
+    packages::ensure(
+        &[Need {
+            package: machine::EMULATOR_PACKAGE,
+            reason: "runs the test kernels",
+        }],
+        installation,
+    )
+}
+
+/// Runs the live tests as `plan` says; results in the plan's order.
+pub(crate) fn test(
+    workspace: &Workspace,
+    installation: Installation,
+    plan: &Plan<'_>,
+) -> Result<Vec<Outcome>> {
+    ensure_emulator(installation)?;
+    let kernels = kernel::ensure(workspace, installation, &plan.lines)?;
+    let programs = programs(workspace, installation)?;
+    let filter = filter_argument("conntracer.filter", plan.filter)?;
+
+    let mut queue = VecDeque::new();
+    for hooks in plan.hooks.modes() {
+        for kernel in &kernels {
+            queue.push_back((queue.len(), kernel, *hooks));
+        }
+    }
+    let total = queue.len();
+    let queue = Mutex::new(queue);
+    let results = Mutex::new(Vec::with_capacity(total));
+    thread::scope(|scope| {
+        for _ in 0..plan.jobs.min(total) {
+            scope.spawn(|| {
+                loop {
+                    // Neither lock is held while a VM runs, so a panic poisons nothing half-made.
+                    let next = lock(&queue).pop_front();
+                    let Some((index, kernel, hooks)) = next else {
+                        break;
+                    };
+                    let outcome = test_one(workspace, plan, kernel, &programs, hooks, &filter);
+                    lock(&results).push((index, outcome));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+/// Runs the demo on each kernel of `plan`, its console on this terminal.
+pub(crate) fn demo(
+    workspace: &Workspace,
+    installation: Installation,
+    plan: &Plan<'_>,
+    demo_arguments: &[String],
+) -> Result<ExitCode> {
+    ensure_emulator(installation)?;
+    let kernels = kernel::ensure(workspace, installation, &plan.lines)?;
+    let programs = programs(workspace, installation)?;
+    let arguments = demo_arguments
+        .iter()
+        .map(|argument| filter_argument("conntracer.arg", Some(argument)))
+        .collect::<Result<Vec<_>>>()?
+        .join(" ");
+    let mut code = ExitCode::SUCCESS;
+    for kernel in &kernels {
+        for hooks in plan.hooks.modes() {
+            eprintln!("booting Linux {} (hooks: {hooks})", kernel.release);
+            let run = Run::prepare(workspace, kernel, &programs, &format!("demo-{hooks}"))?;
+            let verdict = machine::boot(
+                kernel,
+                &run.initramfs,
+                &format!("conntracer.run=demo conntracer.hooks={hooks} {arguments}"),
+                plan.timeout,
+                |line| {
+                    if !line.starts_with("init: ") {
+                        println!("{line}");
+                    }
+                    Ok(())
+                },
+            )?;
+            run.finish(plan.keep)?;
+            if let Some(reason) = verdict_failure(&verdict) {
+                eprintln!("error: Linux {}: {reason}", kernel.release);
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn programs(workspace: &Workspace, installation: Installation) -> Result<Programs> {
+    let test_binary = |name| build::test_binary(workspace, installation, name);
+    Ok(Programs {
+        init: test_binary("conntracer-vm-init")?,
+        bin: vec![
+            (
+                "conntracer",
+                build::conntracer(workspace, installation, Profile::Release)?,
+            ),
+            (
+                "kernel-tests",
+                build::test_target(workspace, installation, "kernel")?,
+            ),
+            ("conntracer-demo", test_binary("conntracer-demo")?),
+            ("conntracer-workload", test_binary("conntracer-workload")?),
+        ],
+    })
+}
+
+/// `name=value` for the kernel's command line, which has no quoting that the init would undo.
+fn filter_argument(name: &str, value: Option<&str>) -> Result<String> {
+    match value {
+        None => Ok(String::new()),
+        Some(value) if value.contains(|c: char| c.is_whitespace() || c == '"') => {
+            bail!("{value:?} cannot travel on a kernel command line: it has a space or a quote")
+        }
+        Some(value) => Ok(format!("{name}={value}")),
+    }
+}
+
+/// The files of one VM, below cargo's build directory.
+struct Run {
+    directory: PathBuf,
+    initramfs: PathBuf,
+}
+
+impl Run {
+    fn prepare(
+        workspace: &Workspace,
+        kernel: &Kernel,
+        programs: &Programs,
+        name: &str,
+    ) -> Result<Self> {
+        let directory = workspace.target().join("vm").join(kernel.line);
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("creating {}", directory.display()))?;
+        // The process id keeps two runs of xtask from overwriting what the other boots.
+        let initramfs = directory.join(format!("{name}-{}.cpio", std::process::id()));
+        machine::write_initramfs(&initramfs, kernel, programs)?;
+        Ok(Self {
+            directory,
+            initramfs,
+        })
+    }
+
+    fn finish(self, keep: bool) -> Result<()> {
+        if keep {
+            eprintln!("kept {}", self.initramfs.display());
+            return Ok(());
+        }
+        fs::remove_file(&self.initramfs)
+            .with_context(|| format!("removing {}", self.initramfs.display()))
+    }
+}
+
+fn test_one(
+    workspace: &Workspace,
+    plan: &Plan<'_>,
+    kernel: &Kernel,
+    programs: &Programs,
+    hooks: &'static str,
+    filter: &str,
+) -> Result<Outcome> {
+    let run = Run::prepare(workspace, kernel, programs, hooks)?;
+    let log_path = run.directory.join(format!("{hooks}.log"));
+    let mut log = Log::create(log_path.clone())?;
+    let mut report = Report::default();
+    let start = Instant::now();
+    let verdict = machine::boot(
+        kernel,
+        &run.initramfs,
+        &format!("conntracer.run=tests conntracer.hooks={hooks} {filter}"),
+        plan.timeout,
+        |line| {
+            report.line(line);
+            log.line(line)
+        },
+    )?;
+    let elapsed = start.elapsed();
+    run.finish(plan.keep)?;
+    let failure = failure(&verdict, &report);
+    eprintln!(
+        "Linux {} ({hooks}): {} in {} s",
+        kernel.release,
+        failure.as_deref().unwrap_or("passed"),
+        elapsed.as_secs()
+    );
+    let mut counts = report.counts;
+    if failure.is_some() && counts.failed == 0 {
+        // The VM itself failed, which must show in the sum.
+        counts.failed = 1;
+    }
+    Ok(Outcome {
+        release: kernel.release.clone(),
+        hooks,
+        counts,
+        failure,
+        elapsed,
+        log: log_path,
+    })
+}
+
+/// Why a run is no success. A verdict without a single test behind it is none.
+fn failure(verdict: &Verdict, report: &Report) -> Option<String> {
+    if !report.failures.is_empty() {
+        return Some(format!("failed: {}", report.failures.join(", ")));
+    }
+    verdict_failure(verdict).or_else(|| {
+        (report.summaries == 0 || report.counts.failed > 0)
+            .then(|| "the init said success, the test harness did not".to_owned())
+    })
+}
+
+fn verdict_failure(verdict: &Verdict) -> Option<String> {
+    match verdict {
+        Verdict::Success => None,
+        Verdict::Failure => Some("the init said failure".to_owned()),
+        Verdict::Crash(message) => Some(format!("the kernel crashed: {message}")),
+        Verdict::Contradiction => Some("the init gave more than one verdict".to_owned()),
+        Verdict::Silence => Some("the VM ended without a verdict".to_owned()),
+        Verdict::Timeout(after) => Some(format!("killed after {} s", after.as_secs())),
+    }
+}
+
+/// Prints what the failed VMs said about their failures.
+pub(crate) fn print_failures(outcomes: &[Outcome]) -> Result<()> {
+    for outcome in outcomes {
+        if let Some(reason) = &outcome.failure {
+            let Outcome {
+                release,
+                hooks,
+                log,
+                ..
+            } = outcome;
+            println!("\nLinux {release} ({hooks}): {reason}; {}", log.display());
+            println!("{}", excerpt(&read_log(log)?));
+        }
+    }
+    Ok(())
+}
+
+fn read_log(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// The part of a console log that explains a failure: from the harness's list of failures on, or
+/// else the end.
+fn excerpt(log: &str) -> String {
+    const TAIL_LINES: usize = 60;
+    let lines: Vec<&str> = log.lines().collect();
+    let start = lines
+        .iter()
+        .position(|line| line.trim() == "failures:")
+        .unwrap_or_else(|| lines.len().saturating_sub(TAIL_LINES));
+    lines[start..].join("\n")
+}
+
+/// Prints a row for each VM.
+pub(crate) fn print_table(outcomes: &[Outcome]) {
+    println!(
+        "\n{:<30} {:<11} {:>7} {:>7} {:>8} {:>8}",
+        "kernel", "hooks", "passed", "failed", "skipped", "seconds"
+    );
+    for outcome in outcomes {
+        println!(
+            "{:<30} {:<11} {:>7} {:>7} {:>8} {:>8}",
+            outcome.release,
+            outcome.hooks,
+            outcome.counts.passed,
+            outcome.counts.failed,
+            outcome.counts.skipped,
+            outcome.elapsed.as_secs()
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(text: &str) -> Report {
+        let mut report = Report::default();
+        text.lines().for_each(|line| report.line(line));
+        report
+    }
+
+    const PASSED: &str = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered \
+                          out; finished in 0.01s";
+
+    #[test]
+    fn success_needs_verdict_and_tests() {
+        assert_eq!(failure(&Verdict::Success, &report(PASSED)), None);
+        assert!(failure(&Verdict::Success, &report("")).is_some());
+        assert!(failure(&Verdict::Silence, &report(PASSED)).is_some());
+        let failed = report("test a::b ... FAILED");
+        assert_eq!(
+            failure(&Verdict::Failure, &failed).as_deref(),
+            Some("failed: a::b")
+        );
+    }
+
+    #[test]
+    fn excerpt_begins_at_the_failures() {
+        assert_eq!(
+            excerpt("boot\nfailures:\n\n---- a ----"),
+            "failures:\n\n---- a ----"
+        );
+        let long = vec!["x"; 100].join("\n");
+        assert_eq!(excerpt(&long).lines().count(), 60);
+    }
+
+    #[test]
+    fn only_plain_words_travel_on_the_command_line() {
+        assert_eq!(
+            filter_argument("f", Some("syn_drop")).unwrap(),
+            "f=syn_drop"
+        );
+        assert_eq!(filter_argument("f", None).unwrap(), "");
+        assert!(filter_argument("f", Some("a b")).is_err());
+    }
+}
