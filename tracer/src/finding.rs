@@ -3,20 +3,42 @@
 //! Plain data. Detectors (`crate::detect`) fill it, sinks (`crate::sink`) render it; nothing here
 //! knows the kernel or a format beyond serde's names.
 
-use std::{borrow::Cow, net::SocketAddr};
+use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 /// Nanoseconds of CLOCK_MONOTONIC as records carry it (`bpf_ktime_get_ns`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Ktime(pub u64);
 
-/// The three kinds conntracer detects.
+impl Ktime {
+    /// Time from `earlier` to `self`; zero when it is not earlier, since records of two CPUs may
+    /// arrive a little out of order.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// `duration` later; the end of time when that overflows.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+        )
+    }
+}
+
+/// The kinds of finding conntracer makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
     SynDrop,
+    /// Cookies sent in place of stored requests: degraded service, no drop.
+    SynCookies,
     HalfOpen,
     RetransmitStorm,
 }
@@ -54,10 +76,26 @@ pub struct Owner {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "scope", rename_all = "snake_case")]
 pub enum Subject {
-    Listener { netns: u32, local: SocketAddr },
-    Connection { netns: u32, local: SocketAddr, remote: SocketAddr, id: u64, born: Ktime },
-    Remote { netns: u32, remote: std::net::IpAddr },
-    Process { netns: u32, pid: u32, comm: String },
+    Listener {
+        netns: u32,
+        local: SocketAddr,
+    },
+    Connection {
+        netns: u32,
+        local: SocketAddr,
+        remote: SocketAddr,
+        id: u64,
+        born: Ktime,
+    },
+    Remote {
+        netns: u32,
+        remote: std::net::IpAddr,
+    },
+    Process {
+        netns: u32,
+        pid: u32,
+        comm: String,
+    },
     Host,
 }
 

@@ -1,0 +1,311 @@
+//! `half_open` / `half_closed`: one side has closed, the other has not, for too long.
+//!
+//! **Rule.** Every poll lists the sockets that are in CLOSE_WAIT or FIN_WAIT2 for longer than
+//! [`HalfOpen::half_closed_after_s`](crate::detect::HalfOpen::half_closed_after_s), which are grouped
+//! by process and state. Opens at
+//! [`HalfOpen::half_closed_sockets`](crate::detect::HalfOpen::half_closed_sockets); resolves when two
+//! polls find none. The count is how many there are; of a resolved finding, how many there were at
+//! most.
+//!
+//! **Reading.** CLOSE_WAIT: the peer closed and the application did not; a number that grows is a
+//! descriptor leak, a steady one a slow or stuck task. FIN_WAIT2: the application shut its sending
+//! side, and the peer does not close.
+//!
+//! **False positives.** Protocols that half-close by design (rsh, some proxies) stay so for as long
+//! as the other direction sends; raise the age there.
+
+use std::{
+    borrow::Cow,
+    collections::{HashSet, VecDeque},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use foldhash::quality::RandomState;
+
+use crate::{
+    detect::{Context, Draft, Facts, Life, plural, said_seconds, who},
+    event::{Owner, Snapshot, TcpState},
+    finding::{FindingKind, Ktime, Subject},
+    source::SocketId,
+    table::Bounded,
+};
+
+/// Growth is measured over [`SAMPLES`] such steps: a minute.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(10);
+const SAMPLES: usize = 6;
+
+/// Sockets of one poll that are told apart: four times the kernel half's default table.
+const SEEN: usize = 1 << 18;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Key {
+    netns: u32,
+    /// 0 when the owner is unknown.
+    pid: u32,
+    state: TcpState,
+}
+
+#[derive(Debug)]
+struct Group {
+    owner: Option<Owner>,
+    life: Option<Life>,
+    /// Counted since the last tick, and as of it.
+    counting: u64,
+    count: u64,
+    peak: u64,
+    /// The oldest socket: when it entered the state, and its ends.
+    oldest: Option<(Ktime, SocketAddr, SocketAddr)>,
+    absent_polls: u8,
+    /// Counts at steps of [`SAMPLE_INTERVAL`], oldest first.
+    samples: VecDeque<(Ktime, u64)>,
+}
+
+impl Group {
+    /// Sockets gained over at most a minute, and over how long; `None` before the second sample.
+    fn growth(&self, now: Ktime) -> Option<(u64, Duration)> {
+        let (then, count) = *self.samples.front()?;
+        let span = now.since(then);
+        (span >= SAMPLE_INTERVAL).then(|| (self.count.saturating_sub(count), span))
+    }
+
+    fn leaks(&self, cx: &Context<'_>) -> bool {
+        self.growth(cx.now)
+            .is_some_and(|(gained, _)| gained >= cx.thresholds.half_open.leak_per_minute.max(1))
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct HalfClosed {
+    groups: Bounded<Key, Group>,
+    /// Sockets counted since the last tick: a watched one is listed twice in a poll.
+    seen: HashSet<SocketId, RandomState>,
+}
+
+impl HalfClosed {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            groups: Bounded::new(limit),
+            seen: HashSet::default(),
+        }
+    }
+
+    pub(crate) const fn evicted(&self) -> u64 {
+        self.groups.evicted()
+    }
+
+    pub(crate) fn snapshot(&mut self, body: &Snapshot, cx: &mut Context<'_>) {
+        let socket = &body.socket;
+        if !matches!(socket.state, TcpState::CloseWait | TcpState::FinWait2) {
+            return;
+        }
+        let Some(since) = body.since else { return };
+        let limit = Duration::from_secs(cx.thresholds.half_open.half_closed_after_s);
+        if cx.now.since(since) < limit || self.seen.len() >= SEEN || !self.seen.insert(socket.id) {
+            return;
+        }
+        let key = Key {
+            netns: socket.netns,
+            pid: body.owner.map_or(0, |owner| owner.pid),
+            state: socket.state,
+        };
+        if self.groups.touch(&key).is_none() {
+            let group = Group {
+                owner: body.owner,
+                life: None,
+                counting: 0,
+                count: 0,
+                peak: 0,
+                oldest: None,
+                absent_polls: 0,
+                samples: VecDeque::new(),
+            };
+            if let Some((key, mut gone)) = self.groups.insert(key, group)
+                && let Some(life) = gone.life.take()
+            {
+                cx.resolve(life, draft(&key, &gone, gone.peak, cx));
+            }
+        }
+        let Some(group) = self.groups.get_mut(&key) else {
+            return;
+        };
+        group.owner = body.owner.or(group.owner);
+        if group.counting == 0 {
+            group.oldest = None;
+        }
+        group.counting += 1;
+        if group.oldest.is_none_or(|(oldest, ..)| since < oldest) {
+            group.oldest = Some((since, socket.local, socket.remote));
+        }
+    }
+
+    /// A tick ends a poll: what was not listed is gone.
+    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
+        self.seen.clear();
+        if self.groups.is_empty() {
+            return;
+        }
+        let keys: Vec<Key> = self.groups.iter().map(|(key, _)| *key).collect();
+        for key in keys {
+            let Some(group) = self.groups.get_mut(&key) else {
+                continue;
+            };
+            let counted = std::mem::take(&mut group.counting);
+            if counted == 0 {
+                group.absent_polls += 1;
+                // One poll may have lost its snapshots to a full ring.
+                if group.absent_polls >= 2 {
+                    if let Some(life) = group.life {
+                        cx.resolve(life, draft(&key, group, group.peak, cx));
+                    }
+                    self.groups.remove(&key);
+                }
+                continue;
+            }
+            group.absent_polls = 0;
+            group.count = counted;
+            group.peak = group.peak.max(counted);
+            judge(&key, group, cx);
+            if group
+                .samples
+                .back()
+                .is_none_or(|(at, _)| cx.now.since(*at) >= SAMPLE_INTERVAL)
+            {
+                if group.samples.len() == SAMPLES {
+                    group.samples.pop_front();
+                }
+                group.samples.push_back((cx.now, counted));
+            }
+        }
+    }
+
+    pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
+        let keys: Vec<Key> = self.groups.iter().map(|(key, _)| *key).collect();
+        for key in keys {
+            let Some(group) = self.groups.get_mut(&key) else {
+                continue;
+            };
+            let Some(mut life) = group.life else { continue };
+            if life.stale(group.count) {
+                cx.update(&mut life, draft(&key, group, group.count, cx));
+                group.life = Some(life);
+            }
+        }
+    }
+}
+
+fn judge(key: &Key, group: &mut Group, cx: &mut Context<'_>) {
+    match group.life {
+        None if group.count >= cx.thresholds.half_open.half_closed_sockets => {
+            group.life = Some(cx.open(draft(key, group, group.count, cx)));
+        }
+        Some(mut life) if life.due(cx.now, group.count) => {
+            cx.update(&mut life, draft(key, group, group.count, cx));
+            group.life = Some(life);
+        }
+        _ => {}
+    }
+}
+
+fn draft(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> Draft {
+    let since = group.oldest.map_or(cx.now, |(since, ..)| since);
+    let mut facts = Facts::default()
+        .text(
+            "state",
+            if key.state == TcpState::CloseWait {
+                "CLOSE_WAIT"
+            } else {
+                "FIN_WAIT2"
+            },
+        )
+        .count("sockets", group.count)
+        .count("most_sockets", group.peak)
+        .seconds("oldest_s", cx.now.since(since));
+    if let Some((_, local, remote)) = group.oldest {
+        facts = facts
+            .text("oldest_local", local.to_string())
+            .text("oldest_remote", remote.to_string());
+    }
+    if let Some((gained, span)) = group.growth(cx.now) {
+        facts = facts
+            .count("gained_sockets", gained)
+            .seconds("gained_within_s", span);
+    }
+    Draft {
+        kind: FindingKind::HalfOpen,
+        cause: "half_closed",
+        stage: None,
+        doubt: cx.doubt("half_open.half_closed", &[]),
+        subject: Subject::Process {
+            netns: key.netns,
+            pid: key.pid,
+            comm: group
+                .owner
+                .map_or_else(String::new, |owner| owner.comm.to_text().into_owned()),
+        },
+        owner: group.owner,
+        since,
+        last: cx.now,
+        count,
+        summary: summary(key, group, count, cx),
+        evidence: facts,
+        advice: advice(key, group, cx),
+    }
+}
+
+fn summary(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> String {
+    let owner = who(group.owner.as_ref());
+    let sockets = plural(count, "socket");
+    let oldest = group.oldest.map_or_else(String::new, |(since, ..)| {
+        format!(", the oldest for {}", said_seconds(cx.now.since(since)))
+    });
+    let trend = match group.growth(cx.now) {
+        Some((gained, span)) if group.leaks(cx) => {
+            format!("; {gained} more within {}: a leak", said_seconds(span))
+        }
+        _ => String::new(),
+    };
+    if key.state == TcpState::CloseWait {
+        format!(
+            "{owner} holds {sockets} in CLOSE_WAIT{oldest}: the peer has closed, close() was not \
+             called{trend}"
+        )
+    } else {
+        format!(
+            "{owner} holds {sockets} in FIN_WAIT2{oldest}: it has shut its side, the peer does not \
+             close{trend}"
+        )
+    }
+}
+
+fn advice(key: &Key, group: &Group, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
+    let owner = who(group.owner.as_ref());
+    match (key.state, group.leaks(cx)) {
+        (TcpState::CloseWait, true) => vec![
+            format!("find the path in {owner} that forgets close() after read() returned 0").into(),
+            format!(
+                "watch its descriptors (ls /proc/{}/fd) against its limit: at RLIMIT_NOFILE accept() \
+                 fails",
+                key.pid
+            )
+            .into(),
+        ],
+        (TcpState::CloseWait, false) => vec![
+            format!("find out what {owner} waits for before it closes: a stuck task, or a peer it \
+                     forgot")
+                .into(),
+        ],
+        _ => vec![
+            format!("let {owner} close() instead of shutdown() when it wants no answer, or set a \
+                     receive timeout")
+                .into(),
+            format!(
+                "the kernel ends FIN_WAIT2 by itself only after close(): net.ipv4.tcp_fin_timeout \
+                 (now {} s)",
+                cx.sysctl("net.ipv4.tcp_fin_timeout").unwrap_or("unknown"),
+            )
+            .into(),
+        ],
+    }
+}

@@ -1,0 +1,5 @@
+//! `half_open`: one end believes in a connection that the other does not have, or not any more.
+
+pub(crate) mod dead_peer;
+pub(crate) mod half_closed;
+pub(crate) mod handshake;

@@ -1,0 +1,252 @@
+//! What one scope (connection, remote or host) retransmitted lately: the rate over the last seconds,
+//! and the totals that a finding will stand on.
+
+use std::time::Duration;
+
+use crate::{detect::Life, event::RetransmitType, finding::Ktime};
+
+/// The rate is that of the last three seconds: one alone swings with RTO backoff.
+const BUCKETS: usize = 3;
+const BUCKET: Duration = Duration::from_secs(1);
+
+/// Before a storm opens, totals reach back over one to two such spans: long enough to hold its first
+/// segments, short enough that yesterday's strays are not among them.
+const LOOKBACK: Duration = Duration::from_secs(30);
+
+/// One retransmission (or what failed to be one), for every scope it belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segments {
+    pub(super) kind: RetransmitType,
+    pub(super) count: u64,
+    /// They did not leave this host.
+    pub(super) failed: bool,
+    /// All of them full-sized (one MSS or more).
+    pub(super) full: bool,
+    /// Data segments their connection sent since its last record.
+    pub(super) sent: u64,
+    /// Their connection's peer acknowledged, or sent, something since the last record.
+    pub(super) progress: bool,
+    pub(super) peer_spoke: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Bucket {
+    /// Seconds of the clock; the bucket is void in any other second.
+    second: u64,
+    /// Everything but SYN-ACKs, which `half_open` / `handshake` tells better.
+    segments: u64,
+    /// Of data, and what their connections sent.
+    data: u64,
+    sent: u64,
+    first: Ktime,
+}
+
+/// Totals of one stretch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    /// Segments that left, by type.
+    pub(super) types: [u64; RetransmitType::ALL.len()],
+    pub(super) segments: u64,
+    pub(super) failed: u64,
+    pub(super) full: u64,
+    pub(super) sent: u64,
+    pub(super) progress: u64,
+    pub(super) peer_spoke: u64,
+    /// Connections that retransmitted; of a connection, 1.
+    pub(super) connections: u64,
+    first: Option<Ktime>,
+}
+
+impl Tally {
+    fn add(&mut self, segments: &Segments, first_of_connection: bool, now: Ktime) {
+        self.first.get_or_insert(now);
+        self.connections += u64::from(first_of_connection);
+        self.progress += u64::from(segments.progress);
+        self.peer_spoke += u64::from(segments.peer_spoke);
+        self.sent = self.sent.saturating_add(segments.sent);
+        if segments.failed {
+            self.failed += segments.count;
+            return;
+        }
+        self.segments += segments.count;
+        self.types[segments.kind as usize] += segments.count;
+        if segments.full {
+            self.full += segments.count;
+        }
+    }
+
+    fn joined(&self, later: &Self) -> Self {
+        let mut sum = *later;
+        for (sum, more) in sum.types.iter_mut().zip(self.types) {
+            *sum += more;
+        }
+        sum.segments += self.segments;
+        sum.failed += self.failed;
+        sum.full += self.full;
+        sum.sent = sum.sent.saturating_add(self.sent);
+        sum.progress += self.progress;
+        sum.peer_spoke += self.peer_spoke;
+        sum.connections += self.connections;
+        sum.first = self.first.or(later.first);
+        sum
+    }
+
+    pub(super) const fn of(&self, kind: RetransmitType) -> u64 {
+        self.types[kind as usize]
+    }
+
+    /// Retransmitted segments that carried data (or a FIN).
+    pub(super) const fn data(&self) -> u64 {
+        self.segments - self.of(RetransmitType::Syn) - self.of(RetransmitType::SynAck)
+    }
+
+    /// Share of retransmitted among sent data segments, where the kernel counts those.
+    pub(super) fn ratio(&self) -> Option<f64> {
+        (self.sent > 0).then(|| (self.data() as f64 / self.sent as f64).min(1.0))
+    }
+}
+
+/// See the module. `C` names the narrower scopes within this one.
+#[derive(Debug)]
+pub(super) struct Activity<C> {
+    pub(super) life: Option<Life>,
+    buckets: [Bucket; BUCKETS],
+    older: Tally,
+    recent: Tally,
+    recent_from: Ktime,
+    pub(super) last: Ktime,
+    /// When the rate was last at half the floor or above.
+    busy: Ktime,
+    /// Most segments within one second, and when; rate at the opening.
+    pub(super) peak_per_s: u64,
+    pub(super) peak_at: Ktime,
+    pub(super) onset_per_s: f64,
+    /// The narrower scope with the most segments.
+    top: Option<(C, u64)>,
+}
+
+impl<C: Copy + PartialEq> Activity<C> {
+    pub(super) fn new(now: Ktime) -> Self {
+        Self {
+            life: None,
+            buckets: [Bucket::default(); BUCKETS],
+            older: Tally::default(),
+            recent: Tally::default(),
+            recent_from: now,
+            last: now,
+            busy: now,
+            peak_per_s: 0,
+            peak_at: now,
+            onset_per_s: 0.0,
+            top: None,
+        }
+    }
+
+    /// Counts `segments`. Says whether they are the first since a pause of `quiet`.
+    pub(super) fn add(
+        &mut self,
+        segments: &Segments,
+        first_of_connection: bool,
+        floor: f64,
+        quiet: Duration,
+        now: Ktime,
+    ) -> bool {
+        let empty = self.recent.first.is_none() && self.older.first.is_none();
+        let paused = empty || (self.life.is_none() && now.since(self.last) >= quiet);
+        if paused {
+            *self = Self::new(now);
+        } else if self.life.is_none() && now.since(self.recent_from) >= LOOKBACK {
+            self.older = std::mem::take(&mut self.recent);
+            self.recent_from = now;
+            self.top = None;
+        }
+        self.recent.add(segments, first_of_connection, now);
+        self.last = now;
+        if segments.kind != RetransmitType::SynAck {
+            self.fill_bucket(segments, now);
+        }
+        if self.rate(now) >= floor / 2.0 {
+            self.busy = now;
+        }
+        paused
+    }
+
+    fn fill_bucket(&mut self, segments: &Segments, now: Ktime) {
+        let second = now.0 / BUCKET.as_nanos() as u64;
+        let bucket = &mut self.buckets[(second % BUCKETS as u64) as usize];
+        if bucket.second != second || bucket.segments == 0 {
+            *bucket = Bucket {
+                second,
+                first: now,
+                ..Bucket::default()
+            };
+        }
+        bucket.segments += segments.count;
+        if segments.kind != RetransmitType::Syn {
+            bucket.data += segments.count;
+        }
+        bucket.sent = bucket.sent.saturating_add(segments.sent);
+        if bucket.segments > self.peak_per_s {
+            self.peak_per_s = bucket.segments;
+            self.peak_at = now;
+        }
+    }
+
+    fn live(&self, now: Ktime) -> impl Iterator<Item = &Bucket> {
+        let second = now.0 / BUCKET.as_nanos() as u64;
+        self.buckets.iter().filter(move |bucket| {
+            bucket.segments > 0 && second.saturating_sub(bucket.second) < BUCKETS as u64
+        })
+    }
+
+    /// Segments a second over the last three.
+    pub(super) fn rate(&self, now: Ktime) -> f64 {
+        self.live(now).map(|bucket| bucket.segments).sum::<u64>() as f64 / BUCKETS as f64
+    }
+
+    /// Whether rate, ratio and duration make it a storm.
+    pub(super) fn storms(&self, floor: f64, ratio: f64, burst: Duration, now: Ktime) -> bool {
+        if self.rate(now) < floor {
+            return false;
+        }
+        let (mut data, mut sent, mut first) = (0_u64, 0_u64, now);
+        for bucket in self.live(now) {
+            data += bucket.data;
+            sent = sent.saturating_add(bucket.sent);
+            first = first.min(bucket.first);
+        }
+        let worth = data == 0 || sent == 0 || data as f64 >= ratio * sent as f64;
+        worth && now.since(first) >= burst
+    }
+
+    /// Whether an open storm is over.
+    pub(super) fn is_over(&self, quiet: Duration, now: Ktime) -> bool {
+        now.since(self.busy) >= quiet
+    }
+
+    pub(super) fn total(&self) -> Tally {
+        self.older.joined(&self.recent)
+    }
+
+    pub(super) fn since(&self) -> Ktime {
+        self.older.first.or(self.recent.first).unwrap_or(self.last)
+    }
+
+    /// Notes that the narrower scope `child` has `count` segments by now.
+    pub(super) fn contributed(&mut self, child: C, count: u64) {
+        if self
+            .top
+            .is_none_or(|(top, most)| top == child || count > most)
+        {
+            self.top = Some((child, count));
+        }
+    }
+
+    /// Whether one narrower scope holds `share` of this one's segments.
+    pub(super) fn is_explained(&self, share: f64) -> bool {
+        let total = self.total();
+        let all = total.segments + total.failed;
+        self.top
+            .is_some_and(|(_, most)| most as f64 >= share * all as f64)
+    }
+}

@@ -1,0 +1,389 @@
+//! `retransmit_storm`: so many segments are sent again that it is a condition, not an accident.
+//!
+//! **Rule.** Per connection, remote address and host: the rate over the last 3 s reaches the scope's
+//! floor, retransmissions are at least [`RetransmitStorm::ratio`] of what the connections sent, and
+//! they come for longer than one burst. Opens at the segment that crosses (`onset`), updates as it
+//! grows (`peak`), resolves when the rate stayed below half the floor for
+//! [`RetransmitStorm::quiet_s`] (`end`).
+//!
+//! **Scope.** The narrowest that explains it: a wider scope stays silent while one narrower scope
+//! holds [`RetransmitStorm::explained`] of its segments, and a narrower one once the wider is open.
+//!
+//! **Count.** Every segment the scope sent again since its activity began, from before the opening to
+//! the end, so that it equals `Tcp RetransSegs` of a namespace that has just this storm. What did not
+//! leave the host (`tcp_retransmit_skb` with an error) is counted apart. Repeated SYN-ACKs count, but
+//! open nothing: [`super::half_open::handshake`] tells what they mean.
+//!
+//! **False positives.** A link that loses several percent by nature; raise the ratio there. A burst
+//! that is repaired at once, stray tail loss probes and RTO backoff of a single dead peer open
+//! nothing.
+
+mod activity;
+mod words;
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use self::activity::{Activity, Segments};
+use super::{Context, RetransmitStorm as Thresholds};
+use crate::{
+    event::{Retransmit, RetransmitType, SynAck, TcpState},
+    finding::{Ktime, Subject},
+    table::{
+        Bounded,
+        connection::{Change, Connection, ConnectionKey},
+    },
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct RemoteKey {
+    netns: u32,
+    remote: IpAddr,
+}
+
+/// A scope with an open finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    Connection(ConnectionKey),
+    Remote(RemoteKey),
+    Host,
+}
+
+#[derive(Debug)]
+struct OfConnection {
+    connection: Connection,
+    activity: Activity<()>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct RetransmitStorm {
+    connections: Bounded<ConnectionKey, OfConnection>,
+    remotes: Bounded<RemoteKey, Activity<ConnectionKey>>,
+    host: Activity<RemoteKey>,
+    open: BTreeMap<u64, Scope>,
+}
+
+impl RetransmitStorm {
+    pub(crate) fn new(connections: usize, remotes: usize) -> Self {
+        Self {
+            connections: Bounded::new(connections),
+            remotes: Bounded::new(remotes),
+            host: Activity::new(Ktime(0)),
+            open: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) const fn evicted(&self) -> u64 {
+        self.connections.evicted() + self.remotes.evicted()
+    }
+
+    pub(crate) fn retransmit(
+        &mut self,
+        body: &Retransmit,
+        change: &Change<'_>,
+        cx: &mut Context<'_>,
+    ) {
+        let length = body.end_seq.wrapping_sub(body.seq);
+        let mut segments = Segments {
+            kind: body.kind,
+            count: body.segments.into(),
+            failed: body.errno != 0,
+            full: body.tcp.mss_bytes > 0
+                && u64::from(length) >= u64::from(body.tcp.mss_bytes) * u64::from(body.segments),
+            sent: change.sent.into(),
+            progress: change.progress,
+            peer_spoke: change.peer_spoke,
+        };
+        // Unanswered connects are many short-lived sockets: only wider scopes make sense of them.
+        let child = if matches!(body.socket.state, TcpState::SynSent | TcpState::SynRecv) {
+            segments.sent = 0;
+            None
+        } else {
+            Some(self.of_connection(&mut segments, change, cx))
+        };
+        self.widen(
+            RemoteKey {
+                netns: body.socket.netns,
+                remote: body.socket.remote.ip(),
+            },
+            &segments,
+            child,
+            cx,
+        );
+    }
+
+    pub(crate) fn syn_ack(&mut self, body: &SynAck, cx: &mut Context<'_>) {
+        let segments = Segments {
+            kind: RetransmitType::SynAck,
+            count: 1,
+            failed: false,
+            full: false,
+            sent: 0,
+            progress: false,
+            peer_spoke: false,
+        };
+        let key = RemoteKey {
+            netns: body.socket.netns,
+            remote: body.socket.remote.ip(),
+        };
+        self.widen(key, &segments, None, cx);
+    }
+
+    /// Counts for the connection; says which it is and whether its activity just began.
+    fn of_connection(
+        &mut self,
+        segments: &mut Segments,
+        change: &Change<'_>,
+        cx: &mut Context<'_>,
+    ) -> (ConnectionKey, bool) {
+        let storm = &cx.thresholds.retransmit_storm;
+        let key = change.connection.key;
+        let known = self.connections.touch(&key).is_some();
+        // What a connection sent in an hour says nothing about now: of one that is not new, only what
+        // it sent since its first retransmission is held against it.
+        if !known && cx.now.since(key.id.born) > YOUNG {
+            segments.sent = segments.count;
+        }
+        if !known {
+            let entry = OfConnection {
+                connection: *change.connection,
+                activity: Activity::new(cx.now),
+            };
+            if let Some((_, mut gone)) = self.connections.insert(key, entry)
+                && let Some(life) = gone.activity.life.take()
+            {
+                self.open.remove(&life.id);
+                cx.resolve(
+                    life,
+                    words::connection(&gone.connection, &gone.activity, "end", cx),
+                );
+            }
+        }
+        let Some(entry) = self.connections.get_mut(&key) else {
+            return (key, false);
+        };
+        entry.connection = *change.connection;
+        let begun = entry.activity.add(
+            segments,
+            true,
+            storm.connection_per_s,
+            storm.quiet(),
+            cx.now,
+        );
+        (key, begun)
+    }
+
+    /// Counts for the remote and the host, then opens or updates what crossed, narrowest first.
+    fn widen(
+        &mut self,
+        remote: RemoteKey,
+        segments: &Segments,
+        child: Option<(ConnectionKey, bool)>,
+        cx: &mut Context<'_>,
+    ) {
+        let storm = &cx.thresholds.retransmit_storm;
+        let first_of_connection = match child {
+            Some((_, begun)) => begun,
+            None => false,
+        };
+        if self.remotes.touch(&remote).is_none()
+            && let Some((key, mut gone)) = self.remotes.insert(remote, Activity::new(cx.now))
+            && let Some(life) = gone.life.take()
+        {
+            self.open.remove(&life.id);
+            cx.resolve(life, words::remote(key.netns, key.remote, &gone, "end", cx));
+        }
+        let Some(of_remote) = self.remotes.get_mut(&remote) else {
+            return;
+        };
+        of_remote.add(
+            segments,
+            first_of_connection,
+            storm.remote_per_s,
+            storm.quiet(),
+            cx.now,
+        );
+        if let Some((key, _)) = child
+            && let Some(entry) = self.connections.get(&key)
+        {
+            let total = entry.activity.total();
+            of_remote.contributed(key, total.segments + total.failed);
+        }
+        self.host.add(
+            segments,
+            first_of_connection,
+            storm.host_per_s,
+            storm.quiet(),
+            cx.now,
+        );
+        let total = of_remote.total();
+        self.host.contributed(remote, total.segments + total.failed);
+        self.judge(remote, child.map(|(key, _)| key), cx);
+    }
+
+    fn judge(&mut self, remote: RemoteKey, child: Option<ConnectionKey>, cx: &mut Context<'_>) {
+        let storm = &cx.thresholds.retransmit_storm;
+        let now = cx.now;
+        let Some(of_remote) = self.remotes.get_mut(&remote) else {
+            return;
+        };
+        let host_open = self.host.life.is_some();
+        let host_storms = crosses(&self.host, storm.host_per_s, storm, now);
+        let remote_storms = crosses(of_remote, storm.remote_per_s, storm, now);
+        if let Some(key) = child
+            && let Some(entry) = self.connections.get_mut(&key)
+        {
+            let may_open = !host_open
+                && of_remote.life.is_none()
+                && (!remote_storms || of_remote.is_explained(storm.explained))
+                && crosses(&entry.activity, storm.connection_per_s, storm, now);
+            let connection = &entry.connection;
+            step(&mut entry.activity, may_open, cx, |activity, stage, cx| {
+                words::connection(connection, activity, stage, cx)
+            })
+            .map(|id| self.open.insert(id, Scope::Connection(key)));
+        }
+        let may_open = !host_open
+            && remote_storms
+            && !of_remote.is_explained(storm.explained)
+            && (!host_storms || self.host.is_explained(storm.explained));
+        step(of_remote, may_open, cx, |activity, stage, cx| {
+            words::remote(remote.netns, remote.remote, activity, stage, cx)
+        })
+        .map(|id| self.open.insert(id, Scope::Remote(remote)));
+        let may_open = host_storms && !self.host.is_explained(storm.explained);
+        step(&mut self.host, may_open, cx, words::host).map(|id| self.open.insert(id, Scope::Host));
+    }
+
+    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
+        let quiet = cx.thresholds.retransmit_storm.quiet();
+        let (connections, remotes, host) =
+            (&mut self.connections, &mut self.remotes, &mut self.host);
+        self.open.retain(|_, scope| match scope {
+            Scope::Connection(key) => connections.get_mut(key).is_some_and(|entry| {
+                let connection = &entry.connection;
+                lives(&mut entry.activity, quiet, cx, |activity, stage, cx| {
+                    words::connection(connection, activity, stage, cx)
+                })
+            }),
+            Scope::Remote(key) => remotes.get_mut(key).is_some_and(|activity| {
+                lives(activity, quiet, cx, |activity, stage, cx| {
+                    words::remote(key.netns, key.remote, activity, stage, cx)
+                })
+            }),
+            Scope::Host => lives(host, quiet, cx, words::host),
+        });
+        while let Some((_, entry)) = connections.oldest()
+            && is_idle(&entry.activity, quiet, cx.now)
+        {
+            connections.pop_oldest();
+        }
+        while let Some((_, activity)) = remotes.oldest()
+            && is_idle(activity, quiet, cx.now)
+        {
+            remotes.pop_oldest();
+        }
+    }
+
+    pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
+        for scope in self.open.values() {
+            match scope {
+                Scope::Connection(key) => {
+                    if let Some(entry) = self.connections.get_mut(key) {
+                        let connection = &entry.connection;
+                        last_word(&mut entry.activity, cx, |activity, stage, cx| {
+                            words::connection(connection, activity, stage, cx)
+                        });
+                    }
+                }
+                Scope::Remote(key) => {
+                    if let Some(activity) = self.remotes.get_mut(key) {
+                        last_word(activity, cx, |activity, stage, cx| {
+                            words::remote(key.netns, key.remote, activity, stage, cx)
+                        });
+                    }
+                }
+                Scope::Host => last_word(&mut self.host, cx, words::host),
+            }
+        }
+    }
+}
+
+/// Up to this age everything a connection sent belongs to its first retransmission's ratio.
+const YOUNG: Duration = Duration::from_secs(10);
+
+fn crosses<C: Copy + PartialEq>(
+    activity: &Activity<C>,
+    floor: f64,
+    storm: &Thresholds,
+    now: Ktime,
+) -> bool {
+    activity.storms(floor, storm.ratio, storm.burst(), now)
+}
+
+/// Opens or updates after an event; says the id of what it opened.
+fn step<C: Copy + PartialEq>(
+    activity: &mut Activity<C>,
+    may_open: bool,
+    cx: &mut Context<'_>,
+    draft: impl Fn(&Activity<C>, &'static str, &Context<'_>) -> super::Draft,
+) -> Option<u64> {
+    match activity.life {
+        None if may_open => {
+            activity.onset_per_s = activity.rate(cx.now);
+            let life = cx.open(draft(activity, "onset", cx));
+            activity.life = Some(life);
+            Some(life.id)
+        }
+        Some(mut life) if life.due(cx.now, activity.total().segments) => {
+            cx.update(&mut life, draft(activity, "peak", cx));
+            activity.life = Some(life);
+            None
+        }
+        _ => None,
+    }
+}
+
+/// Resolves what is over and says whether it goes on.
+fn lives<C: Copy + PartialEq>(
+    activity: &mut Activity<C>,
+    quiet: Duration,
+    cx: &mut Context<'_>,
+    draft: impl Fn(&Activity<C>, &'static str, &Context<'_>) -> super::Draft,
+) -> bool {
+    let Some(mut life) = activity.life else {
+        return false;
+    };
+    if activity.is_over(quiet, cx.now) {
+        cx.resolve(life, draft(activity, "end", cx));
+        *activity = Activity::new(cx.now);
+        return false;
+    }
+    if life.due(cx.now, activity.total().segments) {
+        cx.update(&mut life, draft(activity, "peak", cx));
+        activity.life = Some(life);
+    }
+    true
+}
+
+fn last_word<C: Copy + PartialEq>(
+    activity: &mut Activity<C>,
+    cx: &mut Context<'_>,
+    draft: impl Fn(&Activity<C>, &'static str, &Context<'_>) -> super::Draft,
+) {
+    if let Some(mut life) = activity.life
+        && life.stale(activity.total().segments)
+    {
+        cx.update(&mut life, draft(activity, "peak", cx));
+        activity.life = Some(life);
+    }
+}
+
+fn is_idle<C: Copy + PartialEq>(activity: &Activity<C>, quiet: Duration, now: Ktime) -> bool {
+    activity.life.is_none() && now.since(activity.last) >= quiet
+}
+
+/// The subject of a remote-scope finding.
+fn remote_subject(netns: u32, remote: IpAddr) -> Subject {
+    Subject::Remote { netns, remote }
+}

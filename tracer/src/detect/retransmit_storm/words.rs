@@ -1,0 +1,214 @@
+//! What a storm is called: its cause, from the types of its segments and from what the peer still
+//! acknowledged, and the sentences, evidence and advice that go with it.
+
+use std::{borrow::Cow, net::IpAddr};
+
+use super::{
+    activity::{Activity, Tally},
+    remote_subject,
+};
+use crate::{
+    detect::{Context, Draft, Facts, hooks, plural},
+    event::{Owner, RetransmitType},
+    finding::{FindingKind, Subject},
+    table::connection::Connection,
+};
+
+/// Why segments have to be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    PeerUnreachable,
+    PathLoss,
+    PathMtu,
+    LocalDrop,
+    Unknown,
+}
+
+impl Cause {
+    /// From most to least certain. A segment that this host could not send needs no theory. Where the
+    /// peer acknowledges anything, or its duplicate ACKs called for the repeats, the path works and
+    /// loses. Where nothing comes through although the peer still talks, and only full-sized
+    /// segments were tried, size is what tells them apart. Timeouts alone mean silence.
+    pub(super) fn of(tally: &Tally) -> Self {
+        if tally.failed > tally.segments {
+            return Self::LocalDrop;
+        }
+        if tally.progress > 0 || tally.of(RetransmitType::Fast) > 0 {
+            return Self::PathLoss;
+        }
+        let timeouts = tally.of(RetransmitType::Timeout);
+        if timeouts > 0 && tally.full == tally.data() && tally.peer_spoke > 0 {
+            return Self::PathMtu;
+        }
+        if timeouts + tally.of(RetransmitType::Syn) + tally.of(RetransmitType::SynAck) > 0 {
+            return Self::PeerUnreachable;
+        }
+        Self::Unknown
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::PeerUnreachable => "peer_unreachable",
+            Self::PathLoss => "path_loss",
+            Self::PathMtu => "path_mtu",
+            Self::LocalDrop => "local_drop",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    const fn reading(self) -> &'static str {
+        match self {
+            Self::PeerUnreachable => {
+                "only timeouts, nothing is acknowledged: the peer cannot be reached"
+            }
+            Self::PathLoss => "the peer acknowledges the rest: packets are lost on the path",
+            Self::PathMtu => {
+                "only full-sized segments fail while the peer still talks: they are too large for the path"
+            }
+            Self::LocalDrop => "most never left this host: it drops them itself",
+            Self::Unknown => "their types do not tell why",
+        }
+    }
+
+    fn advice(self, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
+        match self {
+            Self::PeerUnreachable => vec![
+                "check that the peer is up and that no firewall drops its packets silently \
+                 (ip route get, mtr --tcp)"
+                    .into(),
+            ],
+            Self::PathLoss => vec![
+                "look for drops here first (ip -s link, tc -s qdisc, ethtool -S), then along the path \
+                 (mtr --tcp)"
+                    .into(),
+            ],
+            Self::PathMtu => vec![
+                "let ICMP \"fragmentation needed\" and \"packet too big\" through, or clamp the MSS on \
+                 the tunnel's ends"
+                    .into(),
+                format!(
+                    "or set net.ipv4.tcp_mtu_probing to 1 (now {})",
+                    cx.sysctl("net.ipv4.tcp_mtu_probing").unwrap_or("unknown"),
+                )
+                .into(),
+            ],
+            Self::LocalDrop => vec![
+                "look at this host's output firewall, its qdisc (tc -s qdisc) and the link".into(),
+            ],
+            Self::Unknown => {
+                vec!["compare TcpExt counters (nstat -az 'TcpExt*') while it lasts".into()]
+            }
+        }
+    }
+}
+
+pub(super) fn connection(
+    connection: &Connection,
+    activity: &Activity<()>,
+    stage: &'static str,
+    cx: &Context<'_>,
+) -> Draft {
+    let to = connection.remote.to_string();
+    draft(
+        connection.subject(),
+        connection.owner,
+        &to,
+        activity,
+        stage,
+        cx,
+    )
+}
+
+pub(super) fn remote<C: Copy + PartialEq>(
+    netns: u32,
+    remote: IpAddr,
+    activity: &Activity<C>,
+    stage: &'static str,
+    cx: &Context<'_>,
+) -> Draft {
+    draft(
+        remote_subject(netns, remote),
+        None,
+        &remote.to_string(),
+        activity,
+        stage,
+        cx,
+    )
+}
+
+pub(super) fn host<C: Copy + PartialEq>(
+    activity: &Activity<C>,
+    stage: &'static str,
+    cx: &Context<'_>,
+) -> Draft {
+    draft(Subject::Host, None, "many remotes", activity, stage, cx)
+}
+
+fn draft<C: Copy + PartialEq>(
+    subject: Subject,
+    owner: Option<Owner>,
+    to: &str,
+    activity: &Activity<C>,
+    stage: &'static str,
+    cx: &Context<'_>,
+) -> Draft {
+    let total = activity.total();
+    let cause = Cause::of(&total);
+    let mut facts = Facts::default()
+        .number("rate_per_s", activity.rate(cx.now))
+        .number("onset_per_s", activity.onset_per_s)
+        .count("peak_per_s", activity.peak_per_s)
+        .seconds("peak_after_s", activity.peak_at.since(activity.since()));
+    if let Some(ratio) = total.ratio() {
+        facts = facts
+            .number("ratio", ratio)
+            .count("sent_segments", total.sent);
+    }
+    for kind in RetransmitType::ALL {
+        if total.of(kind) > 0 {
+            facts = facts.count(kind_key(kind), total.of(kind));
+        }
+    }
+    facts = facts
+        .count("full_sized_segments", total.full)
+        .count("segments_not_sent", total.failed);
+    if total.connections > 0 {
+        facts = facts.count("connections", total.connections);
+    }
+    let segments = plural(total.segments, "segment");
+    let ratio = total.ratio().map_or_else(String::new, |ratio| {
+        format!(" ({:.1} % of what was sent)", ratio * 100.0)
+    });
+    Draft {
+        kind: FindingKind::RetransmitStorm,
+        cause: cause.name(),
+        stage: Some(stage),
+        doubt: cx.doubt("retransmit_storm", &hooks::STORM).or_else(|| {
+            (cause == Cause::PathMtu)
+                .then(|| "the cause was concluded from the sizes of the segments".into())
+        }),
+        subject,
+        owner,
+        since: activity.since(),
+        last: activity.last,
+        count: total.segments,
+        summary: format!(
+            "{segments} retransmitted to {to}{ratio}, at most {} a second: {}",
+            activity.peak_per_s,
+            cause.reading(),
+        ),
+        evidence: facts,
+        advice: cause.advice(cx),
+    }
+}
+
+const fn kind_key(kind: RetransmitType) -> &'static str {
+    match kind {
+        RetransmitType::Timeout => "timeout_segments",
+        RetransmitType::Fast => "fast_segments",
+        RetransmitType::TailLossProbe => "tail_loss_probe_segments",
+        RetransmitType::Syn => "syn_segments",
+        RetransmitType::SynAck => "syn_ack_segments",
+        RetransmitType::Unknown => "unknown_segments",
+    }
+}

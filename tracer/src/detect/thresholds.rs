@@ -1,0 +1,231 @@
+//! Every number a detector judges by, with its default and the reason for it: the `[detect]` table of
+//! the config file.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The `[detect]` table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Thresholds {
+    pub syn_drop: SynDrop,
+    pub half_open: HalfOpen,
+    pub retransmit_storm: RetransmitStorm,
+    pub limits: Limits,
+}
+
+/// `[detect.syn_drop]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SynDrop {
+    /// A listener that dropped nothing for so long has recovered. Default 10 s: a refused client
+    /// comes back after 1, 2 and 4 s, so a queue that is still full shows itself within 10.
+    pub quiet_s: u64,
+}
+
+impl Default for SynDrop {
+    fn default() -> Self {
+        Self { quiet_s: 10 }
+    }
+}
+
+/// `[detect.half_open]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HalfOpen {
+    /// Opens `handshake` when one request's SYN-ACK was repeated so often. Default 2: the first
+    /// repeat (after 1 s) is one lost packet, the second (3 s) takes two losses in a row.
+    pub synack_repeats: u8,
+    /// Opens `handshake` when so many requests of one listener needed a repeat within 4 s. Default 5:
+    /// what one lost burst of a handful of clients does not reach.
+    pub synack_requests: u64,
+    /// Distinct unanswering sources from which on it reads like a flood of forged addresses. Default
+    /// 64: more than the clients one broken path usually has within a SYN-ACK's 63 s.
+    pub flood_sources: u64,
+    /// Opens `dead_peer` at so many consecutive retransmission timeouts. Default 3, `tcp_retries1`:
+    /// where the kernel itself starts to doubt the path; on a LAN that is 1.4 s of silence.
+    pub timeouts: u8,
+    /// Opens `dead_peer` at so many unanswered keepalive or window probes. Default 2: a live peer
+    /// answers each, so that the count never passes 1 unless a probe or its answer was lost.
+    pub probes: u8,
+    /// Age from which CLOSE_WAIT and FIN_WAIT2 count. Default 60 s, `tcp_fin_timeout`: the kernel's
+    /// own patience with a FIN_WAIT2 that nobody owns any more.
+    pub half_closed_after_s: u64,
+    /// Opens `half_closed` at so many sockets of one process. Default 1: a minute in CLOSE_WAIT is a
+    /// close() that was forgotten, be it once.
+    pub half_closed_sockets: u64,
+    /// Half-closed sockets gained in a minute from which on it reads like a leak. Default 3: one slow
+    /// peer holds one socket.
+    pub leak_per_minute: u64,
+}
+
+impl Default for HalfOpen {
+    fn default() -> Self {
+        Self {
+            synack_repeats: 2,
+            synack_requests: 5,
+            flood_sources: 64,
+            timeouts: 3,
+            probes: 2,
+            half_closed_after_s: 60,
+            half_closed_sockets: 1,
+            leak_per_minute: 3,
+        }
+    }
+}
+
+/// `[detect.retransmit_storm]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetransmitStorm {
+    /// Retransmitted segments a second, over the last 3 s, from which on one connection storms.
+    /// Default 5: RTO backoff alone stays below 2, so a peer that is merely gone is not a storm.
+    pub connection_per_s: f64,
+    /// The same for all connections to one remote address. Default 10: two storming connections.
+    pub remote_per_s: f64,
+    /// The same for the whole host. Default 50: below it, a busy server's ordinary internet losses.
+    pub host_per_s: f64,
+    /// Share of retransmitted among sent data segments from which on a connection storms. Default
+    /// 0.03: there loss alone holds a connection of 50 ms round trip to about 1.6 Mbit/s (Mathis).
+    pub ratio: f64,
+    /// Retransmissions within this are one loss and its repair. Default 500 ms: more than two round
+    /// trips of nearly every path.
+    pub burst_ms: u64,
+    /// A storm ends when its rate stayed below half the floor for so long. Default 10 s: longer than
+    /// the gaps that RTO backoff leaves in a storm (up to 6.4 s after five timeouts).
+    pub quiet_s: u64,
+    /// A wider scope stays silent while one narrower scope holds this share of its segments. Default
+    /// 0.8: one connection that storms is not its remote's storm.
+    pub explained: f64,
+}
+
+impl Default for RetransmitStorm {
+    fn default() -> Self {
+        Self {
+            connection_per_s: 5.0,
+            remote_per_s: 10.0,
+            host_per_s: 50.0,
+            ratio: 0.03,
+            burst_ms: 500,
+            quiet_s: 10,
+            explained: 0.8,
+        }
+    }
+}
+
+/// `[detect.limits]`: what is remembered at most. What falls out is counted in
+/// [`crate::pipeline::Tallies`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Connections in trouble, per detector. Default 16,384: about 10 MB in all.
+    pub connections: usize,
+    /// Listeners. Default 4,096.
+    pub listeners: usize,
+    /// Remote addresses that are retransmitted to. Default 16,384.
+    pub remotes: usize,
+    /// Processes with half-closed sockets. Default 4,096.
+    pub processes: usize,
+    /// Connections whose state is asked for at every poll. Default 4,096: about 4 ms a second.
+    pub watched: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 16_384,
+            listeners: 4_096,
+            remotes: 16_384,
+            processes: 4_096,
+            watched: 4_096,
+        }
+    }
+}
+
+impl Thresholds {
+    /// What makes no sense, as one sentence naming the key and the remedy.
+    pub fn check(&self) -> Result<(), String> {
+        let storm = &self.retransmit_storm;
+        for (key, rate) in [
+            ("connection_per_s", storm.connection_per_s),
+            ("remote_per_s", storm.remote_per_s),
+            ("host_per_s", storm.host_per_s),
+        ] {
+            if !(rate.is_finite() && rate > 0.0) {
+                return Err(format!(
+                    "detect.retransmit_storm.{key} is {rate}: set a rate above 0"
+                ));
+            }
+        }
+        for (key, share) in [("ratio", storm.ratio), ("explained", storm.explained)] {
+            if !(0.0..=1.0).contains(&share) {
+                return Err(format!(
+                    "detect.retransmit_storm.{key} is {share}: set a share from 0 to 1"
+                ));
+            }
+        }
+        let half_open = &self.half_open;
+        let limits = &self.limits;
+        for (key, number) in [
+            (
+                "half_open.synack_repeats",
+                u64::from(half_open.synack_repeats),
+            ),
+            ("half_open.synack_requests", half_open.synack_requests),
+            ("half_open.timeouts", u64::from(half_open.timeouts)),
+            ("half_open.probes", u64::from(half_open.probes)),
+            (
+                "half_open.half_closed_sockets",
+                half_open.half_closed_sockets,
+            ),
+            ("limits.connections", limits.connections as u64),
+            ("limits.listeners", limits.listeners as u64),
+            ("limits.remotes", limits.remotes as u64),
+            ("limits.processes", limits.processes as u64),
+        ] {
+            if number == 0 {
+                return Err(format!("detect.{key} is 0: set at least 1"));
+            }
+        }
+        // Slots are numbered in 32 bits.
+        for (key, number) in [
+            ("connections", limits.connections),
+            ("listeners", limits.listeners),
+            ("remotes", limits.remotes),
+            ("processes", limits.processes),
+            ("watched", limits.watched),
+        ] {
+            if number > 1 << 24 {
+                return Err(format!(
+                    "detect.limits.{key} is {number}: set at most 16777216"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl SynDrop {
+    pub(crate) const fn quiet(&self) -> Duration {
+        Duration::from_secs(self.quiet_s)
+    }
+}
+
+impl HalfOpen {
+    /// [`HalfOpen::half_closed_after_s`] in the unit of records.
+    #[must_use]
+    pub const fn half_closed_ns(&self) -> u64 {
+        self.half_closed_after_s.saturating_mul(1_000_000_000)
+    }
+}
+
+impl RetransmitStorm {
+    pub(crate) const fn quiet(&self) -> Duration {
+        Duration::from_secs(self.quiet_s)
+    }
+
+    pub(crate) const fn burst(&self) -> Duration {
+        Duration::from_millis(self.burst_ms)
+    }
+}

@@ -1,0 +1,228 @@
+//! One thread's work between ring and sinks: a record is decoded, folded into the tables, judged by
+//! the detectors, and what they find is handed on.
+//!
+//! Reads no clock, opens no file, and treats a live record and a recorded one alike. Called by the
+//! run loop and by `replay`.
+
+use std::sync::Arc;
+
+use conntracer_common::stats::HOOKS;
+use serde::Serialize;
+
+use crate::{
+    decode::decode,
+    detect::{
+        Context, Thresholds,
+        half_open::{dead_peer::DeadPeer, half_closed::HalfClosed, handshake::Handshake},
+        retransmit_storm::RetransmitStorm,
+        syn_drop::SynDrop,
+    },
+    event::{Body, Event, TcpState},
+    finding::{Finding, Ktime},
+    kernel::host::Host,
+    source::SocketId,
+    table::connection::Connections,
+};
+
+/// What the pipeline hands on.
+#[derive(Clone, Copy, Debug)]
+pub enum Output<'a> {
+    /// Every decoded record, before what it leads to.
+    Event(&'a Event),
+    Finding(&'a Finding),
+    /// Records that were lost before they were decoded.
+    Gap {
+        at: Ktime,
+        hook: &'static str,
+        lost: u64,
+    },
+}
+
+/// What the user half did with its records, and what its bounds cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tallies {
+    /// Records fed, and those that were none.
+    pub records: u64,
+    pub decode_errors: u64,
+    /// Findings opened.
+    pub findings: u64,
+    /// Records lost before decode, as `gap` lines told.
+    pub lost: u64,
+    /// Entries that had to make room in a full table.
+    pub connections_evicted: u64,
+    pub listeners_evicted: u64,
+    pub storms_evicted: u64,
+    pub dead_peers_evicted: u64,
+    pub processes_evicted: u64,
+    /// Connections that should be watched and are not, at the last poll.
+    pub unwatched: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Pipeline {
+    thresholds: Thresholds,
+    host: Arc<Host>,
+    connections: Connections,
+    syn_drop: SynDrop,
+    handshake: Handshake,
+    dead_peer: DeadPeer,
+    half_closed: HalfClosed,
+    storm: RetransmitStorm,
+    now: Ktime,
+    last_id: u64,
+    lost: [u64; HOOKS.len()],
+    records: u64,
+    decode_errors: u64,
+    unwatched: u64,
+}
+
+impl Pipeline {
+    /// An empty pipeline that judges by `thresholds` and names things as `host` does.
+    #[must_use]
+    pub fn new(thresholds: Thresholds, host: Arc<Host>) -> Self {
+        let limits = &thresholds.limits;
+        Self {
+            connections: Connections::new(limits.connections),
+            syn_drop: SynDrop::new(limits.listeners),
+            handshake: Handshake::new(limits.listeners),
+            dead_peer: DeadPeer::new(limits.connections),
+            half_closed: HalfClosed::new(limits.processes),
+            storm: RetransmitStorm::new(limits.connections, limits.remotes),
+            thresholds,
+            host,
+            now: Ktime(0),
+            last_id: 0,
+            lost: [0; HOOKS.len()],
+            records: 0,
+            decode_errors: 0,
+            unwatched: 0,
+        }
+    }
+
+    /// Takes one record through to its findings. Bytes that are no record are counted.
+    pub fn feed(&mut self, record: &[u8], out: &mut dyn FnMut(Output<'_>)) {
+        self.records += 1;
+        let Ok(event) = decode(record) else {
+            self.decode_errors += 1;
+            return;
+        };
+        // Never backwards: rings of two CPUs may be a little out of order.
+        self.now = self.now.max(event.time);
+        if let Body::Loss(loss) = &event.body
+            && let Some(lost) = self.lost.get_mut(loss.hook)
+        {
+            *lost = lost.saturating_add(loss.lost);
+            if loss.lost > 0 {
+                out(Output::Gap {
+                    at: self.now,
+                    hook: loss.hook_name(),
+                    lost: loss.lost,
+                });
+            }
+        }
+        out(Output::Event(&event));
+        let mut cx = Context {
+            now: self.now,
+            host: &self.host,
+            thresholds: &self.thresholds,
+            lost: &self.lost,
+            last_id: &mut self.last_id,
+            out: &mut |finding| out(Output::Finding(finding)),
+        };
+        if let Some(change) = self.connections.apply(&event) {
+            self.dead_peer.change(&event, &change, &mut cx);
+            if let Body::Retransmit(body) = &event.body {
+                self.storm.retransmit(body, &change, &mut cx);
+            }
+        }
+        match &event.body {
+            Body::Syn(body) => self.syn_drop.syn(body, &mut cx),
+            Body::SynAck(body) => {
+                self.handshake.syn_ack(body, &mut cx);
+                self.storm.syn_ack(body, &mut cx);
+            }
+            Body::State(body) => {
+                self.dead_peer.state(body, &mut cx);
+                if body.new == TcpState::Close {
+                    self.connections.forget(&body.socket);
+                }
+            }
+            Body::Reset(body) => self.dead_peer.reset(body, &mut cx),
+            Body::Snapshot(body) => self.half_closed.snapshot(body, &mut cx),
+            Body::Tick => {
+                self.syn_drop.tick(&mut cx);
+                self.handshake.tick(&mut cx);
+                self.dead_peer.tick(&mut cx);
+                self.half_closed.tick(&mut cx);
+                self.storm.tick(&mut cx);
+            }
+            Body::Connect(_)
+            | Body::Accept(_)
+            | Body::Retransmit(_)
+            | Body::Drop(_)
+            | Body::Probe(_)
+            | Body::Loss(_) => {}
+        }
+    }
+
+    /// The end of input: the last figures of every finding that is still open.
+    pub fn finish(&mut self, out: &mut dyn FnMut(Output<'_>)) {
+        let mut cx = Context {
+            now: self.now,
+            host: &self.host,
+            thresholds: &self.thresholds,
+            lost: &self.lost,
+            last_id: &mut self.last_id,
+            out: &mut |finding| out(Output::Finding(finding)),
+        };
+        self.syn_drop.finish(&mut cx);
+        self.handshake.finish(&mut cx);
+        self.dead_peer.finish(&mut cx);
+        self.half_closed.finish(&mut cx);
+        self.storm.finish(&mut cx);
+    }
+
+    /// Connections that the next poll is to show: silent ones, whose recovery no hook tells.
+    pub fn watched(&mut self) -> Vec<SocketId> {
+        let (watched, unwatched) = self.dead_peer.watched(self.thresholds.limits.watched);
+        self.unwatched = unwatched;
+        watched
+    }
+
+    /// Age from which the next poll is to list half-closed sockets.
+    #[must_use]
+    pub const fn half_closed_ns(&self) -> u64 {
+        self.thresholds.half_open.half_closed_ns()
+    }
+
+    /// Time of the newest record.
+    #[must_use]
+    pub const fn now(&self) -> Ktime {
+        self.now
+    }
+
+    #[must_use]
+    pub const fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    #[must_use]
+    pub fn tallies(&self) -> Tallies {
+        Tallies {
+            records: self.records,
+            decode_errors: self.decode_errors,
+            findings: self.last_id,
+            lost: self
+                .lost
+                .iter()
+                .fold(0, |sum, lost| sum.saturating_add(*lost)),
+            connections_evicted: self.connections.evicted(),
+            listeners_evicted: self.syn_drop.evicted() + self.handshake.evicted(),
+            storms_evicted: self.storm.evicted(),
+            dead_peers_evicted: self.dead_peer.evicted(),
+            processes_evicted: self.half_closed.evicted(),
+            unwatched: self.unwatched,
+        }
+    }
+}

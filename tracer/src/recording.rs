@@ -1,0 +1,199 @@
+//! A recording: the host's facts, then every record as it was fed to the pipeline.
+//!
+//! ```text
+//! "CONNTRC\n"  u32 version  u32 length of the head   head: Host as JSON
+//! then, to the end of the file:  u32 length  that many bytes of one record
+//! ```
+//!
+//! Numbers are in the byte order of the traced host, as the records are; a reader with the other
+//! order says so. Replaying a recording feeds the pipeline the same bytes as the run did, so that it
+//! makes the same findings. Thresholds are not recorded: a replay may be asked with others.
+
+use std::io::{self, Read, Write};
+
+use thiserror::Error;
+
+use crate::kernel::host::Host;
+
+const MAGIC: [u8; 8] = *b"CONNTRC\n";
+const VERSION: u32 = 1;
+/// Reasons and sysctls of a real host take 20 kB; beyond this it is no head.
+const MAX_HEAD: u32 = 4 << 20;
+/// Far above `conntracer_common::record::MAX_RECORD`, so that newer records can be longer.
+const MAX_LENGTH: u32 = 4096;
+
+/// Why a recording cannot be read (further).
+#[derive(Debug, Error)]
+pub enum RecordingError {
+    #[error("not a conntracer recording: record one with `conntracer record FILE`")]
+    Magic,
+    #[error("recorded on a machine of the other byte order: replay it on one like that")]
+    ByteOrder,
+    #[error(
+        "recording has format {found} and this conntracer reads format {VERSION}: replay it with \
+         the conntracer that recorded it"
+    )]
+    Version { found: u32 },
+    #[error("the recording's head cannot be read: {reason}")]
+    Head { reason: String },
+    #[error("the recording ends in the middle of a record, after {records} whole ones")]
+    Truncated { records: u64 },
+    #[error("record {number} claims {length} bytes: the recording is damaged from there on, {records} records are whole", number = records + 1)]
+    Damaged { records: u64, length: u32 },
+    #[error("reading the recording after {records} records: {source}")]
+    Io { records: u64, source: io::Error },
+}
+
+/// Writes a recording. The caller buffers and flushes.
+#[derive(Debug)]
+pub struct Writer<W> {
+    file: W,
+}
+
+impl<W: Write> Writer<W> {
+    /// Writes the head.
+    pub fn new(mut file: W, host: &Host) -> io::Result<Self> {
+        let head = serde_json::to_vec(host)?;
+        let length = u32::try_from(head.len())
+            .ok()
+            .filter(|length| *length <= MAX_HEAD)
+            .ok_or_else(|| io::Error::other("the host's facts are too long for a recording"))?;
+        file.write_all(&MAGIC)?;
+        file.write_all(&VERSION.to_ne_bytes())?;
+        file.write_all(&length.to_ne_bytes())?;
+        file.write_all(&head)?;
+        Ok(Self { file })
+    }
+
+    /// Appends one record, whatever its bytes: what the pipeline was fed is what is kept.
+    pub fn record(&mut self, record: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(record.len())
+            .ok()
+            .filter(|length| *length <= MAX_LENGTH)
+            .ok_or_else(|| io::Error::other("a record too long for a recording"))?;
+        self.file.write_all(&length.to_ne_bytes())?;
+        self.file.write_all(record)
+    }
+
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Reads a recording: total over any bytes, and never holds more than the head and one record.
+#[derive(Debug)]
+pub struct Reader<R> {
+    file: R,
+    host: Host,
+    record: Vec<u8>,
+    records: u64,
+}
+
+impl<R: Read> Reader<R> {
+    /// Reads the head.
+    pub fn new(mut file: R) -> Result<Self, RecordingError> {
+        let mut magic = [0; MAGIC.len()];
+        match file.read_exact(&mut magic) {
+            Ok(()) if magic == MAGIC => {}
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                return Err(RecordingError::Io {
+                    records: 0,
+                    source: error,
+                });
+            }
+            _ => return Err(RecordingError::Magic),
+        }
+        let short = |error: io::Error| RecordingError::Head {
+            reason: error.to_string(),
+        };
+        let mut word = [0; 4];
+        file.read_exact(&mut word).map_err(short)?;
+        match u32::from_ne_bytes(word) {
+            VERSION => {}
+            found if found.swap_bytes() <= 0xff => return Err(RecordingError::ByteOrder),
+            found => return Err(RecordingError::Version { found }),
+        }
+        file.read_exact(&mut word).map_err(short)?;
+        let length = u32::from_ne_bytes(word);
+        if length > MAX_HEAD {
+            return Err(RecordingError::Head {
+                reason: format!("it claims {length} bytes"),
+            });
+        }
+        let mut head = Vec::new();
+        // Grows as bytes come: a false length costs nothing.
+        file.by_ref()
+            .take(length.into())
+            .read_to_end(&mut head)
+            .map_err(short)?;
+        if head.len() != length as usize {
+            return Err(RecordingError::Head {
+                reason: "the file ends within it".to_owned(),
+            });
+        }
+        let host = serde_json::from_slice(&head).map_err(|error| RecordingError::Head {
+            reason: error.to_string(),
+        })?;
+        Ok(Self {
+            file,
+            host,
+            record: Vec::new(),
+            records: 0,
+        })
+    }
+
+    /// The host the records come from.
+    #[must_use]
+    pub const fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Whole records read so far.
+    #[must_use]
+    pub const fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// The next record; `None` at the end.
+    pub fn next_record(&mut self) -> Result<Option<&[u8]>, RecordingError> {
+        let records = self.records;
+        let mut word = [0; 4];
+        match self.fill(&mut word)? {
+            0 => return Ok(None),
+            4 => {}
+            _ => return Err(RecordingError::Truncated { records }),
+        }
+        let length = u32::from_ne_bytes(word);
+        if length > MAX_LENGTH {
+            return Err(RecordingError::Damaged { records, length });
+        }
+        let mut record = std::mem::take(&mut self.record);
+        record.resize(length as usize, 0);
+        let read = self.fill(&mut record);
+        self.record = record;
+        if read? != self.record.len() {
+            return Err(RecordingError::Truncated { records });
+        }
+        self.records += 1;
+        Ok(Some(&self.record))
+    }
+
+    /// Reads until `buffer` is full or the file ends; says how many bytes came.
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, RecordingError> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.file.read(&mut buffer[filled..]) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => {
+                    return Err(RecordingError::Io {
+                        records: self.records,
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(filled)
+    }
+}

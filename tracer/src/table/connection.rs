@@ -1,0 +1,184 @@
+//! Connections that were seen in trouble, and what each event changed about them.
+//!
+//! A healthy connection never gets an entry: entries begin with a retransmission, an unanswered probe
+//! or a snapshot that shows one, and end with the socket. Owners learned once stay known.
+
+use std::net::SocketAddr;
+
+use conntracer_common::tcp::ca;
+
+use crate::{
+    event::{Body, Event, Owner, Socket, Tcp, TcpState},
+    finding::{Ktime, Subject},
+    source::SocketId,
+    table::Bounded,
+};
+
+/// Which connection: the socket and its birth, and its ends where the birth was not seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionKey {
+    pub id: SocketId,
+    ends: Option<(SocketAddr, SocketAddr)>,
+}
+
+impl ConnectionKey {
+    #[must_use]
+    pub fn of(socket: &Socket) -> Self {
+        let unborn = socket.id.born == Ktime(0);
+        Self {
+            id: socket.id,
+            ends: unborn.then_some((socket.local, socket.remote)),
+        }
+    }
+}
+
+/// One connection as last seen.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection {
+    pub key: ConnectionKey,
+    pub netns: u32,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub owner: Option<Owner>,
+    pub tcp: Tcp,
+    /// When `tcp` was read.
+    pub last: Ktime,
+}
+
+impl Connection {
+    #[must_use]
+    pub fn seen(socket: &Socket, owner: Option<Owner>, tcp: Tcp, last: Ktime) -> Self {
+        Self {
+            key: ConnectionKey::of(socket),
+            netns: socket.netns,
+            local: socket.local,
+            remote: socket.remote,
+            owner,
+            tcp,
+            last,
+        }
+    }
+
+    #[must_use]
+    pub const fn subject(&self) -> Subject {
+        Subject::Connection {
+            netns: self.netns,
+            local: self.local,
+            remote: self.remote,
+            id: self.key.id.sk,
+            born: self.key.id.born,
+        }
+    }
+}
+
+/// What an event did to a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    pub connection: &'a Connection,
+    /// The peer acknowledged something since the last event (`snd_una` advanced).
+    pub progress: bool,
+    /// The peer sent something since the last event (`rcv_nxt` advanced).
+    pub peer_spoke: bool,
+    /// Data segments sent since the last event, or in the socket's life at its first; 0 where the
+    /// kernel does not count them.
+    pub sent: u32,
+}
+
+/// The table.
+#[derive(Debug)]
+pub struct Connections {
+    table: Bounded<ConnectionKey, Connection>,
+}
+
+impl Connections {
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            table: Bounded::new(limit),
+        }
+    }
+
+    #[must_use]
+    pub const fn evicted(&self) -> u64 {
+        self.table.evicted()
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Folds an event in; `None` when it is about no connection in trouble.
+    pub fn apply(&mut self, event: &Event) -> Option<Change<'_>> {
+        let socket = event.body.socket()?;
+        let owner = event.body.owner().copied();
+        let (tcp, begins) = match &event.body {
+            Body::Retransmit(body) => (Some(&body.tcp), true),
+            Body::Probe(body) => (Some(&body.tcp), true),
+            // A socket that is gone has no fields left to compare.
+            Body::Snapshot(body) if body.socket.state != TcpState::Close => {
+                (Some(&body.tcp), in_trouble(&body.tcp))
+            }
+            Body::Snapshot(_) | Body::State(_) | Body::Reset(_) => (None, false),
+            Body::Connect(_)
+            | Body::Accept(_)
+            | Body::SynAck(_)
+            | Body::Syn(_)
+            | Body::Drop(_)
+            | Body::Tick
+            | Body::Loss(_) => return None,
+        };
+        let key = ConnectionKey::of(socket);
+        if self.table.touch(&key).is_none() {
+            let tcp = tcp.filter(|_| begins)?;
+            self.table
+                .insert(key, Connection::seen(socket, owner, *tcp, event.time));
+            let connection = self.table.get(&key)?;
+            return Some(Change {
+                connection,
+                progress: false,
+                peer_spoke: false,
+                sent: tcp.data_segs_out,
+            });
+        }
+        let connection = self.table.get_mut(&key)?;
+        connection.owner = owner.or(connection.owner);
+        // The answer to a poll overtakes what waits in a ring: older fields change nothing.
+        let Some(tcp) = tcp.filter(|_| event.time >= connection.last) else {
+            return Some(Change {
+                connection,
+                progress: false,
+                peer_spoke: false,
+                sent: 0,
+            });
+        };
+        connection.last = event.time;
+        let before = std::mem::replace(&mut connection.tcp, *tcp);
+        Some(Change {
+            connection,
+            progress: advanced(before.snd_una, tcp.snd_una),
+            peer_spoke: advanced(before.rcv_nxt, tcp.rcv_nxt),
+            sent: tcp.data_segs_out.saturating_sub(before.data_segs_out),
+        })
+    }
+
+    /// The socket is gone.
+    pub fn forget(&mut self, socket: &Socket) {
+        self.table.remove(&ConnectionKey::of(socket));
+    }
+}
+
+fn in_trouble(tcp: &Tcp) -> bool {
+    tcp.retransmits > 0 || tcp.probes_out > 0 || tcp.ca_state == ca::LOSS
+}
+
+/// Whether a sequence number moved forward (RFC 9293, 3.4: by less than half the space).
+const fn advanced(before: u32, now: u32) -> bool {
+    let step = now.wrapping_sub(before);
+    step != 0 && step < 1 << 31
+}
