@@ -18,7 +18,9 @@ use rstest::rstest;
 use crate::support::{assert_accounts, assert_said, binary, trace};
 
 #[rstest]
-fn handshake_equals_syn_retrans(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn handshake_equals_syn_retrans(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = GhostSyns::new(family, Cookies::WhenFull).unwrap();
     let server = scenario.pair.server.clone();
@@ -61,7 +63,9 @@ fn handshake_equals_syn_retrans(#[values(Family::V4, Family::V6)] family: Family
 }
 
 #[rstest]
-fn dead_peer_is_suspected_then_confirmed(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn dead_peer_is_suspected_then_confirmed(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = DeadPeer::new(family).unwrap();
     let server = scenario.pair.server.clone();
@@ -107,7 +111,9 @@ fn dead_peer_is_suspected_then_confirmed(#[values(Family::V4, Family::V6)] famil
 }
 
 #[rstest]
-fn dead_peer_that_comes_back_has_recovered(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn dead_peer_that_comes_back_has_recovered(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = DeadPeer::new(family).unwrap();
     let server = scenario.pair.server.clone();
@@ -134,7 +140,9 @@ fn dead_peer_that_comes_back_has_recovered(#[values(Family::V4, Family::V6)] fam
 }
 
 #[rstest]
-fn half_closed_counts_the_sockets(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn half_closed_counts_the_sockets(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = HalfClosed::new(family).unwrap();
     let server = scenario.pair.server.clone();

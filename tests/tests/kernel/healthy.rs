@@ -9,8 +9,10 @@ use rstest::rstest;
 use crate::support::{assert_accounts, binary, trace};
 
 #[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
 fn healthy_traffic_gives_no_finding(
-    #[values(Family::V4, Family::V6)] family: Family,
+    #[case] family: Family,
     #[values("ringbuf", "perf")] transport: &str,
 ) {
     let Some(binary) = binary() else { return };

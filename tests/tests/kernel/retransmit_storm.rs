@@ -14,10 +14,9 @@ use crate::support::{assert_accounts, assert_said, binary, trace};
 const SEGMENTS: u64 = 200;
 
 #[rstest]
-fn storm_equals_retrans_segs(
-    #[values(Family::V4, Family::V6)] family: Family,
-    #[values("ringbuf", "perf")] transport: &str,
-) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn storm_equals_retrans_segs(#[case] family: Family, #[values("ringbuf", "perf")] transport: &str) {
     let Some(binary) = binary() else { return };
     let mut scenario = LossyPath::new(family).unwrap();
     let server = scenario.pair.server.clone();

@@ -16,7 +16,9 @@ use rstest::rstest;
 use crate::support::is_root;
 
 #[rstest]
-fn accept_queue_full_provokes_listen_overflows(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn accept_queue_full_provokes_listen_overflows(#[case] family: Family) {
     if !is_root() {
         return;
     }
@@ -37,7 +39,9 @@ fn accept_queue_full_provokes_listen_overflows(#[values(Family::V4, Family::V6)]
 }
 
 #[rstest]
-fn ack_overflow_provokes_listen_overflows(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn ack_overflow_provokes_listen_overflows(#[case] family: Family) {
     if !is_root() {
         return;
     }
@@ -53,7 +57,9 @@ fn ack_overflow_provokes_listen_overflows(#[values(Family::V4, Family::V6)] fami
 }
 
 #[rstest]
-fn flood_without_cookies_provokes_drops(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn flood_without_cookies_provokes_drops(#[case] family: Family) {
     if !is_root() {
         return;
     }
@@ -70,7 +76,9 @@ fn flood_without_cookies_provokes_drops(#[values(Family::V4, Family::V6)] family
 }
 
 #[rstest]
-fn flood_with_cookies_provokes_no_drop(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn flood_with_cookies_provokes_no_drop(#[case] family: Family) {
     if !is_root() {
         return;
     }
@@ -85,9 +93,9 @@ fn flood_with_cookies_provokes_no_drop(#[values(Family::V4, Family::V6)] family:
 }
 
 #[rstest]
-fn abandoned_handshakes_provoke_repeated_syn_acks(
-    #[values(Family::V4, Family::V6)] family: Family,
-) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn abandoned_handshakes_provoke_repeated_syn_acks(#[case] family: Family) {
     if !is_root() {
         return;
     }
@@ -100,9 +108,9 @@ fn abandoned_handshakes_provoke_repeated_syn_acks(
 }
 
 #[rstest]
-fn dead_peer_provokes_timeouts_until_the_kernel_gives_up(
-    #[values(Family::V4, Family::V6)] family: Family,
-) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn dead_peer_provokes_timeouts_until_the_kernel_gives_up(#[case] family: Family) {
     if !is_root() {
         return;
     }
@@ -118,7 +126,9 @@ fn dead_peer_provokes_timeouts_until_the_kernel_gives_up(
 }
 
 #[rstest]
-fn a_peer_that_comes_back_gets_everything(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn a_peer_that_comes_back_gets_everything(#[case] family: Family) {
     if !is_root() {
         return;
     }
@@ -131,7 +141,9 @@ fn a_peer_that_comes_back_gets_everything(#[values(Family::V4, Family::V6)] fami
 }
 
 #[rstest]
-fn half_closed_sockets_pile_up(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn half_closed_sockets_pile_up(#[case] family: Family) {
     if !is_root() {
         return;
     }
@@ -141,7 +153,9 @@ fn half_closed_sockets_pile_up(#[values(Family::V4, Family::V6)] family: Family)
 }
 
 #[rstest]
-fn lossy_path_provokes_retransmits(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn lossy_path_provokes_retransmits(#[case] family: Family) {
     if !is_root() {
         return;
     }
@@ -154,7 +168,9 @@ fn lossy_path_provokes_retransmits(#[values(Family::V4, Family::V6)] family: Fam
 }
 
 #[rstest]
-fn healthy_traffic_drops_and_overflows_nothing(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn healthy_traffic_drops_and_overflows_nothing(#[case] family: Family) {
     if !is_root() {
         return;
     }

@@ -23,8 +23,10 @@ use crate::support::{assert_accounts, assert_said, binary, trace};
 const ACCEPT_QUEUE: [&str; 2] = ["accept_queue_full", "ack_overflow"];
 
 #[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
 fn accept_queue_full_equals_listen_overflows(
-    #[values(Family::V4, Family::V6)] family: Family,
+    #[case] family: Family,
     #[values("ringbuf", "perf")] transport: &str,
 ) {
     let Some(binary) = binary() else { return };
@@ -50,7 +52,9 @@ fn accept_queue_full_equals_listen_overflows(
 }
 
 #[rstest]
-fn ack_overflow_equals_listen_overflows(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn ack_overflow_equals_listen_overflows(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = AckOverflow::new(family).unwrap();
     let Some(mut tracer) = trace(&binary, &scenario.netns, &[]) else {
@@ -72,7 +76,9 @@ fn ack_overflow_equals_listen_overflows(#[values(Family::V4, Family::V6)] family
 }
 
 #[rstest]
-fn syn_queue_full_equals_req_q_full_drop(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn syn_queue_full_equals_req_q_full_drop(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = GhostSyns::new(family, Cookies::Never).unwrap();
     let server = scenario.pair.server.clone();
@@ -108,7 +114,9 @@ fn syn_queue_full_equals_req_q_full_drop(#[values(Family::V4, Family::V6)] famil
 }
 
 #[rstest]
-fn cookies_are_no_drops(#[values(Family::V4, Family::V6)] family: Family) {
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn cookies_are_no_drops(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = GhostSyns::new(family, Cookies::WhenFull).unwrap();
     let server = scenario.pair.server.clone();
