@@ -13,3 +13,6 @@ pub mod pipeline;
 pub mod recording;
 pub mod source;
 pub mod table;
+
+#[cfg(test)]
+mod testing;

@@ -7,6 +7,8 @@
 pub(crate) mod half_open;
 pub(crate) mod retransmit_storm;
 pub(crate) mod syn_drop;
+#[cfg(test)]
+mod tests;
 mod thresholds;
 
 use std::{borrow::Cow, time::Duration};
@@ -40,7 +42,8 @@ pub(crate) struct Context<'a> {
 pub(crate) struct Life {
     pub(crate) id: u64,
     said_at: Ktime,
-    said_count: u64,
+    /// The count that the last line told; a detector that watches more than its count sets more.
+    pub(crate) said_count: u64,
 }
 
 impl Life {

@@ -105,9 +105,10 @@ impl<K: Copy + Eq + Hash, V> Bounded<K, V> {
             self.slots[index as usize] = Some(slot);
             index
         } else {
+            let index = u32::try_from(self.slots.len())
+                .expect("there are at most `limit` slots, which is below u32::MAX");
             self.slots.push(Some(slot));
-            // The limit is below u32::MAX, and so is every index.
-            (self.slots.len() - 1) as u32
+            index
         };
         self.map.insert(key, index);
         self.link_newest(index);

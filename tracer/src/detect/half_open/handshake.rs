@@ -36,7 +36,7 @@ const TOGETHER: Duration = Duration::from_secs(4);
 
 /// `TCP_TIMEOUT_INIT`, from which SYN-ACK timeouts double, and `TCP_RTO_MAX` (include/net/tcp.h).
 const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(120);
+const LONGEST_TIMEOUT: Duration = Duration::from_mins(2);
 
 #[derive(Debug)]
 struct Waiting {

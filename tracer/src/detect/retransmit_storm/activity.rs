@@ -7,7 +7,7 @@ use crate::{detect::Life, event::RetransmitType, finding::Ktime};
 
 /// The rate is that of the last three seconds: one alone swings with RTO backoff.
 const BUCKETS: usize = 3;
-const BUCKET: Duration = Duration::from_secs(1);
+const BUCKET_NS: u64 = 1_000_000_000;
 
 /// Before a storm opens, totals reach back over one to two such spans: long enough to hold its first
 /// segments, short enough that yesterday's strays are not among them.
@@ -172,7 +172,7 @@ impl<C: Copy + PartialEq> Activity<C> {
     }
 
     fn fill_bucket(&mut self, segments: &Segments, now: Ktime) {
-        let second = now.0 / BUCKET.as_nanos() as u64;
+        let second = now.0 / BUCKET_NS;
         let bucket = &mut self.buckets[(second % BUCKETS as u64) as usize];
         if bucket.second != second || bucket.segments == 0 {
             *bucket = Bucket {
@@ -193,7 +193,7 @@ impl<C: Copy + PartialEq> Activity<C> {
     }
 
     fn live(&self, now: Ktime) -> impl Iterator<Item = &Bucket> {
-        let second = now.0 / BUCKET.as_nanos() as u64;
+        let second = now.0 / BUCKET_NS;
         self.buckets.iter().filter(move |bucket| {
             bucket.segments > 0 && second.saturating_sub(bucket.second) < BUCKETS as u64
         })
@@ -228,6 +228,12 @@ impl<C: Copy + PartialEq> Activity<C> {
         self.older.joined(&self.recent)
     }
 
+    /// Segments that left and those that did not.
+    pub(super) fn moved(&self) -> u64 {
+        let total = self.total();
+        total.segments + total.failed
+    }
+
     pub(super) fn since(&self) -> Ktime {
         self.older.first.or(self.recent.first).unwrap_or(self.last)
     }
@@ -244,8 +250,7 @@ impl<C: Copy + PartialEq> Activity<C> {
 
     /// Whether one narrower scope holds `share` of this one's segments.
     pub(super) fn is_explained(&self, share: f64) -> bool {
-        let total = self.total();
-        let all = total.segments + total.failed;
+        let all = self.moved();
         self.top
             .is_some_and(|(_, most)| most as f64 >= share * all as f64)
     }

@@ -206,8 +206,7 @@ impl RetransmitStorm {
         if let Some((key, _)) = child
             && let Some(entry) = self.connections.get(&key)
         {
-            let total = entry.activity.total();
-            of_remote.contributed(key, total.segments + total.failed);
+            of_remote.contributed(key, entry.activity.moved());
         }
         self.host.add(
             segments,
@@ -216,8 +215,7 @@ impl RetransmitStorm {
             storm.quiet(),
             cx.now,
         );
-        let total = of_remote.total();
-        self.host.contributed(remote, total.segments + total.failed);
+        self.host.contributed(remote, of_remote.moved());
         self.judge(remote, child.map(|(key, _)| key), cx);
     }
 
@@ -331,12 +329,14 @@ fn step<C: Copy + PartialEq>(
     match activity.life {
         None if may_open => {
             activity.onset_per_s = activity.rate(cx.now);
-            let life = cx.open(draft(activity, "onset", cx));
+            let mut life = cx.open(draft(activity, "onset", cx));
+            life.said_count = activity.moved();
             activity.life = Some(life);
             Some(life.id)
         }
-        Some(mut life) if life.due(cx.now, activity.total().segments) => {
+        Some(mut life) if life.due(cx.now, activity.moved()) => {
             cx.update(&mut life, draft(activity, "peak", cx));
+            life.said_count = activity.moved();
             activity.life = Some(life);
             None
         }
@@ -359,8 +359,9 @@ fn lives<C: Copy + PartialEq>(
         *activity = Activity::new(cx.now);
         return false;
     }
-    if life.due(cx.now, activity.total().segments) {
+    if life.due(cx.now, activity.moved()) {
         cx.update(&mut life, draft(activity, "peak", cx));
+        life.said_count = activity.moved();
         activity.life = Some(life);
     }
     true
@@ -372,9 +373,10 @@ fn last_word<C: Copy + PartialEq>(
     draft: impl Fn(&Activity<C>, &'static str, &Context<'_>) -> super::Draft,
 ) {
     if let Some(mut life) = activity.life
-        && life.stale(activity.total().segments)
+        && life.stale(activity.moved())
     {
         cx.update(&mut life, draft(activity, "peak", cx));
+        life.said_count = activity.moved();
         activity.life = Some(life);
     }
 }

@@ -14,38 +14,21 @@
 //! `recovered` or `reset`. A peer with a closed window answers probes and opens nothing. An idle
 //! connection without keepalive shows nothing and cannot be seen.
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+mod words;
 
+use std::collections::BTreeMap;
+
+use self::words::{RTO_MAX, draft, errno};
 use crate::{
-    detect::{Context, Draft, Facts, Life, hooks, plural, said_seconds},
+    detect::{Context, Life},
     event::{Body, Event, Probe, Reset, Retransmit, Snapshot, State, Tcp, TcpState},
-    finding::{FindingKind, Ktime},
+    finding::Ktime,
     source::SocketId,
     table::{
         Bounded,
         connection::{Change, Connection, ConnectionKey},
     },
 };
-
-/// errno.h, the same on every architecture Linux's BPF runs on but MIPS and SPARC.
-mod errno {
-    pub(super) const EPIPE: u32 = 32;
-    pub(super) const ENETUNREACH: u32 = 101;
-    pub(super) const ECONNRESET: u32 = 104;
-    pub(super) const ETIMEDOUT: u32 = 110;
-    pub(super) const EHOSTDOWN: u32 = 112;
-    pub(super) const EHOSTUNREACH: u32 = 113;
-
-    pub(super) const fn name(errno: u32) -> &'static str {
-        match errno {
-            ENETUNREACH => "ENETUNREACH",
-            ETIMEDOUT => "ETIMEDOUT",
-            EHOSTDOWN => "EHOSTDOWN",
-            EHOSTUNREACH => "EHOSTUNREACH",
-            _ => "another error",
-        }
-    }
-}
 
 /// The silence of one connection.
 #[derive(Clone, Copy, Debug)]
@@ -67,10 +50,10 @@ struct Silence {
 }
 
 impl Silence {
-    fn new(connection: Connection, now: Ktime) -> Self {
+    fn new(connection: &Connection, now: Ktime) -> Self {
         Self {
             life: None,
-            connection,
+            connection: *connection,
             timeouts: 0,
             probes: 0,
             fatal: false,
@@ -219,7 +202,7 @@ impl DeadPeer {
                 || tcp.probes_out < silence.probes;
             if heard && let Some(mut silence) = self.table.remove(&key) {
                 silence.connection = *change.connection;
-                self.resolve(silence, "recovered", None, cx);
+                self.resolve(&silence, "recovered", None, cx);
             }
         }
         if tcp.retransmits == 0 && tcp.probes_out == 0 {
@@ -229,9 +212,9 @@ impl DeadPeer {
         if self.table.touch(&key).is_none()
             && let Some((_, silence)) = self
                 .table
-                .insert(key, Silence::new(*change.connection, cx.now))
+                .insert(key, Silence::new(change.connection, cx.now))
         {
-            self.resolve(silence, "forgotten", None, cx);
+            self.resolve(&silence, "forgotten", None, cx);
         }
         let silence = self.table.get_mut(&key)?;
         silence.connection = *change.connection;
@@ -281,7 +264,7 @@ impl DeadPeer {
         if !gave_up {
             if let Some(silence) = known {
                 let reset = matches!(body.errno, errno::ECONNRESET | errno::EPIPE);
-                self.resolve(silence, if reset { "reset" } else { "closed" }, None, cx);
+                self.resolve(&silence, if reset { "reset" } else { "closed" }, None, cx);
             }
             return;
         }
@@ -290,7 +273,7 @@ impl DeadPeer {
         }
         let mut silence = known.unwrap_or_else(|| {
             let connection = Connection::seen(&body.socket, body.owner, Tcp::default(), cx.now);
-            Silence::new(connection, cx.now)
+            Silence::new(&connection, cx.now)
         });
         silence.connection.owner = body.owner.or(silence.connection.owner);
         silence.timeouts = silence.timeouts.max(body.retransmits);
@@ -301,7 +284,7 @@ impl DeadPeer {
             // The kernel gave up before anybody could suspect: a short user timeout, or few retries.
             silence.life = Some(cx.open(draft(&silence, "confirmed", Some(body.errno), cx)));
         }
-        self.resolve(silence, "confirmed", Some(body.errno), cx);
+        self.resolve(&silence, "confirmed", Some(body.errno), cx);
     }
 
     /// A reset from the peer ends the doubt: it is there, and knows nothing of the connection.
@@ -310,20 +293,20 @@ impl DeadPeer {
             && let Some(mut silence) = self.table.remove(&ConnectionKey::of(&body.socket))
         {
             silence.last = cx.now;
-            self.resolve(silence, "reset", None, cx);
+            self.resolve(&silence, "reset", None, cx);
         }
     }
 
     fn resolve(
         &mut self,
-        silence: Silence,
+        silence: &Silence,
         stage: &'static str,
         errno: Option<u32>,
         cx: &mut Context<'_>,
     ) {
         if let Some(life) = silence.life {
             self.open.remove(&life.id);
-            cx.resolve(life, draft(&silence, stage, errno, cx));
+            cx.resolve(life, draft(silence, stage, errno, cx));
         }
     }
 
@@ -374,173 +357,5 @@ impl DeadPeer {
                 silence.life = Some(life);
             }
         }
-    }
-}
-
-/// `TCP_RTO_MIN` and `TCP_RTO_MAX` (include/net/tcp.h).
-const RTO_MIN: Duration = Duration::from_millis(200);
-const RTO_MAX: Duration = Duration::from_secs(120);
-
-/// How long the kernel tries at least: `tcp_model_timeout` (net/ipv4/tcp_timer.c) for
-/// `tcp_retries2`; 924.6 s for its default of 15.
-fn gives_up_after(retries: u32) -> Duration {
-    // ilog2(RTO_MAX / RTO_MIN): doublings until the timeout stays at its maximum.
-    const DOUBLINGS: u32 = 9;
-    let doubled = RTO_MIN * ((2 << retries.min(DOUBLINGS)) - 1);
-    doubled + RTO_MAX.saturating_mul(retries.saturating_sub(DOUBLINGS))
-}
-
-fn draft(silence: &Silence, stage: &'static str, errno: Option<u32>, cx: &Context<'_>) -> Draft {
-    let connection = &silence.connection;
-    let tcp = &connection.tcp;
-    let silent = cx.now.since(silence.since);
-    let retries2 = cx
-        .sysctl_number("net.ipv4.tcp_retries2")
-        .and_then(|n| u32::try_from(n).ok());
-    let limit = tcp.user_timeout.or_else(|| retries2.map(gives_up_after));
-    let mut facts = Facts::default()
-        .count("unacked_bytes", tcp.unacked_bytes())
-        .count("consecutive_timeouts", silence.timeouts)
-        .count("probes_unanswered", silence.probes)
-        .count("backoff", tcp.backoff)
-        .seconds("silent_s", silent)
-        .number("srtt_ms", tcp.srtt.as_secs_f64() * 1e3)
-        .count("segments_not_sent", silence.not_sent);
-    if silence.timeouts > 0
-        && let Some(limit) = limit
-    {
-        facts = facts.seconds("kernel_gives_up_after_s", limit);
-    }
-    if let Some(keepalive) = tcp.keepalive {
-        facts = facts.text("keepalive", if keepalive { "on" } else { "off" });
-    }
-    if let Some(errno) = errno {
-        facts = facts.text("error", errno::name(errno));
-    }
-    let doubt = cx
-        .doubt("half_open.dead_peer", &hooks::DEAD_PEER)
-        .or_else(|| {
-            (stage == "suspected").then(|| {
-                "the kernel has not given up: the peer may be slow or unreachable for a while"
-                    .into()
-            })
-        });
-    Draft {
-        kind: FindingKind::HalfOpen,
-        cause: "dead_peer",
-        stage: Some(stage),
-        doubt,
-        subject: connection.subject(),
-        owner: connection.owner,
-        since: silence.since,
-        last: silence.last,
-        count: silence.count(),
-        summary: summary(silence, stage, errno, silent),
-        evidence: facts,
-        advice: advice(silence, stage, limit, cx),
-    }
-}
-
-fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: Duration) -> String {
-    let remote = silence.connection.remote;
-    let unacked = silence.connection.tcp.unacked_bytes();
-    let tried = if silence.timeouts > 0 {
-        format!(
-            "{} in a row",
-            plural(silence.count(), "retransmission timeout")
-        )
-    } else if silence.keepalive {
-        plural(silence.count(), "unanswered keepalive probe")
-    } else {
-        plural(silence.count(), "unanswered window probe")
-    };
-    let silent = said_seconds(silent);
-    match stage {
-        "confirmed" => format!(
-            "{remote} is gone: the kernel gave up with {} after {tried} in {silent}",
-            errno::name(errno.unwrap_or_default()),
-        ),
-        "recovered" => format!("{remote} answers again after {tried} in {silent}"),
-        "reset" => format!(
-            "{remote} answered with a reset after {tried} in {silent}: it had lost the connection"
-        ),
-        "closed" => format!("the connection to {remote} was closed after {tried} in {silent}"),
-        "forgotten" => {
-            format!("no longer watched, the table is full; {remote} had {tried} in {silent}")
-        }
-        _ if silence.is_local() => format!(
-            "nothing sent to {remote} leaves this host: {tried} in {silent}, {unacked} bytes wait"
-        ),
-        _ => format!("{remote} is silent: {tried} in {silent}, {unacked} bytes unacknowledged"),
-    }
-}
-
-fn advice(
-    silence: &Silence,
-    stage: &'static str,
-    limit: Option<Duration>,
-    cx: &Context<'_>,
-) -> Vec<Cow<'static, str>> {
-    let tcp = &silence.connection.tcp;
-    if silence.is_local() {
-        return vec![
-            "look at this host's output firewall, its qdisc (tc -s qdisc), the link and the neighbour \
-             entry of the next hop (ip neigh)"
-                .into(),
-        ];
-    }
-    match stage {
-        "recovered" | "closed" | "forgotten" => return Vec::new(),
-        "reset" => {
-            return vec![
-                "the peer restarted or dropped its state: let the application reconnect".into(),
-            ];
-        }
-        _ => {}
-    }
-    let mut advice: Vec<Cow<'static, str>> = Vec::new();
-    advice.push(
-        format!(
-            "check that {} is up, and that no firewall on the way forgot the connection",
-            silence.connection.remote.ip(),
-        )
-        .into(),
-    );
-    if stage == "suspected" {
-        if tcp.user_timeout.is_none() && silence.timeouts > 0 {
-            let retries2 = cx.sysctl("net.ipv4.tcp_retries2").unwrap_or("unknown");
-            let after = limit.map_or_else(String::new, |limit| {
-                format!(", gives up only after {}", said_seconds(limit))
-            });
-            advice.push(
-                format!(
-                    "to notice sooner, set TCP_USER_TIMEOUT on the socket (now unset), or lower \
-                     net.ipv4.tcp_retries2 (now {retries2}{after})"
-                )
-                .into(),
-            );
-        }
-        if tcp.keepalive == Some(false) {
-            advice.push(
-                "set SO_KEEPALIVE on the socket (now off), so that idle ones notice too".into(),
-            );
-        }
-    }
-    advice
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_kernel_gives_up_after_what_its_documentation_says() {
-        assert_eq!(gives_up_after(15), Duration::from_millis(924_600));
-        assert_eq!(gives_up_after(8), Duration::from_millis(102_200));
-        assert_eq!(gives_up_after(0), Duration::from_millis(200));
-        assert_eq!(
-            gives_up_after(u32::MAX).as_secs(),
-            120 * (u64::from(u32::MAX) - 9) + 204
-        );
     }
 }

@@ -1,0 +1,202 @@
+//! What is said of a silent connection: how long the kernel will try, sentences, evidence, advice.
+
+use std::{borrow::Cow, time::Duration};
+
+use super::Silence;
+use crate::{
+    detect::{Context, Draft, Facts, hooks, plural, said_seconds},
+    finding::FindingKind,
+};
+
+/// errno.h, the same on every architecture Linux's BPF runs on but MIPS and SPARC.
+pub(super) mod errno {
+    pub(in super::super) const EPIPE: u32 = 32;
+    pub(in super::super) const ENETUNREACH: u32 = 101;
+    pub(in super::super) const ECONNRESET: u32 = 104;
+    pub(in super::super) const ETIMEDOUT: u32 = 110;
+    pub(in super::super) const EHOSTDOWN: u32 = 112;
+    pub(in super::super) const EHOSTUNREACH: u32 = 113;
+
+    pub(in super::super) const fn name(errno: u32) -> &'static str {
+        match errno {
+            ENETUNREACH => "ENETUNREACH",
+            ETIMEDOUT => "ETIMEDOUT",
+            EHOSTDOWN => "EHOSTDOWN",
+            EHOSTUNREACH => "EHOSTUNREACH",
+            _ => "another error",
+        }
+    }
+}
+
+/// `TCP_RTO_MIN` and `TCP_RTO_MAX` (include/net/tcp.h).
+const RTO_MIN: Duration = Duration::from_millis(200);
+pub(super) const RTO_MAX: Duration = Duration::from_mins(2);
+
+/// How long the kernel tries at least: `tcp_model_timeout` (net/ipv4/tcp_timer.c) for
+/// `tcp_retries2`; 924.6 s for its default of 15.
+fn gives_up_after(retries: u32) -> Duration {
+    // ilog2(RTO_MAX / RTO_MIN): doublings until the timeout stays at its maximum.
+    const DOUBLINGS: u32 = 9;
+    let doubled = RTO_MIN * ((2 << retries.min(DOUBLINGS)) - 1);
+    doubled + RTO_MAX.saturating_mul(retries.saturating_sub(DOUBLINGS))
+}
+
+pub(super) fn draft(
+    silence: &Silence,
+    stage: &'static str,
+    errno: Option<u32>,
+    cx: &Context<'_>,
+) -> Draft {
+    let connection = &silence.connection;
+    let tcp = &connection.tcp;
+    let silent = cx.now.since(silence.since);
+    let retries2 = cx
+        .sysctl_number("net.ipv4.tcp_retries2")
+        .and_then(|n| u32::try_from(n).ok());
+    let limit = tcp.user_timeout.or_else(|| retries2.map(gives_up_after));
+    let mut facts = Facts::default()
+        .count("unacked_bytes", tcp.unacked_bytes())
+        .count("consecutive_timeouts", silence.timeouts)
+        .count("probes_unanswered", silence.probes)
+        .count("backoff", tcp.backoff)
+        .seconds("silent_s", silent)
+        .number("srtt_ms", tcp.srtt.as_secs_f64() * 1e3)
+        .count("segments_not_sent", silence.not_sent);
+    if silence.timeouts > 0
+        && let Some(limit) = limit
+    {
+        facts = facts.seconds("kernel_gives_up_after_s", limit);
+    }
+    if let Some(keepalive) = tcp.keepalive {
+        facts = facts.text("keepalive", if keepalive { "on" } else { "off" });
+    }
+    if let Some(errno) = errno {
+        facts = facts.text("error", errno::name(errno));
+    }
+    let doubt = cx
+        .doubt("half_open.dead_peer", &hooks::DEAD_PEER)
+        .or_else(|| {
+            (stage == "suspected").then(|| {
+                "the kernel has not given up: the peer may be slow or unreachable for a while"
+                    .into()
+            })
+        });
+    Draft {
+        kind: FindingKind::HalfOpen,
+        cause: "dead_peer",
+        stage: Some(stage),
+        doubt,
+        subject: connection.subject(),
+        owner: connection.owner,
+        since: silence.since,
+        last: silence.last,
+        count: silence.count(),
+        summary: summary(silence, stage, errno, silent),
+        evidence: facts,
+        advice: advice(silence, stage, limit, cx),
+    }
+}
+
+fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: Duration) -> String {
+    let remote = silence.connection.remote;
+    let unacked = silence.connection.tcp.unacked_bytes();
+    let tried = if silence.timeouts > 0 {
+        format!(
+            "{} in a row",
+            plural(silence.count(), "retransmission timeout")
+        )
+    } else if silence.keepalive {
+        plural(silence.count(), "unanswered keepalive probe")
+    } else {
+        plural(silence.count(), "unanswered window probe")
+    };
+    let silent = said_seconds(silent);
+    match stage {
+        "confirmed" => format!(
+            "{remote} is gone: the kernel gave up with {} after {tried} in {silent}",
+            errno::name(errno.unwrap_or_default()),
+        ),
+        "recovered" => format!("{remote} answers again after {tried} in {silent}"),
+        "reset" => format!(
+            "{remote} answered with a reset after {tried} in {silent}: it had lost the connection"
+        ),
+        "closed" => format!("the connection to {remote} was closed after {tried} in {silent}"),
+        "forgotten" => {
+            format!("no longer watched, the table is full; {remote} had {tried} in {silent}")
+        }
+        _ if silence.is_local() => format!(
+            "nothing sent to {remote} leaves this host: {tried} in {silent}, {unacked} bytes wait"
+        ),
+        _ => format!("{remote} is silent: {tried} in {silent}, {unacked} bytes unacknowledged"),
+    }
+}
+
+fn advice(
+    silence: &Silence,
+    stage: &'static str,
+    limit: Option<Duration>,
+    cx: &Context<'_>,
+) -> Vec<Cow<'static, str>> {
+    let tcp = &silence.connection.tcp;
+    if silence.is_local() {
+        return vec![
+            "look at this host's output firewall, its qdisc (tc -s qdisc), the link and the neighbour \
+             entry of the next hop (ip neigh)"
+                .into(),
+        ];
+    }
+    match stage {
+        "recovered" | "closed" | "forgotten" => return Vec::new(),
+        "reset" => {
+            return vec![
+                "the peer restarted or dropped its state: let the application reconnect".into(),
+            ];
+        }
+        _ => {}
+    }
+    let mut advice: Vec<Cow<'static, str>> = Vec::new();
+    advice.push(
+        format!(
+            "check that {} is up, and that no firewall on the way forgot the connection",
+            silence.connection.remote.ip(),
+        )
+        .into(),
+    );
+    if stage == "suspected" {
+        if tcp.user_timeout.is_none() && silence.timeouts > 0 {
+            let retries2 = cx.sysctl("net.ipv4.tcp_retries2").unwrap_or("unknown");
+            let after = limit.map_or_else(String::new, |limit| {
+                format!(", gives up only after {}", said_seconds(limit))
+            });
+            advice.push(
+                format!(
+                    "to notice sooner, set TCP_USER_TIMEOUT on the socket (now unset), or lower \
+                     net.ipv4.tcp_retries2 (now {retries2}{after})"
+                )
+                .into(),
+            );
+        }
+        if tcp.keepalive == Some(false) {
+            advice.push(
+                "set SO_KEEPALIVE on the socket (now off), so that idle ones notice too".into(),
+            );
+        }
+    }
+    advice
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_gives_up_after_what_its_documentation_says() {
+        assert_eq!(gives_up_after(15), Duration::from_millis(924_600));
+        assert_eq!(gives_up_after(8), Duration::from_millis(102_200));
+        assert_eq!(gives_up_after(0), Duration::from_millis(200));
+        assert_eq!(
+            gives_up_after(u32::MAX).as_secs(),
+            120 * (u64::from(u32::MAX) - 9) + 204
+        );
+    }
+}

@@ -1,0 +1,222 @@
+use std::time::Duration;
+
+use conntracer_common::tcp::{ca, state};
+use rstest::rstest;
+
+use super::evidence;
+use crate::{
+    detect::Thresholds,
+    finding::{Certainty, FindingKind, Status, Subject, Value},
+    testing::{Run, socket},
+};
+
+const LOCAL: &str = "10.0.0.1:80";
+const REMOTE: &str = "10.0.0.2:4000";
+
+/// A peer that vanished: timeouts after 0.2, 0.4, 0.8, … s, as the kernel tells them.
+fn timeouts(run: &mut Run, local: &str, remote: &str, count: u8) {
+    for number in 1..=count {
+        run.pass(Duration::from_millis(200 << (number - 1)));
+        run.snapshot(socket(local, remote), |snapshot| {
+            snapshot.tcp.snd_una = 1000;
+            snapshot.tcp.snd_nxt = 3000;
+            snapshot.tcp.ca_state = ca::LOSS;
+            snapshot.tcp.retransmits = number - 1;
+        });
+        run.retransmit(socket(local, remote), |retransmit| {
+            retransmit.tcp.retransmits = number;
+            retransmit.tcp.backoff = number;
+        });
+    }
+}
+
+#[rstest]
+#[case::v4(LOCAL, REMOTE)]
+#[case::v6("[fd00::1]:80", "[fd00::2]:4000")]
+fn a_silent_peer_is_suspected_at_the_third_timeout_and_confirmed_when_the_kernel_gives_up(
+    #[case] local: &str,
+    #[case] remote: &str,
+) {
+    let mut run = Run::new();
+    timeouts(&mut run, local, remote, 2);
+    assert!(run.findings.is_empty());
+    let mut run = Run::new();
+    timeouts(&mut run, local, remote, 3);
+    let finding = run.only();
+    assert_eq!(finding.kind, FindingKind::HalfOpen);
+    assert_eq!(finding.cause, "dead_peer");
+    assert_eq!(finding.stage.as_deref(), Some("suspected"));
+    assert_eq!(finding.certainty, Certainty::Inferred);
+    assert_eq!(finding.count, 3);
+    assert_eq!(evidence(finding, "unacked_bytes"), &Value::Count(2000));
+    assert_eq!(
+        evidence(finding, "kernel_gives_up_after_s"),
+        &Value::Number(924.6)
+    );
+    assert!(matches!(finding.subject, Subject::Connection { .. }));
+
+    run.closed(socket(local, remote), |closed| {
+        closed.error = 110;
+        closed.retransmits = 3;
+    });
+    let finding = run.only();
+    assert_eq!(finding.status, Status::Resolved);
+    assert_eq!(finding.stage.as_deref(), Some("confirmed"));
+    assert_eq!(finding.certainty, Certainty::Exact);
+    // Three retransmissions and the timeout at which it gave up: TcpExt TCPTimeouts.
+    assert_eq!(finding.count, 4);
+    assert!(run.pipeline.watched().is_empty());
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn a_peer_that_answers_again_is_recovered() {
+    let mut run = Run::new();
+    timeouts(&mut run, LOCAL, REMOTE, 4);
+    assert_eq!(run.pipeline.watched().len(), 1);
+    run.pass(Duration::from_millis(500));
+    run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
+        snapshot.tcp.snd_una = 3000;
+        snapshot.tcp.snd_nxt = 3000;
+    });
+    let finding = run.only();
+    assert_eq!(finding.status, Status::Resolved);
+    assert_eq!(finding.stage.as_deref(), Some("recovered"));
+    assert_eq!(finding.count, 4);
+    assert!(run.pipeline.watched().is_empty());
+}
+
+#[test]
+fn a_poll_that_overtakes_the_ring_is_no_recovery() {
+    let mut run = Run::new();
+    timeouts(&mut run, LOCAL, REMOTE, 3);
+    let before = run.fed.last().unwrap().clone();
+    run.skip(Duration::from_secs(1));
+    run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
+        snapshot.tcp.snd_una = 1000;
+        snapshot.tcp.snd_nxt = 3000;
+        snapshot.tcp.retransmits = 4;
+    });
+    run.feed(&before);
+    run.finish();
+    assert_eq!(run.only().stage.as_deref(), Some("suspected"));
+    assert_eq!(run.only().count, 4);
+}
+
+#[test]
+fn a_reset_from_the_peer_ends_the_doubt() {
+    let mut run = Run::new();
+    timeouts(&mut run, LOCAL, REMOTE, 3);
+    run.reset_received(socket(LOCAL, REMOTE));
+    run.closed(socket(LOCAL, REMOTE), |closed| closed.error = 104);
+    assert_eq!(run.statuses(), [Status::Open, Status::Resolved]);
+    assert_eq!(run.only().stage.as_deref(), Some("reset"));
+}
+
+#[test]
+fn unanswered_keepalives_count_as_probes() {
+    let mut run = Run::new();
+    for unanswered in 0..=2 {
+        run.pass(Duration::from_secs(1));
+        run.probe(socket(LOCAL, REMOTE), |probe| {
+            probe.tcp.probes_out = unanswered
+        });
+    }
+    assert_eq!(run.only().count, 2);
+    run.pass(Duration::from_secs(1));
+    run.closed(socket(LOCAL, REMOTE), |closed| {
+        closed.error = 110;
+        closed.probes_out = 3;
+    });
+    let finding = run.only();
+    assert_eq!(finding.stage.as_deref(), Some("confirmed"));
+    assert_eq!(finding.count, 3);
+    assert!(finding.summary.contains("keepalive"), "{}", finding.summary);
+}
+
+#[test]
+fn a_peer_with_a_closed_window_answers_and_opens_nothing() {
+    let mut run = Run::new();
+    for _ in 0..50 {
+        run.pass(Duration::from_secs(1));
+        run.probe(socket(LOCAL, REMOTE), |probe| {
+            probe.keepalive = 0;
+            probe.tcp.probes_out = 1;
+        });
+        run.snapshot(socket(LOCAL, REMOTE), |_| {});
+    }
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+}
+
+#[test]
+fn a_connection_that_gives_up_early_opens_and_resolves_at_once() {
+    let mut run = Run::new();
+    timeouts(&mut run, LOCAL, REMOTE, 1);
+    run.closed(socket(LOCAL, REMOTE), |closed| {
+        closed.error = 110;
+        closed.retransmits = 1;
+    });
+    assert_eq!(run.statuses(), [Status::Open, Status::Resolved]);
+    assert_eq!(run.only().count, 2);
+}
+
+#[rstest]
+#[case::never_connected(state::SYN_SENT, 110, 6)]
+#[case::ordinary_close(state::LAST_ACK, 0, 0)]
+#[case::one_timeout_then_close(state::LAST_ACK, 0, 1)]
+fn other_ends_are_no_dead_peer(#[case] old: u8, #[case] error: u32, #[case] retransmits: u8) {
+    let mut run = Run::new();
+    run.closed(socket(LOCAL, REMOTE), |closed| {
+        closed.old_state = old;
+        closed.error = error;
+        closed.retransmits = retransmits;
+    });
+    run.pass(Duration::from_secs(5));
+    run.finish();
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+}
+
+#[test]
+fn a_socket_that_is_gone_waits_for_the_word_of_its_end() {
+    let gone = |run: &mut Run| {
+        timeouts(run, LOCAL, REMOTE, 3);
+        let mut socket = socket(LOCAL, REMOTE);
+        socket.state = state::CLOSE;
+        socket.local_addr = [0; 4];
+        socket.remote_addr = [0; 4];
+        run.snapshot(socket, |snapshot| snapshot.owner = Default::default());
+        run.tick();
+    };
+    let mut run = Run::new();
+    gone(&mut run);
+    run.closed(socket(LOCAL, REMOTE), |closed| {
+        closed.error = 110;
+        closed.retransmits = 3;
+    });
+    assert_eq!(run.only().stage.as_deref(), Some("confirmed"));
+
+    let mut run = Run::new();
+    gone(&mut run);
+    run.pass(Duration::from_secs(1));
+    assert_eq!(run.only().stage.as_deref(), Some("closed"));
+    assert_eq!(run.only().owner.as_ref().unwrap().pid, 1234);
+}
+
+#[test]
+fn what_does_not_leave_the_host_is_not_blamed_on_the_peer() {
+    let mut run = Run::new();
+    for unanswered in 0..=3 {
+        run.pass(Duration::from_secs(1));
+        run.probe(socket(LOCAL, REMOTE), |probe| {
+            probe.keepalive = 0;
+            probe.result = -1;
+            probe.tcp.probes_out = unanswered;
+        });
+    }
+    run.finish();
+    assert!(
+        run.only().summary.contains("leaves this host"),
+        "{}",
+        run.only().summary
+    );
+}

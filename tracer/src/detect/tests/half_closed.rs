@@ -1,0 +1,104 @@
+use std::time::Duration;
+
+use conntracer_common::tcp::state;
+
+use super::evidence;
+use crate::{
+    detect::Thresholds,
+    finding::{Status, Subject, Value},
+    testing::{Run, socket},
+};
+
+/// One poll: `count` sockets in `half`, entered a second apart, then the tick.
+fn poll(run: &mut Run, half: u8, count: u16, age: Duration) {
+    for port in 0..count {
+        let mut socket = socket("10.0.0.1:80", &format!("10.0.0.2:{}", 4000 + port));
+        socket.state = half;
+        let since_ns = run.ktime_ns() - u64::try_from(age.as_nanos()).unwrap() + u64::from(port);
+        run.snapshot(socket, |snapshot| snapshot.since_ns = since_ns);
+    }
+    run.tick();
+}
+
+#[test]
+fn forgotten_closes_are_grouped_by_process_and_resolve_when_gone() {
+    let mut run = Run::new();
+    poll(&mut run, state::CLOSE_WAIT, 5, Duration::from_secs(61));
+    let finding = run.only();
+    assert_eq!(finding.cause, "half_closed");
+    assert_eq!(finding.count, 5);
+    assert_eq!(
+        finding.subject,
+        Subject::Process {
+            netns: 4026,
+            pid: 1234,
+            comm: "server".to_owned()
+        }
+    );
+    assert_eq!(
+        evidence(finding, "state"),
+        &Value::Text("CLOSE_WAIT".into())
+    );
+    assert_eq!(evidence(finding, "oldest_s"), &Value::Number(61.0));
+
+    run.skip(Duration::from_secs(1));
+    poll(&mut run, state::CLOSE_WAIT, 3, Duration::from_secs(62));
+    assert_eq!(run.only().count, 3);
+    run.tick();
+    assert_eq!(run.only().status, Status::Update);
+    run.tick();
+    assert_eq!(run.only().status, Status::Resolved);
+    assert_eq!(run.only().count, 5);
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn growth_reads_like_a_leak_and_steadiness_does_not() {
+    let mut run = Run::new();
+    for step in 0..7_u16 {
+        poll(
+            &mut run,
+            state::CLOSE_WAIT,
+            1 + 2 * step,
+            Duration::from_secs(61),
+        );
+        run.skip(Duration::from_secs(10));
+    }
+    assert!(
+        run.only().summary.contains("leak"),
+        "{}",
+        run.only().summary
+    );
+
+    let mut run = Run::new();
+    for _ in 0..7 {
+        poll(&mut run, state::CLOSE_WAIT, 4, Duration::from_secs(61));
+        run.skip(Duration::from_secs(10));
+    }
+    assert!(
+        !run.only().summary.contains("leak"),
+        "{}",
+        run.only().summary
+    );
+}
+
+#[test]
+fn a_socket_listed_twice_in_a_poll_counts_once() {
+    let mut run = Run::new();
+    let mut twice = socket("10.0.0.1:80", "10.0.0.2:4000");
+    twice.state = state::FIN_WAIT2;
+    let since_ns = run.ktime_ns() - 100_000_000_000;
+    run.snapshot(twice, |snapshot| snapshot.since_ns = since_ns);
+    run.snapshot(twice, |snapshot| snapshot.since_ns = since_ns);
+    run.tick();
+    assert_eq!(run.only().count, 1);
+}
+
+#[test]
+fn young_or_whole_connections_are_no_finding() {
+    let mut run = Run::new();
+    poll(&mut run, state::CLOSE_WAIT, 5, Duration::from_secs(59));
+    poll(&mut run, state::ESTABLISHED, 5, Duration::from_secs(600));
+    run.finish();
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+}

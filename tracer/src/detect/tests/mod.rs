@@ -1,0 +1,22 @@
+//! Every rule: opens, counts exactly, resolves, stays silent on a healthy host, and replays alike.
+
+mod dead_peer;
+mod half_closed;
+mod handshake;
+mod lifecycle;
+mod retransmit_storm;
+mod syn_drop;
+
+use crate::finding::{Finding, Value};
+
+/// A number or word of the evidence.
+fn evidence<'a>(finding: &'a Finding, name: &str) -> &'a Value {
+    finding
+        .evidence
+        .iter()
+        .find(|evidence| evidence.name == name)
+        .map_or_else(
+            || panic!("no {name} in {finding:#?}"),
+            |evidence| &evidence.value,
+        )
+}

@@ -1,0 +1,260 @@
+use std::time::Duration;
+
+use conntracer_common::{
+    record,
+    tcp::{ca, flag, pending, state},
+};
+use rstest::rstest;
+
+use super::evidence;
+use crate::{
+    detect::Thresholds,
+    finding::{FindingKind, Status, Subject, Value},
+    testing::{Run, listener, socket},
+};
+
+const LOCAL: &str = "10.0.0.1:80";
+const REMOTE: &str = "10.0.0.2:4000";
+
+/// A lossy path: fast retransmissions every 50 ms while the peer acknowledges, `ratio` of all sent.
+fn lossy(run: &mut Run, remote: &str, events: u32, segments: u32, sent_per_event: u32) {
+    for event in 0..events {
+        run.skip(Duration::from_millis(50));
+        run.retransmit(socket(LOCAL, remote), |retransmit| {
+            retransmit.segs = segments;
+            retransmit.tcp.ca_state = ca::RECOVERY;
+            retransmit.tcp.retransmits = 0;
+            retransmit.tcp.snd_una = 1000 + event * 2000;
+            retransmit.tcp.snd_nxt = retransmit.tcp.snd_una + 20_000;
+            retransmit.tcp.data_segs_out = 100 + event * sent_per_event;
+        });
+    }
+}
+
+#[test]
+fn a_lossy_connection_opens_within_a_second_and_counts_every_segment() {
+    let mut run = Run::new();
+    lossy(&mut run, REMOTE, 19, 2, 10);
+    let finding = run.only();
+    assert_eq!(finding.kind, FindingKind::RetransmitStorm);
+    assert_eq!(finding.cause, "path_loss");
+    assert_eq!(finding.stage.as_deref(), Some("onset"));
+    assert!(matches!(finding.subject, Subject::Connection { .. }));
+    run.pass(Duration::from_secs(9));
+    assert!(!run.statuses().contains(&Status::Resolved));
+    run.pass(Duration::from_secs(5));
+    let finding = run.only();
+    assert_eq!(finding.status, Status::Resolved);
+    assert_eq!(finding.stage.as_deref(), Some("end"));
+    assert_eq!(finding.count, 38);
+    assert_eq!(evidence(finding, "fast_segments"), &Value::Count(38));
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn the_end_of_input_tells_the_whole_count() {
+    let mut run = Run::new();
+    lossy(&mut run, REMOTE, 33, 3, 10);
+    run.finish();
+    assert_eq!(run.only().count, 99);
+}
+
+#[rstest]
+#[case::a_small_share_of_a_fast_connection(100, 1, 1000)]
+fn what_is_a_small_share_is_no_storm(
+    #[case] events: u32,
+    #[case] segments: u32,
+    #[case] sent_per_event: u32,
+) {
+    let mut run = Run::new();
+    lossy(&mut run, REMOTE, events, segments, sent_per_event);
+    run.finish();
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+}
+
+#[test]
+fn one_burst_that_is_repaired_is_no_storm() {
+    let mut run = Run::new();
+    for _ in 0..10 {
+        run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.segs = 10;
+            retransmit.tcp.ca_state = ca::RECOVERY;
+        });
+        run.skip(Duration::from_millis(20));
+    }
+    run.pass(Duration::from_secs(20));
+    run.finish();
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+}
+
+#[test]
+fn stray_tail_loss_probes_are_no_storm() {
+    let mut run = Run::new();
+    for port in 0..100 {
+        run.retransmit(
+            socket(LOCAL, &format!("10.0.0.2:{}", 4000 + port)),
+            |retransmit| {
+                retransmit.tcp.ca_state = ca::OPEN;
+                retransmit.tcp.pending = pending::LOSS_PROBE;
+                retransmit.tcp.retransmits = 0;
+            },
+        );
+        run.pass(Duration::from_millis(300));
+    }
+    run.finish();
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+}
+
+#[test]
+fn one_dead_peer_in_backoff_is_no_storm() {
+    let mut run = Run::new();
+    for timeout in 0..8 {
+        run.pass(Duration::from_millis(200 << timeout));
+        run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.tcp.retransmits = timeout + 1;
+        });
+    }
+    run.finish();
+    assert_eq!(run.only().cause, "dead_peer");
+}
+
+#[test]
+fn many_connections_to_one_remote_are_the_remotes_storm() {
+    let mut run = Run::new();
+    for round in 0..10_u32 {
+        for port in 0..20 {
+            run.retransmit(
+                socket(LOCAL, &format!("10.0.0.2:{}", 4000 + port)),
+                |retransmit| {
+                    retransmit.tcp.retransmits = 1;
+                    retransmit.tcp.snd_una = 1000 + round;
+                },
+            );
+        }
+        run.skip(Duration::from_millis(600));
+    }
+    run.finish();
+    let finding = run.only();
+    assert!(
+        matches!(finding.subject, Subject::Remote { .. }),
+        "{finding:#?}"
+    );
+    assert_eq!(finding.count, 200);
+    assert_eq!(evidence(finding, "connections"), &Value::Count(20));
+}
+
+#[test]
+fn unanswered_connects_are_the_remotes_storm() {
+    let mut run = Run::new();
+    for round in 0..4 {
+        for port in 0..20 {
+            let mut connecting = socket(LOCAL, &format!("10.0.0.2:{}", 4000 + port));
+            connecting.state = state::SYN_SENT;
+            run.retransmit(connecting, |retransmit| {
+                retransmit.tcp_flags = flag::SYN;
+                retransmit.tcp.retransmits = round + 1;
+            });
+        }
+        run.skip(Duration::from_secs(1));
+    }
+    run.finish();
+    let finding = run.only();
+    assert_eq!(finding.cause, "peer_unreachable");
+    assert_eq!(finding.count, 80);
+    assert_eq!(evidence(finding, "syn_segments"), &Value::Count(80));
+}
+
+#[test]
+fn many_remotes_are_the_hosts_storm() {
+    let mut run = Run::new();
+    for round in 0..4_u32 {
+        for host in 1..=100 {
+            let remote = format!("192.0.2.{host}:4000");
+            let mut socket = socket(LOCAL, &remote);
+            socket.sk += host;
+            run.retransmit(socket, |retransmit| {
+                retransmit.tcp.retransmits = 1;
+                retransmit.tcp.snd_una = 1000 + round;
+            });
+        }
+        run.skip(Duration::from_millis(700));
+    }
+    run.finish();
+    let finding = run.only();
+    assert_eq!(finding.subject, Subject::Host);
+    assert_eq!(finding.count, 400);
+}
+
+#[test]
+fn repeated_syn_acks_open_no_storm() {
+    let mut run = Run::new();
+    for round in 0..10_u8 {
+        for host in 1..=200 {
+            run.syn_ack(
+                listener(LOCAL, &format!("192.0.2.{host}:4000")),
+                round.min(1),
+                false,
+            );
+        }
+        run.skip(Duration::from_millis(500));
+    }
+    run.finish();
+    assert_eq!(run.only().cause, "handshake");
+}
+
+fn stuck(run: &mut Run, change: impl Fn(u32, &mut record::Retransmit)) {
+    for event in 0..40 {
+        run.skip(Duration::from_millis(50));
+        run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.tcp.retransmits = 1;
+            change(event, retransmit);
+        });
+    }
+    run.finish();
+}
+
+#[test]
+fn full_sized_segments_that_fail_while_the_peer_talks_are_too_large() {
+    let mut run = Run::new();
+    stuck(&mut run, |event, retransmit| {
+        retransmit.end_seq = retransmit.seq + 1448;
+        retransmit.tcp.rcv_nxt = event;
+    });
+    let finding = run.only();
+    assert_eq!(finding.cause, "path_mtu");
+    assert!(finding.because.is_some());
+}
+
+#[test]
+fn silence_alone_means_that_the_peer_cannot_be_reached() {
+    let mut run = Run::new();
+    stuck(&mut run, |_, retransmit| {
+        retransmit.end_seq = retransmit.seq + 1448
+    });
+    assert_eq!(run.only().cause, "peer_unreachable");
+}
+
+#[test]
+fn what_this_host_drops_is_counted_apart() {
+    let mut run = Run::new();
+    stuck(&mut run, |_, retransmit| retransmit.error = 1);
+    let finding = run.only();
+    assert_eq!(finding.cause, "local_drop");
+    assert_eq!(finding.count, 0);
+    assert_eq!(evidence(finding, "segments_not_sent"), &Value::Count(40));
+}
+
+#[test]
+fn yesterdays_strays_are_not_part_of_todays_storm() {
+    let mut run = Run::new();
+    for _ in 0..30 {
+        run.pass(Duration::from_secs(5));
+        run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.tcp.retransmits = 1
+        });
+    }
+    lossy(&mut run, REMOTE, 40, 1, 10);
+    run.finish();
+    let finding = run.only();
+    assert!((40..=40 + 12).contains(&finding.count), "{finding:#?}");
+}

@@ -1,0 +1,197 @@
+//! An event as the fields of one output line: flat, keys stable, OpenTelemetry's where it has one.
+//!
+//! `schema`, `time` and `kind` are the sink's; everything a process or a peer can choose leaves here
+//! as it is, and the sink escapes it.
+
+use std::collections::BTreeMap;
+
+use conntracer_common::record::syn_outcome;
+use serde::{
+    Serialize, Serializer,
+    ser::{Error as _, SerializeMap},
+};
+
+use super::{Body, Event, Owner, RetransmitType, Role, Socket, Tcp, TcpState};
+use crate::kernel::host::Host;
+
+impl Event {
+    /// The same fields, with drop and reset reasons named as the traced kernel names them.
+    #[must_use]
+    pub const fn named<'a>(&'a self, host: &'a Host) -> Named<'a> {
+        Named {
+            event: self,
+            host: Some(host),
+        }
+    }
+}
+
+/// An [`Event`] and the host whose kernel names its numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Named<'a> {
+    event: &'a Event,
+    host: Option<&'a Host>,
+}
+
+impl Serialize for Event {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Named {
+            event: self,
+            host: None,
+        }
+        .serialize(serializer)
+    }
+}
+
+impl Serialize for Named<'_> {
+    /// A flat map without `time` and `kind`, which the sink writes itself. Keys are OpenTelemetry's
+    /// where it has one; an unknown value's key is left out.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("cpu", &self.event.cpu)?;
+        if let Some(socket) = self.event.body.socket() {
+            socket_entries(&mut map, socket)?;
+        }
+        if let Some(owner) = self.event.body.owner() {
+            owner_entries(&mut map, owner)?;
+        }
+        self.body_entries(&mut map)?;
+        map.end()
+    }
+}
+
+impl Named<'_> {
+    fn body_entries<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
+        match &self.event.body {
+            Body::Connect(_) | Body::Accept(_) | Body::Tick => Ok(()),
+            Body::State(body) => {
+                map.serialize_entry("old_state", &body.old)?;
+                map.serialize_entry("new_state", &body.new)?;
+                errno_entry(map, body.errno)?;
+                map.serialize_entry("consecutive_timeouts", &body.retransmits)?;
+                map.serialize_entry("probes_unanswered", &body.probes_out)
+            }
+            Body::Retransmit(body) => {
+                map.serialize_entry("tcp.retransmit.type", &body.kind)?;
+                map.serialize_entry("segments", &body.segments)?;
+                map.serialize_entry("seq", &body.seq)?;
+                map.serialize_entry("end_seq", &body.end_seq)?;
+                errno_entry(map, body.errno)?;
+                tcp_entries(map, &body.tcp)
+            }
+            Body::SynAck(body) => {
+                map.serialize_entry("tcp.retransmit.type", &RetransmitType::SynAck)?;
+                map.serialize_entry("segments", &1)?;
+                map.serialize_entry("repeats_before", &body.num_retrans)?;
+                map.serialize_entry("third_ack_discarded", &body.acked)?;
+                map.serialize_entry("ack_backlog", &body.ack_backlog)?;
+                map.serialize_entry("max_ack_backlog", &body.max_ack_backlog)?;
+                map.serialize_entry("syn_qlen", &body.syn_qlen)
+            }
+            Body::Syn(body) => {
+                if let Some(outcome) = body.outcome {
+                    let name = syn_outcome::NAMES.get(outcome).copied();
+                    map.serialize_entry(
+                        "outcome",
+                        name.ok_or_else(|| M::Error::custom("SYN outcome out of range"))?,
+                    )?;
+                }
+                for (name, total) in syn_outcome::NAMES.iter().zip(body.totals) {
+                    map.serialize_entry(name, &total)?;
+                }
+                map.serialize_entry("ack_backlog", &body.ack_backlog)?;
+                map.serialize_entry("max_ack_backlog", &body.max_ack_backlog)?;
+                map.serialize_entry("syn_qlen", &body.syn_qlen)?;
+                map.serialize_entry("max_syn_backlog", &body.max_syn_backlog)
+            }
+            Body::Reset(body) => {
+                let direction = if body.received { "receive" } else { "transmit" };
+                map.serialize_entry("network.io.direction", direction)?;
+                map.serialize_entry("consecutive_timeouts", &body.retransmits)?;
+                reason_entry(map, body.reason, self.host.map(|host| &host.reset_reasons))
+            }
+            Body::Drop(body) => {
+                map.serialize_entry("seq", &body.seq)?;
+                map.serialize_entry("tcp_flags", &body.tcp_flags)?;
+                reason_entry(map, body.reason, self.host.map(|host| &host.drop_reasons))
+            }
+            Body::Probe(body) => {
+                let kind = if body.keepalive {
+                    "keepalive"
+                } else {
+                    "window"
+                };
+                map.serialize_entry("probe", kind)?;
+                map.serialize_entry("result", &body.result)?;
+                tcp_entries(map, &body.tcp)
+            }
+            Body::Snapshot(body) => tcp_entries(map, &body.tcp),
+            Body::Loss(body) => {
+                map.serialize_entry("hook", body.hook_name())?;
+                map.serialize_entry("lost", &body.lost)
+            }
+        }
+    }
+}
+
+fn socket_entries<M: SerializeMap>(map: &mut M, socket: &Socket) -> Result<(), M::Error> {
+    map.serialize_entry("netns", &socket.netns)?;
+    map.serialize_entry("network.local.address", &socket.local.ip())?;
+    map.serialize_entry("network.local.port", &socket.local.port())?;
+    if socket.remote.port() != 0 {
+        map.serialize_entry("network.peer.address", &socket.remote.ip())?;
+        map.serialize_entry("network.peer.port", &socket.remote.port())?;
+    }
+    if socket.state != TcpState::Unknown {
+        map.serialize_entry("network.connection.state", &socket.state)?;
+    }
+    if socket.role != Role::Unknown {
+        map.serialize_entry("role", &socket.role)?;
+    }
+    if socket.id.sk != 0 {
+        // As text: JSON readers lose the low bits of integers above 2^53.
+        map.serialize_entry("socket", &format_args!("{:#x}", socket.id.sk))?;
+    }
+    if socket.id.born.0 != 0 {
+        map.serialize_entry("born_ktime_ns", &socket.id.born.0)?;
+    }
+    Ok(())
+}
+
+fn owner_entries<M: SerializeMap>(map: &mut M, owner: &Owner) -> Result<(), M::Error> {
+    map.serialize_entry("process.pid", &owner.pid)?;
+    map.serialize_entry("process.command", &owner.comm.to_text())?;
+    map.serialize_entry("user.id", &owner.uid)?;
+    map.serialize_entry("cgroup_id", &owner.cgroup_id)?;
+    map.serialize_entry("owner_source", &owner.source)
+}
+
+fn tcp_entries<M: SerializeMap>(map: &mut M, tcp: &Tcp) -> Result<(), M::Error> {
+    map.serialize_entry("unacked_bytes", &tcp.unacked_bytes())?;
+    map.serialize_entry("snd_wnd_bytes", &tcp.snd_wnd_bytes)?;
+    map.serialize_entry("srtt_us", &tcp.srtt.as_micros())?;
+    map.serialize_entry("total_retrans", &tcp.total_retrans)?;
+    map.serialize_entry("data_segs_out", &tcp.data_segs_out)?;
+    map.serialize_entry("consecutive_timeouts", &tcp.retransmits)?;
+    map.serialize_entry("probes_unanswered", &tcp.probes_out)?;
+    map.serialize_entry("backoff", &tcp.backoff)
+}
+
+fn errno_entry<M: SerializeMap>(map: &mut M, errno: u32) -> Result<(), M::Error> {
+    if errno == 0 {
+        Ok(())
+    } else {
+        map.serialize_entry("errno", &errno)
+    }
+}
+
+fn reason_entry<M: SerializeMap>(
+    map: &mut M,
+    reason: Option<u32>,
+    names: Option<&BTreeMap<u32, String>>,
+) -> Result<(), M::Error> {
+    let Some(reason) = reason else { return Ok(()) };
+    match names.and_then(|names| names.get(&reason)) {
+        Some(name) => map.serialize_entry("reason", name),
+        None => map.serialize_entry("reason", &reason),
+    }
+}

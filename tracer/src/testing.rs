@@ -1,0 +1,355 @@
+//! Synthetic records and a pipeline to feed them to, for the tests of everything right of `decode`.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use conntracer_common::{
+    record::{self, Header, Owner, Socket, Tcp, kind, owner_source, role, syn_evidence},
+    tcp::{AF_INET, AF_INET6, ca, state},
+};
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::{
+    detect::Thresholds,
+    finding::{Finding, Status},
+    kernel::{
+        host::Host,
+        plan::{DetectorPlan, HookMode, Plan, Sight, Transport},
+    },
+    pipeline::{Output, Pipeline},
+};
+
+/// When test time begins: not zero, which means "not seen" in records.
+const START_NS: u64 = 1_000_000_000_000;
+
+const DETECTORS: [&str; 5] = [
+    "syn_drop",
+    "half_open.handshake",
+    "half_open.dead_peer",
+    "half_open.half_closed",
+    "retransmit_storm",
+];
+
+/// A host on which every detector is exact.
+pub(crate) fn host() -> Host {
+    let detectors = DETECTORS
+        .iter()
+        .map(|detector| DetectorPlan {
+            detector: (*detector).to_owned(),
+            sight: Sight::Exact,
+            because: None,
+        })
+        .collect();
+    let sysctls = [
+        ("net.core.somaxconn", "4096"),
+        ("net.ipv4.tcp_retries2", "15"),
+        ("net.ipv4.tcp_synack_retries", "5"),
+        ("net.ipv4.tcp_fin_timeout", "60"),
+        ("net.ipv4.tcp_mtu_probing", "0"),
+    ];
+    Host {
+        hostname: "test".to_owned(),
+        kernel: "6.12.0".to_owned(),
+        arch: "x86_64".to_owned(),
+        realtime_offset_ns: 0,
+        drop_reasons: BTreeMap::from([(2, "NO_SOCKET".to_owned())]),
+        reset_reasons: BTreeMap::from([(14, "TCP_STATE".to_owned())]),
+        sysctls: sysctls
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        plan: Plan {
+            mode: HookMode::Auto,
+            transport: Transport::Ringbuf,
+            hooks: Vec::new(),
+            detectors,
+        },
+    }
+}
+
+pub(crate) fn owner() -> Owner {
+    let mut comm = [0; 16];
+    comm[..6].copy_from_slice(b"server");
+    Owner {
+        cgroup_id: 77,
+        comm,
+        pid: 1234,
+        uid: 33,
+        source: owner_source::ACCEPT,
+        ..Owner::default()
+    }
+}
+
+fn words(addr: SocketAddr) -> ([u32; 4], u16) {
+    let octets = match addr {
+        SocketAddr::V4(v4) => v4.ip().to_ipv6_mapped().octets(),
+        SocketAddr::V6(v6) => v6.ip().octets(),
+    };
+    let word = |at: usize| {
+        u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]])
+    };
+    ([word(0), word(4), word(8), word(12)], addr.port())
+}
+
+/// An established connection's socket, `sk` told apart by the remote port.
+pub(crate) fn socket(local: &str, remote: &str) -> Socket {
+    let local: SocketAddr = local.parse().expect("a test's address");
+    let remote: SocketAddr = remote.parse().expect("a test's address");
+    let (local_addr, local_port) = words(local);
+    let (remote_addr, remote_port) = words(remote);
+    Socket {
+        sk: 0xffff_8880_0000_0000 + u64::from(remote_port),
+        born_ns: START_NS,
+        local_addr,
+        remote_addr,
+        netns: 4026,
+        local_port,
+        remote_port,
+        family: if local.is_ipv4() { AF_INET } else { AF_INET6 },
+        state: state::ESTABLISHED,
+        role: role::PASSIVE,
+        pad: 0,
+    }
+}
+
+/// A listener, with the peer of the moment.
+pub(crate) fn listener(local: &str, remote: &str) -> Socket {
+    Socket {
+        sk: 0xffff_8880_1111_0000,
+        state: state::LISTEN,
+        role: role::LISTENER,
+        ..socket(local, remote)
+    }
+}
+
+/// A pipeline, what it found, and what it was fed.
+pub(crate) struct Run {
+    pub(crate) pipeline: Pipeline,
+    pub(crate) findings: Vec<Finding>,
+    pub(crate) fed: Vec<Vec<u8>>,
+    ktime_ns: u64,
+}
+
+impl Run {
+    pub(crate) fn new() -> Self {
+        Self::with(Thresholds::default())
+    }
+
+    pub(crate) fn with(thresholds: Thresholds) -> Self {
+        Self::on(thresholds, host())
+    }
+
+    pub(crate) fn on(thresholds: Thresholds, host: Host) -> Self {
+        Self {
+            pipeline: Pipeline::new(thresholds, Arc::new(host)),
+            findings: Vec::new(),
+            fed: Vec::new(),
+            ktime_ns: START_NS,
+        }
+    }
+
+    pub(crate) fn ktime_ns(&self) -> u64 {
+        self.ktime_ns
+    }
+
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
+        self.fed.push(bytes.to_vec());
+        let findings = &mut self.findings;
+        self.pipeline.feed(bytes, &mut |output| {
+            if let Output::Finding(finding) = output {
+                findings.push(finding.clone());
+            }
+        });
+    }
+
+    pub(crate) fn finish(&mut self) {
+        let findings = &mut self.findings;
+        self.pipeline.finish(&mut |output| {
+            if let Output::Finding(finding) = output {
+                findings.push(finding.clone());
+            }
+        });
+    }
+
+    fn record<T: IntoBytes + Immutable>(&mut self, record: &T) {
+        self.feed(record.as_bytes());
+    }
+
+    fn header<T>(&self, kind: u16) -> Header {
+        Header {
+            ktime_ns: self.ktime_ns,
+            kind,
+            size: u16::try_from(size_of::<T>()).expect("records are small"),
+            cpu: 1,
+        }
+    }
+
+    pub(crate) fn tick(&mut self) {
+        let header = self.header::<record::Tick>(kind::TICK);
+        self.record(&record::Tick { header });
+    }
+
+    /// Lets time pass, with a tick every 250 ms.
+    pub(crate) fn pass(&mut self, duration: Duration) {
+        let end = self.ktime_ns + u64::try_from(duration.as_nanos()).expect("a test's duration");
+        while self.ktime_ns < end {
+            self.ktime_ns = end.min(self.ktime_ns + 250_000_000);
+            self.tick();
+        }
+    }
+
+    /// Lets time pass without a record.
+    pub(crate) fn skip(&mut self, duration: Duration) {
+        self.ktime_ns += u64::try_from(duration.as_nanos()).expect("a test's duration");
+    }
+
+    pub(crate) fn syn(&mut self, socket: Socket, change: impl FnOnce(&mut record::Syn)) {
+        let mut record = record::Syn {
+            header: self.header::<record::Syn>(kind::SYN),
+            socket,
+            owner: owner(),
+            last_ns: self.ktime_ns,
+            max_ack_backlog: 1,
+            ack_backlog: 2,
+            peak_ack_backlog: 2,
+            max_syn_backlog: 1024,
+            outcome: u8::MAX,
+            evidence: syn_evidence::COUNTERS,
+            syncookies: 1,
+            ..record::Syn::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
+    pub(crate) fn syn_ack(&mut self, socket: Socket, num_retrans: u8, acked: bool) {
+        let record = record::SynAck {
+            header: self.header::<record::SynAck>(kind::SYNACK),
+            socket,
+            owner: owner(),
+            request: 0x1000 + u64::from(socket.remote_port),
+            max_ack_backlog: 128,
+            syn_qlen: 1,
+            num_retrans,
+            num_timeout: num_retrans,
+            acked: acked.into(),
+            ..record::SynAck::default()
+        };
+        self.record(&record);
+    }
+
+    pub(crate) fn retransmit(
+        &mut self,
+        socket: Socket,
+        change: impl FnOnce(&mut record::Retransmit),
+    ) {
+        let mut record = record::Retransmit {
+            header: self.header::<record::Retransmit>(kind::RETRANSMIT),
+            socket,
+            owner: owner(),
+            tcp: Tcp {
+                snd_una: 1000,
+                snd_nxt: 3000,
+                mss: 1448,
+                ca_state: ca::LOSS,
+                retransmits: 1,
+                data_segs_out: 100,
+                ..Tcp::default()
+            },
+            seq: 1000,
+            end_seq: 1100,
+            segs: 1,
+            ..record::Retransmit::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
+    pub(crate) fn probe(&mut self, socket: Socket, change: impl FnOnce(&mut record::Probe)) {
+        let mut record = record::Probe {
+            header: self.header::<record::Probe>(kind::PROBE),
+            socket,
+            owner: owner(),
+            keepalive: 1,
+            ..record::Probe::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
+    pub(crate) fn snapshot(&mut self, socket: Socket, change: impl FnOnce(&mut record::Snapshot)) {
+        let mut record = record::Snapshot {
+            header: self.header::<record::Snapshot>(kind::SNAPSHOT),
+            socket,
+            owner: owner(),
+            ..record::Snapshot::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
+    pub(crate) fn closed(&mut self, socket: Socket, change: impl FnOnce(&mut record::State)) {
+        let mut record = record::State {
+            header: self.header::<record::State>(kind::STATE),
+            socket,
+            owner: owner(),
+            old_state: state::ESTABLISHED,
+            new_state: state::CLOSE,
+            ..record::State::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
+    pub(crate) fn reset_received(&mut self, socket: Socket) {
+        let record = record::Reset {
+            header: self.header::<record::Reset>(kind::RESET),
+            socket,
+            owner: owner(),
+            reason: u32::MAX,
+            received: 1,
+            ..record::Reset::default()
+        };
+        self.record(&record);
+    }
+
+    pub(crate) fn loss(&mut self, hook: u32, lost: u64) {
+        let header = self.header::<record::Loss>(kind::LOSS);
+        self.record(&record::Loss {
+            header,
+            lost,
+            hook,
+            pad: 0,
+        });
+    }
+
+    /// The findings' ids in order of opening, with the last that was said of each.
+    pub(crate) fn last_words(&self) -> Vec<&Finding> {
+        let mut last: BTreeMap<u64, &Finding> = BTreeMap::new();
+        for finding in &self.findings {
+            last.insert(finding.id, finding);
+        }
+        last.into_values().collect()
+    }
+
+    /// The one finding there is, as last told.
+    pub(crate) fn only(&self) -> &Finding {
+        match self.last_words().as_slice() {
+            [only] => only,
+            all => panic!("expected one finding, got {all:#?}"),
+        }
+    }
+
+    pub(crate) fn statuses(&self) -> Vec<Status> {
+        self.findings.iter().map(|finding| finding.status).collect()
+    }
+
+    /// Feeds the same bytes to a new pipeline and compares every word.
+    pub(crate) fn assert_replays(&self, thresholds: Thresholds) {
+        let mut again = Self::with(thresholds);
+        for record in &self.fed {
+            again.feed(record);
+        }
+        again.finish();
+        let said = |run: &Self| serde_json::to_string(&run.findings).expect("findings serialise");
+        assert_eq!(said(&again), said(self));
+    }
+}
