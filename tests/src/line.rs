@@ -164,8 +164,9 @@ pub enum Subject {
         netns: u32,
         local: SocketAddr,
         remote: SocketAddr,
-        id: Value,
-        born: Value,
+        /// Kernel address, in hexadecimal.
+        socket: String,
+        born_ktime_ns: u64,
     },
     Remote {
         netns: u32,
