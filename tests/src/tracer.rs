@@ -3,8 +3,9 @@
 use std::{
     env,
     ffi::OsString,
+    fs::{self, Permissions},
     io::{BufRead, BufReader, Read},
-    os::unix::process::CommandExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::PathBuf,
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -14,6 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal};
+use tempfile::TempDir;
 
 use crate::{
     line::{Account, Detector, Finding, Line, Start, Stop},
@@ -54,6 +56,25 @@ impl Binary {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
+    }
+
+    /// A copy that any user may run, wherever the original lies; it goes with the directory.
+    pub fn copy_for_everybody(&self) -> Result<(Self, TempDir)> {
+        let directory = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir()
+            .context("making a temporary directory")?;
+        let path = directory.path().join("conntracer");
+        fs::copy(&self.path, &path)
+            .and_then(|_| fs::set_permissions(&path, Permissions::from_mode(0o755)))
+            .with_context(|| format!("copying {}", self.path.display()))?;
+        Ok((
+            Self {
+                path,
+                hooks: self.hooks.clone(),
+            },
+            directory,
+        ))
     }
 
     /// The hook mode asked for.

@@ -142,7 +142,7 @@ fn misbehave(pair: &Pair, screen: &Shared) -> Result<()> {
 
     eprintln!("demo: a bulk transfer runs over a path that loses a third of its packets");
     let lossy_address = Family::V4.veth_listener_on(LOSSY_PORT);
-    let mut lossy = LossyPath::across(pair.clone(), Family::V4, lossy_address)?;
+    let mut lossy = LossyPath::across(pair.clone(), Family::V4, lossy_address);
     lossy.provoke(LOST_SEGMENTS)?;
 
     let seen = wait::until("conntracer to report all three", SOON, || {

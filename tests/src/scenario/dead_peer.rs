@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use socket2::Socket;
 
 use crate::{
+    counters::Counters,
     family::Family,
     link::Pair,
     socket::{self, Connection, connect_without_waiting, listen, tcp},
@@ -27,6 +28,7 @@ pub struct DeadPeer {
     address: SocketAddr,
     listener: Option<Socket>,
     connection: Option<Connection>,
+    before: Counters,
 }
 
 impl DeadPeer {
@@ -43,6 +45,7 @@ impl DeadPeer {
             address,
             listener: None,
             connection: None,
+            before: Counters::default(),
         }
     }
 
@@ -71,13 +74,19 @@ impl DeadPeer {
     }
 
     /// The client goes deaf and dumb, and the server goes on talking.
-    pub fn vanish(&self) -> Result<()> {
+    pub fn vanish(&mut self) -> Result<()> {
+        socket::wait_acknowledged(&self.connection()?.accepted, EVENTUALLY)?;
+        self.before = self.pair.server.counters()?;
         let connection = self.connection()?;
-        socket::wait_acknowledged(&connection.accepted, EVENTUALLY)?;
         socket::deafen(&connection.connected)?;
         (&connection.accepted)
             .write_all(MESSAGE)
             .context("writing to a dead peer")
+    }
+
+    /// What the server's kernel counted since the client vanished.
+    pub fn counted(&self) -> Result<Counters> {
+        Ok(self.pair.server.counters()? - self.before)
     }
 
     /// The client hears again, before the server has given up; returns when all is well.

@@ -49,22 +49,22 @@ struct Transfer {
 
 impl LossyPath {
     pub fn new(family: Family) -> Result<Self> {
-        Self::across(Pair::new()?, family, family.veth_listener())
+        Ok(Self::across(Pair::new()?, family, family.veth_listener()))
     }
 
     /// The same on a pair that others use too.
-    pub fn across(pair: Pair, family: Family, address: SocketAddr) -> Result<Self> {
-        let before = pair.server.counters()?;
-        Ok(Self {
+    #[must_use]
+    pub fn across(pair: Pair, family: Family, address: SocketAddr) -> Self {
+        Self {
             pair,
             family,
             address,
-            before,
+            before: Counters::default(),
             transfer: None,
-        })
+        }
     }
 
-    /// What the sender's kernel counted since `new`.
+    /// What the sender's kernel counted since the connection was established.
     pub fn counted(&self) -> Result<Counters> {
         Ok(self.pair.server.counters()? - self.before)
     }
@@ -82,6 +82,7 @@ impl LossyPath {
             .pair
             .server
             .run(|| Connection::accept(&listener, client))?;
+        self.before = self.pair.server.counters()?;
         socket::make_lossy(&connection.connected, LOSS_PERCENT)?;
         let is_over = Arc::new(AtomicBool::new(false));
         let writer = {
@@ -109,7 +110,8 @@ impl LossyPath {
         self.wait_retransmitted(segments)
     }
 
-    /// Waits until `segments` were retransmitted since `new`.
+    /// Waits until `segments` were retransmitted since the connection was
+    /// established.
     pub fn wait_retransmitted(&self, segments: u64) -> Result<()> {
         wait::until("the loss to be noticed", EVENTUALLY, || {
             Ok((self.counted()?.retrans_segs >= segments).then_some(()))

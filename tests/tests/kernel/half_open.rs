@@ -86,7 +86,7 @@ fn dead_peer_is_suspected_then_confirmed(#[case] family: Family) {
             finding.id == suspected.id && finding.stage.as_deref() == Some("confirmed")
         })
         .unwrap();
-    let counted = server.counters().unwrap();
+    let counted = scenario.counted().unwrap();
     scenario.quiet().unwrap();
     let run = tracer.stop().unwrap();
 

@@ -98,6 +98,7 @@ fn a_reader_that_leaves_is_no_error() {
 fn an_unprivileged_user_is_told_what_is_missing() {
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
+    let (binary, _directory) = binary.copy_for_everybody().unwrap();
     let mut command = binary.run(&netns);
     command.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
     assert_refuses(&mut command, CANNOT_TRACE, "root");

@@ -118,7 +118,7 @@ fn dead_peer_provokes_timeouts_until_the_kernel_gives_up(#[case] family: Family)
     scenario.connect().unwrap();
     scenario.vanish().unwrap();
     assert_eq!(scenario.wait_given_up().unwrap(), libc::ETIMEDOUT);
-    let counted = scenario.pair.server.counters().unwrap();
+    let counted = scenario.counted().unwrap();
     assert!(counted.timeouts >= 4, "{counted:?}");
     assert!(counted.retrans_segs >= 4, "{counted:?}");
     assert_eq!(counted.abort_on_timeout, 1);
@@ -178,9 +178,5 @@ fn healthy_traffic_drops_and_overflows_nothing(#[case] family: Family) {
     scenario.run().unwrap();
     let counted = scenario.pair.server.counters().unwrap();
     assert_eq!(counted.passive_opens, u64::from(healthy::CONNECTIONS) + 1);
-    assert_eq!(
-        (counted.listen_drops, counted.timeouts),
-        (0, 0),
-        "{counted:?}"
-    );
+    assert_eq!(counted.listen_drops, 0, "{counted:?}");
 }
