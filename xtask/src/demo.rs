@@ -31,9 +31,6 @@ pub(crate) struct Arguments {
     /// Run in a VM even where this host could trace.
     #[arg(long)]
     vm: bool,
-    /// Arguments for the demo.
-    #[arg(last = true)]
-    arguments: Vec<String>,
 }
 
 pub(crate) fn execute(
@@ -43,24 +40,24 @@ pub(crate) fn execute(
 ) -> Result<ExitCode> {
     if arguments.vm {
         eprintln!("running the demo in a VM: asked to by --vm");
-        return in_vm(workspace, installation, &arguments.arguments);
+        return in_vm(workspace, installation);
     }
     let conntracer = build::conntracer(workspace, installation, Profile::Release)?;
     let demo = build::test_binary(workspace, installation, "conntracer-demo")?;
     if !process::is_root() && process::which("sudo").is_none() {
         eprintln!("running the demo in a VM: this user is not root, and there is no sudo");
-        return in_vm(workspace, installation, &arguments.arguments);
+        return in_vm(workspace, installation);
     }
     let mut variable = std::ffi::OsString::from("CONNTRACER_BIN=");
     variable.push(conntracer);
     // `env` since sudo drops variables otherwise.
     let mut command: Command = process::as_root("env");
-    command.arg(variable).arg(demo).args(&arguments.arguments);
+    command.arg(variable).arg(demo);
     let status = process::status(&mut command)?;
     match status.code() {
         Some(CANNOT_TRACE) => {
             eprintln!("running the demo in a VM: this host may not trace (its reason is above)");
-            in_vm(workspace, installation, &arguments.arguments)
+            in_vm(workspace, installation)
         }
         code => Ok(ExitCode::from(
             code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
@@ -68,18 +65,14 @@ pub(crate) fn execute(
     }
 }
 
-fn in_vm(
-    workspace: &Workspace,
-    installation: Installation,
-    arguments: &[String],
-) -> Result<ExitCode> {
+fn in_vm(workspace: &Workspace, installation: Installation) -> Result<ExitCode> {
     let plan = Plan {
         lines: vec![kernel::line(DEMO_LINE)?],
         hooks: Hooks::Auto,
-        filter: None,
+        filters: &[],
         jobs: 1,
         timeout: VM_TIMEOUT,
         keep: false,
     };
-    vm::demo(workspace, installation, &plan, arguments)
+    vm::demo(workspace, installation, &plan)
 }

@@ -39,10 +39,11 @@ const TRIXIE_BACKPORTS: Suite = Suite {
     name: "trixie-backports",
 };
 
-/// Until 7.x one package holds the kernel; since then it is split in two.
+/// Until 7.x one package holds the kernel; since then it is split into the image, the modules, and
+/// the lists of what is built in.
 const WHOLE_PREFIX: &str = "linux-image-";
 const SPLIT_PREFIX: &str = "linux-binary-";
-const SPLIT_MODULES_PREFIX: &str = "linux-modules-";
+const SPLIT_PARTS_PREFIXES: [&str; 2] = ["linux-modules-", "linux-base-"];
 
 /// Older packages tried after the newest: a mirror drops a few superseded ones, not a dozen.
 const MAX_ATTEMPTS: usize = 12;
@@ -179,7 +180,12 @@ fn fetch(cache: &Path, installation: Installation, lines: &[&Line]) -> Result<()
     let apt = cache.join("apt");
     eprintln!("looking for kernels in Debian's archive");
     let archive = Archive::open(&apt, &suites)?;
-    let listed = archive.list(&[WHOLE_PREFIX, SPLIT_PREFIX, SPLIT_MODULES_PREFIX])?;
+    let listed = archive.list(&[
+        WHOLE_PREFIX,
+        SPLIT_PREFIX,
+        SPLIT_PARTS_PREFIXES[0],
+        SPLIT_PARTS_PREFIXES[1],
+    ])?;
     for line in lines {
         fetch_line(cache, &archive, &listed, line)?;
     }
@@ -243,7 +249,6 @@ fn candidates(listed: &[Listed], release_prefix: &str, flavour: &str) -> Vec<Can
                 Some(rest) => (true, rest),
                 None => (false, head.name.strip_prefix(WHOLE_PREFIX)?),
             };
-            let rest = rest.strip_prefix("unsigned-").unwrap_or(rest);
             let release = rest.strip_suffix("-unsigned").unwrap_or(rest);
             (release.starts_with(release_prefix) && release.ends_with(flavour))
                 .then_some((head, release, split))
@@ -262,13 +267,15 @@ fn candidates(listed: &[Listed], release_prefix: &str, flavour: &str) -> Vec<Can
         .filter_map(|(head, release, split)| {
             let mut candidate = vec![(*head).clone()];
             if *split {
-                let modules = format!("{SPLIT_MODULES_PREFIX}{release}");
-                candidate.push(
-                    listed
-                        .iter()
-                        .find(|other| other.name == modules && other.version == head.version)?
-                        .clone(),
-                );
+                for prefix in SPLIT_PARTS_PREFIXES {
+                    let part = format!("{prefix}{release}");
+                    candidate.push(
+                        listed
+                            .iter()
+                            .find(|other| other.name == part && other.version == head.version)?
+                            .clone(),
+                    );
+                }
             }
             Some(candidate)
         })
@@ -417,22 +424,22 @@ mod tests {
     }
 
     #[test]
-    fn split_kernel_needs_both_parts() {
+    fn split_kernel_needs_all_parts() {
         let version = "7.3.4-1~bpo13+1";
         let packages = [
             ("linux-image-7.3.4+deb13-cloud-amd64", version),
             ("linux-binary-7.3.4+deb13-cloud-amd64", version),
             ("linux-binary-unsigned-7.3.4+deb13-cloud-amd64", version),
             ("linux-modules-7.3.4+deb13-cloud-amd64", version),
+            ("linux-base-7.3.4+deb13-cloud-amd64", version),
             ("linux-binary-7.2.12+deb13-cloud-amd64", "7.2.12-1"),
             ("linux-image-7.0.4+deb13-cloud-amd64", "7.0.4-1"),
         ];
         assert_eq!(
             candidate_names(&packages, "7."),
             [
-                "linux-binary-7.3.4+deb13-cloud-amd64 and linux-modules-7.3.4+deb13-cloud-amd64",
-                "linux-binary-unsigned-7.3.4+deb13-cloud-amd64 and \
-                 linux-modules-7.3.4+deb13-cloud-amd64",
+                "linux-binary-7.3.4+deb13-cloud-amd64 and linux-modules-7.3.4+deb13-cloud-amd64 \
+                 and linux-base-7.3.4+deb13-cloud-amd64",
                 "linux-image-7.0.4+deb13-cloud-amd64",
             ]
         );

@@ -216,7 +216,7 @@ fn matrix(workspace: &Workspace, installation: Installation, hooks: Hooks) -> Re
     let plan = Plan {
         lines: kernel::LINES.iter().collect(),
         hooks,
-        filter: None,
+        filters: &[],
         jobs: vm::default_jobs(),
         timeout: VM_TIMEOUT,
         keep: false,

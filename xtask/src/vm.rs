@@ -43,9 +43,9 @@ pub(crate) struct Arguments {
     /// Seconds after which a VM is killed and counted as failed.
     #[arg(long, default_value_t = 600)]
     timeout: u64,
-    /// Only run tests whose name contains this.
+    /// Only run tests whose name contains one of these.
     #[arg(last = true)]
-    filter: Option<String>,
+    filters: Vec<String>,
 }
 
 /// The hook modes of conntracer that can be asked for.
@@ -73,7 +73,7 @@ impl Hooks {
 pub(crate) struct Plan<'a> {
     pub(crate) lines: Vec<&'static Line>,
     pub(crate) hooks: Hooks,
-    pub(crate) filter: Option<&'a str>,
+    pub(crate) filters: &'a [String],
     pub(crate) jobs: usize,
     pub(crate) timeout: Duration,
     pub(crate) keep: bool,
@@ -107,13 +107,13 @@ pub(crate) fn execute(
     let plan = Plan {
         lines,
         hooks: arguments.hooks,
-        filter: arguments.filter.as_deref(),
+        filters: &arguments.filters,
         jobs: arguments.jobs.max(1),
         timeout: Duration::from_secs(arguments.timeout),
         keep: arguments.keep,
     };
     if arguments.demo {
-        return demo(workspace, installation, &plan, &[]);
+        return demo(workspace, installation, &plan);
     }
     let outcomes = test(workspace, installation, &plan)?;
     print_failures(&outcomes)?;
@@ -156,7 +156,7 @@ pub(crate) fn test(
     ensure_emulator(installation)?;
     let kernels = kernel::ensure(workspace, installation, &plan.lines)?;
     let programs = programs(workspace, installation)?;
-    let filter = filter_argument("conntracer.filter", plan.filter)?;
+    let filter = filter_argument(plan.filters)?;
 
     let mut queue = VecDeque::new();
     for hooks in plan.hooks.modes() {
@@ -192,16 +192,10 @@ pub(crate) fn demo(
     workspace: &Workspace,
     installation: Installation,
     plan: &Plan<'_>,
-    demo_arguments: &[String],
 ) -> Result<ExitCode> {
     ensure_emulator(installation)?;
     let kernels = kernel::ensure(workspace, installation, &plan.lines)?;
     let programs = programs(workspace, installation)?;
-    let arguments = demo_arguments
-        .iter()
-        .map(|argument| filter_argument("conntracer.arg", Some(argument)))
-        .collect::<Result<Vec<_>>>()?
-        .join(" ");
     let mut code = ExitCode::SUCCESS;
     for kernel in &kernels {
         for hooks in plan.hooks.modes() {
@@ -210,7 +204,7 @@ pub(crate) fn demo(
             let verdict = machine::boot(
                 kernel,
                 &run.initramfs,
-                &format!("conntracer.run=demo conntracer.hooks={hooks} {arguments}"),
+                &format!("conntracer.run=demo conntracer.hooks={hooks}"),
                 plan.timeout,
                 |line| {
                     if !line.starts_with("init: ") {
@@ -252,15 +246,19 @@ fn programs(workspace: &Workspace, installation: Installation) -> Result<Program
     })
 }
 
-/// `name=value` for the kernel's command line, which has no quoting that the init would undo.
-fn filter_argument(name: &str, value: Option<&str>) -> Result<String> {
-    match value {
-        None => Ok(String::new()),
-        Some(value) if value.contains(|c: char| c.is_whitespace() || c == '"') => {
-            bail!("{value:?} cannot travel on a kernel command line: it has a space or a quote")
-        }
-        Some(value) => Ok(format!("{name}={value}")),
+/// The init's filter parameter. The kernel's command line has no quoting that the init would undo.
+fn filter_argument(filters: &[String]) -> Result<String> {
+    if let Some(filter) = filters
+        .iter()
+        .find(|filter| filter.contains(|c: char| c.is_whitespace() || c == '"' || c == ','))
+    {
+        bail!("{filter:?} cannot travel on a kernel command line: it has a space, quote or comma");
     }
+    Ok(if filters.is_empty() {
+        String::new()
+    } else {
+        format!("conntracer.filter={}", filters.join(","))
+    })
 }
 
 /// The files of one VM, below cargo's build directory.
@@ -388,16 +386,28 @@ fn read_log(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// The part of a console log that explains a failure: from the harness's list of failures on, or
-/// else the end.
+/// The part of a console log that explains a failure: what the harness prints about failed tests,
+/// or else the end. The log has it all.
 fn excerpt(log: &str) -> String {
-    const TAIL_LINES: usize = 60;
+    const MAX_LINES: usize = 100;
     let lines: Vec<&str> = log.lines().collect();
-    let start = lines
-        .iter()
-        .position(|line| line.trim() == "failures:")
-        .unwrap_or_else(|| lines.len().saturating_sub(TAIL_LINES));
-    lines[start..].join("\n")
+    let end = lines.len();
+    let start = match lines.iter().position(|line| line.trim() == "failures:") {
+        Some(start) => start,
+        None => end.saturating_sub(MAX_LINES),
+    };
+    if end - start <= MAX_LINES {
+        return lines[start..].join("\n");
+    }
+    // The first failure's message, and the end with the list of all of them.
+    let half = MAX_LINES / 2;
+    let (first, last) = (start + half, end - half);
+    format!(
+        "{}\n[{} lines left out]\n{}",
+        lines[start..first].join("\n"),
+        last - first,
+        lines[last..].join("\n")
+    )
 }
 
 /// Prints a row for each VM.
@@ -445,22 +455,31 @@ mod tests {
     }
 
     #[test]
-    fn excerpt_begins_at_the_failures() {
+    fn excerpt_is_what_explains_the_failure() {
         assert_eq!(
             excerpt("boot\nfailures:\n\n---- a ----"),
             "failures:\n\n---- a ----"
         );
-        let long = vec!["x"; 100].join("\n");
-        assert_eq!(excerpt(&long).lines().count(), 60);
+        let silent = vec!["x"; 150].join("\n");
+        assert_eq!(excerpt(&silent).lines().count(), 100);
+        let long = format!("boot\nfailures:\n{silent}\nlast");
+        let excerpt = excerpt(&long);
+        assert!(excerpt.starts_with("failures:\n"), "{excerpt}");
+        assert!(excerpt.contains("[52 lines left out]"), "{excerpt}");
+        assert!(excerpt.ends_with("\nlast"), "{excerpt}");
     }
 
     #[test]
     fn only_plain_words_travel_on_the_command_line() {
+        let argument = |filters: &[&str]| {
+            let filters: Vec<String> = filters.iter().map(|&filter| filter.to_owned()).collect();
+            filter_argument(&filters)
+        };
         assert_eq!(
-            filter_argument("f", Some("syn_drop")).unwrap(),
-            "f=syn_drop"
+            argument(&["syn_drop", "storm"]).unwrap(),
+            "conntracer.filter=syn_drop,storm"
         );
-        assert_eq!(filter_argument("f", None).unwrap(), "");
-        assert!(filter_argument("f", Some("a b")).is_err());
+        assert_eq!(argument(&[]).unwrap(), "");
+        assert!(argument(&["a b"]).is_err());
     }
 }
