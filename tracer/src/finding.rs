@@ -43,6 +43,19 @@ pub enum FindingKind {
     RetransmitStorm,
 }
 
+impl FindingKind {
+    /// The word of the output contract, as serde writes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SynDrop => "syn_drop",
+            Self::SynCookies => "syn_cookies",
+            Self::HalfOpen => "half_open",
+            Self::RetransmitStorm => "retransmit_storm",
+        }
+    }
+}
+
 /// Where a finding stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,0 +1,192 @@
+//! The command line: what was typed ([`Arguments`]) and where it leads.
+//!
+//! Not here: what the flags resolve to ([`filter`], [`settings`]) and what the commands do
+//! ([`crate::command`]).
+
+pub mod duration;
+pub mod filter;
+pub mod settings;
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+
+use crate::{
+    config::{Emit, Format},
+    kernel::plan::{HookMode, Transport},
+};
+
+/// Says which TCP connections of this host fail, since when, whose they are, why, and what to change.
+#[derive(Debug, Parser)]
+#[command(
+    name = "conntracer",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Exit status: 0 ran; 1 findings, with --fail-on-finding; 2 wrong usage or config; 3 cannot trace here."
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: RunArguments,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Trace, and print what is found (the default).
+    Run(RunArguments),
+    /// Show what this kernel offers and what each detector can therefore see.
+    Doctor(DoctorArguments),
+    /// Trace, and also keep every record in FILE for `replay`.
+    Record(RecordArguments),
+    /// Judge a recording again; needs no root.
+    Replay(ReplayArguments),
+    /// Summarise a recording or a file of JSON output.
+    Report {
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Explain a finding or a cause, such as `syn_drop` or `accept_queue_full`.
+    Explain {
+        /// Without it, the words that can be explained are listed.
+        word: Option<String>,
+    },
+    /// Print the configuration in effect, or check a file.
+    Config(ConfigArguments),
+    /// Print a completion script.
+    Completions { shell: Shell },
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub struct RunArguments {
+    #[command(flatten)]
+    pub kernel: KernelArguments,
+    #[command(flatten)]
+    pub filter: FilterArguments,
+    #[command(flatten)]
+    pub output: OutputArguments,
+    /// Stop after this time, such as 30s, 5m or 1h30m.
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub duration: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub struct RecordArguments {
+    /// Where to keep the records; must not exist yet.
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub run: RunArguments,
+}
+
+#[derive(Debug, Args)]
+pub struct ReplayArguments {
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub filter: FilterArguments,
+    #[command(flatten)]
+    pub output: OutputArguments,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArguments {
+    #[command(flatten)]
+    pub kernel: KernelArguments,
+    /// How to print it.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub format: Format,
+    #[command(flatten)]
+    pub common: CommonArguments,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArguments {
+    /// Only say whether FILE is right.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "config")]
+    pub check: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: CommonArguments,
+}
+
+/// Flags that every tracing command has.
+#[derive(Clone, Debug, Default, Args)]
+pub struct CommonArguments {
+    /// Configuration file [default: /etc/conntracer/conntracer.toml, where it exists].
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Say more about conntracer itself on stderr; twice for everything.
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// How to look at the kernel.
+#[derive(Clone, Debug, Default, Args)]
+pub struct KernelArguments {
+    /// How hooks are attached [default: auto].
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub hooks: Option<HookMode>,
+    /// How records travel [default: ringbuf].
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub transport: Option<Transport>,
+    /// The running kernel's BTF [default: /sys/kernel/btf/vmlinux].
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub btf: Option<PathBuf>,
+}
+
+/// What to print and where.
+#[derive(Clone, Debug, Default, Args)]
+pub struct OutputArguments {
+    /// Text, JSON, or text on a terminal and JSON elsewhere [default: auto].
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// Also print events of these kinds, separated by commas.
+    #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',')]
+    pub emit: Vec<Emit>,
+    /// Append the output to FILE, which may not be a symbolic link.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// Exit with 1 when anything was found.
+    #[arg(long)]
+    pub fail_on_finding: bool,
+    #[command(flatten)]
+    pub common: CommonArguments,
+}
+
+/// Which sockets. Conditions of different flags must all hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Filters")]
+pub struct FilterArguments {
+    /// Network namespace: inode number, name, path, `pid:N`, or `self`.
+    #[arg(long, value_name = "NETNS")]
+    pub netns: Option<String>,
+    /// Local or remote port.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// Local port.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub lport: Option<u16>,
+    /// Remote port.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub rport: Option<u16>,
+    /// Local or remote address, such as 10.0.0.0/8 or 2001:db8::1.
+    #[arg(long, value_name = "CIDR", value_parser = filter::parse_cidr)]
+    pub addr: Option<Cidr>,
+    /// Owning process; several separated by commas. Sockets of an unknown owner never match.
+    #[arg(long, value_delimiter = ',')]
+    pub pid: Vec<u32>,
+    /// Name of the owning process, exactly as the kernel keeps it (15 bytes).
+    #[arg(long, value_delimiter = ',')]
+    pub comm: Vec<String>,
+    /// Control group of the owning process, as a path below /sys/fs/cgroup; its descendants match too.
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+}
+
+/// An address and the bits of it that count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    pub address: IpAddr,
+    pub prefix_bits: u8,
+}

@@ -1,0 +1,164 @@
+//! The commands: one function each, and the way from their results to an exit status.
+
+mod replay;
+mod trace;
+
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::{Context, anyhow};
+use clap::{CommandFactory, Parser};
+use conntracer_common::filter::Filter;
+
+use crate::{
+    cli::{
+        Arguments, Command, CommonArguments, ConfigArguments, DoctorArguments,
+        settings::{self, resolve},
+    },
+    config::{Config, Format},
+    kernel::{self, CannotTrace},
+    privileges,
+    sink::escape::Escaped,
+    telemetry,
+    view::{doctor, explain, report},
+};
+
+/// Exit statuses beyond 0: findings with `--fail-on-finding`, wrong usage or config (or input and
+/// output that fail), and a kernel that cannot be traced.
+const FOUND: u8 = 1;
+const WRONG: u8 = 2;
+const CANNOT_TRACE: u8 = 3;
+
+/// What a tracing command came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Outcome {
+    /// Findings were shown, and that was to be an error.
+    failed: bool,
+}
+
+/// Runs the process's command line.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error),
+    };
+    match dispatch(arguments) {
+        Ok(Outcome { failed: false }) => ExitCode::SUCCESS,
+        Ok(Outcome { failed: true }) => FOUND.into(),
+        Err(error) => complain(&error),
+    }
+}
+
+/// clap's own message; help and version are no error.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Nobody is left to be told when this cannot be printed.
+    drop(error.print());
+    if error.use_stderr() {
+        WRONG.into()
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn complain(error: &anyhow::Error) -> ExitCode {
+    let broken_pipe = error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    });
+    if broken_pipe {
+        return ExitCode::SUCCESS;
+    }
+    let sentence = format!("{error:#}");
+    drop(writeln!(io::stderr(), "conntracer: {}", Escaped(&sentence)));
+    if error.is::<CannotTrace>() {
+        CANNOT_TRACE.into()
+    } else {
+        WRONG.into()
+    }
+}
+
+fn dispatch(arguments: Arguments) -> anyhow::Result<Outcome> {
+    let done = |()| Outcome { failed: false };
+    match arguments.command.unwrap_or(Command::Run(arguments.run)) {
+        Command::Run(run) => trace::run(&run, None),
+        Command::Record(record) => trace::run(&record.run, Some(&record.file)),
+        Command::Replay(replay) => replay::replay(&replay),
+        Command::Doctor(typed) => diagnose(&typed).map(done),
+        Command::Report { file } => replay::summarise(&file)
+            .and_then(|lines| print(&report::text(&lines)))
+            .map(done),
+        Command::Explain { word } => explain_word(word.as_deref()).map(done),
+        Command::Config(typed) => show_config(&typed).map(done),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "conntracer", &mut script);
+            print_bytes(&script).map(done)
+        }
+    }
+}
+
+/// Logging and config: what every tracing command does first.
+fn prepare(common: &CommonArguments) -> anyhow::Result<Config> {
+    telemetry::install(common.verbose);
+    Ok(Config::load(common.config.as_deref())?)
+}
+
+fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
+    let config = prepare(&typed.common)?;
+    let trace = settings::trace(&typed.kernel, &config);
+    privileges::check()?;
+    let host = Arc::new(kernel::probe(&kernel::Options {
+        btf: trace.btf,
+        mode: trace.hooks,
+        transport: trace.transport,
+        filter: Filter::default(),
+        emit: 0,
+        max_sockets: trace.max_sockets,
+        verbose: false,
+    })?);
+    match resolve(typed.format, io::stdout().is_terminal()) {
+        Format::Json => {
+            let mut json = serde_json::to_vec(&doctor::Json::new(&host))
+                .context("writing the host's facts as JSON")?;
+            json.push(b'\n');
+            print_bytes(&json)
+        }
+        Format::Auto | Format::Text => print(&doctor::text(&host)),
+    }
+}
+
+fn explain_word(word: Option<&str>) -> anyhow::Result<()> {
+    let Some(word) = word else {
+        return print(&explain::words());
+    };
+    let text = explain::text(word).ok_or_else(|| {
+        anyhow!("nothing is called `{word}`: `conntracer explain` lists what can be explained")
+    })?;
+    print(&text)
+}
+
+fn show_config(typed: &ConfigArguments) -> anyhow::Result<()> {
+    telemetry::install(typed.common.verbose);
+    if let Some(path) = &typed.check {
+        Config::load(Some(path))?;
+        return print(&format!("{} is right\n", path.display()));
+    }
+    let config = Config::load(typed.common.config.as_deref())?;
+    print(&config.annotated().context("writing the config")?)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut output = settings::standard_output().context("opening standard output")?;
+    output
+        .write_all(bytes)
+        .context("writing to standard output")
+}

@@ -1,0 +1,180 @@
+//! `replay` and `report`: a recording judged again, or what a run has said, summed up.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Read, Seek},
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use conntracer_common::{
+    filter::Filter,
+    record::{Header, Socket, kind},
+};
+use zerocopy::FromBytes;
+
+use super::{Outcome, prepare};
+use crate::{
+    cli::{
+        ReplayArguments,
+        filter::{OwnerFilter, Roots, kernel_filter},
+        settings::{self, Destination, Emits},
+    },
+    config::Emit,
+    detect::Thresholds,
+    finding::Ktime,
+    recording::{Reader, RecordingError},
+    sink::{
+        Line, Reason,
+        json::Json,
+        queue::{Refused, Sink, WhenFull},
+    },
+    view::report::Report,
+    watch::Watch,
+};
+
+/// A line of conntracer's own output is a few kB; longer ones are something else.
+const MAX_LINE_BYTES: u64 = 1 << 20;
+
+/// Feeds a recording to the pipeline as the run that made it was fed.
+pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
+    let config = prepare(&typed.output.common)?;
+    let roots = Roots::default();
+    let filter = kernel_filter(&typed.filter, &roots)?;
+    let owners = OwnerFilter::resolve(&typed.filter, &roots)?;
+    let emits = settings::emits(&typed.output, &config);
+    let mut reader =
+        Reader::new(BufReader::new(open(&typed.file)?)).with_context(|| said(&typed.file))?;
+    let destination = Destination::open(&typed.output, &config)?;
+
+    let host = Arc::new(reader.host().clone());
+    let renderer = destination.renderer(Arc::clone(&host));
+    let mut sink = Sink::spawn(destination.file, renderer, WhenFull::Wait)
+        .context("starting the output's thread")?;
+    let mut watch = Watch::new(config.detect, host, emits, owners);
+    let end = feed(&mut reader, &mut watch, &filter, &mut |line| {
+        sink.push(line)
+    });
+    sink.close(None).context("writing the output")?;
+    end.with_context(|| said(&typed.file))?;
+    Ok(Outcome {
+        failed: typed.output.fail_on_finding && watch.found(),
+    })
+}
+
+/// The lines of a whole replay, from `start` to `stop`. A recording that ends badly still gets its
+/// `stop`, before the error.
+fn feed<R: Read>(
+    reader: &mut Reader<R>,
+    watch: &mut Watch,
+    filter: &Filter,
+    lines: &mut dyn FnMut(Line),
+) -> Result<(), RecordingError> {
+    let mut started = false;
+    let end = loop {
+        match reader.next_record() {
+            Ok(Some(record)) => {
+                if !started {
+                    started = true;
+                    lines(Line::Start {
+                        time: ktime(record),
+                    });
+                }
+                if passes(filter, record) {
+                    watch.feed(record, lines);
+                }
+            }
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    if !started {
+        lines(Line::Start { time: Ktime(0) });
+    }
+    watch.finish(lines);
+    let account = Box::new(watch.account(Vec::new(), Refused::default()));
+    lines(Line::Stop {
+        reason: Reason::EndOfInput,
+        account,
+    });
+    end
+}
+
+fn ktime(record: &[u8]) -> Ktime {
+    Ktime(Header::read_from_prefix(record).map_or(0, |(header, _)| header.ktime_ns))
+}
+
+/// What the kernel half would have let through. Records without a socket always pass.
+fn passes(filter: &Filter, record: &[u8]) -> bool {
+    let Ok((header, rest)) = Header::read_from_prefix(record) else {
+        return true;
+    };
+    if matches!(header.kind, kind::TICK | kind::LOSS) {
+        return true;
+    }
+    Socket::read_from_prefix(rest).is_ok_and(|(socket, _)| filter.matches(&socket))
+}
+
+/// Sums up a recording or NDJSON output, whichever `path` is.
+pub(super) fn summarise(path: &Path) -> anyhow::Result<Report> {
+    let mut file = open(path)?;
+    match Reader::new(BufReader::new(&file)) {
+        Ok(reader) => summarise_recording(reader).with_context(|| said(path)),
+        Err(RecordingError::Magic) => {
+            file.rewind().with_context(|| said(path))?;
+            summarise_lines(BufReader::new(file)).with_context(|| said(path))
+        }
+        Err(error) => Err(error).with_context(|| said(path)),
+    }
+}
+
+fn summarise_recording<R: Read>(mut reader: Reader<R>) -> anyhow::Result<Report> {
+    let host = Arc::new(reader.host().clone());
+    let json = Json::new(Arc::clone(&host));
+    let thresholds = Thresholds::default();
+    let mut watch = Watch::new(
+        thresholds,
+        host,
+        Emits::of(&[Emit::All]),
+        OwnerFilter::default(),
+    );
+    let mut report = Report::default();
+    let mut bytes = Vec::new();
+    feed(&mut reader, &mut watch, &Filter::default(), &mut |line| {
+        bytes.clear();
+        json.render(&line, &mut bytes);
+        report.add(&bytes);
+    })?;
+    Ok(report)
+}
+
+fn summarise_lines(mut input: impl BufRead) -> anyhow::Result<Report> {
+    let mut report = Report::default();
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = input
+            .by_ref()
+            .take(MAX_LINE_BYTES)
+            .read_until(b'\n', &mut line)?;
+        if read == 0 {
+            break;
+        }
+        report.add(&line);
+    }
+    if report.lines() == 0 {
+        bail!(
+            "neither a recording nor JSON output of conntracer: make one with `conntracer record FILE`"
+        );
+    }
+    Ok(report)
+}
+
+fn open(path: &Path) -> anyhow::Result<File> {
+    File::open(path).with_context(|| format!("opening {}: name a recording", path.display()))
+}
+
+fn said(path: &Path) -> String {
+    path.display().to_string()
+}

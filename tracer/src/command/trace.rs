@@ -1,0 +1,133 @@
+//! `run` and `record`: a live kernel, judged as it goes.
+
+use std::{fs::File, io, path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::runtime::Builder;
+
+use super::{Outcome, prepare};
+use crate::{
+    cli::{
+        RunArguments,
+        filter::{OwnerFilter, Roots, kernel_filter},
+        settings::{self, Destination, Emits},
+    },
+    config::Config,
+    finding::Ktime,
+    kernel,
+    kernel::Kernel,
+    privileges,
+    recording::Writer,
+    run::{self, Signals},
+    sink::{
+        Line,
+        queue::{Sink, WhenFull},
+    },
+    watch::Watch,
+};
+
+/// How long a reader that stopped reading may hold up the end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Everything that is decided before the kernel is touched, so that a wrong flag costs nothing.
+struct Prepared {
+    config: Config,
+    options: kernel::Options,
+    owners: OwnerFilter,
+    emits: Emits,
+    destination: Destination,
+}
+
+impl Prepared {
+    fn new(typed: &RunArguments) -> anyhow::Result<Self> {
+        let config = prepare(&typed.output.common)?;
+        let roots = Roots::default();
+        let filter = kernel_filter(&typed.filter, &roots)?;
+        let owners = OwnerFilter::resolve(&typed.filter, &roots)?;
+        let emits = settings::emits(&typed.output, &config);
+        let trace = settings::trace(&typed.kernel, &config);
+        let options = kernel::Options {
+            btf: trace.btf,
+            mode: trace.hooks,
+            transport: trace.transport,
+            filter,
+            emit: emits.records(),
+            max_sockets: trace.max_sockets,
+            verbose: typed.output.common.verbose > 0,
+        };
+        privileges::check()?;
+        let destination = Destination::open(&typed.output, &config)?;
+        Ok(Self {
+            config,
+            options,
+            owners,
+            emits,
+            destination,
+        })
+    }
+}
+
+/// Traces, and keeps the records in `record` where that is named.
+pub(super) fn run(typed: &RunArguments, record: Option<&Path>) -> anyhow::Result<Outcome> {
+    let prepared = Prepared::new(typed)?;
+    let recording = record.map(settings::create_new).transpose()?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the event loop")?;
+    runtime.block_on(async {
+        let mut signals = Signals::install().context("installing the signal handlers")?;
+        let mut kernel = kernel::open(&prepared.options)?;
+        privileges::reduce();
+        trace(&mut kernel, &mut signals, prepared, recording, typed).await
+    })
+}
+
+async fn trace(
+    kernel: &mut Kernel,
+    signals: &mut Signals,
+    prepared: Prepared,
+    recording: Option<File>,
+    typed: &RunArguments,
+) -> anyhow::Result<Outcome> {
+    let host = Arc::new(kernel.host().clone());
+    let mut recorder = recording
+        .map(|file| Writer::new(io::BufWriter::new(file), &host))
+        .transpose()
+        .context("writing the recording")?;
+    let renderer = prepared.destination.renderer(Arc::clone(&host));
+    let mut sink = Sink::spawn(prepared.destination.file, renderer, WhenFull::Refuse)
+        .context("starting the output's thread")?;
+    // The hooks are attached: whoever reads this line may act on it.
+    sink.push(Line::Start { time: ktime() });
+    sink.flush();
+
+    let mut watch = Watch::new(
+        prepared.config.detect,
+        host,
+        prepared.emits,
+        prepared.owners,
+    );
+    run::run(
+        kernel,
+        &mut watch,
+        &mut sink,
+        recorder.as_mut(),
+        typed.duration,
+        signals,
+    )
+    .await?;
+    sink.close(Some(PATIENCE)).context("writing the output")?;
+    Ok(Outcome {
+        failed: typed.output.fail_on_finding && watch.found(),
+    })
+}
+
+/// CLOCK_MONOTONIC, the clock of records.
+fn ktime() -> Ktime {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or_default();
+    Ktime(seconds * 1_000_000_000 + nanoseconds)
+}

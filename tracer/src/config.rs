@@ -1,0 +1,316 @@
+//! The config file: TOML, every key optional, unknown keys refused.
+//!
+//! `tracer/conntracer.toml` is the default file: it holds every key with its default and the reason
+//! for it, and is compiled in, so that `conntracer config` can print it with the values in effect. What
+//! the command line says wins over the file; that is decided in [`crate::cli`].
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{
+    detect::Thresholds,
+    kernel::plan::{HookMode, Transport},
+};
+
+/// Where the package puts the file, and where it is looked for when `--config` names none.
+pub const DEFAULT_PATH: &str = "/etc/conntracer/conntracer.toml";
+
+/// Every key with its default and reason.
+pub const DEFAULT_FILE: &str = include_str!("../conntracer.toml");
+
+/// A config file is a few kB; beyond this it is something else.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The whole file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub trace: Trace,
+    pub output: Output,
+    pub detect: Thresholds,
+}
+
+/// `[trace]`: how to look at the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Trace {
+    pub hooks: HookMode,
+    pub transport: Transport,
+    pub btf: PathBuf,
+    pub max_sockets: u32,
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self {
+            hooks: HookMode::Auto,
+            transport: Transport::Ringbuf,
+            btf: PathBuf::from("/sys/kernel/btf/vmlinux"),
+            max_sockets: 65_536,
+        }
+    }
+}
+
+/// `[output]`: what to print.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Output {
+    pub format: Format,
+    pub emit: Vec<Emit>,
+}
+
+/// How output is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// Text on a terminal, JSON elsewhere.
+    #[default]
+    Auto,
+    /// Readable blocks.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Kinds of lines that are printed only when asked for.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Emit {
+    /// Connections opened by this host.
+    Connect,
+    /// Connections handed to an application.
+    Accept,
+    /// State changes.
+    State,
+    /// Retransmitted segments and SYN-ACKs.
+    Retransmit,
+    /// What became of SYNs at a listener.
+    Syn,
+    /// Resets sent and received.
+    Reset,
+    /// Dropped segments.
+    Drop,
+    /// Keepalive and window probes.
+    Probe,
+    /// The counters of every hook, each 10 s.
+    Stats,
+    /// All of these.
+    All,
+}
+
+/// Why a config file cannot be used; one sentence with the remedy.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    #[error("reading {path}: {source}; name an existing file with --config", path = path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error(
+        "{path}:{line}: {message}; `conntracer config` prints every key with its default",
+        path = path.display()
+    )]
+    Parse {
+        path: PathBuf,
+        line: usize,
+        message: String,
+    },
+    #[error("{path}: {message}", path = path.display())]
+    Value { path: PathBuf, message: String },
+}
+
+impl Config {
+    /// Reads `path`, or the default path, which need not exist.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let default = Path::new(DEFAULT_PATH);
+        match (path, read(path.unwrap_or(default))) {
+            (None, Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            (path, Err(source)) => Err(ConfigError::Read {
+                path: path.unwrap_or(default).to_owned(),
+                source,
+            }),
+            (path, Ok(text)) => Self::parse(&text, path.unwrap_or(default)),
+        }
+    }
+
+    /// Parses `text`; `path` is what errors call it.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start.min(text.len()));
+            // Bytes, since a span may start within a character of a damaged file.
+            let line = 1 + text.as_bytes()[..start]
+                .iter()
+                .filter(|byte| **byte == b'\n')
+                .count();
+            let message = error.message().replace('\n', " ");
+            let message =
+                key_at(text, line).map_or(message.clone(), |key| format!("{key}: {message}"));
+            ConfigError::Parse {
+                path: path.to_owned(),
+                line,
+                message,
+            }
+        })?;
+        config.check().map_err(|message| ConfigError::Value {
+            path: path.to_owned(),
+            message,
+        })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.trace.max_sockets == 0 || self.trace.max_sockets > 1 << 24 {
+            return Err(format!(
+                "trace.max_sockets is {}: set 1 to 16777216",
+                self.trace.max_sockets
+            ));
+        }
+        self.detect.check()
+    }
+
+    /// The default file with the values of `self` in place of the defaults: comments, order and all.
+    pub fn annotated(&self) -> Result<String, toml::ser::Error> {
+        let values = toml::Table::try_from(self)?;
+        let mut section = &values;
+        let mut annotated = String::new();
+        for line in DEFAULT_FILE.lines() {
+            if let Some(path) = line
+                .strip_prefix('[')
+                .and_then(|line| line.strip_suffix(']'))
+            {
+                section = path
+                    .split('.')
+                    .try_fold(&values, |table, key| table.get(key)?.as_table())
+                    .unwrap_or(&values);
+            }
+            let value = line
+                .split_once(" = ")
+                .and_then(|(key, _)| Some((key, section.get(key)?)));
+            match value {
+                Some((key, value)) if !line.starts_with('#') => {
+                    annotated.push_str(&format!("{key} = {value}\n"));
+                }
+                _ => {
+                    annotated.push_str(line);
+                    annotated.push('\n');
+                }
+            }
+        }
+        Ok(annotated)
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let metadata = fs::metadata(path)?;
+    if metadata.len() > MAX_BYTES {
+        return Err(io::Error::other(
+            "it is larger than 1 MiB, which no config file is",
+        ));
+    }
+    fs::read_to_string(path)
+}
+
+/// The key on a line, with its section: what a wrong value's message alone does not say.
+fn key_at(text: &str, line: usize) -> Option<String> {
+    let (key, _) = text.lines().nth(line.checked_sub(1)?)?.split_once('=')?;
+    let section = text.lines().take(line).filter_map(|line| {
+        line.trim()
+            .strip_prefix('[')
+            .and_then(|line| line.strip_suffix(']'))
+    });
+    let key = key.trim();
+    Some(
+        section
+            .last()
+            .map_or_else(|| key.to_owned(), |section| format!("{section}.{key}")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("test.toml"))
+    }
+
+    #[test]
+    fn the_default_file_says_the_defaults() {
+        assert_eq!(parse(DEFAULT_FILE).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_default_file_has_every_key() {
+        fn keys(prefix: &str, table: &toml::Table, into: &mut Vec<String>) {
+            for (key, value) in table {
+                match value {
+                    toml::Value::Table(table) => keys(&format!("{prefix}{key}."), table, into),
+                    _ => into.push(format!("{prefix}{key}")),
+                }
+            }
+        }
+        let (mut written, mut known) = (Vec::new(), Vec::new());
+        keys("", &DEFAULT_FILE.parse().unwrap(), &mut written);
+        keys(
+            "",
+            &toml::Table::try_from(Config::default()).unwrap(),
+            &mut known,
+        );
+        written.sort();
+        known.sort();
+        assert_eq!(written, known);
+    }
+
+    #[test]
+    fn annotated_prints_what_is_in_effect_and_reads_back() {
+        let mut config = Config::default();
+        config.detect.half_open.timeouts = 7;
+        config.output.emit = vec![Emit::Reset, Emit::Drop];
+        config.trace.transport = Transport::Perf;
+        let text = config.annotated().unwrap();
+        assert!(text.contains("timeouts = 7"), "{text}");
+        assert_eq!(parse(&text).unwrap(), config);
+        assert_eq!(Config::default().annotated().unwrap(), DEFAULT_FILE);
+    }
+
+    #[rstest]
+    #[case::unknown_key(
+        "[trace]\nhoks = \"auto\"\n",
+        "test.toml:2: trace.hoks: unknown field `hoks`"
+    )]
+    #[case::wrong_type(
+        "\n\n[detect.half_open]\ntimeouts = \"x\"\n",
+        "test.toml:4: detect.half_open.timeouts: "
+    )]
+    #[case::wrong_word(
+        "[output]\nformat = \"xml\"\n",
+        "test.toml:2: output.format: unknown variant `xml`"
+    )]
+    #[case::syntax("[trace\n", "test.toml:1: ")]
+    #[case::senseless("[trace]\nmax_sockets = 0\n", "trace.max_sockets is 0")]
+    #[case::share(
+        "[detect.retransmit_storm]\nratio = 1.5\n",
+        "detect.retransmit_storm.ratio is 1.5"
+    )]
+    fn errors_name_file_line_and_key(#[case] text: &str, #[case] expected: &str) {
+        let error = parse(text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+}

@@ -1,0 +1,212 @@
+//! The event loop of a live run: wait, drain, poll, judge, print, until something ends it.
+//!
+//! Generic over [`Source`], so that its tests need no kernel. One thread; the sink has its own.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter},
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+use crate::{
+    recording::Writer,
+    sink::{Line, Reason, queue::Sink},
+    source::Source,
+    watch::Watch,
+};
+
+/// Time between two polls of the kernel's maps: an idle host is woken four times a second, and what
+/// only a poll can tell (a finding's end, a recovery) is told within this.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// The same while events are streamed: their records wake nobody, and a ring of 1 MiB holds a tenth of
+/// a second of 80,000 events.
+const STREAM_INTERVAL: Duration = Duration::from_millis(100);
+/// Time between two `stats` lines.
+const STATS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The signals that ask for an end. Made before anything is attached, so that one which comes early
+/// is kept.
+#[derive(Debug)]
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// Needs a running tokio runtime.
+    pub fn install() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Completes at the first signal, and lets a second one kill at once.
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+        for number in [libc::SIGINT, libc::SIGTERM] {
+            // SAFETY: SIG_DFL is a valid disposition of both, and replaces tokio's handler, which
+            // nothing waits for any more.
+            unsafe {
+                libc::signal(number, libc::SIG_DFL);
+            }
+        }
+    }
+}
+
+/// A recording in the making.
+pub type Recorder = Writer<BufWriter<File>>;
+
+/// Runs until the time is over, a signal comes, or nobody reads the output; then takes what is still
+/// in the rings, and prints the totals.
+pub async fn run<S: Source>(
+    source: &mut S,
+    watch: &mut Watch,
+    sink: &mut Sink,
+    mut recorder: Option<&mut Recorder>,
+    duration: Option<Duration>,
+    signals: &mut Signals,
+) -> anyhow::Result<Reason> {
+    let reason = until_end(
+        source,
+        watch,
+        sink,
+        recorder.as_deref_mut(),
+        duration,
+        signals,
+    )
+    .await?;
+    Step {
+        watch,
+        sink,
+        recorder: recorder.as_deref_mut(),
+        failed: None,
+    }
+    .poll(source)?;
+    watch.finish(&mut |line| sink.push(line));
+    if let Some(recorder) = recorder {
+        recorder.flush().context("writing the recording")?;
+    }
+    let hooks = source
+        .accounts()
+        .context("reading the kernel half's counters")?;
+    let account = Box::new(watch.account(hooks, sink.refused()));
+    sink.push(Line::Stop { reason, account });
+    sink.flush();
+    Ok(reason)
+}
+
+async fn until_end<S: Source>(
+    source: &mut S,
+    watch: &mut Watch,
+    sink: &mut Sink,
+    mut recorder: Option<&mut Recorder>,
+    duration: Option<Duration>,
+    signals: &mut Signals,
+) -> anyhow::Result<Reason> {
+    let streams = watch.emits().records() != 0;
+    let mut ticks = interval(if streams {
+        STREAM_INTERVAL
+    } else {
+        POLL_INTERVAL
+    });
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let deadline = duration.map(|duration| Instant::now() + duration);
+    let mut next_stats = Instant::now() + STATS_INTERVAL;
+    loop {
+        let polls = tokio::select! {
+            // Ends first: a host so busy that there is always something to read ends, too.
+            biased;
+            () = signals.received() => return Ok(Reason::Signal),
+            () = sleep_until_some(deadline) => return Ok(Reason::Duration),
+            () = sink.failed() => return Ok(Reason::BrokenPipe),
+            _ = ticks.tick() => true,
+            readable = source.readable() => {
+                readable.context("waiting for records")?;
+                false
+            }
+        };
+        let step = Step {
+            watch,
+            sink,
+            recorder: recorder.as_deref_mut(),
+            failed: None,
+        };
+        if polls {
+            step.poll(source)?;
+            if sink.reader_is_gone() {
+                return Ok(Reason::BrokenPipe);
+            }
+            if watch.emits().stats && Instant::now() >= next_stats {
+                next_stats += STATS_INTERVAL;
+                let hooks = source
+                    .accounts()
+                    .context("reading the kernel half's counters")?;
+                sink.push(Line::Stats(Box::new(watch.account(hooks, sink.refused()))));
+            }
+        } else {
+            step.drain(source)?;
+        }
+        sink.flush();
+    }
+}
+
+async fn sleep_until_some(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// One turn of the loop: records go to the recording, then through the pipeline.
+struct Step<'a> {
+    watch: &'a mut Watch,
+    sink: &'a mut Sink,
+    recorder: Option<&'a mut Recorder>,
+    /// The recording's first failure; the drain cannot be left in its middle.
+    failed: Option<io::Error>,
+}
+
+impl Step<'_> {
+    fn drain<S: Source>(mut self, source: &mut S) -> anyhow::Result<()> {
+        source
+            .drain(&mut |record| self.take(record))
+            .context("reading the rings")?;
+        self.end()
+    }
+
+    fn poll<S: Source>(mut self, source: &mut S) -> anyhow::Result<()> {
+        source
+            .drain(&mut |record| self.take(record))
+            .context("reading the rings")?;
+        let watched = self.watch.watched();
+        let half_closed_ns = self.watch.half_closed_ns();
+        source
+            .poll(&watched, half_closed_ns, &mut |record| self.take(record))
+            .context("polling the kernel's maps")?;
+        self.end()
+    }
+
+    fn take(&mut self, record: &[u8]) {
+        if let Some(recorder) = &mut self.recorder
+            && self.failed.is_none()
+        {
+            self.failed = recorder.record(record).err();
+        }
+        self.watch.feed(record, &mut |line| self.sink.push(line));
+    }
+
+    fn end(self) -> anyhow::Result<()> {
+        self.failed
+            .map_or(Ok(()), |error| Err(error).context("writing the recording"))
+    }
+}

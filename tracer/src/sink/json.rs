@@ -1,0 +1,272 @@
+//! NDJSON: one object a line, keys stable, `schema` 1. The contract is
+//! `tracer/schema/conntracer.schema.json`; the tests hold every line against it.
+
+use std::collections::BTreeMap;
+
+use conntracer_common::stats::HookCounters;
+use serde::{Serialize, Serializer, ser::SerializeMap};
+
+use super::{
+    escape::JsonSafe,
+    line::{Account, Line, Reason, SharedHost, Time, Wall},
+};
+use crate::{
+    finding::{Certainty, Evidence, Finding, FindingKind, Owner, Status, Subject},
+    kernel::plan::Plan,
+};
+
+/// The version of the output contract. Grows when a key changes its meaning or goes away.
+pub const SCHEMA: u32 = 1;
+
+/// Renders lines as JSON.
+#[derive(Debug)]
+pub struct Json {
+    host: SharedHost,
+    wall: Wall,
+}
+
+impl Json {
+    #[must_use]
+    pub fn new(host: SharedHost) -> Self {
+        let wall = Wall::of(&host);
+        Self { host, wall }
+    }
+
+    /// Appends `line` and its newline.
+    pub fn render(&self, line: &Line, into: &mut Vec<u8>) {
+        match line {
+            Line::Start { time } => self.write(into, self.wall.time(*time), "start", &self.start()),
+            Line::Finding(finding) => {
+                self.write(
+                    into,
+                    self.wall.time(finding.at),
+                    "finding",
+                    &self.finding(finding),
+                );
+            }
+            Line::Event(event) => self.write(
+                into,
+                self.wall.time(event.time),
+                event.body.kind_name(),
+                &event.named(&self.host),
+            ),
+            Line::Gap { time, hook, lost } => {
+                self.write(
+                    into,
+                    self.wall.time(*time),
+                    "gap",
+                    &Gap { hook, lost: *lost },
+                );
+            }
+            Line::Stats(account) => {
+                self.write(
+                    into,
+                    self.wall.time(account.time),
+                    "stats",
+                    &totals(None, account),
+                );
+            }
+            Line::Stop { reason, account } => {
+                let totals = totals(Some(*reason), account);
+                self.write(into, self.wall.time(account.time), "stop", &totals);
+            }
+        }
+    }
+
+    fn write<B: Serialize>(&self, into: &mut Vec<u8>, time: Time, kind: &'static str, body: &B) {
+        let start = into.len();
+        let envelope = Envelope {
+            schema: SCHEMA,
+            time,
+            kind,
+            body,
+        };
+        let mut serializer = serde_json::Serializer::with_formatter(&mut *into, JsonSafe);
+        if let Err(error) = envelope.serialize(&mut serializer) {
+            // Half an object would spoil the stream; a missing line is at least said.
+            into.truncate(start);
+            log::error!("a {kind} line could not be written as JSON: {error}");
+            return;
+        }
+        into.push(b'\n');
+    }
+
+    fn start(&self) -> Start<'_> {
+        let host = &*self.host;
+        Start {
+            version: env!("CARGO_PKG_VERSION"),
+            host: HostName {
+                hostname: &host.hostname,
+                kernel: &host.kernel,
+                arch: &host.arch,
+            },
+            plan: &host.plan,
+        }
+    }
+
+    fn finding<'a>(&self, finding: &'a Finding) -> FindingLine<'a> {
+        FindingLine {
+            id: finding.id,
+            finding: finding.kind,
+            cause: &finding.cause,
+            status: finding.status,
+            stage: finding.stage.as_deref(),
+            certainty: finding.certainty,
+            because: finding.because.as_deref(),
+            subject: SubjectObject(&finding.subject),
+            owner: finding.owner.as_ref(),
+            since: self.wall.time(finding.since),
+            last: self.wall.time(finding.last),
+            count: finding.count,
+            summary: &finding.summary,
+            evidence: EvidenceObject(&finding.evidence),
+            advice: &finding.advice,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Envelope<'a, B> {
+    schema: u32,
+    time: Time,
+    kind: &'static str,
+    #[serde(flatten)]
+    body: &'a B,
+}
+
+#[derive(Serialize)]
+struct Start<'a> {
+    version: &'static str,
+    host: HostName<'a>,
+    plan: &'a Plan,
+}
+
+#[derive(Serialize)]
+struct HostName<'a> {
+    hostname: &'a str,
+    kernel: &'a str,
+    arch: &'a str,
+}
+
+#[derive(Serialize)]
+struct Gap {
+    hook: &'static str,
+    lost: u64,
+}
+
+#[derive(Serialize)]
+struct FindingLine<'a> {
+    id: u64,
+    finding: FindingKind,
+    cause: &'a str,
+    status: Status,
+    stage: Option<&'a str>,
+    certainty: Certainty,
+    because: Option<&'a str>,
+    subject: SubjectObject<'a>,
+    owner: Option<&'a Owner>,
+    since: Time,
+    last: Time,
+    count: u64,
+    summary: &'a str,
+    evidence: EvidenceObject<'a>,
+    advice: &'a [std::borrow::Cow<'static, str>],
+}
+
+/// A subject with the connection's identity under the names that events give it, as text where a
+/// JSON reader would lose the low bits.
+struct SubjectObject<'a>(&'a Subject);
+
+impl Serialize for SubjectObject<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Subject::Connection {
+            netns,
+            local,
+            remote,
+            id,
+            born,
+        } = self.0
+        else {
+            return self.0.serialize(serializer);
+        };
+        let mut map = serializer.serialize_map(Some(6))?;
+        map.serialize_entry("scope", "connection")?;
+        map.serialize_entry("netns", netns)?;
+        map.serialize_entry("local", local)?;
+        map.serialize_entry("remote", remote)?;
+        map.serialize_entry("socket", &format_args!("{id:#x}"))?;
+        map.serialize_entry("born_ktime_ns", born)?;
+        map.end()
+    }
+}
+
+/// Evidence as one object in the detector's order.
+struct EvidenceObject<'a>(&'a [Evidence]);
+
+impl Serialize for EvidenceObject<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(
+            self.0
+                .iter()
+                .map(|evidence| (&evidence.name, &evidence.value)),
+        )
+    }
+}
+
+#[derive(Serialize)]
+struct Totals<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Reason>,
+    hooks: Hooks<'a>,
+    findings: &'a BTreeMap<FindingKind, u64>,
+    tallies: &'a BTreeMap<String, u64>,
+}
+
+fn totals(reason: Option<Reason>, account: &Account) -> Totals<'_> {
+    Totals {
+        reason,
+        hooks: Hooks(&account.hooks),
+        findings: &account.findings,
+        tallies: &account.tallies,
+    }
+}
+
+struct Hooks<'a>(&'a [(&'static str, HookCounters)]);
+
+impl Serialize for Hooks<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(
+            self.0
+                .iter()
+                .map(|(hook, counters)| (hook, Counters::of(counters))),
+        )
+    }
+}
+
+#[derive(Serialize)]
+struct Counters {
+    seen: u64,
+    emitted: u64,
+    aggregated: u64,
+    filtered: u64,
+    lost: u64,
+}
+
+impl Counters {
+    const fn of(counters: &HookCounters) -> Self {
+        let HookCounters {
+            seen,
+            emitted,
+            aggregated,
+            filtered,
+            lost,
+        } = *counters;
+        Self {
+            seen,
+            emitted,
+            aggregated,
+            filtered,
+            lost,
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What travels to a sink: one value for each line (or block) of output.
+//!
+//! Owned and `Send`, because a sink renders on its own thread. Built by [`crate::run`] and the replay.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use conntracer_common::stats::HookCounters;
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+
+use crate::{
+    event::Event,
+    finding::{Finding, FindingKind, Ktime},
+    kernel::host::Host,
+};
+
+/// One piece of output.
+#[derive(Clone, Debug)]
+pub enum Line {
+    /// The hooks are attached (or the recording's head was read): records follow.
+    Start {
+        time: Ktime,
+    },
+    Finding(Box<Finding>),
+    Event(Event),
+    /// `lost` records of `hook` never reached the pipeline.
+    Gap {
+        time: Ktime,
+        hook: &'static str,
+        lost: u64,
+    },
+    Stats(Box<Account>),
+    Stop {
+        reason: Reason,
+        account: Box<Account>,
+    },
+}
+
+impl Line {
+    /// Whether a full queue may refuse it: events come by the hundred thousand, the rest is what
+    /// people run conntracer for.
+    #[must_use]
+    pub const fn is_bulk(&self) -> bool {
+        matches!(self, Self::Event(_))
+    }
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    Duration,
+    Signal,
+    EndOfInput,
+    BrokenPipe,
+}
+
+/// What was seen and what became of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    pub time: Ktime,
+    /// Hook by hook; empty in a replay, which has no kernel to ask.
+    pub hooks: Vec<(&'static str, HookCounters)>,
+    /// Findings opened, by kind.
+    pub findings: BTreeMap<FindingKind, u64>,
+    /// Everything else that was counted, by name.
+    pub tallies: BTreeMap<String, u64>,
+}
+
+/// Turns record time into the wall's, with the offset measured at start: the same in a replay.
+#[derive(Clone, Copy, Debug)]
+pub struct Wall {
+    realtime_offset_ns: i64,
+}
+
+impl Wall {
+    #[must_use]
+    pub const fn of(host: &Host) -> Self {
+        Self {
+            realtime_offset_ns: host.realtime_offset_ns,
+        }
+    }
+
+    /// RFC 3339 in UTC with nine digits; a ktime that is no date of jiff's range (a damaged
+    /// recording) becomes the nearest one.
+    #[must_use]
+    pub fn time(self, ktime: Ktime) -> Time {
+        let ns = i128::from(ktime.0) + i128::from(self.realtime_offset_ns);
+        let nearest = if ns < 0 {
+            Timestamp::MIN
+        } else {
+            Timestamp::MAX
+        };
+        Time(Timestamp::from_nanosecond(ns).unwrap_or(nearest))
+    }
+}
+
+/// A moment as the output contract writes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Time(pub Timestamp);
+
+impl std::fmt::Display for Time {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{:.9}", self.0)
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// What a sink needs to know of the traced host to render a line.
+pub type SharedHost = Arc<Host>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_has_nine_digits_even_when_they_are_zero() {
+        let wall = Wall {
+            realtime_offset_ns: 1_700_000_000_000_000_000,
+        };
+        assert_eq!(
+            wall.time(Ktime(0)).to_string(),
+            "2023-11-14T22:13:20.000000000Z"
+        );
+        assert_eq!(
+            wall.time(Ktime(1)).to_string(),
+            "2023-11-14T22:13:20.000000001Z"
+        );
+    }
+
+    #[test]
+    fn a_damaged_time_is_still_a_time() {
+        let wall = Wall {
+            realtime_offset_ns: i64::MIN,
+        };
+        assert!(wall.time(Ktime(0)).to_string().ends_with('Z'));
+        let wall = Wall {
+            realtime_offset_ns: i64::MAX,
+        };
+        assert!(wall.time(Ktime(u64::MAX)).to_string().ends_with('Z'));
+    }
+}

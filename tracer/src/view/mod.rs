@@ -1,0 +1,6 @@
+//! What conntracer knows of itself and the host, arranged for reading.
+
+pub mod doctor;
+pub mod explain;
+pub mod plan;
+pub mod report;

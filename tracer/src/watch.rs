@@ -1,0 +1,154 @@
+//! Records in, lines out: the pipeline, what of its output is shown, and the accounts.
+//!
+//! Shared by the live run ([`crate::run`]) and the replay, so that both say the same of the same
+//! records. Opens nothing and waits for nothing.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use conntracer_common::stats::HookCounters;
+use serde::Serialize;
+
+use crate::{
+    cli::{filter::OwnerFilter, settings::Emits},
+    detect::Thresholds,
+    finding::{Finding, FindingKind, Ktime, Status},
+    kernel::host::Host,
+    pipeline::{Output, Pipeline, Tallies},
+    sink::{Account, Line, queue::Refused},
+    source::SocketId,
+};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Watch {
+    pipeline: Pipeline,
+    shown: Shown,
+}
+
+/// What of the pipeline's output is shown, and how often that was.
+#[derive(Debug)]
+struct Shown {
+    emits: Emits,
+    owners: OwnerFilter,
+    findings: BTreeMap<FindingKind, u64>,
+}
+
+#[derive(Serialize)]
+struct AllTallies {
+    #[serde(flatten)]
+    pipeline: Tallies,
+    sink_events_lost: u64,
+    sink_lines_lost: u64,
+}
+
+impl Watch {
+    #[must_use]
+    pub fn new(thresholds: Thresholds, host: Arc<Host>, emits: Emits, owners: OwnerFilter) -> Self {
+        Self {
+            pipeline: Pipeline::new(thresholds, host),
+            shown: Shown {
+                emits,
+                owners,
+                findings: BTreeMap::new(),
+            },
+        }
+    }
+
+    /// Judges one record.
+    pub fn feed(&mut self, record: &[u8], lines: &mut dyn FnMut(Line)) {
+        let shown = &mut self.shown;
+        self.pipeline
+            .feed(record, &mut |output| shown.take(output, lines));
+    }
+
+    /// The end of input: last figures of what is still open.
+    pub fn finish(&mut self, lines: &mut dyn FnMut(Line)) {
+        let shown = &mut self.shown;
+        self.pipeline
+            .finish(&mut |output| shown.take(output, lines));
+    }
+
+    /// Connections the next poll is to show.
+    pub fn watched(&mut self) -> Vec<SocketId> {
+        self.pipeline.watched()
+    }
+
+    #[must_use]
+    pub const fn half_closed_ns(&self) -> u64 {
+        self.pipeline.half_closed_ns()
+    }
+
+    /// Time of the newest record.
+    #[must_use]
+    pub const fn now(&self) -> Ktime {
+        self.pipeline.now()
+    }
+
+    #[must_use]
+    pub const fn emits(&self) -> Emits {
+        self.shown.emits
+    }
+
+    /// Whether any finding was shown.
+    #[must_use]
+    pub fn found(&self) -> bool {
+        !self.shown.findings.is_empty()
+    }
+
+    /// Everything that was counted.
+    #[must_use]
+    pub fn account(&self, hooks: Vec<(&'static str, HookCounters)>, refused: Refused) -> Account {
+        let tallies = AllTallies {
+            pipeline: self.pipeline.tallies(),
+            sink_events_lost: refused.events,
+            sink_lines_lost: refused.others,
+        };
+        Account {
+            time: self.pipeline.now(),
+            hooks,
+            findings: self.shown.findings.clone(),
+            tallies: named(&tallies),
+        }
+    }
+}
+
+impl Shown {
+    fn take(&mut self, output: Output<'_>, lines: &mut dyn FnMut(Line)) {
+        match output {
+            Output::Event(event) => {
+                if self.emits.prints(&event.body) && self.owners.passes_event(&event.body) {
+                    lines(Line::Event(*event));
+                }
+            }
+            Output::Finding(finding) => {
+                if self.owners.passes_finding(finding) {
+                    self.count(finding);
+                    lines(Line::Finding(Box::new(finding.clone())));
+                }
+            }
+            Output::Gap { at, hook, lost } => lines(Line::Gap {
+                time: at,
+                hook,
+                lost,
+            }),
+        }
+    }
+
+    fn count(&mut self, finding: &Finding) {
+        if finding.status == Status::Open {
+            *self.findings.entry(finding.kind).or_default() += 1;
+        }
+    }
+}
+
+/// A flat struct of numbers by field name.
+fn named(tallies: &impl Serialize) -> BTreeMap<String, u64> {
+    match serde_json::to_value(tallies) {
+        Ok(serde_json::Value::Object(fields)) => fields
+            .into_iter()
+            .filter_map(|(name, count)| Some((name, count.as_u64()?)))
+            .collect(),
+        // A struct of integers is an object of integers.
+        _ => BTreeMap::new(),
+    }
+}
