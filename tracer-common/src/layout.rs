@@ -135,14 +135,13 @@ pub struct KernelFacts {
     pub mib_reqq_full_drop: u16,
     pub mib_reqq_full_cookies: u16,
     pub mib_tcp_keepalive: u16,
-    /// Parameters of functions and tracepoints as BTF declares them, 0 when absent.
-    pub args_syn_recv_sock: u8,
-    pub args_inet_csk_accept: u8,
+    /// Arguments of tracepoints as BTF declares them, 0 when absent.
     pub args_tcp_retransmit_skb: u8,
     pub args_kfree_skb: u8,
     pub args_tcp_send_reset: u8,
     /// Bit of `acked` within its byte.
     pub ireq_acked_bit: u8,
+    pub pad: [u8; 2],
     /// Drop reasons that matter to the kernel half, 0 when the kernel has none.
     pub reason_listen_overflow: u32,
 }
@@ -154,12 +153,11 @@ impl KernelFacts {
         mib_reqq_full_drop: 0,
         mib_reqq_full_cookies: 0,
         mib_tcp_keepalive: 0,
-        args_syn_recv_sock: 0,
-        args_inet_csk_accept: 0,
         args_tcp_retransmit_skb: 0,
         args_kfree_skb: 0,
         args_tcp_send_reset: 0,
         ireq_acked_bit: 0,
+        pad: [0; 2],
         reason_listen_overflow: 0,
     };
 }

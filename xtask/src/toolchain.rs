@@ -100,12 +100,14 @@ impl BpfToolchain {
 }
 
 /// aya-ebpf asks for the architecture of the traced host (its `pt_regs`); `--btf` makes bpf-linker
-/// turn the debug information into BTF.
+/// turn the debug information into BTF. Expanded in order, every copy and zeroing becomes a call of
+/// memcpy or memset, byte by byte; left to LLVM they become plain stores.
 fn rustflags() -> String {
     [
         format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
     ]
     .join("\x1f")
 }

@@ -17,20 +17,31 @@ use conntracer_common::{
 
 use crate::{
     emit::{self, Lane},
-    maps::{LISTENERS, Outcome, SOCKETS, account, asked_for, global},
+    maps::{LISTENERS, Outcome, SOCKETS, account, asked_for},
     probes::socket,
     sock,
 };
 
 /// The return value's slot is the number of parameters: 2 from 6.10 on, 4 before. A slot too small
-/// would load and return an argument, so it comes from BTF.
+/// would load and return an argument, so BTF chooses the program. (One program with a branch would do,
+/// were it not that LLVM merges the branches into arithmetic on the context, which is refused.)
 #[fexit(function = "inet_csk_accept")]
-pub(crate) fn accept_fexit(ctx: FExitContext) -> i32 {
-    let child: u64 = if global!(FACTS.args_inet_csk_accept) == 2 { ctx.arg(2) } else { ctx.arg(4) };
+pub(crate) fn accept_fexit_2(ctx: FExitContext) -> i32 {
+    returned(&ctx, ctx.arg(2), ctx.arg(0))
+}
+
+#[fexit(function = "inet_csk_accept")]
+pub(crate) fn accept_fexit_4(ctx: FExitContext) -> i32 {
+    returned(&ctx, ctx.arg(4), ctx.arg(0))
+}
+
+#[inline(always)]
+fn returned(ctx: &FExitContext, child: u64, listener: u64) -> i32 {
     if child == 0 {
+        // An error, EAGAIN of a non-blocking accept() among them: no connection, no event.
         return 0;
     }
-    account(hook::ACCEPT, accepted(&ctx, child, ctx.arg(0)))
+    account(hook::ACCEPT, accepted(ctx, child, listener))
 }
 
 /// Runs at every receive of every connection: one look-up, and nothing more once the owner is known.

@@ -20,7 +20,7 @@ use conntracer_common::{
 };
 
 use crate::{
-    maps::{ACK_BRACKET, Bracket, Listener, Mib, Outcome, SYN_BRACKET, account, add, global},
+    maps::{ACK_BRACKET, Bracket, Listener, Mib, Outcome, SYN_BRACKET, account, add},
     probes::{listener, percpu, socket},
     sock::{self, field},
 };
@@ -61,20 +61,26 @@ pub(crate) fn ack_fentry_v6(ctx: FEntryContext) -> i32 {
     0
 }
 
+/// The return value's slot is the number of parameters, 6 or 7 with stable back-ports in between: BTF
+/// chooses the program.
 #[fexit(function = "tcp_v4_syn_recv_sock")]
-pub(crate) fn ack_fexit_v4(ctx: FExitContext) -> i32 {
-    acked(&ctx, child(&ctx))
+pub(crate) fn ack_fexit_v4_6(ctx: FExitContext) -> i32 {
+    acked(&ctx, ctx.arg(6))
+}
+
+#[fexit(function = "tcp_v4_syn_recv_sock")]
+pub(crate) fn ack_fexit_v4_7(ctx: FExitContext) -> i32 {
+    acked(&ctx, ctx.arg(7))
 }
 
 #[fexit(function = "tcp_v6_syn_recv_sock")]
-pub(crate) fn ack_fexit_v6(ctx: FExitContext) -> i32 {
-    acked(&ctx, child(&ctx))
+pub(crate) fn ack_fexit_v6_6(ctx: FExitContext) -> i32 {
+    acked(&ctx, ctx.arg(6))
 }
 
-/// The return value's slot is the number of parameters, 6 or 7 with stable back-ports in between.
-#[inline(always)]
-fn child(ctx: &FExitContext) -> u64 {
-    if global!(FACTS.args_syn_recv_sock) == 7 { ctx.arg(7) } else { ctx.arg(6) }
+#[fexit(function = "tcp_v6_syn_recv_sock")]
+pub(crate) fn ack_fexit_v6_7(ctx: FExitContext) -> i32 {
+    acked(&ctx, ctx.arg(7))
 }
 
 #[kprobe]

@@ -22,6 +22,7 @@ use super::{
     ladder::{Attachment, LADDERS, Ladder, ON_DEMAND, Step, Target},
     layout::Resolved,
     plan::{HookMode, HookPlan, Refusal, Rung, Transport},
+    ring::Rings,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/conntracer.bpf.o"));
@@ -36,6 +37,7 @@ const BULK_BYTES: u32 = 8 * 1024 * 1024;
 /// A loaded object with its hooks attached; dropping it detaches them.
 pub(super) struct Attached {
     pub(super) ebpf: Ebpf,
+    pub(super) rings: Rings,
     pub(super) hooks: Vec<HookPlan>,
 }
 
@@ -90,6 +92,8 @@ pub(super) fn attach(
             check(climb, options.mode)?;
         }
         let mut ebpf = load(options, &climbs, aya_btf, resolved)?;
+        // Before the first program: what it emits must find a ring.
+        let rings = Rings::open(&mut ebpf, options.transport)?;
         let mut refused = false;
         for climb in &mut climbs {
             if let Err(reason) = attach_step(&mut ebpf, climb, btf, aya_btf) {
@@ -103,7 +107,7 @@ pub(super) fn attach(
                 load_on_demand(&mut ebpf, name)?;
             }
             let hooks = climbs.into_iter().map(plan).collect();
-            return Ok(Attached { ebpf, hooks });
+            return Ok(Attached { ebpf, rings, hooks });
         }
     }
 }
@@ -127,6 +131,15 @@ fn start(climb: &mut Climb, mode: HookMode) {
 /// Lowers a hook past rungs whose functions or tracepoints this kernel does not have.
 fn descend_to_existing(climb: &mut Climb, btf: &Btf<'_>) {
     while let Some(step) = climb.step() {
+        // Another program of the same rung fits this kernel's parameters: nothing is refused.
+        let misfit = |attachment: &Attachment| {
+            let params = btf.function_params(attachment.target.name());
+            attachment.params.is_some_and(|wanted| params.is_some_and(|params| params != wanted))
+        };
+        if step.attachments.iter().any(misfit) {
+            climb.at += 1;
+            continue;
+        }
         let missing = step
             .attachments
             .iter()

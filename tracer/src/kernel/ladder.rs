@@ -38,6 +38,9 @@ impl Target {
 pub(super) struct Attachment {
     pub(super) program: &'static str,
     pub(super) target: Target,
+    /// Parameters the function must have for this program: its return value lies behind them, and a
+    /// slot too small loads and gives an argument instead.
+    pub(super) params: Option<usize>,
 }
 
 /// One way of getting a hook.
@@ -61,7 +64,12 @@ pub(super) struct Ladder {
 }
 
 const fn on(program: &'static str, target: Target) -> Attachment {
-    Attachment { program, target }
+    Attachment { program, target, params: None }
+}
+
+/// A program for a function of exactly so many parameters.
+const fn of(params: usize, program: &'static str, target: Target) -> Attachment {
+    Attachment { program, target, params: Some(params) }
 }
 
 const fn step(rung: Rung, attachments: &'static [Attachment]) -> Step {
@@ -109,7 +117,8 @@ pub(super) const LADDERS: &[Ladder] = &[
     Ladder {
         hook: hook::ACCEPT,
         steps: &[
-            step(F, &[on("accept_fexit", Fexit("inet_csk_accept"))]),
+            step(F, &[of(2, "accept_fexit_2", Fexit("inet_csk_accept"))]),
+            step(F, &[of(4, "accept_fexit_4", Fexit("inet_csk_accept"))]),
             blind(
                 T,
                 &[on("accept_tracepoint", Tracepoint("tcp_rcv_space_adjust"))],
@@ -149,9 +158,18 @@ pub(super) const LADDERS: &[Ladder] = &[
             step(
                 F,
                 &[
-                    on("ack_fexit_v4", Fexit("tcp_v4_syn_recv_sock")),
+                    of(6, "ack_fexit_v4_6", Fexit("tcp_v4_syn_recv_sock")),
                     on("ack_fentry_v4", Fentry("tcp_v4_syn_recv_sock")),
-                    on("ack_fexit_v6", Fexit("tcp_v6_syn_recv_sock")),
+                    of(6, "ack_fexit_v6_6", Fexit("tcp_v6_syn_recv_sock")),
+                    on("ack_fentry_v6", Fentry("tcp_v6_syn_recv_sock")),
+                ],
+            ),
+            step(
+                F,
+                &[
+                    of(7, "ack_fexit_v4_7", Fexit("tcp_v4_syn_recv_sock")),
+                    on("ack_fentry_v4", Fentry("tcp_v4_syn_recv_sock")),
+                    of(7, "ack_fexit_v6_7", Fexit("tcp_v6_syn_recv_sock")),
                     on("ack_fentry_v6", Fentry("tcp_v6_syn_recv_sock")),
                 ],
             ),

@@ -68,12 +68,11 @@ fn facts(btf: &Btf<'_>, drop_reasons: &BTreeMap<u32, String>) -> KernelFacts {
         mib_reqq_full_drop: counter("LINUX_MIB_TCPREQQFULLDROP"),
         mib_reqq_full_cookies: counter("LINUX_MIB_TCPREQQFULLDOCOOKIES"),
         mib_tcp_keepalive: counter("LINUX_MIB_TCPKEEPALIVE"),
-        args_syn_recv_sock: count(btf.function_params("tcp_v4_syn_recv_sock")),
-        args_inet_csk_accept: count(btf.function_params("inet_csk_accept")),
         args_tcp_retransmit_skb: count(btf.tracepoint_params("tcp_retransmit_skb")),
         args_kfree_skb: count(btf.tracepoint_params("kfree_skb")),
         args_tcp_send_reset: count(btf.tracepoint_params("tcp_send_reset")),
         ireq_acked_bit: acked,
+        pad: [0; 2],
         reason_listen_overflow: drop_reasons
             .iter()
             .find(|(_, name)| name.as_str() == "TCP_LISTEN_OVERFLOW")

@@ -22,6 +22,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
+    attach::Attached,
     error::CannotTrace,
     host::Host,
     maps::{self, Counters},
@@ -59,8 +60,8 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    pub(super) fn new(mut ebpf: Ebpf, host: Host, verbose: bool) -> Result<Self, CannotTrace> {
-        let rings = Rings::open(&mut ebpf, host.plan.transport)?;
+    pub(super) fn new(attached: Attached, host: Host, verbose: bool) -> Result<Self, CannotTrace> {
+        let Attached { mut ebpf, rings, hooks: _ } = attached;
         let counters = Counters::try_from(
             ebpf.take_map("COUNTERS").ok_or(CannotTrace::Foreign("COUNTERS"))?,
         )

@@ -28,6 +28,7 @@ use log::debug;
 
 pub use self::{error::CannotTrace, live::Kernel};
 use self::{
+    attach::Attached,
     btf::Btf,
     host::Host,
     plan::{HookMode, Plan, Transport},
@@ -52,8 +53,8 @@ pub struct Options {
 
 /// Loads, attaches, and starts to listen.
 pub fn open(options: &Options) -> Result<Kernel, CannotTrace> {
-    let (ebpf, host) = attach(options)?;
-    let kernel = Kernel::new(ebpf, host, options.verbose)?;
+    let (attached, host) = attach(options)?;
+    let kernel = Kernel::new(attached, host, options.verbose)?;
     release_free_memory();
     Ok(kernel)
 }
@@ -63,7 +64,7 @@ pub fn probe(options: &Options) -> Result<Host, CannotTrace> {
     attach(options).map(|(_, host)| host)
 }
 
-fn attach(options: &Options) -> Result<(Ebpf, Host), CannotTrace> {
+fn attach(options: &Options) -> Result<(Attached, Host), CannotTrace> {
     raise_memlock();
     let data = fs::read(&options.btf)
         .map_err(|source| CannotTrace::NoBtf { path: options.btf.clone(), source })?;
@@ -83,10 +84,10 @@ fn attach(options: &Options) -> Result<(Ebpf, Host), CannotTrace> {
         mode: options.mode,
         transport: options.transport,
         detectors: detectors::plans(&attached.hooks),
-        hooks: attached.hooks,
+        hooks: std::mem::take(&mut attached.hooks),
     };
     let host = describe(plan, resolved.drop_reasons, resolved.reset_reasons);
-    Ok((attached.ebpf, host))
+    Ok((attached, host))
 }
 
 /// Runs `percpu_base` on every CPU, so that the programs can read the kernel's per-CPU counters.
