@@ -344,3 +344,149 @@ fn loss(raw: &record::Loss) -> Result<Loss, DecodeError> {
         lost: raw.lost,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use conntracer_common::{record::MAX_RECORD, tcp::AF_INET6};
+    use proptest::prelude::*;
+    use rstest::rstest;
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::testing::{Run, any_record, listener};
+
+    fn tick() -> record::Tick {
+        let size = u16::try_from(size_of::<record::Tick>()).unwrap();
+        record::Tick {
+            header: Header {
+                ktime_ns: 5,
+                kind: kind::TICK,
+                size,
+                cpu: 3,
+            },
+        }
+    }
+
+    #[test]
+    fn padding_behind_a_record_is_ignored() {
+        let mut bytes = tick().as_bytes().to_vec();
+        bytes.extend([0; 4]);
+        let event = Event {
+            time: Ktime(5),
+            cpu: 3,
+            body: Body::Tick,
+        };
+        assert_eq!(decode(&bytes), Ok(event));
+    }
+
+    #[rstest]
+    #[case::nothing(0, 0, 0, DecodeError::Short { length: 0 })]
+    #[case::half_a_header(0, 0, 8, DecodeError::Short { length: 8 })]
+    #[case::no_kind(0, 16, 16, DecodeError::Kind { kind: 0 })]
+    #[case::cut_off(kind::CONNECT, 120, 16, DecodeError::Truncated { size: 120, length: 16 })]
+    #[case::of_another_size(
+        kind::CONNECT, 16, 16, DecodeError::Size { kind: kind::CONNECT, size: 16, expected: 120 }
+    )]
+    fn what_is_no_record_says_why(
+        #[case] kind: u16,
+        #[case] size: u16,
+        #[case] length: usize,
+        #[case] error: DecodeError,
+    ) {
+        let header = Header {
+            kind,
+            size,
+            ..Header::default()
+        };
+        assert_eq!(decode(&header.as_bytes()[..length]), Err(error));
+    }
+
+    #[rstest]
+    #[case::v4([0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes([10, 0, 0, 1])], AF_INET, "10.0.0.1")]
+    #[case::v4_on_a_dual_stack_socket(
+        [0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes([10, 0, 0, 1])], AF_INET6, "10.0.0.1"
+    )]
+    #[case::v6([0xfd00_0000_u32.to_be(), 0, 0, 1_u32.to_be()], AF_INET6, "fd00::1")]
+    #[case::any_v4([0; 4], AF_INET, "0.0.0.0")]
+    #[case::any_v6([0; 4], AF_INET6, "::")]
+    fn addresses_are_what_packets_carry(
+        #[case] words: [u32; 4],
+        #[case] family: u16,
+        #[case] expected: &str,
+    ) {
+        assert_eq!(address(&words, family).to_string(), expected);
+    }
+
+    #[rstest]
+    #[case::syn(TcpState::SynSent, flag::SYN, ca::LOSS, 0, RetransmitType::Syn)]
+    #[case::fast_open_syn_ack(
+        TcpState::SynRecv, flag::SYN | flag::ACK, ca::LOSS, 0, RetransmitType::SynAck
+    )]
+    #[case::rto(TcpState::Established, flag::ACK, ca::LOSS, 0, RetransmitType::Timeout)]
+    #[case::fast_with_a_probe_armed(
+        TcpState::Established,
+        flag::ACK,
+        ca::RECOVERY,
+        pending::LOSS_PROBE,
+        RetransmitType::Fast
+    )]
+    #[case::tlp(
+        TcpState::Established,
+        flag::ACK,
+        ca::OPEN,
+        pending::LOSS_PROBE,
+        RetransmitType::TailLossProbe
+    )]
+    #[case::after_a_smaller_mtu(
+        TcpState::Established,
+        flag::ACK,
+        ca::OPEN,
+        pending::RETRANS,
+        RetransmitType::Unknown
+    )]
+    fn retransmissions_are_typed_as_the_kernel_leaves_them(
+        #[case] state: TcpState,
+        #[case] tcp_flags: u8,
+        #[case] ca_state: u8,
+        #[case] pending: u8,
+        #[case] expected: RetransmitType,
+    ) {
+        let tcp = Tcp {
+            ca_state,
+            pending,
+            ..Tcp::default()
+        };
+        assert_eq!(retransmit_type(state, tcp_flags, &tcp), expected);
+    }
+
+    #[test]
+    fn an_outcome_that_does_not_exist_is_refused() {
+        let mut run = Run::new();
+        run.syn(listener("10.0.0.1:80", "10.0.0.2:4000"), |syn| {
+            syn.outcome = 8;
+        });
+        assert_eq!(run.pipeline.tallies().decode_errors, 1);
+        let error = DecodeError::Value {
+            field: "SYN outcome",
+            value: 8,
+        };
+        assert_eq!(decode(&run.fed[0]), Err(error));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_say_why(
+            bytes in prop::collection::vec(any::<u8>(), 0..MAX_RECORD + 8),
+        ) {
+            let _total = decode(&bytes);
+        }
+
+        #[test]
+        fn any_record_of_the_right_size_decodes_or_names_the_field(bytes in any_record()) {
+            let decoded = decode(&bytes);
+            prop_assert!(
+                matches!(decoded, Ok(_) | Err(DecodeError::Value { .. })), "{:?}", decoded
+            );
+        }
+    }
+}

@@ -197,3 +197,93 @@ impl<R: Read> Reader<R> {
         Ok(filled)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::testing::host;
+
+    fn recorded(records: &[&[u8]]) -> Vec<u8> {
+        let mut writer = Writer::new(Vec::new(), &host()).expect("a Vec takes everything");
+        for record in records {
+            writer.record(record).expect("a Vec takes everything");
+        }
+        writer.file
+    }
+
+    fn read(bytes: &[u8]) -> Result<Vec<Vec<u8>>, RecordingError> {
+        let mut reader = Reader::new(bytes)?;
+        let mut records = Vec::new();
+        while let Some(record) = reader.next_record()? {
+            records.push(record.to_vec());
+        }
+        Ok(records)
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let bytes = recorded(&[b"one", b"", b"three"]);
+        assert_eq!(Reader::new(&*bytes).unwrap().host(), &host());
+        assert_eq!(read(&bytes).unwrap(), [&b"one"[..], b"", b"three"]);
+    }
+
+    #[rstest]
+    #[case::in_a_length(10)]
+    #[case::in_a_record(6)]
+    fn a_file_that_was_cut_off_says_how_much_is_whole(#[case] cut: usize) {
+        let bytes = recorded(&[b"first", b"secondly"]);
+        let error = read(&bytes[..bytes.len() - cut]).unwrap_err();
+        assert!(
+            matches!(error, RecordingError::Truncated { records: 1 }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_length_that_no_record_has_is_damage() {
+        let mut bytes = recorded(&[b"first"]);
+        bytes.extend(u32::MAX.to_ne_bytes());
+        let error = read(&bytes).unwrap_err();
+        assert!(
+            matches!(error, RecordingError::Damaged { records: 1, .. }),
+            "{error}"
+        );
+        assert!(error.to_string().starts_with("record 2 claims"), "{error}");
+    }
+
+    #[rstest]
+    #[case::empty(&[], "not a conntracer recording")]
+    #[case::another_file(b"\x7fELF and so on", "not a conntracer recording")]
+    #[case::no_version(b"CONNTRC\n", "head cannot be read")]
+    #[case::a_false_length(b"CONNTRC\n\x01\0\0\0\xff\xff\xff\xff", "claims 4294967295 bytes")]
+    #[case::a_short_head(b"CONNTRC\n\x01\0\0\0\x40\0\0\0{}", "ends within it")]
+    #[case::another_format(b"CONNTRC\n\x02\0\0\0", "format 2")]
+    #[case::another_byte_order(b"CONNTRC\n\0\0\0\x01", "other byte order")]
+    #[cfg(target_endian = "little")]
+    fn what_is_no_recording_says_so(#[case] bytes: &[u8], #[case] says: &str) {
+        let error = Reader::new(bytes).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_after_a_head_are_read_or_refused(
+            tail in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let mut bytes = recorded(&[b"first"]);
+            bytes.extend(tail);
+            let _ = read(&bytes);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut file = b"CONNTRC\n\x01\0\0\0".to_vec();
+            file.extend(&bytes);
+            let _ = read(&file);
+            let _ = read(&bytes);
+        }
+    }
+}

@@ -6,6 +6,7 @@ use conntracer_common::{
     record::{self, Header, Owner, Socket, Tcp, kind, owner_source, role, syn_evidence},
     tcp::{AF_INET, AF_INET6, ca, state},
 };
+use proptest::prelude::*;
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::{
@@ -352,4 +353,43 @@ impl Run {
         let said = |run: &Self| serde_json::to_string(&run.findings).expect("findings serialise");
         assert_eq!(said(&again), said(self));
     }
+}
+
+/// A record of any kind, its size right and every other byte any.
+pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
+    let sizes = [
+        (kind::CONNECT, size_of::<record::Connect>()),
+        (kind::ACCEPT, size_of::<record::Accept>()),
+        (kind::STATE, size_of::<record::State>()),
+        (kind::RETRANSMIT, size_of::<record::Retransmit>()),
+        (kind::SYNACK, size_of::<record::SynAck>()),
+        (kind::SYN, size_of::<record::Syn>()),
+        (kind::RESET, size_of::<record::Reset>()),
+        (kind::DROP, size_of::<record::Drop>()),
+        (kind::PROBE, size_of::<record::Probe>()),
+        (kind::SNAPSHOT, size_of::<record::Snapshot>()),
+        (kind::TICK, size_of::<record::Tick>()),
+        (kind::LOSS, size_of::<record::Loss>()),
+    ];
+    let kinds = prop::sample::select(sizes.to_vec());
+    (
+        kinds,
+        prop::collection::vec(any::<u8>(), record::MAX_RECORD),
+        any::<u8>(),
+    )
+        .prop_map(|((kind, size), mut bytes, source)| {
+            bytes.truncate(size);
+            bytes[8..10].copy_from_slice(&kind.to_ne_bytes());
+            let size = u16::try_from(size).expect("records are small");
+            bytes[10..12].copy_from_slice(&size.to_ne_bytes());
+            // Most owners and outcomes valid, so that more than decode is reached.
+            let owner_source_at = size_of::<Header>() + size_of::<Socket>() + 32;
+            if let Some(byte) = bytes.get_mut(owner_source_at) {
+                *byte = source % 6;
+            }
+            if kind == kind::SYN {
+                bytes[std::mem::offset_of!(record::Syn, outcome)] = source % 9;
+            }
+            bytes
+        })
 }

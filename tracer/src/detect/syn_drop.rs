@@ -70,7 +70,9 @@ impl Cause {
             Self::AckOverflow => totals[syn_outcome::ACK_OVERFLOW],
             Self::SynQueueFull => totals[syn_outcome::SYN_QUEUE_FULL],
             Self::SynQueuePressure => totals[syn_outcome::SYN_QUEUE_PRESSURE],
-            Self::Other => totals[syn_outcome::OTHER] + totals[syn_outcome::ACK_OTHER],
+            Self::Other => {
+                totals[syn_outcome::OTHER].saturating_add(totals[syn_outcome::ACK_OTHER])
+            }
             Self::Cookies => totals[syn_outcome::COOKIE],
         }
     }
@@ -141,10 +143,15 @@ impl SynDrop {
             return;
         };
         listener.owner = syn.owner.or(listener.owner);
+        let remote = listener.latest.socket.remote;
         listener.latest = *syn;
-        listener.arrivals += gained[..=syn_outcome::OTHER]
+        if syn.socket.remote.port() == 0 {
+            // A poll has no peer: the last one that a record named stays.
+            listener.latest.socket.remote = remote;
+        }
+        listener.arrivals = gained[..=syn_outcome::OTHER]
             .iter()
-            .fold(0, |sum: u64, more| sum.saturating_add(*more));
+            .fold(listener.arrivals, |sum, more| sum.saturating_add(*more));
         for (index, cause) in Cause::ALL.into_iter().enumerate() {
             let more = cause.of(&gained);
             if more == 0 || (cause == Cause::Cookies && syn.syncookies == Some(2)) {

@@ -195,3 +195,56 @@ fn reason_entry<M: SerializeMap>(
         None => map.serialize_entry("reason", &reason),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use crate::{
+        pipeline::Output,
+        testing::{Run, host, listener, socket},
+    };
+
+    /// Every record kind that becomes a line, as that line's fields.
+    fn lines() -> Vec<Value> {
+        let mut source = Run::new();
+        let connection = socket("10.0.0.1:80", "10.0.0.2:4000");
+        source.closed(connection, |closed| closed.error = 110);
+        source.retransmit(connection, |_| {});
+        source.syn_ack(listener("[fd00::1]:80", "[fd00::2]:4000"), 1, true);
+        source.syn(listener("10.0.0.1:80", "10.0.0.2:4000"), |syn| {
+            syn.outcome = 2;
+        });
+        source.reset_received(connection);
+        source.probe(connection, |_| {});
+        source.loss(conntracer_common::stats::hook::SYN, 3);
+        let host = host();
+        let mut run = Run::new();
+        let mut lines = Vec::new();
+        for record in &source.fed {
+            run.pipeline.feed(record, &mut |output| {
+                if let Output::Event(event) = output {
+                    let fields = serde_json::to_value(event.named(&host)).expect("flat fields");
+                    lines.push(serde_json::json!([event.body.kind_name(), fields]));
+                }
+            });
+        }
+        lines
+    }
+
+    #[test]
+    fn the_fields_of_every_kind() {
+        insta::assert_json_snapshot!(lines());
+    }
+
+    #[test]
+    fn every_field_is_a_number_a_word_or_a_truth() {
+        for line in lines() {
+            let fields = line[1].as_object().expect("a map");
+            let flat = fields
+                .values()
+                .all(|value| !value.is_object() && !value.is_array());
+            assert!(flat, "{line}");
+        }
+    }
+}

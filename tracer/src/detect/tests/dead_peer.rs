@@ -1,6 +1,9 @@
 use std::time::Duration;
 
-use conntracer_common::tcp::{ca, state};
+use conntracer_common::{
+    record::Owner,
+    tcp::{ca, state},
+};
 use rstest::rstest;
 
 use super::evidence;
@@ -119,7 +122,7 @@ fn unanswered_keepalives_count_as_probes() {
     for unanswered in 0..=2 {
         run.pass(Duration::from_secs(1));
         run.probe(socket(LOCAL, REMOTE), |probe| {
-            probe.tcp.probes_out = unanswered
+            probe.tcp.probes_out = unanswered;
         });
     }
     assert_eq!(run.only().count, 2);
@@ -184,7 +187,7 @@ fn a_socket_that_is_gone_waits_for_the_word_of_its_end() {
         socket.state = state::CLOSE;
         socket.local_addr = [0; 4];
         socket.remote_addr = [0; 4];
-        run.snapshot(socket, |snapshot| snapshot.owner = Default::default());
+        run.snapshot(socket, |snapshot| snapshot.owner = Owner::default());
         run.tick();
     };
     let mut run = Run::new();

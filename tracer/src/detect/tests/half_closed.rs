@@ -98,7 +98,7 @@ fn a_socket_listed_twice_in_a_poll_counts_once() {
 fn young_or_whole_connections_are_no_finding() {
     let mut run = Run::new();
     poll(&mut run, state::CLOSE_WAIT, 5, Duration::from_secs(59));
-    poll(&mut run, state::ESTABLISHED, 5, Duration::from_secs(600));
+    poll(&mut run, state::ESTABLISHED, 5, Duration::from_mins(10));
     run.finish();
     assert!(run.findings.is_empty(), "{:#?}", run.findings);
 }

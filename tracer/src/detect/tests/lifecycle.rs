@@ -49,7 +49,7 @@ fn what_a_full_table_forgets_is_resolved_and_counted() {
         let mut listener = listener(&format!("10.0.0.1:{port}"), "10.0.0.2:4000");
         listener.sk += port;
         run.syn(listener, |syn| {
-            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1;
         });
     }
     assert_eq!(

@@ -229,7 +229,7 @@ fn full_sized_segments_that_fail_while_the_peer_talks_are_too_large() {
 fn silence_alone_means_that_the_peer_cannot_be_reached() {
     let mut run = Run::new();
     stuck(&mut run, |_, retransmit| {
-        retransmit.end_seq = retransmit.seq + 1448
+        retransmit.end_seq = retransmit.seq + 1448;
     });
     assert_eq!(run.only().cause, "peer_unreachable");
 }
@@ -250,7 +250,7 @@ fn yesterdays_strays_are_not_part_of_todays_storm() {
     for _ in 0..30 {
         run.pass(Duration::from_secs(5));
         run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
-            retransmit.tcp.retransmits = 1
+            retransmit.tcp.retransmits = 1;
         });
     }
     lossy(&mut run, REMOTE, 40, 1, 10);

@@ -53,7 +53,7 @@ fn a_poll_tells_the_drops_that_rate_limited_records_left_out() {
     run.syn(socket, |syn| syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1);
     run.pass(Duration::from_secs(2));
     run.syn(socket, |syn| {
-        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 40
+        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 40;
     });
     run.pass(Duration::from_secs(11));
     assert_eq!(
@@ -70,7 +70,7 @@ fn drops_after_the_end_are_a_new_finding_with_its_own_count() {
     run.syn(socket, |syn| syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 5);
     run.pass(Duration::from_secs(11));
     run.syn(socket, |syn| {
-        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 12
+        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 12;
     });
     run.finish();
     let counts: Vec<u64> = run
@@ -150,7 +150,7 @@ fn sockets_that_share_an_address_add_up() {
         let mut socket = listener("10.0.0.1:80", "10.0.0.2:4000");
         socket.sk += worker;
         run.syn(socket, |syn| {
-            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 10
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 10;
         });
     }
     run.finish();
@@ -163,7 +163,7 @@ fn a_record_that_arrives_late_takes_nothing_back() {
     let socket = listener("10.0.0.1:80", "10.0.0.2:4000");
     for total in [1, 9, 8, 10] {
         run.syn(socket, |syn| {
-            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = total
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = total;
         });
     }
     run.finish();
