@@ -52,7 +52,7 @@ pub(super) struct Tally {
     pub(super) sent: u64,
     pub(super) progress: u64,
     pub(super) peer_spoke: u64,
-    /// Connections that retransmitted; of a connection, 1.
+    /// Connections that retransmitted; 0 in the scope of one.
     pub(super) connections: u64,
     first: Option<Ktime>,
 }

@@ -165,7 +165,7 @@ impl RetransmitStorm {
         entry.connection = *change.connection;
         let begun = entry.activity.add(
             segments,
-            true,
+            false,
             storm.connection_per_s,
             storm.quiet(),
             cx.now,
@@ -182,10 +182,7 @@ impl RetransmitStorm {
         cx: &mut Context<'_>,
     ) {
         let storm = &cx.thresholds.retransmit_storm;
-        let first_of_connection = match child {
-            Some((_, begun)) => begun,
-            None => false,
-        };
+        let first_of_connection = child.is_some_and(|(_, begun)| begun);
         if self.remotes.touch(&remote).is_none()
             && let Some((key, mut gone)) = self.remotes.insert(remote, Activity::new(cx.now))
             && let Some(life) = gone.life.take()

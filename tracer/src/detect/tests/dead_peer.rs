@@ -223,3 +223,20 @@ fn what_does_not_leave_the_host_is_not_blamed_on_the_peer() {
         run.only().summary
     );
 }
+
+#[test]
+fn timeouts_that_retransmit_nothing_are_not_blamed_on_the_peer() {
+    let mut run = Run::new();
+    for before in 0..=3 {
+        run.pass(Duration::from_millis(200 << before));
+        run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
+            snapshot.tcp.ca_state = ca::LOSS;
+            snapshot.tcp.retransmits = before;
+        });
+    }
+    assert!(
+        run.only().summary.contains("leaves this host"),
+        "{}",
+        run.only().summary
+    );
+}

@@ -45,6 +45,8 @@ struct Silence {
     not_sent: u32,
     since: Ktime,
     last: Ktime,
+    /// It was seen from its first timeout or probe on.
+    is_whole: bool,
     /// Polls since the socket was found gone.
     gone: Option<u8>,
 }
@@ -62,6 +64,7 @@ impl Silence {
             not_sent: 0,
             since: now,
             last: now,
+            is_whole: connection.tcp.retransmits <= 1 && connection.tcp.probes_out <= 1,
             gone: None,
         }
     }
@@ -78,9 +81,10 @@ impl Silence {
         self.timeouts > 0 || self.probes > 0
     }
 
-    /// Nothing of the connection left this host: it says nothing about the peer.
+    /// Nothing of the connection left this host: it says nothing about the peer. Up to 6.12 the
+    /// kernel does not tell of a retransmission that failed; then timeouts without any tell it.
     const fn is_local(&self) -> bool {
-        self.not_sent > 0 && self.sent == 0
+        self.sent == 0 && (self.not_sent > 0 || (self.is_whole && self.timeouts > 1))
     }
 }
 
