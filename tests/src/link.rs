@@ -4,7 +4,10 @@
 //! entries on both sides (no ARP, no neighbour discovery), no duplicate address detection, and both
 //! ends are known to be up before the first packet.
 
-use std::{net::IpAddr, os::fd::AsRawFd};
+use std::{
+    net::{IpAddr, UdpSocket},
+    os::fd::AsRawFd,
+};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
@@ -74,8 +77,35 @@ impl Pair {
                 neighbour(CLIENT, family.server(), SERVER_MAC)
             })?;
         }
+        for family in [Family::V4, Family::V6] {
+            wait_passable((&client, family.client()), (&server, family.server()))?;
+            wait_passable((&server, family.server()), (&client, family.client()))?;
+        }
         Ok(Self { server, client })
     }
+}
+
+/// Sends datagrams until one arrives: the local route of an IPv6 address is made by a kernel worker
+/// (`addrconf_dad_work`, even without duplicate address detection), and until then what comes for
+/// it is dropped.
+fn wait_passable(from: (&NetNs, IpAddr), to: (&NetNs, IpAddr)) -> Result<()> {
+    let bind = |(netns, address): (&NetNs, IpAddr)| {
+        netns.run(|| {
+            UdpSocket::bind((address, 0)).with_context(|| format!("binding a socket to {address}"))
+        })
+    };
+    let (sender, receiver) = (bind(from)?, bind(to)?);
+    receiver
+        .set_nonblocking(true)
+        .context("setting O_NONBLOCK")?;
+    let destination = receiver
+        .local_addr()
+        .context("reading a socket's address")?;
+    wait::until("a datagram to cross the veth pair", SOON, || {
+        // Refused as long as there is no route.
+        let is_sent = sender.send_to(&[0], destination).is_ok();
+        Ok((is_sent && receiver.recv(&mut [0]).is_ok()).then_some(()))
+    })
 }
 
 /// Brings up the loopback interface of the calling thread's namespace. The kernel gives it its
