@@ -56,8 +56,11 @@ impl Cause {
         }
     }
 
-    const fn reading(self) -> &'static str {
+    const fn reading(self, tally: &Tally) -> &'static str {
         match self {
+            Self::PeerUnreachable if tally.of(RetransmitType::Syn) == tally.segments => {
+                "connects go unanswered: the peer is gone or filtered, or its listener drops SYNs"
+            }
             Self::PeerUnreachable => {
                 "only timeouts, nothing is acknowledged: the peer cannot be reached"
             }
@@ -195,7 +198,7 @@ fn draft<C: Copy + PartialEq>(
         summary: format!(
             "{segments} retransmitted to {to}{ratio}, at most {} a second: {}",
             activity.peak_per_s,
-            cause.reading(),
+            cause.reading(&total),
         ),
         evidence: facts,
         advice: cause.advice(cx),

@@ -162,6 +162,11 @@ fn unanswered_connects_are_the_remotes_storm() {
     assert_eq!(finding.cause, "peer_unreachable");
     assert_eq!(finding.count, 80);
     assert_eq!(evidence(finding, "syn_segments"), &Value::Count(80));
+    assert!(
+        finding.summary.contains("connects go unanswered"),
+        "{}",
+        finding.summary
+    );
 }
 
 #[test]
