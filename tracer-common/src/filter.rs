@@ -6,7 +6,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::record::Socket;
 
 /// Conditions that all must hold; a zero field asks for nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Filter {
     /// Address and mask, network order words, v4-mapped. A zero mask matches everything.
@@ -92,12 +94,29 @@ mod tests {
     #[test]
     fn every_condition_can_refuse() {
         let refuse = [
-            Filter { netns: 8, ..Filter::default() },
-            Filter { local_port: 81, ..Filter::default() },
-            Filter { remote_port: 81, ..Filter::default() },
-            Filter { port: 81, ..Filter::default() },
             Filter {
-                addr: [0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes([192, 168, 0, 0])],
+                netns: 8,
+                ..Filter::default()
+            },
+            Filter {
+                local_port: 81,
+                ..Filter::default()
+            },
+            Filter {
+                remote_port: 81,
+                ..Filter::default()
+            },
+            Filter {
+                port: 81,
+                ..Filter::default()
+            },
+            Filter {
+                addr: [
+                    0,
+                    0,
+                    0xffff_u32.to_be(),
+                    u32::from_ne_bytes([192, 168, 0, 0]),
+                ],
                 mask: [!0, !0, !0, u32::from_ne_bytes([255, 255, 0, 0])],
                 ..Filter::default()
             },
@@ -121,7 +140,17 @@ mod tests {
 
     #[test]
     fn a_listener_passes_remote_conditions() {
-        let listener = Socket { remote_port: 0, remote_addr: [0; 4], ..socket() };
-        assert!(Filter { remote_port: 81, ..Filter::default() }.matches(&listener));
+        let listener = Socket {
+            remote_port: 0,
+            remote_addr: [0; 4],
+            ..socket()
+        };
+        assert!(
+            Filter {
+                remote_port: 81,
+                ..Filter::default()
+            }
+            .matches(&listener)
+        );
     }
 }

@@ -4,7 +4,9 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// All zero means: every hook on its best rung, ring buffer, nothing beyond what findings need.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Options {
     /// Bits of [`crate::filter::emit_bit`]: kinds of records that somebody asked for.

@@ -44,7 +44,9 @@ pub mod role {
 }
 
 /// The first 16 bytes of every record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Header {
     /// `bpf_ktime_get_ns` (CLOCK_MONOTONIC), nanoseconds.
@@ -58,7 +60,9 @@ pub struct Header {
 
 /// The process a socket belongs to, as last learned in a context that can know (never the task that
 /// happened to be interrupted). All zero when `source` is `UNKNOWN`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Owner {
     /// `bpf_get_current_cgroup_id`: the inode of the cgroup v2 directory.
@@ -74,7 +78,9 @@ pub struct Owner {
 }
 
 /// Which socket, and where it stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Socket {
     /// Address of the `struct sock`. Reused by the kernel: an identity only with `born_ns`.
@@ -100,7 +106,9 @@ pub struct Socket {
 
 /// The fields of `struct tcp_sock` and `struct inet_connection_sock` that detectors judge by.
 /// A field the running kernel does not have is 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Tcp {
     pub bytes_acked: u64,
@@ -142,7 +150,9 @@ pub struct Tcp {
 }
 
 /// An active open: `tcp_connect`, or CLOSE → SYN_SENT.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Connect {
     pub header: Header,
@@ -151,7 +161,9 @@ pub struct Connect {
 }
 
 /// A connection handed to its application, or first used by it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Accept {
     pub header: Header,
@@ -161,7 +173,9 @@ pub struct Accept {
 
 /// `inet_sock_set_state`. Default mode emits it only for sockets that were in trouble before
 /// (retransmits, probes, an error), so that what detectors opened can be resolved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct State {
     pub header: Header,
@@ -178,7 +192,9 @@ pub struct State {
 }
 
 /// One `tcp_retransmit_skb`: one buffer of one or more segments.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Retransmit {
     pub header: Header,
@@ -198,7 +214,9 @@ pub struct Retransmit {
 
 /// One `tcp_retransmit_synack`: our SYN-ACK was not answered in time (or the client repeated its SYN).
 /// `socket` is the listener with the request's remote end; `owner` is the listener's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct SynAck {
     pub header: Header,
@@ -264,7 +282,9 @@ pub type SynTotals = [u64; syn_outcome::COUNT];
 /// The state of a listener and the outcome that made the kernel half say so. Emitted for the first
 /// outcome of each bad kind and then at most once in [`SYN_INTERVAL_NS`] per listener: the totals
 /// are cumulative, so nothing is lost by saying less often. `outcome` is 255 in a poll of the map.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Syn {
     pub header: Header,
@@ -299,7 +319,9 @@ pub struct Syn {
 pub const SYN_INTERVAL_NS: u64 = 100_000_000;
 
 /// A RST sent or received.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Reset {
     pub header: Header,
@@ -315,7 +337,9 @@ pub struct Reset {
 
 /// A TCP segment freed by `kfree_skb`. `socket` holds what the packet says as the receiver sees it:
 /// local is the destination. `sk` is 0 when no socket was found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Drop {
     pub header: Header,
@@ -331,7 +355,9 @@ pub struct Drop {
 }
 
 /// A keepalive or zero-window probe (`tcp_write_wakeup`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Probe {
     pub header: Header,
@@ -347,7 +373,9 @@ pub struct Probe {
 
 /// The state of a watched socket, asked for by the user half between events.
 /// `socket.state` is CLOSE when the socket is gone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Snapshot {
     pub header: Header,
@@ -360,14 +388,18 @@ pub struct Snapshot {
 
 /// Time passing: the user half writes one into the stream at every poll, so that detectors take
 /// time only from records.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Tick {
     pub header: Header,
 }
 
 /// Records that were lost before they reached `decode`, as counted where it happened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Loss {
     pub header: Header,

@@ -8,7 +8,9 @@ use crate::record::Owner;
 
 /// One connection, from birth (or first sight) to `tcp_destroy_sock`. The key is the address of its
 /// `struct sock`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct SocketState {
     /// See [`crate::record::Socket::born_ns`].

@@ -40,7 +40,9 @@ pub const HOOKS: [&str; hook::COUNT as usize] = [
 ];
 
 /// What happened to the events of one hook on one CPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct HookCounters {
     /// Events of this hook that the kernel half looked at.

@@ -27,7 +27,12 @@ pub(crate) enum Lane {
 pub(crate) fn header<T>(kind: u16) -> Header {
     // SAFETY: helpers without preconditions.
     let (ktime_ns, cpu) = unsafe { (bpf_ktime_get_ns(), bpf_get_smp_processor_id()) };
-    Header { ktime_ns, kind, size: size_of::<T>() as u16, cpu }
+    Header {
+        ktime_ns,
+        kind,
+        size: size_of::<T>() as u16,
+        cpu,
+    }
 }
 
 /// Copies a record to its ring.
@@ -39,7 +44,11 @@ pub(crate) fn emit<C: EbpfContext, T>(ctx: &C, lane: Lane, record: &T) -> Outcom
     let data = core::ptr::from_ref(record).cast_mut().cast();
     let size = size_of::<T>() as u64;
     let failed = if global!(OPTIONS.perf) != 0 {
-        let array = if lane == Lane::Bulk { &raw const BULK_PERF } else { &raw const RARE_PERF };
+        let array = if lane == Lane::Bulk {
+            &raw const BULK_PERF
+        } else {
+            &raw const RARE_PERF
+        };
         // SAFETY: `array` is a map, `data` is `size` initialised bytes.
         unsafe {
             bpf_perf_event_output(
@@ -51,10 +60,22 @@ pub(crate) fn emit<C: EbpfContext, T>(ctx: &C, lane: Lane, record: &T) -> Outcom
             )
         }
     } else {
-        let ring = if lane == Lane::Bulk { &raw const BULK } else { &raw const RARE };
-        let flags = if lane == Lane::Urgent { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+        let ring = if lane == Lane::Bulk {
+            &raw const BULK
+        } else {
+            &raw const RARE
+        };
+        let flags = if lane == Lane::Urgent {
+            BPF_RB_FORCE_WAKEUP
+        } else {
+            BPF_RB_NO_WAKEUP
+        };
         // SAFETY: as above.
         unsafe { bpf_ringbuf_output(ring.cast_mut().cast(), data, size, u64::from(flags)) }
     };
-    if failed == 0 { Outcome::Emitted } else { Outcome::Lost }
+    if failed == 0 {
+        Outcome::Emitted
+    } else {
+        Outcome::Lost
+    }
 }

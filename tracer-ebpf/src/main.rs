@@ -6,7 +6,10 @@
 //! (`conntracer::kernel::attach`): an alternative that is not loaded costs nothing.
 #![no_std]
 #![no_main]
-#![expect(internal_features, reason = "atomic_xadd: the target has no AtomicU64::fetch_add")]
+#![expect(
+    internal_features,
+    reason = "atomic_xadd: the target has no AtomicU64::fetch_add"
+)]
 #![feature(core_intrinsics)]
 
 mod emit;

@@ -31,8 +31,13 @@ pub(crate) static FILTER: Filter = Filter {
     pad: 0,
 };
 #[unsafe(no_mangle)]
-pub(crate) static OPTIONS: Options =
-    Options { emit: 0, perf: 0, connect_by_state: 0, ack_by_skb: 0, syn_by_skb: 0 };
+pub(crate) static OPTIONS: Options = Options {
+    emit: 0,
+    perf: 0,
+    connect_by_state: 0,
+    ack_by_skb: 0,
+    syn_by_skb: 0,
+};
 
 /// Reads one field of a global.
 macro_rules! global {
@@ -109,7 +114,8 @@ pub(crate) static LISTEN_PORTS: HashMap<ListenKey, u64> = HashMap::with_max_entr
 
 /// One hook's counters on this CPU, indexed by `stats::hook`.
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<HookCounters> = PerCpuArray::with_max_entries(hook::COUNT, 0);
+pub(crate) static COUNTERS: PerCpuArray<HookCounters> =
+    PerCpuArray::with_max_entries(hook::COUNT, 0);
 
 /// Entry to exit of `tcp_conn_request` and `tcp_v4/v6_syn_recv_sock` on this CPU. Both run with
 /// bottom halves off, so one slot a CPU is enough.

@@ -202,13 +202,23 @@ pub(crate) fn packet(skb: u64) -> Option<Packet> {
             return None;
         }
         let ihl = u64::from(read::<u8>(ip, 0) & 0x0f) * 4;
-        (mapped(read::<u32>(ip, 16)), mapped(read::<u32>(ip, 12)), AF_INET, ip + ihl)
+        (
+            mapped(read::<u32>(ip, 16)),
+            mapped(read::<u32>(ip, 12)),
+            AF_INET,
+            ip + ihl,
+        )
     } else if protocol == ETH_P_IPV6 {
         // Extension headers before TCP are rare enough to be left alone: such a packet is not ours.
         if read::<u8>(ip, 6) as u16 != IPPROTO_TCP {
             return None;
         }
-        (read::<[u32; 4]>(ip, 24), read::<[u32; 4]>(ip, 8), AF_INET6, ip + 40)
+        (
+            read::<[u32; 4]>(ip, 24),
+            read::<[u32; 4]>(ip, 8),
+            AF_INET6,
+            ip + 40,
+        )
     } else {
         return None;
     };
@@ -235,5 +245,9 @@ pub(crate) fn net_of_packet(skb: u64) -> u64 {
             dev = field!(dst, dst_dev: u64);
         }
     }
-    if dev == 0 { 0 } else { field!(dev, dev_net: u64) }
+    if dev == 0 {
+        0
+    } else {
+        field!(dev, dev_net: u64)
+    }
 }

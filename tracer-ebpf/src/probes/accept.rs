@@ -83,7 +83,10 @@ fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
     if !asked_for(kind::ACCEPT) {
         return Outcome::Aggregated;
     }
-    let mut record = Accept { header: emit::header::<Accept>(kind::ACCEPT), ..Accept::default() };
+    let mut record = Accept {
+        header: emit::header::<Accept>(kind::ACCEPT),
+        ..Accept::default()
+    };
     if !socket::fill(child, &mut record.socket, &mut record.owner) {
         return Outcome::Filtered;
     }

@@ -38,8 +38,10 @@ pub(crate) fn connecting<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     if !asked_for(kind::CONNECT) {
         return Outcome::Aggregated;
     }
-    let mut record =
-        Connect { header: emit::header::<Connect>(kind::CONNECT), ..Connect::default() };
+    let mut record = Connect {
+        header: emit::header::<Connect>(kind::CONNECT),
+        ..Connect::default()
+    };
     if !socket::fill(sk, &mut record.socket, &mut record.owner) {
         return Outcome::Filtered;
     }

@@ -29,7 +29,11 @@ pub(crate) fn drop(ctx: BtfTracePointContext) -> i32 {
 
 fn try_drop(ctx: &BtfTracePointContext, skb: u64, packet: &sock::Packet) -> Outcome {
     let args = global!(FACTS.args_kfree_skb);
-    let reason = if args >= 3 { ctx.arg::<i32>(2) as u32 } else { u32::MAX };
+    let reason = if args >= 3 {
+        ctx.arg::<i32>(2) as u32
+    } else {
+        u32::MAX
+    };
     // The receiving socket, which skb->sk is not, is an argument from 6.11 on.
     let rx_sk: u64 = if args >= 4 { ctx.arg(3) } else { 0 };
     let mut net = sock::net_of_packet(skb);
@@ -46,7 +50,11 @@ fn try_drop(ctx: &BtfTracePointContext, skb: u64, packet: &sock::Packet) -> Outc
         local_port: packet.local_port,
         remote_port: packet.remote_port,
         family: packet.family,
-        state: if rx_sk == 0 { state::CLOSE } else { field!(rx_sk, skc_state: u8) },
+        state: if rx_sk == 0 {
+            state::CLOSE
+        } else {
+            field!(rx_sk, skc_state: u8)
+        },
         ..Socket::default()
     };
     if !socket::wanted(&socket) {

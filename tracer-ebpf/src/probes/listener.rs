@@ -1,6 +1,7 @@
 //! Listeners and what became of their SYNs and third ACKs, cumulative; no programs.
 
 use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns};
+use aya_log_ebpf::debug;
 use conntracer_common::{
     record::{SYN_INTERVAL_NS, Socket, Syn, kind, owner_source, role, syn_outcome},
     tcp::state,
@@ -8,7 +9,10 @@ use conntracer_common::{
 
 use crate::{
     emit::{self, Lane},
-    maps::{EMPTY_LISTENER, LISTEN_PORTS, LISTENERS, ListenKey, Listener, Outcome, add, asked_for, global},
+    maps::{
+        EMPTY_LISTENER, LISTEN_PORTS, LISTENERS, ListenKey, Listener, Outcome, add, asked_for,
+        global,
+    },
     probes::socket,
     sock::{self, field},
 };
@@ -98,15 +102,25 @@ pub(crate) fn child_of_unknown(child: u64) -> Outcome {
 
 /// The entry of a listener; one older than the tracer is adopted at its first SYN, owner unknown.
 #[inline(always)]
-pub(crate) fn entry(sk: u64) -> Result<*mut Listener, Outcome> {
+pub(crate) fn entry<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut Listener, Outcome> {
     if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
         return Ok(entry);
     }
-    insert(sk).map(core::ptr::from_mut)
+    let entry = insert(sk)?;
+    debug!(
+        ctx,
+        "listener {:x} is older than the tracer: adopted without an owner", sk
+    );
+    Ok(entry)
 }
 
 const fn key(netns: u32, port: u16, addr: [u32; 4]) -> ListenKey {
-    ListenKey { addr, netns, port, pad: 0 }
+    ListenKey {
+        addr,
+        netns,
+        port,
+        pad: 0,
+    }
 }
 
 /// The listener a packet for `addr:port` goes to: the exact address, then IPv4's any-address, then
@@ -120,7 +134,9 @@ pub(crate) fn by_port(netns: u32, port: u16, addr: [u32; 4]) -> u64 {
     if let Some(sk) = unsafe { LISTEN_PORTS.get(key(netns, port, sock::mapped(0))) } {
         return *sk;
     }
-    unsafe { LISTEN_PORTS.get(key(netns, port, [0; 4])) }.copied().unwrap_or(0)
+    unsafe { LISTEN_PORTS.get(key(netns, port, [0; 4])) }
+        .copied()
+        .unwrap_or(0)
 }
 
 /// Counts one outcome at a listener, and says so when it is bad and due.
@@ -136,7 +152,12 @@ pub(crate) fn outcome<C: EbpfContext>(
     // SAFETY: a live map value of plain data; CPUs may mix a record's fields, never its totals.
     unsafe {
         let now = bpf_ktime_get_ns();
-        add((&raw mut (*entry).syn.totals).cast::<u64>().add(outcome & 7), 1);
+        add(
+            (&raw mut (*entry).syn.totals)
+                .cast::<u64>()
+                .add(outcome & 7),
+            1,
+        );
         let ack_backlog = field!(listener, sk_ack_backlog: u32);
         let syn_qlen = field!(listener, icsk_qlen: u32);
         (*entry).syn.last_ns = now;
@@ -167,7 +188,12 @@ pub(crate) fn outcome<C: EbpfContext>(
             (*entry).syn.socket.remote_addr = packet.remote_addr;
             (*entry).syn.socket.remote_port = packet.remote_port;
         }
-        said(ctx, entry, outcome as u8, if first { Lane::Urgent } else { Lane::Rare })
+        said(
+            ctx,
+            entry,
+            outcome as u8,
+            if first { Lane::Urgent } else { Lane::Rare },
+        )
     }
 }
 

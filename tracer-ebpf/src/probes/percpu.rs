@@ -21,7 +21,8 @@ use crate::{
 #[raw_tracepoint]
 pub(crate) fn percpu_base(_ctx: RawTracePointContext) -> i32 {
     let offset = global!(LAYOUT.bpf_array_pptrs);
-    let (Some(anchor), Some(scratch)) = (PERCPU_ANCHOR.get_ptr_mut(0), SCRATCH.get_ptr_mut(0)) else {
+    let (Some(anchor), Some(scratch)) = (PERCPU_ANCHOR.get_ptr_mut(0), SCRATCH.get_ptr_mut(0))
+    else {
         return 0;
     };
     if offset == ABSENT || offset as usize > size_of::<[u64; 64]>() - size_of::<u64>() {
@@ -38,7 +39,8 @@ pub(crate) fn percpu_base(_ctx: RawTracePointContext) -> i32 {
         {
             return 0;
         }
-        let pointer = core::ptr::read_volatile(scratch.cast::<u8>().add(offset as usize).cast::<u64>());
+        let pointer =
+            core::ptr::read_volatile(scratch.cast::<u8>().add(offset as usize).cast::<u64>());
         core::ptr::write_volatile(anchor, anchor as u64);
         let address = core::ptr::read_volatile(anchor);
         core::ptr::write_volatile(anchor, address.wrapping_sub(pointer));

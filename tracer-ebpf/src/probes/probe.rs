@@ -22,7 +22,10 @@ use crate::{
 
 #[fexit(function = "tcp_write_wakeup")]
 pub(crate) fn probe_fexit(ctx: FExitContext) -> i32 {
-    account(hook::PROBE, probed(&ctx, ctx.arg(0), ctx.arg(1), ctx.arg(2)))
+    account(
+        hook::PROBE,
+        probed(&ctx, ctx.arg(0), ctx.arg(1), ctx.arg(2)),
+    )
 }
 
 #[kprobe]

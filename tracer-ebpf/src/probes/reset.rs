@@ -24,8 +24,11 @@ pub(crate) fn reset_received(ctx: BtfTracePointContext) -> i32 {
 /// reset is this host's own decision. The reason is an argument from 6.12 on.
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
-    let reason =
-        if global!(FACTS.args_tcp_send_reset) >= 3 { ctx.arg::<i32>(2) as u32 } else { u32::MAX };
+    let reason = if global!(FACTS.args_tcp_send_reset) >= 3 {
+        ctx.arg::<i32>(2) as u32
+    } else {
+        u32::MAX
+    };
     let sk: u64 = ctx.arg(0);
     let outcome = if sk == 0 {
         unconnected(&ctx, ctx.arg(1), reason)
@@ -52,7 +55,11 @@ fn reset(ctx: &BtfTracePointContext, sk: u64, reason: u32, received: u8) -> Outc
         header: emit::header::<Reset>(kind::RESET),
         reason,
         received,
-        retransmits: if whole { field!(sk, icsk_retransmits: u8) } else { 0 },
+        retransmits: if whole {
+            field!(sk, icsk_retransmits: u8)
+        } else {
+            0
+        },
         ..Reset::default()
     };
     let wanted = if whole {

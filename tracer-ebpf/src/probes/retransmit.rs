@@ -21,8 +21,10 @@ pub(crate) fn retransmit(ctx: BtfTracePointContext) -> i32 {
 fn try_retransmit(ctx: &BtfTracePointContext) -> Outcome {
     let sk: u64 = ctx.arg(0);
     let skb: u64 = ctx.arg(1);
-    let mut record =
-        Retransmit { header: emit::header::<Retransmit>(kind::RETRANSMIT), ..Retransmit::default() };
+    let mut record = Retransmit {
+        header: emit::header::<Retransmit>(kind::RETRANSMIT),
+        ..Retransmit::default()
+    };
     if !socket::fill_troubled(sk, &mut record.socket, &mut record.owner) {
         return Outcome::Filtered;
     }

@@ -32,8 +32,10 @@ pub(crate) fn snapshot(ctx: RawTracePointContext) -> i32 {
 /// Emits what the socket looks like now.
 #[inline(always)]
 pub(crate) fn taken<C: EbpfContext>(ctx: &C, sk: u64, adopt: bool) -> Outcome {
-    let mut record =
-        Snapshot { header: emit::header::<Snapshot>(kind::SNAPSHOT), ..Snapshot::default() };
+    let mut record = Snapshot {
+        header: emit::header::<Snapshot>(kind::SNAPSHOT),
+        ..Snapshot::default()
+    };
     let wanted = if adopt {
         socket::fill_troubled(sk, &mut record.socket, &mut record.owner)
     } else {
@@ -53,7 +55,12 @@ pub(crate) fn taken<C: EbpfContext>(ctx: &C, sk: u64, adopt: bool) -> Outcome {
 fn gone<C: EbpfContext>(ctx: &C, sk: u64, born_ns: u64) -> Outcome {
     let record = Snapshot {
         header: emit::header::<Snapshot>(kind::SNAPSHOT),
-        socket: Socket { sk, born_ns, state: state::CLOSE, ..Socket::default() },
+        socket: Socket {
+            sk,
+            born_ns,
+            state: state::CLOSE,
+            ..Socket::default()
+        },
         ..Snapshot::default()
     };
     emit::emit(ctx, Lane::Bulk, &record)

@@ -1,7 +1,7 @@
 //! `inet_sock_set_state`: births and ends, half-closed ages, and the stand-in for hooks whose better
 //! rung is missing.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext, helpers::bpf_ktime_get_ns};
+use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
     record::{State, kind, role},
     stats::hook,

@@ -9,9 +9,7 @@
 use aya_ebpf::{
     EbpfContext,
     macros::{btf_tracepoint, fentry, fexit, kprobe, kretprobe},
-    programs::{
-        BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RetProbeContext,
-    },
+    programs::{BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use conntracer_common::{
     record::{syn_evidence, syn_outcome},
@@ -25,7 +23,12 @@ use crate::{
     sock::{self, field},
 };
 
-const NO_MIB: Mib = Mib { overflows: 0, drops: 0, full_drop: 0, full_cookies: 0 };
+const NO_MIB: Mib = Mib {
+    overflows: 0,
+    drops: 0,
+    full_drop: 0,
+    full_cookies: 0,
+};
 
 #[fentry(function = "tcp_conn_request")]
 pub(crate) fn syn_fentry(ctx: FEntryContext) -> i32 {
@@ -35,18 +38,28 @@ pub(crate) fn syn_fentry(ctx: FEntryContext) -> i32 {
 
 #[fexit(function = "tcp_conn_request")]
 pub(crate) fn syn_fexit(ctx: FExitContext) -> i32 {
-    account(hook::SYN, leave(SYN_BRACKET.get_ptr_mut(0), |before| syn_done(&ctx, before)))
+    account(
+        hook::SYN,
+        leave(SYN_BRACKET.get_ptr_mut(0), |before| syn_done(&ctx, before)),
+    )
 }
 
 #[kprobe]
 pub(crate) fn syn_kprobe(ctx: ProbeContext) -> i32 {
-    enter(SYN_BRACKET.get_ptr_mut(0), ctx.arg(2).unwrap_or(0), ctx.arg(3).unwrap_or(0));
+    enter(
+        SYN_BRACKET.get_ptr_mut(0),
+        ctx.arg(2).unwrap_or(0),
+        ctx.arg(3).unwrap_or(0),
+    );
     0
 }
 
 #[kretprobe]
 pub(crate) fn syn_kretprobe(ctx: RetProbeContext) -> i32 {
-    account(hook::SYN, leave(SYN_BRACKET.get_ptr_mut(0), |before| syn_done(&ctx, before)))
+    account(
+        hook::SYN,
+        leave(SYN_BRACKET.get_ptr_mut(0), |before| syn_done(&ctx, before)),
+    )
 }
 
 #[fentry(function = "tcp_v4_syn_recv_sock")]
@@ -85,7 +98,11 @@ pub(crate) fn ack_fexit_v6_7(ctx: FExitContext) -> i32 {
 
 #[kprobe]
 pub(crate) fn ack_kprobe(ctx: ProbeContext) -> i32 {
-    enter(ACK_BRACKET.get_ptr_mut(0), ctx.arg(0).unwrap_or(0), ctx.arg(1).unwrap_or(0));
+    enter(
+        ACK_BRACKET.get_ptr_mut(0),
+        ctx.arg(0).unwrap_or(0),
+        ctx.arg(1).unwrap_or(0),
+    );
     0
 }
 
@@ -144,7 +161,7 @@ fn leave(bracket: Option<*mut Bracket>, judge: impl FnOnce(&Bracket) -> Outcome)
 
 #[inline(always)]
 fn syn_done<C: EbpfContext>(ctx: &C, before: &Bracket) -> Outcome {
-    let entry = match listener::entry(before.sk) {
+    let entry = match listener::entry(ctx, before.sk) {
         Ok(entry) => entry,
         Err(refused) => return refused,
     };
@@ -197,7 +214,11 @@ fn by_fields(before: &Bracket, net: u64) -> usize {
     if !dropped {
         let full = before.syn_qlen >= before.max_ack_backlog;
         let stored = field!(before.sk, icsk_qlen: u32) > before.syn_qlen;
-        return if cookies != 0 && full && !stored { syn_outcome::COOKIE } else { syn_outcome::ADDED };
+        return if cookies != 0 && full && !stored {
+            syn_outcome::COOKIE
+        } else {
+            syn_outcome::ADDED
+        };
     }
     full_queue(before, cookies)
 }
@@ -217,7 +238,9 @@ fn full_queue(listener: &Bracket, cookies: u8) -> usize {
 
 #[inline(always)]
 fn acked<C: EbpfContext>(ctx: &C, child: u64) -> i32 {
-    let outcome = leave(ACK_BRACKET.get_ptr_mut(0), |before| ack_done(ctx, before, child));
+    let outcome = leave(ACK_BRACKET.get_ptr_mut(0), |before| {
+        ack_done(ctx, before, child)
+    });
     account(hook::ACK, outcome)
 }
 
@@ -226,16 +249,25 @@ fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
     if child != 0 {
         return socket::born_of(child, before.sk);
     }
-    let entry = match listener::entry(before.sk) {
+    let entry = match listener::entry(ctx, before.sk) {
         Ok(entry) => entry,
         Err(refused) => return refused,
     };
     let (overflowed, evidence) = match percpu::mib(sock::net_of(before.sk)) {
-        Some(after) => (after.overflows != before.mib.overflows, syn_evidence::COUNTERS),
-        None => (before.ack_backlog > before.max_ack_backlog, syn_evidence::FIELDS),
+        Some(after) => (
+            after.overflows != before.mib.overflows,
+            syn_evidence::COUNTERS,
+        ),
+        None => (
+            before.ack_backlog > before.max_ack_backlog,
+            syn_evidence::FIELDS,
+        ),
     };
-    let outcome =
-        if overflowed { syn_outcome::ACK_OVERFLOW } else { syn_outcome::ACK_OTHER };
+    let outcome = if overflowed {
+        syn_outcome::ACK_OVERFLOW
+    } else {
+        syn_outcome::ACK_OTHER
+    };
     listener::outcome(ctx, before.sk, entry, outcome, evidence, before.skb)
 }
 
@@ -263,7 +295,7 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
     if sk == 0 {
         return Outcome::Filtered;
     }
-    let entry = match listener::entry(sk) {
+    let entry = match listener::entry(ctx, sk) {
         Ok(entry) => entry,
         Err(refused) => return refused,
     };
@@ -304,7 +336,9 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
 unsafe fn unexplained(entry: *mut Listener, drops: u32) -> i32 {
     // SAFETY: the caller's.
     unsafe {
-        drops.wrapping_sub((*entry).drops_base).wrapping_sub((*entry).drops_explained as u32) as i32
+        drops
+            .wrapping_sub((*entry).drops_base)
+            .wrapping_sub((*entry).drops_explained as u32) as i32
     }
 }
 
@@ -324,7 +358,7 @@ pub(crate) fn freed_at_listener<C: EbpfContext>(
     skb: u64,
     packet: &sock::Packet,
 ) -> Outcome {
-    let entry = match listener::entry(sk) {
+    let entry = match listener::entry(ctx, sk) {
         Ok(entry) => entry,
         Err(refused) => return refused,
     };
@@ -337,7 +371,14 @@ pub(crate) fn freed_at_listener<C: EbpfContext>(
     let full = field!(sk, sk_ack_backlog: u32) > field!(sk, sk_max_ack_backlog: u32);
     explain(entry, if drops > 1 { 2 } else { 1 });
     if third_ack && full {
-        listener::outcome(ctx, sk, entry, syn_outcome::ACK_OVERFLOW, syn_evidence::FIELDS, skb)
+        listener::outcome(
+            ctx,
+            sk,
+            entry,
+            syn_outcome::ACK_OVERFLOW,
+            syn_evidence::FIELDS,
+            skb,
+        )
     } else {
         Outcome::Aggregated
     }

@@ -212,12 +212,15 @@ fn load(
         Transport::Ringbuf => (RARE_BYTES, BULK_BYTES),
         Transport::Perf => (page, page),
     };
+    // `aya_log_common::Level`: 0 is below Error, 4 is Debug. What is off is pruned by the verifier.
+    let log_level = if options.verbose { 4_u8 } else { 0 };
     Ok(EbpfLoader::new()
         .btf(Some(aya_btf))
         .override_global("LAYOUT", resolved.layout.as_bytes(), true)
         .override_global("FACTS", resolved.facts.as_bytes(), true)
         .override_global("FILTER", options.filter.as_bytes(), true)
         .override_global("OPTIONS", kernel_options.as_bytes(), true)
+        .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("RARE", rare)
         .map_max_entries("BULK", bulk)
         .map_max_entries("SOCKETS", options.max_sockets)

@@ -37,11 +37,16 @@ pub(super) fn resolve(btf: &Btf<'_>) -> Result<Resolved, BtfError> {
     }
     let layout = KernelLayout::read_from_bytes(zerocopy::IntoBytes::as_bytes(&offsets))
         .map_err(|_| BtfError::Malformed("the layout's size"))?;
-    let drop_reasons = btf.enumeration("skb_drop_reason", "SKB_DROP_REASON_");
+    let mut drop_reasons = btf.enumeration("skb_drop_reason", "SKB_DROP_REASON_");
+    let mut reset_reasons = btf.enumeration("sk_rst_reason", "SK_RST_REASON_");
+    for reasons in [&mut drop_reasons, &mut reset_reasons] {
+        // The enum's own bounds, not reasons.
+        reasons.retain(|_, name| name != "MAX" && name != "SUBSYS_MASK");
+    }
     Ok(Resolved {
         layout,
         facts: facts(btf, &drop_reasons),
-        reset_reasons: btf.enumeration("sk_rst_reason", "SK_RST_REASON_"),
+        reset_reasons,
         drop_reasons,
         missing,
     })
