@@ -180,6 +180,20 @@ pub enum Subject {
     Host,
 }
 
+impl Subject {
+    /// The namespace it is in; none for the whole host.
+    #[must_use]
+    pub fn netns(&self) -> Option<u32> {
+        match self {
+            Self::Listener { netns, .. }
+            | Self::Connection { netns, .. }
+            | Self::Remote { netns, .. }
+            | Self::Process { netns, .. } => Some(*netns),
+            Self::Host => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Owner {

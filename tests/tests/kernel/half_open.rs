@@ -15,7 +15,7 @@ use conntracer_tests::{
 };
 use rstest::rstest;
 
-use crate::support::{assert_accounts, assert_said, binary, trace};
+use crate::support::{assert_said, assert_sound, binary, trace};
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -59,7 +59,7 @@ fn handshake_equals_syn_retrans(#[case] family: Family) {
         "{run:#?}"
     );
     assert_said(&run, "half_open.handshake");
-    assert_accounts(&run);
+    assert_sound(&run, &server);
 }
 
 #[rstest]
@@ -103,7 +103,7 @@ fn dead_peer_is_suspected_then_confirmed(#[case] family: Family) {
     assert_eq!(confirmed.count, counted.timeouts, "{run:#?}");
     assert_eq!(counted.abort_on_timeout, 1);
     assert_said(&run, "half_open.dead_peer");
-    assert_accounts(&run);
+    assert_sound(&run, &server);
 }
 
 #[rstest]
@@ -132,7 +132,7 @@ fn dead_peer_that_comes_back_has_recovered(#[case] family: Family) {
 
     assert_eq!(recovered.status, Status::Resolved);
     assert_eq!(run.last_of(is("dead_peer")).len(), 1, "{run:#?}");
-    assert_accounts(&run);
+    assert_sound(&run, &server);
 }
 
 #[rstest]
@@ -186,7 +186,7 @@ fn half_closed_counts_the_sockets(#[case] family: Family) {
         "{run:#?}"
     );
     assert_said(&run, "half_open.half_closed");
-    assert_accounts(&run);
+    assert_sound(&run, &server);
 }
 
 fn is(cause: &str) -> impl Fn(&Finding) -> bool {

@@ -6,7 +6,7 @@ use conntracer_tests::{
 };
 use rstest::rstest;
 
-use crate::support::{assert_accounts, binary, trace};
+use crate::support::{assert_sound, binary, trace};
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -24,7 +24,7 @@ fn healthy_traffic_gives_no_finding(
     let run = tracer.stop().unwrap();
 
     assert_eq!(run.findings().count(), 0, "{run:#?}");
-    assert_accounts(&run);
+    assert_sound(&run, &scenario.pair.server);
     // Not for want of looking: each connection changes state several times.
     let seen = run.stop.hooks["state"].seen;
     assert!(seen > u64::from(healthy::CONNECTIONS), "{run:#?}");

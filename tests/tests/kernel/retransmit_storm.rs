@@ -8,7 +8,7 @@ use conntracer_tests::{
 };
 use rstest::rstest;
 
-use crate::support::{assert_accounts, assert_said, binary, trace};
+use crate::support::{assert_said, assert_sound, binary, trace};
 
 /// Segments after which a storm is a storm by any threshold.
 const SEGMENTS: u64 = 200;
@@ -53,7 +53,7 @@ fn storm_equals_retrans_segs(#[case] family: Family, #[values("ringbuf", "perf")
         "one connection explains it all: {run:#?}"
     );
     assert_said(&run, "retransmit_storm");
-    assert_accounts(&run);
+    assert_sound(&run, &server);
 }
 
 fn is_storm(finding: &Finding) -> bool {

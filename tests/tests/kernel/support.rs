@@ -71,9 +71,17 @@ pub(crate) fn trace(binary: &Binary, netns: &NetNs, arguments: &[&str]) -> Optio
     }
 }
 
-/// Every event of every hook is accounted for, and none was lost.
+/// Every event of every hook is accounted for, none was lost, and no finding is about anything
+/// outside of `netns`.
 #[track_caller]
-pub(crate) fn assert_accounts(run: &Run) {
+pub(crate) fn assert_sound(run: &Run, netns: &NetNs) {
+    for finding in run.findings() {
+        let inode = finding.subject.netns();
+        assert!(
+            inode.is_none_or(|inode| inode == netns.inode()),
+            "{finding:#?}"
+        );
+    }
     assert!(
         !run.stop.hooks.is_empty(),
         "the stop line gives no accounts: {:?}",

@@ -17,7 +17,7 @@ use conntracer_tests::{
 };
 use rstest::rstest;
 
-use crate::support::{assert_accounts, assert_said, binary, trace};
+use crate::support::{assert_said, assert_sound, binary, trace};
 
 /// Both stages at which a full accept queue refuses, and both are ListenOverflows.
 const ACCEPT_QUEUE: [&str; 2] = ["accept_queue_full", "ack_overflow"];
@@ -48,7 +48,7 @@ fn accept_queue_full_equals_listen_overflows(
     assert_eq!(opened.cause, "accept_queue_full");
     assert!(!opened.advice.is_empty(), "{opened:?}");
     assert_said(&run, "syn_drop");
-    assert_accounts(&run);
+    assert_sound(&run, &scenario.netns);
 }
 
 #[rstest]
@@ -72,7 +72,7 @@ fn ack_overflow_equals_listen_overflows(#[case] family: Family) {
 
     assert_overflows(&run, &counted);
     assert_listener(&opened, &scenario.netns, family.loopback_listener());
-    assert_accounts(&run);
+    assert_sound(&run, &scenario.netns);
 }
 
 #[rstest]
@@ -110,7 +110,7 @@ fn syn_queue_full_equals_req_q_full_drop(#[case] family: Family) {
     );
     assert_listener(&opened, &server, family.veth_listener());
     assert_said(&run, "syn_drop");
-    assert_accounts(&run);
+    assert_sound(&run, &server);
 }
 
 #[rstest]
@@ -143,7 +143,7 @@ fn cookies_are_no_drops(#[case] family: Family) {
         "cookies are no drops: {run:#?}"
     );
     assert_listener(&opened, &server, family.veth_listener());
-    assert_accounts(&run);
+    assert_sound(&run, &server);
 }
 
 fn is_syn_drop(finding: &Finding) -> bool {
@@ -160,6 +160,8 @@ fn assert_overflows(run: &Run, counted: &Counters) {
     let others = run
         .last_of(|finding| is_syn_drop(finding) && !ACCEPT_QUEUE.contains(&finding.cause.as_str()));
     assert!(others.is_empty(), "nothing else was dropped: {others:#?}");
+    let cookies = run.total("syn_cookies", &["syn_queue_full"]);
+    assert_eq!(cookies, counted.req_q_full_do_cookies, "{run:#?}");
 }
 
 #[track_caller]
