@@ -151,11 +151,7 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start.min(text.len()));
-            // Bytes, since a span may start within a character of a damaged file.
-            let line = 1 + text.as_bytes()[..start]
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count();
+            let line = 1 + text.get(..start).unwrap_or(text).matches('\n').count();
             let message = error.message().replace('\n', " ");
             let message =
                 key_at(text, line).map_or(message.clone(), |key| format!("{key}: {message}"));
@@ -202,7 +198,7 @@ impl Config {
                 .and_then(|(key, _)| Some((key, section.get(key)?)));
             match value {
                 Some((key, value)) if !line.starts_with('#') => {
-                    annotated.push_str(&format!("{key} = {value}\n"));
+                    annotated.extend([key, " = ", &value.to_string(), "\n"]);
                 }
                 _ => {
                     annotated.push_str(line);

@@ -170,7 +170,7 @@ fn append(path: &Path) -> anyhow::Result<fs::File> {
         .mode(0o640)
         .custom_flags(libc::O_NOFOLLOW)
         .open(path)
-        .map_err(|error| named_link(error))
+        .map_err(named_link)
         .with_context(|| format!("opening {} to append to", path.display()))
 }
 

@@ -53,15 +53,47 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// clap's own message; help and version are no error.
+/// clap's message as one sentence; help and version are no error.
 fn usage(error: &clap::Error) -> ExitCode {
-    // Nobody is left to be told when this cannot be printed.
-    drop(error.print());
-    if error.use_stderr() {
-        WRONG.into()
-    } else {
-        ExitCode::SUCCESS
+    if !error.use_stderr() {
+        // Nobody is left to be told when this cannot be printed.
+        drop(error.print());
+        return ExitCode::SUCCESS;
     }
+    let rendered = error.render().to_string();
+    // What follows is the usage line, which `--help` shows better.
+    let message: Vec<&str> = rendered
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let message = message.join(" ");
+    let message = message.strip_prefix("error: ").unwrap_or(&message);
+    say(&format!(
+        "{message}; `conntracer --help` lists what there is"
+    ));
+    WRONG.into()
+}
+
+/// One line on stderr. Nobody is left to be told when it cannot be printed.
+fn say(sentence: &str) {
+    drop(writeln!(io::stderr(), "conntracer: {}", Escaped(sentence)));
+}
+
+/// An error and its causes as one sentence. Errors that quote their cause do not have it repeated.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut said = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if !said.contains(&cause) {
+            if !said.is_empty() {
+                said.push_str(": ");
+            }
+            said.push_str(&cause);
+        }
+    }
+    said
 }
 
 fn complain(error: &anyhow::Error) -> ExitCode {
@@ -73,8 +105,7 @@ fn complain(error: &anyhow::Error) -> ExitCode {
     if broken_pipe {
         return ExitCode::SUCCESS;
     }
-    let sentence = format!("{error:#}");
-    drop(writeln!(io::stderr(), "conntracer: {}", Escaped(&sentence)));
+    say(&sentence(error));
     if error.is::<CannotTrace>() {
         CANNOT_TRACE.into()
     } else {

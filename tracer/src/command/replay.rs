@@ -54,7 +54,7 @@ pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
         .context("starting the output's thread")?;
     let mut watch = Watch::new(config.detect, host, emits, owners);
     let end = feed(&mut reader, &mut watch, &filter, &mut |line| {
-        sink.push(line)
+        sink.push(line);
     });
     sink.close(None).context("writing the output")?;
     end.with_context(|| said(&typed.file))?;

@@ -44,7 +44,7 @@ impl fmt::Display for Escaped<'_> {
                 '\t' => formatter.write_str("\\t")?,
                 '\\' => formatter.write_str("\\\\")?,
                 hostile if is_hostile(hostile) => {
-                    write!(formatter, "{}", hostile.escape_unicode())?
+                    write!(formatter, "{}", hostile.escape_unicode())?;
                 }
                 harmless => formatter.write_char(harmless)?,
             }

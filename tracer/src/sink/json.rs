@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     finding::{Certainty, Evidence, Finding, FindingKind, Owner, Status, Subject},
-    kernel::plan::Plan,
+    kernel::{host::Host, plan::Plan},
 };
 
 /// The version of the output contract. Grows when a key changes its meaning or goes away.
@@ -35,23 +35,25 @@ impl Json {
     /// Appends `line` and its newline.
     pub fn render(&self, line: &Line, into: &mut Vec<u8>) {
         match line {
-            Line::Start { time } => self.write(into, self.wall.time(*time), "start", &self.start()),
+            Line::Start { time } => {
+                Self::write(into, self.wall.time(*time), "start", &self.start());
+            }
             Line::Finding(finding) => {
-                self.write(
+                Self::write(
                     into,
                     self.wall.time(finding.at),
                     "finding",
                     &self.finding(finding),
                 );
             }
-            Line::Event(event) => self.write(
+            Line::Event(event) => Self::write(
                 into,
                 self.wall.time(event.time),
                 event.body.kind_name(),
                 &event.named(&self.host),
             ),
             Line::Gap { time, hook, lost } => {
-                self.write(
+                Self::write(
                     into,
                     self.wall.time(*time),
                     "gap",
@@ -59,7 +61,7 @@ impl Json {
                 );
             }
             Line::Stats(account) => {
-                self.write(
+                Self::write(
                     into,
                     self.wall.time(account.time),
                     "stats",
@@ -68,12 +70,12 @@ impl Json {
             }
             Line::Stop { reason, account } => {
                 let totals = totals(Some(*reason), account);
-                self.write(into, self.wall.time(account.time), "stop", &totals);
+                Self::write(into, self.wall.time(account.time), "stop", &totals);
             }
         }
     }
 
-    fn write<B: Serialize>(&self, into: &mut Vec<u8>, time: Time, kind: &'static str, body: &B) {
+    fn write<B: Serialize>(into: &mut Vec<u8>, time: Time, kind: &'static str, body: &B) {
         let start = into.len();
         let envelope = Envelope {
             schema: SCHEMA,
@@ -95,11 +97,7 @@ impl Json {
         let host = &*self.host;
         Start {
             version: env!("CARGO_PKG_VERSION"),
-            host: HostName {
-                hostname: &host.hostname,
-                kernel: &host.kernel,
-                arch: &host.arch,
-            },
+            host: HostName::of(host),
             plan: &host.plan,
         }
     }
@@ -141,11 +139,22 @@ struct Start<'a> {
     plan: &'a Plan,
 }
 
-#[derive(Serialize)]
-struct HostName<'a> {
+/// Which host, as the `start` line and `doctor` say it.
+#[derive(Debug, Serialize)]
+pub(crate) struct HostName<'a> {
     hostname: &'a str,
     kernel: &'a str,
     arch: &'a str,
+}
+
+impl<'a> HostName<'a> {
+    pub(crate) fn of(host: &'a Host) -> Self {
+        Self {
+            hostname: &host.hostname,
+            kernel: &host.kernel,
+            arch: &host.arch,
+        }
+    }
 }
 
 #[derive(Serialize)]

@@ -16,6 +16,10 @@ use crate::{
 
 /// One piece of output.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "events come by the hundred thousand: boxing them would cost an allocation each"
+)]
 pub enum Line {
     /// The hooks are attached (or the recording's head was read): records follow.
     Start {

@@ -3,7 +3,7 @@
 //! Times are UTC. Colour is the caller's decision ([`Text::new`]); everything that a process or a
 //! peer chose goes through [`Escaped`].
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use super::{
     escape::Escaped,
@@ -12,11 +12,13 @@ use super::{
 use crate::{
     event::{self, Body, Event},
     finding::{Certainty, Evidence, Finding, Ktime, Owner, Status, Subject, Value},
-    view::plan,
+    view::{fill::fill, plan},
 };
 
-/// Evidence on one line before it wraps: what fits 100 columns with the indent.
-const LINE_CHARS: usize = 96;
+/// Columns of a line: what fits most windows, and a mail.
+const LINE_CHARS: usize = 98;
+/// Columns by which a block stands under its headline.
+const INDENT: usize = 2;
 
 /// Renders lines as text.
 #[derive(Debug)]
@@ -39,82 +41,79 @@ impl Text {
 
     /// Appends `line`, newline included.
     pub fn render(&self, line: &Line, into: &mut Vec<u8>) {
-        let rendered = match line {
-            Line::Start { time } => self.start(*time),
-            Line::Finding(finding) => self.finding(finding),
-            Line::Event(event) => self.event(event),
-            Line::Gap { time, hook, lost } => self.gap(*time, hook, *lost),
-            Line::Stats(account) => self.stats(account),
-            Line::Stop { reason, account } => self.stop(*reason, account),
+        let mut text = String::new();
+        let written = match line {
+            Line::Start { time } => self.start(&mut text, *time),
+            Line::Finding(finding) => self.finding(&mut text, finding),
+            Line::Event(event) => self.event(&mut text, event),
+            Line::Gap { time, hook, lost } => self.gap(&mut text, *time, hook, *lost),
+            Line::Stats(account) => self.stats(&mut text, account),
+            Line::Stop { reason, account } => self.stop(&mut text, *reason, account),
         };
-        into.extend_from_slice(rendered.as_bytes());
+        debug_assert!(written.is_ok(), "writing to a String cannot fail");
+        into.extend_from_slice(text.as_bytes());
     }
 
-    fn start(&self, time: Ktime) -> String {
+    fn start(&self, text: &mut String, time: Ktime) -> fmt::Result {
         let host = &*self.host;
-        let mut text = format!(
-            "conntracer {} on {}, Linux {} {}, from {}\n",
+        writeln!(
+            text,
+            "conntracer {} on {}, Linux {} {}, from {}",
             env!("CARGO_PKG_VERSION"),
             Escaped(&host.hostname),
             Escaped(&host.kernel),
             Escaped(&host.arch),
             Day(self.wall.time(time)),
-        );
-        text += &format!("  {}\n", plan::in_one_line(&host.plan));
-        for sight in plan::limits(&host.plan) {
-            text += &format!(
-                "  {}{}{}\n",
-                self.paint.yellow(),
-                Escaped(&sight),
-                self.paint.off()
-            );
+        )?;
+        writeln!(text, "  {}", plan::in_one_line(&host.plan))?;
+        for limit in plan::limits(&host.plan) {
+            let limit = Escaped(&limit).to_string();
+            let limit = fill(&limit, LINE_CHARS, INDENT, 2 * INDENT);
+            writeln!(text, "  {}{limit}{}", self.paint.yellow(), self.paint.off())?;
         }
-        text
+        Ok(())
     }
 
-    fn finding(&self, finding: &Finding) -> String {
+    fn finding(&self, text: &mut String, finding: &Finding) -> fmt::Result {
         let paint = &self.paint;
         let colour = match finding.status {
             Status::Open => paint.red(),
             Status::Update => paint.yellow(),
             Status::Resolved => paint.green(),
         };
-        let kind = finding.kind.name().to_uppercase();
-        let stage = finding.stage.as_deref().unwrap_or(match finding.status {
-            Status::Open => "",
-            Status::Update => "update",
-            Status::Resolved => "resolved",
-        });
-        let mut text = format!(
-            "{} {colour}{kind}{} {}{}{}  {}",
+        write!(
+            text,
+            "{} {colour}{}{} {}{}{}  {}",
             Clock(self.wall.time(finding.at)),
+            finding.kind.name().to_uppercase(),
             paint.off(),
             paint.bold(),
             Escaped(&finding.cause),
             paint.off(),
             SubjectText(&finding.subject),
-        );
+        )?;
         if let Some(owner) = &finding.owner {
-            text += &format!("  {}", OwnerText(owner));
+            write!(text, "  {}", OwnerText(owner))?;
         }
-        text += &format!("  {}×", finding.count);
-        if !stage.is_empty() {
-            text += &format!("  {}", Escaped(stage));
+        write!(text, "  {}×", finding.count)?;
+        if let Some(state) = state(finding) {
+            write!(text, "  {}", Escaped(&state))?;
         }
-        text += &format!("  #{}\n", finding.id);
+        writeln!(text, "  #{}", finding.id)?;
 
-        text += &format!(
-            "  {}; since {}, last {}\n",
-            Escaped(&finding.summary),
+        paragraph(text, "", &finding.summary)?;
+        writeln!(
+            text,
+            "  since {}, last {}",
             Clock(self.wall.time(finding.since)),
             Clock(self.wall.time(finding.last)),
-        );
+        )?;
         if finding.certainty == Certainty::Inferred {
             let because = finding
                 .because
                 .as_deref()
                 .unwrap_or("not every hook runs here");
-            text += &format!("  inferred: {}\n", Escaped(because));
+            paragraph(text, "inferred: ", because)?;
         }
         for line in wrap(
             finding
@@ -122,26 +121,25 @@ impl Text {
                 .iter()
                 .map(|evidence| EvidenceText(evidence).to_string()),
         ) {
-            text += &format!("  {}{line}{}\n", paint.dim(), paint.off());
+            writeln!(text, "  {}{line}{}", paint.dim(), paint.off())?;
         }
         for advice in &finding.advice {
-            text += &format!("  → {}\n", Escaped(advice));
+            paragraph(text, "→ ", advice)?;
         }
-        text
+        Ok(())
     }
 
-    fn event(&self, event: &Event) -> String {
+    fn event(&self, text: &mut String, event: &Event) -> fmt::Result {
         let clock = Clock(self.wall.time(event.time));
-        let mut text = format!("{clock} {:<10}", event.body.kind_name());
+        write!(text, "{clock} {:<10}", event.body.kind_name())?;
         if let Some(socket) = event.body.socket() {
-            text += &format!(" {}", Ends(socket));
+            write!(text, " {}", Ends(socket))?;
         }
-        text += &self.detail(&event.body);
+        text.push_str(&self.detail(&event.body));
         if let Some(owner) = event.body.owner() {
-            text += &format!("  {}[{}]", Escaped(&owner.comm.to_text()), owner.pid);
+            write!(text, "  {}[{}]", Escaped(&owner.comm.to_text()), owner.pid)?;
         }
-        text.push('\n');
-        text
+        writeln!(text)
     }
 
     fn detail(&self, body: &Body) -> String {
@@ -213,57 +211,78 @@ impl Text {
         }
     }
 
-    fn gap(&self, time: Ktime, hook: &str, lost: u64) -> String {
-        format!(
-            "{} {}GAP{} {lost} records of the {hook} hook were lost before they could be judged\n",
+    fn gap(&self, text: &mut String, time: Ktime, hook: &str, lost: u64) -> fmt::Result {
+        writeln!(
+            text,
+            "{} {}GAP{} {lost} records of the {hook} hook were lost before they could be judged",
             Clock(self.wall.time(time)),
             self.paint.yellow(),
             self.paint.off(),
         )
     }
 
-    fn stats(&self, account: &Account) -> String {
-        format!(
-            "{} stats{}",
-            Clock(self.wall.time(account.time)),
-            accounts(account)
-        )
+    fn stats(&self, text: &mut String, account: &Account) -> fmt::Result {
+        write!(text, "{} stats; ", Clock(self.wall.time(account.time)))?;
+        totals(text, account)
     }
 
-    fn stop(&self, reason: Reason, account: &Account) -> String {
+    fn stop(&self, text: &mut String, reason: Reason, account: &Account) -> fmt::Result {
         let why = match reason {
             Reason::Duration => "the time asked for is over",
             Reason::Signal => "asked to stop",
             Reason::EndOfInput => "end of the recording",
             Reason::BrokenPipe => "nobody reads any more",
         };
-        format!(
-            "{} stopped: {why}{}",
-            Clock(self.wall.time(account.time)),
-            accounts(account)
-        )
+        write!(
+            text,
+            "{} stopped: {why}; ",
+            Clock(self.wall.time(account.time))
+        )?;
+        totals(text, account)
     }
 }
 
-/// Findings, the hooks that saw anything, and the tallies that are not zero.
-fn accounts(account: &Account) -> String {
-    let findings = if account.findings.is_empty() {
-        "no findings".to_owned()
-    } else {
-        let counts = account
-            .findings
-            .iter()
-            .map(|(kind, count)| format!("{count} {}", kind.name()));
-        counts.collect::<Vec<_>>().join(", ")
+/// What became of a finding, where that is not plain from its being there: its own stage, and whether
+/// it is over.
+fn state(finding: &Finding) -> Option<String> {
+    let status = match finding.status {
+        Status::Open => None,
+        Status::Update => Some("update"),
+        Status::Resolved => Some("resolved"),
     };
-    let mut text = format!("; {findings}\n");
-    let seen = account
+    match (finding.stage.as_deref(), status) {
+        (Some(stage), Some("resolved")) => Some(format!("resolved, {stage}")),
+        (Some(stage), _) => Some(stage.to_owned()),
+        (None, status) => status.map(str::to_owned),
+    }
+}
+
+/// Indented under a finding's headline, and filled.
+fn paragraph(text: &mut String, lead: &str, body: &str) -> fmt::Result {
+    let taken = INDENT + lead.chars().count();
+    let body = Escaped(body).to_string();
+    writeln!(text, "  {lead}{}", fill(&body, LINE_CHARS, taken, taken))
+}
+
+/// Findings, the hooks that saw anything, and the tallies that are not zero.
+fn totals(text: &mut String, account: &Account) -> fmt::Result {
+    if account.findings.is_empty() {
+        writeln!(text, "no findings")?;
+    } else {
+        let counts = account.findings.iter();
+        let counts: Vec<String> = counts
+            .map(|(kind, count)| format!("{count} {}", kind.name()))
+            .collect();
+        writeln!(text, "{}", counts.join(", "))?;
+    }
+    for (hook, counters) in account
         .hooks
         .iter()
-        .filter(|(_, counters)| counters.seen > 0);
-    for (hook, counters) in seen {
-        text += &format!(
-            "  {hook:<14} seen {} = emitted {} + aggregated {} + filtered {} + lost {}{}\n",
+        .filter(|(_, counters)| counters.seen > 0)
+    {
+        writeln!(
+            text,
+            "  {hook:<14} seen {} = emitted {} + aggregated {} + filtered {} + lost {}{}",
             counters.seen,
             counters.emitted,
             counters.aggregated,
@@ -274,14 +293,13 @@ fn accounts(account: &Account) -> String {
             } else {
                 "  (does not balance: events were in flight)"
             },
-        );
+        )?;
     }
     let tallies = account.tallies.iter().filter(|(_, count)| **count > 0);
-    let tallies = tallies.map(|(name, count)| format!("{} {count}", Words(name)));
-    for line in wrap(tallies) {
-        text += &format!("  {line}\n");
+    for line in wrap(tallies.map(|(name, count)| format!("{} {count}", Words(name)))) {
+        writeln!(text, "  {line}")?;
     }
-    text
+    Ok(())
 }
 
 /// Joins `parts` by middle dots into lines of at most [`LINE_CHARS`], never within a part.
@@ -289,7 +307,9 @@ fn wrap(parts: impl Iterator<Item = String>) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for part in parts {
         match lines.last_mut() {
-            Some(line) if line.chars().count() + 3 + part.chars().count() <= LINE_CHARS => {
+            Some(line)
+                if INDENT + line.chars().count() + 3 + part.chars().count() <= LINE_CHARS =>
+            {
                 line.push_str(" · ");
                 line.push_str(&part);
             }

@@ -1,59 +1,65 @@
 //! `conntracer doctor`: what this kernel offers, which rung each hook got and why no better one, and
 //! what each detector can therefore see.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
-use super::plan::{rung_name, transport_name};
+use super::{
+    fill::fill,
+    plan::{rung_name, transport_name},
+};
 use crate::{
     kernel::{
         host::Host,
-        plan::{Rung, Sight},
+        plan::{Plan, Rung, Sight},
     },
-    sink::{escape::Escaped, json::SCHEMA},
+    sink::{
+        escape::Escaped,
+        json::{HostName, SCHEMA},
+    },
 };
+
+/// Columns of a line, of the hooks' names, and of what goes before a detector's reason.
+const COLUMNS: usize = 98;
+const HOOK_COLUMNS: usize = 17;
+const DETECTOR_COLUMNS: usize = 36;
 
 /// The whole report as text.
 #[must_use]
 pub fn text(host: &Host) -> String {
     let plan = &host.plan;
-    let mut text = format!(
-        "conntracer {} can trace here: {}, Linux {} {}, records through {}\n\nhooks\n",
-        env!("CARGO_PKG_VERSION"),
-        Escaped(&host.hostname),
-        Escaped(&host.kernel),
-        Escaped(&host.arch),
-        transport_name(plan.transport),
-    );
+    let mut lines = vec![
+        format!(
+            "conntracer {} can trace here: {}, Linux {} {}, records through {}",
+            env!("CARGO_PKG_VERSION"),
+            Escaped(&host.hostname),
+            Escaped(&host.kernel),
+            Escaped(&host.arch),
+            transport_name(plan.transport),
+        ),
+        String::new(),
+        "hooks".to_owned(),
+    ];
     for hook in &plan.hooks {
         let attached = if hook.attached.is_empty() {
             "-".to_owned()
         } else {
             hook.attached.join(", ")
         };
-        line(
-            &mut text,
-            &format!(
-                "  {:<15}{:<11}{}",
-                hook.hook,
-                rung_name(hook.rung),
-                Escaped(&attached)
-            ),
-        );
+        let name = format!("  {:<15}{:<11}", hook.hook, rung_name(hook.rung));
+        lines.push(row(&name, HOOK_COLUMNS + 11, &attached));
+        let blank = " ".repeat(HOOK_COLUMNS);
         for refusal in &hook.refused {
-            let reason = Escaped(&refusal.reason);
-            line(
-                &mut text,
-                &format!("{:17}not {}: {reason}", "", rung_name(refusal.rung)),
-            );
+            let reason = format!("not {}: {}", rung_name(refusal.rung), refusal.reason);
+            lines.push(row(&blank, HOOK_COLUMNS + 2, &reason));
         }
         if let Some(blind_to) = &hook.blind_to {
-            line(
-                &mut text,
-                &format!("{:17}does not see {}", "", Escaped(blind_to)),
-            );
+            let reason = format!("does not see {blind_to}");
+            lines.push(row(&blank, HOOK_COLUMNS + 2, &reason));
         }
     }
-    text.push_str("\ndetectors\n");
+    lines.extend([String::new(), "detectors".to_owned()]);
     for detector in &plan.detectors {
         let sight = match detector.sight {
             Sight::Exact => "exact",
@@ -61,58 +67,67 @@ pub fn text(host: &Host) -> String {
             Sight::Off => "off",
         };
         let because = detector.because.as_deref().unwrap_or_default();
-        let row = format!("  {:<26}{sight:<10}{}", detector.detector, Escaped(because));
-        line(&mut text, row.trim_end());
+        let name = format!("  {:<24}{sight:<10}", detector.detector);
+        lines.push(row(&name, DETECTOR_COLUMNS, because));
     }
     let off = plan
         .hooks
         .iter()
         .filter(|hook| hook.rung == Rung::Off)
         .count();
-    line(
-        &mut text,
-        &format!(
-            "\n{} of {} hooks attached; {} drop reasons and {} reset reasons named by this kernel",
+    lines.extend([
+        String::new(),
+        format!(
+            "{} of {} hooks attached; {} drop reasons and {} reset reasons named by this kernel",
             plan.hooks.len() - off,
             plan.hooks.len(),
             host.drop_reasons.len(),
             host.reset_reasons.len(),
         ),
+        String::new(),
+        "settings that findings speak of".to_owned(),
+    ]);
+    lines.extend(
+        host.sysctls
+            .iter()
+            .map(|(name, value)| format!("  {} = {}", Escaped(name), Escaped(value))),
     );
-    if !host.sysctls.is_empty() {
-        text.push_str("\nsettings that decide what is dropped\n");
-        for (name, value) in &host.sysctls {
-            line(
-                &mut text,
-                &format!("  {} = {}", Escaped(name), Escaped(value)),
-            );
-        }
-    }
-    text
+    lines.push(String::new());
+    lines.join("\n")
 }
 
-fn line(text: &mut String, line: &str) {
-    text.push_str(line);
-    text.push('\n');
+/// `lead`, then `body` filled and hanging at `indent`.
+fn row(lead: &str, indent: usize, body: &str) -> String {
+    let body = Escaped(body).to_string();
+    let filled = fill(&body, COLUMNS, lead.chars().count(), indent);
+    format!("{lead}{filled}").trim_end().to_owned()
 }
 
-/// The same facts for programs.
+/// The same facts for programs: host and plan as the `start` line has them, and what this kernel names.
 #[derive(Debug, Serialize)]
 pub struct Json<'a> {
     schema: u32,
     kind: &'static str,
     version: &'static str,
-    host: &'a Host,
+    host: HostName<'a>,
+    plan: &'a Plan,
+    sysctls: &'a BTreeMap<String, String>,
+    drop_reasons: &'a BTreeMap<u32, String>,
+    reset_reasons: &'a BTreeMap<u32, String>,
 }
 
 impl<'a> Json<'a> {
     #[must_use]
-    pub const fn new(host: &'a Host) -> Self {
+    pub fn new(host: &'a Host) -> Self {
         Self {
             schema: SCHEMA,
             kind: "doctor",
             version: env!("CARGO_PKG_VERSION"),
-            host,
+            host: HostName::of(host),
+            plan: &host.plan,
+            sysctls: &host.sysctls,
+            drop_reasons: &host.drop_reasons,
+            reset_reasons: &host.reset_reasons,
         }
     }
 }

@@ -4,6 +4,8 @@
 //! The words are those of the output contract. A cause with one spelling in two findings
 //! (`syn_queue_full`) has one entry that speaks of both.
 
+use super::fill::fill;
+
 /// Columns of the explanations: what is read easily, and fits every terminal.
 const COLUMNS: usize = 80;
 
@@ -246,7 +248,8 @@ pub fn text(word: &str) -> Option<String> {
     let causes = if causes.is_empty() {
         String::new()
     } else {
-        format!("\n\nCauses: {}. Ask for each by name.", causes.join(", "))
+        let causes = format!("Causes: {}. Ask for each by name.", causes.join(", "));
+        format!("\n\n{}", fill(&causes, COLUMNS, 0, 0))
     };
     Some(format!(
         "{}{of}\n\n{}{causes}\n",
@@ -257,37 +260,26 @@ pub fn text(word: &str) -> Option<String> {
 
 /// Paragraphs filled to [`COLUMNS`].
 fn filled(text: &str) -> String {
-    let mut filled = String::new();
-    for paragraph in text.split("\n\n") {
-        if !filled.is_empty() {
-            filled.push_str("\n\n");
-        }
-        let mut column = 0;
-        for word in paragraph.split_whitespace() {
-            let width = word.chars().count();
-            if column > 0 && column + 1 + width > COLUMNS {
-                filled.push('\n');
-                column = 0;
-            } else if column > 0 {
-                filled.push(' ');
-                column += 1;
-            }
-            filled.push_str(word);
-            column += width;
-        }
-    }
-    filled
+    let paragraphs: Vec<String> = text
+        .split("\n\n")
+        .map(|paragraph| fill(paragraph, COLUMNS, 0, 0))
+        .collect();
+    paragraphs.join("\n\n")
 }
 
 /// Every word that can be explained.
 #[must_use]
 pub fn words() -> String {
-    let mut text = String::from("conntracer explain WORD, with one of:\n");
-    for entry in ENTRIES.iter().filter(|entry| entry.of.is_none()) {
-        let causes: Vec<&str> = causes(entry.word).collect();
-        text += &format!("  {:<18}{}\n", entry.word, causes.join(", "));
-    }
-    text
+    let rows = ENTRIES
+        .iter()
+        .filter(|entry| entry.of.is_none())
+        .map(|entry| {
+            let causes: Vec<&str> = causes(entry.word).collect();
+            format!("  {:<18}{}\n", entry.word, causes.join(", "))
+        });
+    std::iter::once("conntracer explain WORD, with one of:\n".to_owned())
+        .chain(rows)
+        .collect()
 }
 
 fn causes(finding: &str) -> impl Iterator<Item = &'static str> {

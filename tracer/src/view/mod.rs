@@ -2,5 +2,6 @@
 
 pub mod doctor;
 pub mod explain;
+pub mod fill;
 pub mod plan;
 pub mod report;

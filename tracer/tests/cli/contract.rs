@@ -1,0 +1,103 @@
+//! Every line of JSON output against the published schema.
+
+use std::{collections::BTreeSet, path::Path};
+
+use boon::{Compiler, SchemaIndex, Schemas};
+use serde_json::Value;
+
+use crate::{recorded, run, stderr, stdout, text};
+
+struct Schema {
+    schemas: Schemas,
+    line: SchemaIndex,
+}
+
+impl Schema {
+    fn published() -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/conntracer.schema.json");
+        let mut schemas = Schemas::new();
+        let mut compiler = Compiler::new();
+        compiler.enable_format_assertions();
+        let line = compiler.compile(text(&path), &mut schemas).unwrap();
+        Self { schemas, line }
+    }
+
+    fn accepts(&self, line: &Value) -> Result<(), String> {
+        self.schemas
+            .validate(line, self.line)
+            .map_err(|error| format!("{error:#}\n{line:#}"))
+    }
+}
+
+fn lines(arguments: &[&str]) -> Vec<Value> {
+    let output = run(arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    stdout(&output)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn every_line_keeps_the_contract() {
+    let schema = Schema::published();
+    let recording = recorded::everything();
+    let lines = lines(&["replay", text(recording.path()), "--emit", "all"]);
+    for line in &lines {
+        schema.accepts(line).unwrap();
+    }
+    let kinds: BTreeSet<&str> = lines
+        .iter()
+        .filter_map(|line| line["kind"].as_str())
+        .collect();
+    let expected = [
+        "accept",
+        "connect",
+        "drop",
+        "finding",
+        "gap",
+        "probe",
+        "reset",
+        "retransmit",
+        "start",
+        "state",
+        "stop",
+        "syn",
+    ];
+    assert_eq!(kinds, BTreeSet::from(expected));
+}
+
+#[test]
+fn the_schema_refuses_what_is_not_in_the_contract() {
+    let schema = Schema::published();
+    let recording = recorded::drops();
+    for line in lines(&["replay", text(recording.path())]) {
+        let mut extra = line.clone();
+        extra["extra"] = Value::from(1);
+        assert!(schema.accepts(&extra).is_err(), "{extra}");
+        let mut short = line.clone();
+        short.as_object_mut().unwrap().remove("time");
+        assert!(schema.accepts(&short).is_err(), "{short}");
+    }
+}
+
+#[test]
+fn default_output_is_start_findings_gaps_and_stop() {
+    let recording = recorded::everything();
+    let lines = lines(&["replay", text(recording.path())]);
+    assert_eq!(lines.first().unwrap()["kind"], "start");
+    assert_eq!(lines.last().unwrap()["kind"], "stop");
+    assert!(
+        lines[1..lines.len() - 1]
+            .iter()
+            .all(|line| line["kind"] == "finding" || line["kind"] == "gap")
+    );
+}
+
+#[test]
+fn times_are_the_recorded_hosts() {
+    let recording = recorded::silence();
+    let lines = lines(&["replay", text(recording.path())]);
+    assert_eq!(lines[0]["time"], "2023-11-14T22:13:21.000000000Z");
+    assert_eq!(lines[1]["time"], "2023-11-14T22:13:22.000000000Z");
+}

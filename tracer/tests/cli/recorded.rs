@@ -1,0 +1,343 @@
+//! Recordings made by hand: a host, and one record of every kind.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use conntracer::{
+    kernel::{
+        host::Host,
+        plan::{DetectorPlan, HookMode, HookPlan, Plan, Refusal, Rung, Sight, Transport},
+    },
+    recording::Writer,
+};
+use conntracer_common::{
+    record::{
+        Accept, Connect, Drop, Header, Loss, Owner, Probe, Reset, Retransmit, Snapshot, Socket,
+        State, Syn, SynAck, Tcp, Tick, kind, owner_source, role, syn_evidence, syn_outcome,
+    },
+    stats::hook,
+    tcp::{AF_INET, ca, flag, state},
+};
+use tempfile::TempDir;
+use zerocopy::{Immutable, IntoBytes};
+
+/// A name that would clear the screen and start a new line.
+pub(crate) const HOSTILE_COMM: &[u8; 16] = b"\x1b[2J\nx\xe2\x80\xae\0\0\0\0\0\0\0";
+
+/// SYNs dropped in [`drops`].
+pub(crate) const DROPS: u64 = 20;
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+pub(crate) struct Recording {
+    path: PathBuf,
+    _directory: TempDir,
+}
+
+impl Recording {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn of(records: &[Vec<u8>]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("recording");
+        let mut writer = Writer::new(File::create(&path).unwrap(), &host()).unwrap();
+        for record in records {
+            writer.record(record).unwrap();
+        }
+        writer.flush().unwrap();
+        Self {
+            path,
+            _directory: directory,
+        }
+    }
+}
+
+/// A listener that drops SYNs for two seconds and then stays silent until it counts as recovered.
+pub(crate) fn drops() -> Recording {
+    let mut records = Vec::new();
+    for drop in 1..=DROPS {
+        records.push(syn(drop * SECOND_NS / 10, drop));
+        records.push(tick(drop * SECOND_NS / 10));
+    }
+    records.push(tick(60 * SECOND_NS));
+    Recording::of(&records)
+}
+
+/// A host on which nothing happens.
+pub(crate) fn silence() -> Recording {
+    Recording::of(&[tick(SECOND_NS), tick(2 * SECOND_NS)])
+}
+
+/// One record of every kind, and a storm of retransmissions.
+pub(crate) fn everything() -> Recording {
+    let at = SECOND_NS;
+    let (socket, owner, tcp) = (socket(), owner(), tcp());
+    let header = Header::default();
+    let mut records = vec![
+        record(
+            at,
+            kind::CONNECT,
+            Connect {
+                header,
+                socket,
+                owner,
+            },
+            |r| &mut r.header,
+        ),
+        record(
+            at,
+            kind::ACCEPT,
+            Accept {
+                header,
+                socket,
+                owner,
+            },
+            |r| &mut r.header,
+        ),
+        record(
+            at,
+            kind::STATE,
+            State {
+                header,
+                socket,
+                owner,
+                error: 110,
+                old_state: state::ESTABLISHED,
+                new_state: state::CLOSE,
+                ..State::default()
+            },
+            |r| &mut r.header,
+        ),
+        record(
+            at,
+            kind::SYNACK,
+            SynAck {
+                header,
+                socket: listener(),
+                owner,
+                request: 7,
+                num_retrans: 1,
+                ..SynAck::default()
+            },
+            |r| &mut r.header,
+        ),
+        syn(at, 1),
+        record(
+            at,
+            kind::RESET,
+            Reset {
+                header,
+                socket,
+                owner,
+                reason: 14,
+                received: 1,
+                ..Reset::default()
+            },
+            |r| &mut r.header,
+        ),
+        record(
+            at,
+            kind::DROP,
+            Drop {
+                header,
+                socket,
+                owner,
+                reason: 99,
+                tcp_flags: flag::SYN,
+                ..Drop::default()
+            },
+            |r| &mut r.header,
+        ),
+        record(
+            at,
+            kind::PROBE,
+            Probe {
+                header,
+                socket,
+                owner,
+                tcp,
+                keepalive: 1,
+                ..Probe::default()
+            },
+            |r| &mut r.header,
+        ),
+        record(
+            at,
+            kind::SNAPSHOT,
+            Snapshot {
+                header,
+                socket,
+                owner,
+                tcp,
+                since_ns: 0,
+            },
+            |r| &mut r.header,
+        ),
+        record(
+            at,
+            kind::LOSS,
+            Loss {
+                header,
+                lost: 3,
+                hook: hook::SYN,
+                pad: 0,
+            },
+            |r| &mut r.header,
+        ),
+    ];
+    for segment in 0..100_u32 {
+        let at = at + u64::from(segment) * SECOND_NS / 50;
+        let retransmit = Retransmit {
+            header,
+            socket,
+            owner,
+            tcp: Tcp {
+                data_segs_out: 1000 + segment,
+                total_retrans: segment,
+                ..tcp
+            },
+            seq: segment * 1448,
+            end_seq: (segment + 1) * 1448,
+            segs: 1,
+            ..Retransmit::default()
+        };
+        records.push(record(at, kind::RETRANSMIT, retransmit, |r| &mut r.header));
+        records.push(tick(at));
+    }
+    Recording::of(&records)
+}
+
+fn record<R: IntoBytes + Immutable>(
+    ktime_ns: u64,
+    kind: u16,
+    mut body: R,
+    header: impl Fn(&mut R) -> &mut Header,
+) -> Vec<u8> {
+    let size = u16::try_from(size_of::<R>()).unwrap();
+    *header(&mut body) = Header {
+        ktime_ns,
+        kind,
+        size,
+        cpu: 0,
+    };
+    body.as_bytes().to_vec()
+}
+
+fn tick(ktime_ns: u64) -> Vec<u8> {
+    record(ktime_ns, kind::TICK, Tick::default(), |r| &mut r.header)
+}
+
+fn syn(ktime_ns: u64, dropped: u64) -> Vec<u8> {
+    let mut totals = [0; syn_outcome::COUNT];
+    totals[syn_outcome::ACCEPT_QUEUE_FULL] = dropped;
+    let syn = Syn {
+        socket: listener(),
+        owner: owner(),
+        totals,
+        last_ns: ktime_ns,
+        ack_backlog: 2,
+        max_ack_backlog: 1,
+        outcome: 2,
+        evidence: syn_evidence::COUNTERS,
+        syncookies: 1,
+        ..Syn::default()
+    };
+    record(ktime_ns, kind::SYN, syn, |r| &mut r.header)
+}
+
+fn address(octets: [u8; 4]) -> [u32; 4] {
+    [0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes(octets)]
+}
+
+fn socket() -> Socket {
+    Socket {
+        sk: 0xffff_8880_0000_1000,
+        born_ns: SECOND_NS,
+        local_addr: address([10, 0, 0, 1]),
+        remote_addr: address([10, 0, 0, 2]),
+        netns: 4_026_531_840,
+        local_port: 80,
+        remote_port: 40_000,
+        family: AF_INET,
+        state: state::ESTABLISHED,
+        role: role::ACTIVE,
+        pad: 0,
+    }
+}
+
+fn listener() -> Socket {
+    Socket {
+        sk: 0xffff_8880_0000_2000,
+        state: state::LISTEN,
+        role: role::LISTENER,
+        ..socket()
+    }
+}
+
+fn owner() -> Owner {
+    Owner {
+        cgroup_id: 42,
+        comm: *HOSTILE_COMM,
+        pid: 1234,
+        uid: 33,
+        source: owner_source::LISTENER,
+        ..Owner::default()
+    }
+}
+
+fn tcp() -> Tcp {
+    Tcp {
+        snd_nxt: 14_480,
+        data_segs_out: 1000,
+        srtt_us: 20_000,
+        mss: 1448,
+        packets_out: 10,
+        ca_state: ca::RECOVERY,
+        keepalive: u8::MAX,
+        ..Tcp::default()
+    }
+}
+
+fn host() -> Host {
+    let refused = vec![Refusal {
+        rung: Rung::Fentry,
+        reason: "Operation not permitted".to_owned(),
+    }];
+    Host {
+        hostname: "web1".to_owned(),
+        kernel: "6.12.0".to_owned(),
+        arch: "x86_64".to_owned(),
+        realtime_offset_ns: 1_700_000_000_000_000_000,
+        drop_reasons: BTreeMap::new(),
+        reset_reasons: BTreeMap::from([(14, "TCP_STATE".to_owned())]),
+        sysctls: BTreeMap::from([("net.core.somaxconn".to_owned(), "4096".to_owned())]),
+        plan: Plan {
+            mode: HookMode::Auto,
+            transport: Transport::Ringbuf,
+            hooks: vec![HookPlan {
+                hook: "syn".to_owned(),
+                rung: Rung::Kprobe,
+                attached: vec!["tcp_conn_request".to_owned()],
+                refused,
+                blind_to: Some("nothing that matters here".to_owned()),
+            }],
+            detectors: vec![
+                DetectorPlan {
+                    detector: "syn_drop".to_owned(),
+                    sight: Sight::Exact,
+                    because: None,
+                },
+                DetectorPlan {
+                    detector: "retransmit_storm".to_owned(),
+                    sight: Sight::Degraded,
+                    because: Some("a test says so".to_owned()),
+                },
+            ],
+        },
+    }
+}
