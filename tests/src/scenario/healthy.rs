@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use socket2::Socket;
 
 use crate::{
-    family::Family,
+    family::{Family, SERVER_PORT},
     link::Pair,
     socket::{self, listen, tcp},
     wait::EVENTUALLY,
@@ -19,6 +19,9 @@ use crate::{
 
 /// Connections of the control run, one after the other.
 pub const CONNECTIONS: u32 = 300;
+
+/// Listeners that nobody connects to: a host has more than one, and a tracer keeps them apart.
+const BYSTANDERS: u16 = 3;
 
 /// Bytes of its bulk transfer.
 pub const BULK_BYTES: u64 = 4 << 20;
@@ -42,6 +45,11 @@ impl Healthy {
     pub fn run(&self) -> Result<()> {
         let (family, address) = (self.family, self.family.veth_listener());
         let listener = self.pair.server.run(|| listen(family, address, 128))?;
+        let bystanders = self.pair.server.run(|| {
+            (1..=BYSTANDERS)
+                .map(|offset| listen(family, family.veth_listener_on(SERVER_PORT + offset), 128))
+                .collect::<Result<Vec<_>>>()
+        })?;
         thread::scope(|scope| {
             let serving = scope.spawn(|| {
                 serve(&listener, CONNECTIONS)?;

@@ -25,7 +25,7 @@ fn doctor_and_run_agree_on_the_plan() {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
     let mut said: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let plan: Plan = serde_json::from_value(said["host"]["plan"].take()).unwrap();
+    let plan: Plan = serde_json::from_value(said["plan"].take()).unwrap();
     assert_eq!(sights(&plan), sights(&run.start.plan));
 }
 
