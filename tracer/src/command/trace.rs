@@ -109,7 +109,7 @@ async fn trace(
         prepared.emits,
         prepared.owners,
     );
-    run::run(
+    let ran = run::run(
         kernel,
         &mut watch,
         &mut sink,
@@ -117,8 +117,11 @@ async fn trace(
         typed.duration,
         signals,
     )
-    .await?;
-    sink.close(Some(PATIENCE)).context("writing the output")?;
+    .await;
+    // What was found is printed, whatever ended the run.
+    let closed = sink.close(Some(PATIENCE)).context("writing the output");
+    ran?;
+    closed?;
     Ok(Outcome {
         failed: typed.output.fail_on_finding && watch.found(),
     })

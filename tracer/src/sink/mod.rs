@@ -27,3 +27,6 @@ impl Renderer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -75,131 +75,17 @@ pub(crate) fn silence() -> Recording {
 
 /// One record of every kind, and a storm of retransmissions.
 pub(crate) fn everything() -> Recording {
-    let at = SECOND_NS;
-    let (socket, owner, tcp) = (socket(), owner(), tcp());
-    let header = Header::default();
-    let mut records = vec![
-        record(
-            at,
-            kind::CONNECT,
-            Connect {
-                header,
-                socket,
-                owner,
-            },
-            |r| &mut r.header,
-        ),
-        record(
-            at,
-            kind::ACCEPT,
-            Accept {
-                header,
-                socket,
-                owner,
-            },
-            |r| &mut r.header,
-        ),
-        record(
-            at,
-            kind::STATE,
-            State {
-                header,
-                socket,
-                owner,
-                error: 110,
-                old_state: state::ESTABLISHED,
-                new_state: state::CLOSE,
-                ..State::default()
-            },
-            |r| &mut r.header,
-        ),
-        record(
-            at,
-            kind::SYNACK,
-            SynAck {
-                header,
-                socket: listener(),
-                owner,
-                request: 7,
-                num_retrans: 1,
-                ..SynAck::default()
-            },
-            |r| &mut r.header,
-        ),
-        syn(at, 1),
-        record(
-            at,
-            kind::RESET,
-            Reset {
-                header,
-                socket,
-                owner,
-                reason: 14,
-                received: 1,
-                ..Reset::default()
-            },
-            |r| &mut r.header,
-        ),
-        record(
-            at,
-            kind::DROP,
-            Drop {
-                header,
-                socket,
-                owner,
-                reason: 99,
-                tcp_flags: flag::SYN,
-                ..Drop::default()
-            },
-            |r| &mut r.header,
-        ),
-        record(
-            at,
-            kind::PROBE,
-            Probe {
-                header,
-                socket,
-                owner,
-                tcp,
-                keepalive: 1,
-                ..Probe::default()
-            },
-            |r| &mut r.header,
-        ),
-        record(
-            at,
-            kind::SNAPSHOT,
-            Snapshot {
-                header,
-                socket,
-                owner,
-                tcp,
-                since_ns: 0,
-            },
-            |r| &mut r.header,
-        ),
-        record(
-            at,
-            kind::LOSS,
-            Loss {
-                header,
-                lost: 3,
-                hook: hook::SYN,
-                pad: 0,
-            },
-            |r| &mut r.header,
-        ),
-    ];
+    let mut records = lives();
+    records.extend(troubles());
     for segment in 0..100_u32 {
-        let at = at + u64::from(segment) * SECOND_NS / 50;
+        let at = SECOND_NS + u64::from(segment) * SECOND_NS / 50;
         let retransmit = Retransmit {
-            header,
-            socket,
-            owner,
+            socket: socket(),
+            owner: owner(),
             tcp: Tcp {
                 data_segs_out: 1000 + segment,
                 total_retrans: segment,
-                ..tcp
+                ..tcp()
             },
             seq: segment * 1448,
             end_seq: (segment + 1) * 1448,
@@ -210,6 +96,89 @@ pub(crate) fn everything() -> Recording {
         records.push(tick(at));
     }
     Recording::of(&records)
+}
+
+/// What every connection goes through.
+fn lives() -> Vec<Vec<u8>> {
+    let (socket, owner, tcp) = (socket(), owner(), tcp());
+    let header = Header::default();
+    let opened = Connect {
+        header,
+        socket,
+        owner,
+    };
+    let accepted = Accept {
+        header,
+        socket,
+        owner,
+    };
+    let closed = State {
+        socket,
+        owner,
+        error: 110,
+        old_state: state::ESTABLISHED,
+        new_state: state::CLOSE,
+        ..State::default()
+    };
+    let snapshot = Snapshot {
+        header,
+        socket,
+        owner,
+        tcp,
+        since_ns: 0,
+    };
+    vec![
+        record(SECOND_NS, kind::CONNECT, opened, |r| &mut r.header),
+        record(SECOND_NS, kind::ACCEPT, accepted, |r| &mut r.header),
+        record(SECOND_NS, kind::STATE, closed, |r| &mut r.header),
+        record(SECOND_NS, kind::SNAPSHOT, snapshot, |r| &mut r.header),
+    ]
+}
+
+/// What healthy ones are spared.
+fn troubles() -> Vec<Vec<u8>> {
+    let (socket, owner, tcp) = (socket(), owner(), tcp());
+    let syn_ack = SynAck {
+        socket: listener(),
+        owner,
+        request: 7,
+        num_retrans: 1,
+        ..SynAck::default()
+    };
+    let reset = Reset {
+        socket,
+        owner,
+        reason: 14,
+        received: 1,
+        ..Reset::default()
+    };
+    let drop = Drop {
+        socket,
+        owner,
+        reason: 99,
+        tcp_flags: flag::SYN,
+        ..Drop::default()
+    };
+    let probe = Probe {
+        socket,
+        owner,
+        tcp,
+        keepalive: 1,
+        ..Probe::default()
+    };
+    let loss = Loss {
+        lost: 3,
+        hook: hook::SYN,
+        ..Loss::default()
+    };
+    vec![
+        record(SECOND_NS, kind::SYNACK, syn_ack, |r| &mut r.header),
+        syn(SECOND_NS, 1),
+        record(SECOND_NS, kind::RESET, reset, |r| &mut r.header),
+        record(SECOND_NS, kind::DROP, drop, |r| &mut r.header),
+        record(SECOND_NS, kind::PROBE, probe, |r| &mut r.header),
+        record(SECOND_NS, kind::LOSS, loss, |r| &mut r.header),
+    ]
 }
 
 fn record<R: IntoBytes + Immutable>(

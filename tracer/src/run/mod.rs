@@ -210,3 +210,6 @@ impl Step<'_> {
             .map_or(Ok(()), |error| Err(error).context("writing the recording"))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! The loop over a source that is no kernel.
+
+use std::{
+    fs::{self, File},
+    io::BufReader,
+    sync::Arc,
+};
+
+use conntracer_common::{
+    record::{Header, Loss, Tick, kind},
+    stats::{HOOKS, HookCounters},
+};
+use serde_json::Value;
+use zerocopy::IntoBytes;
+
+use super::*;
+use crate::{
+    cli::{filter::OwnerFilter, settings::Emits},
+    detect::Thresholds,
+    recording::Reader,
+    sink::{Renderer, json::Json, queue::WhenFull},
+    source::SocketId,
+    testing,
+};
+
+const HOOK: u32 = 5;
+
+/// Has one record to drain at its first wake-up, and one more at every poll.
+#[derive(Default)]
+struct Fake {
+    ktime_ns: u64,
+    drained: bool,
+    polls: u64,
+    fails: bool,
+}
+
+impl Source for Fake {
+    async fn readable(&self) -> io::Result<()> {
+        if self.drained {
+            std::future::pending().await
+        } else {
+            Ok(())
+        }
+    }
+
+    fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        if self.fails {
+            return Err(io::Error::other("the ring is gone"));
+        }
+        if !self.drained {
+            self.drained = true;
+            self.ktime_ns += 1;
+            let header = header::<Loss>(kind::LOSS, self.ktime_ns);
+            feed(
+                Loss {
+                    header,
+                    lost: 3,
+                    hook: HOOK,
+                    pad: 0,
+                }
+                .as_bytes(),
+            );
+        }
+        Ok(())
+    }
+
+    fn poll(
+        &mut self,
+        _watched: &[SocketId],
+        _half_closed_ns: u64,
+        feed: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<()> {
+        self.polls += 1;
+        self.ktime_ns += 1;
+        feed(
+            Tick {
+                header: header::<Tick>(kind::TICK, self.ktime_ns),
+            }
+            .as_bytes(),
+        );
+        Ok(())
+    }
+
+    fn accounts(&self) -> io::Result<Vec<(&'static str, HookCounters)>> {
+        let lost = HookCounters {
+            seen: 3,
+            lost: 3,
+            ..HookCounters::default()
+        };
+        Ok(vec![(HOOKS[HOOK as usize], lost)])
+    }
+}
+
+fn header<R>(kind: u16, ktime_ns: u64) -> Header {
+    let size = u16::try_from(size_of::<R>()).unwrap();
+    Header {
+        ktime_ns,
+        kind,
+        size,
+        cpu: 0,
+    }
+}
+
+struct Ran {
+    reason: anyhow::Result<Reason>,
+    lines: Vec<Value>,
+    records: u64,
+}
+
+/// Runs until `duration`, on paused time: the clock jumps to the next timer when nothing else is left.
+fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) -> Ran {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, recording) = (
+        directory.path().join("out"),
+        directory.path().join("recording"),
+    );
+    let host = Arc::new(testing::host());
+    let file = output.unwrap_or_else(|| File::create(&path).unwrap());
+    let renderer = Renderer::Json(Json::new(Arc::clone(&host)));
+    let mut recorder =
+        Writer::new(BufWriter::new(File::create(&recording).unwrap()), &host).unwrap();
+    let mut watch = Watch::new(
+        Thresholds::default(),
+        host,
+        Emits::default(),
+        OwnerFilter::default(),
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let reason = runtime.block_on(async {
+        let mut sink = Sink::spawn(file, renderer, WhenFull::Refuse).unwrap();
+        let mut signals = Signals::install().unwrap();
+        let reason = run(
+            source,
+            &mut watch,
+            &mut sink,
+            Some(&mut recorder),
+            duration,
+            &mut signals,
+        )
+        .await;
+        // A reader that is gone is one of the cases.
+        drop(sink.close(None));
+        reason
+    });
+    let lines = fs::read_to_string(&path).unwrap_or_default();
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let records = if reason.is_ok() {
+        let mut reader = Reader::new(BufReader::new(File::open(&recording).unwrap())).unwrap();
+        while reader.next_record().unwrap().is_some() {}
+        reader.records()
+    } else {
+        0
+    };
+    Ran {
+        reason,
+        lines,
+        records,
+    }
+}
+
+#[test]
+fn an_idle_host_is_polled_four_times_a_second() {
+    let mut source = Fake::default();
+    let ran = run_for(&mut source, None, Some(Duration::from_millis(9_900)));
+    assert_eq!(ran.reason.unwrap(), Reason::Duration);
+    // One at once, one each 250 ms, one at the end.
+    assert_eq!(source.polls, 1 + 39 + 1);
+}
+
+#[test]
+fn what_was_lost_is_told_and_accounted_for() {
+    let ran = run_for(&mut Fake::default(), None, Some(Duration::from_secs(1)));
+    let kinds: Vec<&str> = ran
+        .lines
+        .iter()
+        .filter_map(|line| line["kind"].as_str())
+        .collect();
+    assert_eq!(kinds, ["gap", "stop"]);
+    assert_eq!(ran.lines[0]["lost"], 3);
+    assert_eq!(ran.lines[1]["reason"], "duration");
+    assert_eq!(ran.lines[1]["hooks"][HOOKS[HOOK as usize]]["lost"], 3);
+}
+
+#[test]
+fn every_record_is_recorded() {
+    let mut source = Fake::default();
+    let ran = run_for(&mut source, None, Some(Duration::from_secs(1)));
+    assert_eq!(ran.records, source.polls + 1);
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_run() {
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    drop(reader);
+    let ran = run_for(&mut Fake::default(), Some(writer.into()), None);
+    assert_eq!(ran.reason.unwrap(), Reason::BrokenPipe);
+}
+
+#[test]
+fn a_source_that_fails_ends_the_run() {
+    let mut source = Fake {
+        fails: true,
+        ..Fake::default()
+    };
+    let ran = run_for(&mut source, None, None);
+    let error = format!("{:#}", ran.reason.unwrap_err());
+    assert_eq!(error, "reading the rings: the ring is gone");
+}
