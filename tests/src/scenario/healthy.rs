@@ -20,17 +20,18 @@ use crate::{
 /// Connections of the control run, one after the other.
 pub const CONNECTIONS: u32 = 300;
 
-/// Listeners that nobody connects to: a host has more than one, and a tracer keeps them apart.
-const BYSTANDERS: u16 = 3;
+/// Listeners they are shared among: a host has more than one, and a tracer keeps them apart.
+pub const LISTENERS: u16 = 4;
 
-/// Bytes of its bulk transfer.
-pub const BULK_BYTES: u64 = 4 << 20;
+/// Bytes of the bulk transfer to each listener.
+pub const BULK_BYTES: u64 = 1 << 20;
 
-/// Short connections and one bulk transfer across a veth pair.
+/// Short connections and a few bulk transfers across a veth pair.
 #[derive(Debug)]
 pub struct Healthy {
     pub pair: Pair,
     family: Family,
+    listeners: Vec<Socket>,
 }
 
 impl Healthy {
@@ -38,34 +39,46 @@ impl Healthy {
         Ok(Self {
             pair: Pair::new()?,
             family,
+            listeners: Vec::new(),
         })
     }
 
-    /// Runs everything to its orderly end.
-    pub fn run(&self) -> Result<()> {
-        let (family, address) = (self.family, self.family.veth_listener());
-        let listener = self.pair.server.run(|| listen(family, address, 128))?;
-        let bystanders = self.pair.server.run(|| {
-            (1..=BYSTANDERS)
-                .map(|offset| listen(family, family.veth_listener_on(SERVER_PORT + offset), 128))
+    /// Runs everything to its orderly end; the listeners go on listening.
+    pub fn run(&mut self) -> Result<()> {
+        let family = self.family;
+        let addresses: Vec<_> = (0..LISTENERS)
+            .map(|offset| family.veth_listener_on(SERVER_PORT + offset))
+            .collect();
+        self.listeners = self.pair.server.run(|| {
+            addresses
+                .iter()
+                .map(|address| listen(family, *address, 128))
                 .collect::<Result<Vec<_>>>()
         })?;
+        let share = CONNECTIONS / u32::from(LISTENERS);
         thread::scope(|scope| {
-            let serving = scope.spawn(|| {
-                serve(&listener, CONNECTIONS)?;
-                let (accepted, _) = listener.accept().context("accepting")?;
-                drain(&accepted, BULK_BYTES)
-            });
+            let serving: Vec<_> = self
+                .listeners
+                .iter()
+                .map(|listener| {
+                    scope.spawn(move || {
+                        serve(listener, share)?;
+                        let (accepted, _) = listener.accept().context("accepting")?;
+                        drain(&accepted, BULK_BYTES)
+                    })
+                })
+                .collect();
             self.pair.client.run(|| {
-                (0..CONNECTIONS).try_for_each(|_| ask(family, address))?;
-                let client = connect(family, address)?;
-                std::io::copy(&mut std::io::repeat(0).take(BULK_BYTES), &mut { &client })
-                    .context("sending")?;
-                wait_end(&client)
+                addresses.iter().try_for_each(|address| {
+                    (0..share).try_for_each(|_| ask(family, *address))?;
+                    send_bulk(&connect(family, *address)?)
+                })
             })?;
-            serving
-                .join()
-                .unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+            serving.into_iter().try_for_each(|server| {
+                server
+                    .join()
+                    .unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+            })
         })
     }
 }
@@ -109,6 +122,7 @@ fn drain(accepted: &Socket, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-fn wait_end(client: &Socket) -> Result<()> {
+fn send_bulk(mut client: &Socket) -> Result<()> {
+    std::io::copy(&mut std::io::repeat(0).take(BULK_BYTES), &mut client).context("sending")?;
     socket::wait_acknowledged(client, EVENTUALLY)
 }

@@ -16,7 +16,7 @@ fn healthy_traffic_gives_no_finding(
     #[values("ringbuf", "perf")] transport: &str,
 ) {
     let Some(binary) = binary() else { return };
-    let scenario = Healthy::new(family).unwrap();
+    let mut scenario = Healthy::new(family).unwrap();
     let Some(tracer) = trace(&binary, &scenario.pair.server, &["--transport", transport]) else {
         return;
     };
