@@ -21,9 +21,10 @@ use crate::{
     watch::Watch,
 };
 
-/// Time between two polls of the kernel's maps: an idle host is woken four times a second, and what
-/// only a poll can tell (a finding's end, a recovery) is told within this.
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Time between two polls of the kernel's maps. What only a poll can tell (a finding's end, a recovery) is
+/// told well within a second, and an idle host is woken four times a second: tokio's timer wheel wakes
+/// once more on the way to most deadlines beyond 64 ms.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// The same while events are streamed: their records wake nobody, and a ring of 1 MiB holds a tenth of
 /// a second of 80,000 events.
 const STREAM_INTERVAL: Duration = Duration::from_millis(100);

@@ -166,12 +166,12 @@ fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) 
 }
 
 #[test]
-fn an_idle_host_is_polled_four_times_a_second() {
+fn an_idle_host_is_polled_twice_a_second() {
     let mut source = Fake::default();
     let ran = run_for(&mut source, None, Some(Duration::from_millis(9_900)));
     assert_eq!(ran.reason.unwrap(), Reason::Duration);
-    // One at once, one each 250 ms, one at the end.
-    assert_eq!(source.polls, 1 + 39 + 1);
+    // One at once, one each 500 ms, one at the end.
+    assert_eq!(source.polls, 1 + 19 + 1);
 }
 
 #[test]
