@@ -144,7 +144,7 @@ fn misbehave(pair: &Pair, screen: &Shared) -> Result<()> {
     dead.connect()?;
     dead.vanish()?;
 
-    eprintln!("demo: a bulk transfer runs over a path that loses a third of its packets");
+    eprintln!("demo: a bulk transfer runs over a path that loses a tenth of its packets");
     let lossy_address = Family::V4.veth_listener_on(LOSSY_PORT);
     let mut lossy = LossyPath::across(pair.clone(), Family::V4, lossy_address);
     lossy.provoke(LOST_SEGMENTS)?;
