@@ -1,10 +1,11 @@
-//! What the kernel half keeps per socket between events: the value of the `SOCKETS` map.
+//! What the kernel half keeps per socket between events: the values of the `SOCKETS` and `LISTENERS` maps.
 //!
-//! Written by `tracer-ebpf`, swept by the user half for half-closed sockets.
+//! Written by `tracer-ebpf`; the user half sweeps the former for half-closed sockets and reads the latter's
+//! totals.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::record::Owner;
+use crate::record::{Owner, Syn};
 
 /// One connection, from birth (or first sight) to `tcp_destroy_sock`. The key is the address of its
 /// `struct sock`.
@@ -27,4 +28,22 @@ pub struct SocketState {
     /// 1 once a retransmission, timeout or unanswered probe was seen: its end will be emitted.
     pub troubled: u8,
     pub pad: [u8; 5],
+}
+
+/// One listener: its cumulative record, and bookkeeping that never leaves the kernel. The key is the
+/// address of its `struct sock`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Listener {
+    pub syn: Syn,
+    /// When a bad outcome was last emitted.
+    pub emitted_ns: u64,
+    /// Bits of the outcomes emitted at least once.
+    pub emitted: u32,
+    /// `sk_drops` when first seen (tracepoint rung only).
+    pub drops_base: u32,
+    /// How much `sk_drops` rose since for known reasons (tracepoint rung only).
+    pub drops_explained: u64,
 }

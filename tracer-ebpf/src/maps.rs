@@ -5,14 +5,13 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, PerfEventArray, RingBuf},
+    maps::{Array, HashMap, LruPerCpuHashMap, PerCpuArray, PerfEventArray, RingBuf},
 };
 use conntracer_common::{
     filter::Filter,
     layout::{KernelFacts, KernelLayout},
     options::Options,
-    record::Syn,
-    socket::SocketState,
+    socket::{Listener, SocketState},
     stats::{HookCounters, hook},
 };
 
@@ -73,23 +72,6 @@ pub(crate) static SOCKETS: HashMap<u64, SocketState> = HashMap::with_max_entries
 #[map]
 pub(crate) static EMPTY_SOCKET: Array<SocketState> = Array::with_max_entries(1, 0);
 
-/// What is kept per listener: its cumulative record, and bookkeeping that never leaves the kernel.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Listener {
-    pub(crate) syn: Syn,
-    /// When each kind of bad outcome was last emitted: all in one, to the millisecond of need.
-    pub(crate) emitted_ns: u64,
-    /// Bits of the outcomes emitted at least once.
-    pub(crate) emitted: u32,
-    /// `sk_drops` when first seen, and how many since are explained (tracepoint rung only).
-    pub(crate) drops_base: u32,
-    pub(crate) drops_explained: u64,
-    /// SYN queue length at the last SYN (tracepoint rung only).
-    pub(crate) last_qlen: u32,
-    pub(crate) pad: u32,
-}
-
 /// Listeners by the address of their `struct sock`. A plain hash: an LRU would forget listeners under
 /// pressure, and with them the attribution of every drop.
 #[map]
@@ -143,6 +125,12 @@ pub(crate) struct Mib {
     pub(crate) full_drop: u64,
     pub(crate) full_cookies: u64,
 }
+
+/// A namespace's counters at the last look on this CPU (tracepoint rung). LRU: namespaces come and go,
+/// and a forgotten one only starts anew.
+#[map]
+pub(crate) static LAST_MIB: LruPerCpuHashMap<u32, Mib> =
+    LruPerCpuHashMap::with_max_entries(1024, 0);
 
 #[map]
 pub(crate) static SYN_BRACKET: PerCpuArray<Bracket> = PerCpuArray::with_max_entries(1, 0);

@@ -11,7 +11,7 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{Outcome, account, asked_for, global},
-    probes::{listener, socket, syn},
+    probes::{ack, listener, percpu, socket},
     sock::{self, field},
 };
 
@@ -61,13 +61,17 @@ fn try_drop(ctx: &BtfTracePointContext, skb: u64, packet: &sock::Packet) -> Outc
         return Outcome::Filtered;
     }
     if global!(OPTIONS.ack_by_skb) != 0 && packet.flags & flag::RST == 0 {
+        let counted = percpu::counted_since_last(net);
         let sk = if socket.state == state::LISTEN && rx_sk != 0 {
             rx_sk
         } else {
             listener::by_port(netns, packet.local_port, packet.local_addr)
         };
         if sk != 0 {
-            account(hook::ACK, syn::freed_at_listener(ctx, sk, skb, packet));
+            account(
+                hook::ACK,
+                ack::freed_at_listener(ctx, sk, skb, packet, counted),
+            );
         }
     }
     if !asked_for(kind::DROP) {

@@ -4,15 +4,13 @@ use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use conntracer_common::{
     record::{SYN_INTERVAL_NS, Socket, Syn, kind, owner_source, role, syn_outcome},
+    socket::Listener,
     tcp::state,
 };
 
 use crate::{
     emit::{self, Lane},
-    maps::{
-        EMPTY_LISTENER, LISTEN_PORTS, LISTENERS, ListenKey, Listener, Outcome, add, asked_for,
-        global,
-    },
+    maps::{EMPTY_LISTENER, LISTEN_PORTS, LISTENERS, ListenKey, Outcome, add, asked_for, global},
     probes::socket,
     sock::{self, field},
 };
@@ -216,4 +214,23 @@ fn said<C: EbpfContext>(ctx: &C, entry: *mut Listener, outcome: u8, lane: Lane) 
         (*entry).syn.outcome = outcome;
         emit::emit(ctx, lane, &(*entry).syn)
     }
+}
+
+/// How far `sk_drops` is ahead of what was explained so far (tracepoint rung).
+#[inline(always)]
+pub(crate) fn unexplained(entry: *mut Listener, drops: u32) -> u64 {
+    // SAFETY: a live map value of plain data.
+    let explained = unsafe {
+        (*entry)
+            .drops_base
+            .wrapping_add((*entry).drops_explained as u32)
+    };
+    let ahead = drops.wrapping_sub(explained) as i32;
+    if ahead > 0 { ahead as u64 } else { 0 }
+}
+
+#[inline(always)]
+pub(crate) fn explain(entry: *mut Listener, drops: u64) {
+    // SAFETY: a live map value of plain data.
+    unsafe { add(&raw mut (*entry).drops_explained, drops) };
 }

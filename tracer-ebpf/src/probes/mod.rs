@@ -2,6 +2,8 @@
 //! says became of the event.
 
 mod accept;
+mod ack;
+mod bracket;
 mod connect;
 mod destroy;
 mod drop;

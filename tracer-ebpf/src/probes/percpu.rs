@@ -8,7 +8,7 @@ use aya_ebpf::{
 use conntracer_common::layout::ABSENT;
 
 use crate::{
-    maps::{Mib, PERCPU_ANCHOR, SCRATCH, global},
+    maps::{LAST_MIB, Mib, PERCPU_ANCHOR, SCRATCH, global},
     sock::{self, field},
 };
 
@@ -70,4 +70,34 @@ pub(crate) fn mib(net: u64) -> Option<Mib> {
         full_drop: sock::read(counters, facts.mib_reqq_full_drop * 8),
         full_cookies: sock::read(counters, facts.mib_reqq_full_cookies * 8),
     })
+}
+
+impl Mib {
+    /// What was counted from `before` to `self`.
+    #[inline(always)]
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        Self {
+            overflows: self.overflows.wrapping_sub(before.overflows),
+            drops: self.drops.wrapping_sub(before.drops),
+            full_drop: self.full_drop.wrapping_sub(before.full_drop),
+            full_cookies: self.full_cookies.wrapping_sub(before.full_cookies),
+        }
+    }
+}
+
+/// What a namespace counted on this CPU since the last look (tracepoint rung, which has no entry to
+/// compare with); `None` at the first look, and where the counters cannot be read.
+#[inline(always)]
+pub(crate) fn counted_since_last(net: u64) -> Option<Mib> {
+    let now = mib(net)?;
+    let inum = sock::net_inum(net);
+    if let Some(last) = LAST_MIB.get_ptr_mut(inum) {
+        // SAFETY: a live per-CPU map value of plain data.
+        let before = unsafe { core::ptr::replace(last, now) };
+        // A namespace of the same inode number as one that is gone starts anew.
+        return (now.drops >= before.drops).then(|| now.since(&before));
+    }
+    // A full map leaves the namespace without a baseline: its causes stay inferred, which is said.
+    let _refused = LAST_MIB.insert(inum, now, 0);
+    None
 }

@@ -14,7 +14,7 @@ use aya::{
 };
 use conntracer_common::{
     record::{Header, Loss, Syn, SynTotals, Tick, kind},
-    socket::SocketState,
+    socket::{Listener, SocketState},
     stats::{HOOKS, HookCounters, hook},
 };
 use rustix::time::{ClockId, clock_gettime};
@@ -33,8 +33,6 @@ use crate::{
     source::{SocketId, Source},
 };
 
-/// Bytes of one value of the kernel half's `LISTENERS` map, whose first part is a [`Syn`].
-const LISTENER_SIZE: usize = size_of::<Syn>() + 40;
 /// Half-closed sockets reported at most; a leak is a leak long before.
 const MAX_HALF_CLOSED: usize = 4096;
 /// Shortest and longest time between two sweeps of the socket map for half-closed ones. A sweep of
@@ -125,8 +123,8 @@ impl Kernel {
         self.listener_events = events.seen;
         let totals = &mut self.totals;
         let mut alive = HashMap::default();
-        maps::for_each(self.listeners.fd().as_fd(), LISTENER_SIZE, |sk, value| {
-            let Ok((mut syn, _)) = Syn::read_from_prefix(value) else {
+        maps::for_each(self.listeners.fd().as_fd(), size_of::<Listener>(), |sk, value| {
+            let Ok(Listener { mut syn, .. }) = Listener::read_from_bytes(value) else {
                 return;
             };
             alive.insert(sk, syn.totals);

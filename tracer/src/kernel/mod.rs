@@ -134,6 +134,7 @@ fn release_free_memory() {
 const SYSCTLS: &[&str] = &[
     "net.core.somaxconn",
     "net.ipv4.tcp_abort_on_overflow",
+    "net.ipv4.tcp_fin_timeout",
     "net.ipv4.tcp_keepalive_intvl",
     "net.ipv4.tcp_keepalive_probes",
     "net.ipv4.tcp_keepalive_time",

@@ -1,0 +1,136 @@
+//! What becomes of every third ACK: `tcp_v4/v6_syn_recv_sock` returns the child, or NULL when there is
+//! no room for it. The client of a refused one believes it is connected.
+
+use aya_ebpf::{
+    EbpfContext,
+    macros::{fentry, fexit, kprobe, kretprobe},
+    programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
+};
+use conntracer_common::{
+    record::{syn_evidence, syn_outcome},
+    stats::hook,
+    tcp::flag,
+};
+
+use crate::{
+    maps::{ACK_BRACKET, Bracket, Mib, Outcome, account},
+    probes::{
+        bracket::{enter, leave},
+        listener, socket,
+    },
+    sock::{self, field},
+};
+
+#[fentry(function = "tcp_v4_syn_recv_sock")]
+pub(crate) fn ack_fentry_v4(ctx: FEntryContext) -> i32 {
+    enter(ACK_BRACKET.get_ptr_mut(0), ctx.arg(0), ctx.arg(1));
+    0
+}
+
+#[fentry(function = "tcp_v6_syn_recv_sock")]
+pub(crate) fn ack_fentry_v6(ctx: FEntryContext) -> i32 {
+    enter(ACK_BRACKET.get_ptr_mut(0), ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// The return value's slot is the number of parameters, 6 or 7 with stable back-ports in between: BTF
+/// chooses the program.
+#[fexit(function = "tcp_v4_syn_recv_sock")]
+pub(crate) fn ack_fexit_v4_6(ctx: FExitContext) -> i32 {
+    acked(&ctx, ctx.arg(6))
+}
+
+#[fexit(function = "tcp_v4_syn_recv_sock")]
+pub(crate) fn ack_fexit_v4_7(ctx: FExitContext) -> i32 {
+    acked(&ctx, ctx.arg(7))
+}
+
+#[fexit(function = "tcp_v6_syn_recv_sock")]
+pub(crate) fn ack_fexit_v6_6(ctx: FExitContext) -> i32 {
+    acked(&ctx, ctx.arg(6))
+}
+
+#[fexit(function = "tcp_v6_syn_recv_sock")]
+pub(crate) fn ack_fexit_v6_7(ctx: FExitContext) -> i32 {
+    acked(&ctx, ctx.arg(7))
+}
+
+#[kprobe]
+pub(crate) fn ack_kprobe(ctx: ProbeContext) -> i32 {
+    enter(
+        ACK_BRACKET.get_ptr_mut(0),
+        ctx.arg(0).unwrap_or(0),
+        ctx.arg(1).unwrap_or(0),
+    );
+    0
+}
+
+#[kretprobe]
+pub(crate) fn ack_kretprobe(ctx: RetProbeContext) -> i32 {
+    acked(&ctx, ctx.ret())
+}
+
+#[inline(always)]
+fn acked<C: EbpfContext>(ctx: &C, child: u64) -> i32 {
+    let outcome = leave(ACK_BRACKET.get_ptr_mut(0), |before| {
+        ack_done(ctx, before, child)
+    });
+    account(hook::ACK, outcome)
+}
+
+#[inline(always)]
+fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
+    if child != 0 {
+        return socket::born_of(child, before.sk);
+    }
+    let entry = match listener::entry(ctx, before.sk) {
+        Ok(entry) => entry,
+        Err(refused) => return refused,
+    };
+    let (overflowed, evidence) = match before.counted_since() {
+        Some(counted) => (counted.overflows != 0, syn_evidence::COUNTERS),
+        None => (
+            before.ack_backlog > before.max_ack_backlog,
+            syn_evidence::FIELDS,
+        ),
+    };
+    let outcome = if overflowed {
+        syn_outcome::ACK_OVERFLOW
+    } else {
+        syn_outcome::ACK_OTHER
+    };
+    listener::outcome(ctx, before.sk, entry, outcome, evidence, before.skb)
+}
+
+/// A segment that `kfree_skb` freed at a listener (tracepoint rung), with what the kernel counted on this
+/// CPU since the last look. Without counters: a third ACK that found the accept queue full raises
+/// `sk_drops` by 2 (`tcp_listendrop`, and `sk_drops_add` at the discard), anything else by 1; those are
+/// explained but are no drops of a connection.
+#[inline(always)]
+pub(crate) fn freed_at_listener<C: EbpfContext>(
+    ctx: &C,
+    sk: u64,
+    skb: u64,
+    packet: &sock::Packet,
+    counted: Option<Mib>,
+) -> Outcome {
+    let entry = match listener::entry(ctx, sk) {
+        Ok(entry) => entry,
+        Err(refused) => return refused,
+    };
+    let risen = listener::unexplained(entry, field!(sk, sk_drops: u32));
+    listener::explain(entry, risen);
+    if packet.flags & (flag::SYN | flag::ACK | flag::RST) != flag::ACK {
+        return Outcome::Aggregated;
+    }
+    let full = field!(sk, sk_ack_backlog: u32) > field!(sk, sk_max_ack_backlog: u32);
+    let (overflowed, evidence) = match counted {
+        Some(counted) => (counted.overflows != 0, syn_evidence::COUNTERS),
+        None => (risen > 1 && full, syn_evidence::FIELDS),
+    };
+    if overflowed {
+        listener::outcome(ctx, sk, entry, syn_outcome::ACK_OVERFLOW, evidence, skb)
+    } else {
+        Outcome::Aggregated
+    }
+}

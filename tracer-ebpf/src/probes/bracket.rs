@@ -1,0 +1,86 @@
+//! From the entry of a function of the listener path to its exit: what was before, so that the exit can
+//! tell what changed; no programs.
+//!
+//! `tcp_conn_request` and `tcp_v4/v6_syn_recv_sock` run with bottom halves off, so a slot per CPU is
+//! enough, and this CPU's SNMP counters move in between by nobody else's doing.
+
+use crate::{
+    maps::{Bracket, Mib, Outcome},
+    probes::percpu,
+    sock::{self, field},
+};
+
+pub(crate) const NO_MIB: Mib = Mib {
+    overflows: 0,
+    drops: 0,
+    full_drop: 0,
+    full_cookies: 0,
+};
+
+impl Bracket {
+    /// A listener as it stands now; without counters.
+    #[inline(always)]
+    pub(crate) fn now(sk: u64, skb: u64) -> Self {
+        Self {
+            sk,
+            skb,
+            mib: NO_MIB,
+            drops: field!(sk, sk_drops: u32),
+            ack_backlog: field!(sk, sk_ack_backlog: u32),
+            max_ack_backlog: field!(sk, sk_max_ack_backlog: u32),
+            syn_qlen: field!(sk, icsk_qlen: u32),
+            nested: 0,
+            pad: 0,
+        }
+    }
+
+    /// What the kernel counted since; `None` where its counters cannot be read.
+    #[inline(always)]
+    pub(crate) fn counted_since(&self) -> Option<Mib> {
+        percpu::mib(sock::net_of(self.sk)).map(|after| after.since(&self.mib))
+    }
+}
+
+/// Remembers the listener as it is before the kernel decides.
+#[inline(always)]
+pub(crate) fn enter(bracket: Option<*mut Bracket>, sk: u64, skb: u64) {
+    let Some(bracket) = bracket else {
+        return;
+    };
+    // SAFETY: a live per-CPU map value; bottom halves are off from here to the exit.
+    unsafe {
+        if (*bracket).skb == skb && skb != 0 {
+            (*bracket).nested += 1;
+            return;
+        }
+        *bracket = Bracket::now(sk, skb);
+        if let Some(mib) = percpu::mib(sock::net_of(sk)) {
+            (*bracket).mib = mib;
+        }
+    }
+}
+
+/// Judges at the exit of the outermost call, and frees the slot for the next entry. `NotOurs` in a
+/// nested call, or when the entry was not seen.
+#[inline(always)]
+pub(crate) fn leave(
+    bracket: Option<*mut Bracket>,
+    judge: impl FnOnce(&Bracket) -> Outcome,
+) -> Outcome {
+    let Some(bracket) = bracket else {
+        return Outcome::NotOurs;
+    };
+    // SAFETY: as in `enter`.
+    unsafe {
+        if (*bracket).nested > 0 {
+            (*bracket).nested -= 1;
+            return Outcome::NotOurs;
+        }
+        if (*bracket).skb == 0 {
+            return Outcome::NotOurs;
+        }
+        let outcome = judge(&*bracket);
+        (*bracket).skb = 0;
+        outcome
+    }
+}
