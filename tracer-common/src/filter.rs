@@ -36,6 +36,10 @@ impl Filter {
     /// Whether a socket passes. The remote end of a listener is unknown (all zero) and passes the
     /// remote conditions, or nothing about its queue would ever be seen.
     #[must_use]
+    #[expect(
+        clippy::inline_always,
+        reason = "a BPF program has no calls to spare, and its filter is constant"
+    )]
     #[inline(always)]
     pub const fn matches(&self, socket: &Socket) -> bool {
         if self.netns != 0 && self.netns != socket.netns {
@@ -54,6 +58,10 @@ impl Filter {
         self.within(&socket.local_addr) || !remote_known || self.within(&socket.remote_addr)
     }
 
+    #[expect(
+        clippy::inline_always,
+        reason = "a BPF program has no calls to spare, and its filter is constant"
+    )]
     #[inline(always)]
     const fn within(&self, addr: &[u32; 4]) -> bool {
         ((addr[0] ^ self.addr[0]) & self.mask[0])

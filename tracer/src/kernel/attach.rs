@@ -65,7 +65,10 @@ impl Climb {
 
     fn lower(&mut self, reason: String) {
         debug!("hook {}: {:?} refused: {reason}", self.name(), self.rung());
-        self.refused.push(Refusal { rung: self.rung(), reason });
+        self.refused.push(Refusal {
+            rung: self.rung(),
+            reason,
+        });
         self.at += 1;
     }
 }
@@ -81,7 +84,12 @@ pub(super) fn attach(
     }
     let mut climbs: Vec<Climb> = LADDERS
         .iter()
-        .map(|ladder| Climb { ladder, at: 0, refused: Vec::new(), attached: Vec::new() })
+        .map(|ladder| Climb {
+            ladder,
+            at: 0,
+            refused: Vec::new(),
+            attached: Vec::new(),
+        })
         .collect();
     for climb in &mut climbs {
         start(climb, options.mode);
@@ -134,7 +142,9 @@ fn descend_to_existing(climb: &mut Climb, btf: &Btf<'_>) {
         // Another program of the same rung fits this kernel's parameters: nothing is refused.
         let misfit = |attachment: &Attachment| {
             let params = btf.function_params(attachment.target.name());
-            attachment.params.is_some_and(|wanted| params.is_some_and(|params| params != wanted))
+            attachment
+                .params
+                .is_some_and(|wanted| params.is_some_and(|params| params != wanted))
         };
         if step.attachments.iter().any(misfit) {
             climb.at += 1;
@@ -195,9 +205,11 @@ fn load(
     resolved: &Resolved,
 ) -> Result<Ebpf, CannotTrace> {
     let by_tracepoint = |hook: u32| {
-        u8::from(climbs.iter().any(|climb| {
-            climb.ladder.hook == hook && climb.rung() == Rung::Tracepoint
-        }))
+        u8::from(
+            climbs
+                .iter()
+                .any(|climb| climb.ladder.hook == hook && climb.rung() == Rung::Tracepoint),
+        )
     };
     let kernel_options = KernelOptions {
         emit: options.emit,
@@ -259,18 +271,22 @@ fn attach_program(
         .program_mut(attachment.program)
         .ok_or_else(|| format!("the eBPF object has no program {}", attachment.program))?;
     let attached = match (program, attachment.target) {
-        (Program::BtfTracePoint(program), Target::Tracepoint(name)) => {
-            program.load(name, aya_btf).and_then(|()| program.attach().map(drop))
-        }
-        (Program::FEntry(program), Target::Fentry(name)) => {
-            program.load(name, aya_btf).and_then(|()| program.attach().map(drop))
-        }
-        (Program::FExit(program), Target::Fexit(name)) => {
-            program.load(name, aya_btf).and_then(|()| program.attach().map(drop))
-        }
+        (Program::BtfTracePoint(program), Target::Tracepoint(name)) => program
+            .load(name, aya_btf)
+            .and_then(|()| program.attach().map(drop)),
+        (Program::FEntry(program), Target::Fentry(name)) => program
+            .load(name, aya_btf)
+            .and_then(|()| program.attach().map(drop)),
+        (Program::FExit(program), Target::Fexit(name)) => program
+            .load(name, aya_btf)
+            .and_then(|()| program.attach().map(drop)),
         (Program::KProbe(program), Target::Kprobe(name) | Target::Kretprobe(name)) => {
             // One program serves the IPv4 and the IPv6 function.
-            let loaded = if program.fd().is_ok() { Ok(()) } else { program.load() };
+            let loaded = if program.fd().is_ok() {
+                Ok(())
+            } else {
+                program.load()
+            };
             loaded.and_then(|()| program.attach(name, 0).map(drop))
         }
         _ => return Err(format!("program {} is of another type", attachment.program)),
@@ -280,7 +296,11 @@ fn attach_program(
 
 /// One clause: the kernel's errno and, when it was the verifier, its last word.
 fn reason(error: &ProgramError) -> String {
-    let ProgramError::LoadError { io_error, verifier_log } = error else {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
         let mut text = error.to_string();
         let mut source = std::error::Error::source(error);
         while let Some(inner) = source {
@@ -295,7 +315,12 @@ fn reason(error: &ProgramError) -> String {
     let log = verifier_log.to_string();
     debug!("verifier: {log}");
     let last = log.lines().map(str::trim).rfind(|line| {
-        const TRAILERS: [&str; 4] = ["processed ", "verification time", "stack depth", "mark_precise"];
+        const TRAILERS: [&str; 4] = [
+            "processed ",
+            "verification time",
+            "stack depth",
+            "mark_precise",
+        ];
         !line.is_empty() && !TRAILERS.iter().any(|trailer| line.starts_with(trailer))
     });
     match last {

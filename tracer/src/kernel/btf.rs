@@ -53,13 +53,13 @@ pub(super) struct Place {
 
 impl Place {
     /// The byte the member starts in.
-        pub(super) const fn byte(self) -> u32 {
+    pub(super) const fn byte(self) -> u32 {
         self.bit_offset / 8
     }
 
     /// Its first bit within that byte: 0 but for bit-fields.
-        pub(super) const fn bit(self) -> u32 {
-        self.bit_offset % 8
+    pub(super) const fn bit(self) -> u8 {
+        (self.bit_offset & 7) as u8
     }
 }
 
@@ -124,7 +124,11 @@ impl<'a> Btf<'a> {
         let types = section(type_off, type_len).ok_or(BtfError::Malformed("truncated types"))?;
         let strings =
             section(string_off, string_len).ok_or(BtfError::Malformed("truncated strings"))?;
-        let mut btf = Self { types, strings, index: Vec::new() };
+        let mut btf = Self {
+            types,
+            strings,
+            index: Vec::new(),
+        };
         let mut at = 0;
         while at < types.len() {
             let offset =
@@ -159,11 +163,14 @@ impl<'a> Btf<'a> {
     }
 
     fn all(&self) -> impl Iterator<Item = Type> {
-        self.index.iter().filter_map(|offset| self.at(*offset as usize))
+        self.index
+            .iter()
+            .filter_map(|offset| self.at(*offset as usize))
     }
 
     fn find(&self, wanted: u32, name: &str) -> Option<Type> {
-        self.all().find(|ty| ty.kind() == wanted && self.name(ty.name) == name.as_bytes())
+        self.all()
+            .find(|ty| ty.kind() == wanted && self.name(ty.name) == name.as_bytes())
     }
 
     /// Follows typedefs and qualifiers to the type itself.
@@ -171,11 +178,9 @@ impl<'a> Btf<'a> {
         for _ in 0..MAX_DEPTH {
             let ty = self.by_id(id)?;
             match ty.kind() {
-                kind::TYPEDEF
-                | kind::VOLATILE
-                | kind::CONST
-                | kind::RESTRICT
-                | kind::TYPE_TAG => id = ty.size,
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    id = ty.size;
+                }
                 _ => return Some(ty),
             }
         }
@@ -192,13 +197,16 @@ impl<'a> Btf<'a> {
         let mut last = None;
         for name in path.split('.') {
             if let Some(id) = last {
-                ty = self.resolved(id).ok_or(BtfError::Malformed("a member without a type"))?;
+                ty = self
+                    .resolved(id)
+                    .ok_or(BtfError::Malformed("a member without a type"))?;
             }
             let (offset, id) =
-                self.member(ty, name.as_bytes(), 0).ok_or_else(|| BtfError::NoMember {
-                    structure: structure.to_owned(),
-                    member: path.to_owned(),
-                })?;
+                self.member(ty, name.as_bytes(), 0)
+                    .ok_or_else(|| BtfError::NoMember {
+                        structure: structure.to_owned(),
+                        member: path.to_owned(),
+                    })?;
             bits += offset;
             last = Some(id);
         }
@@ -231,7 +239,7 @@ impl<'a> Btf<'a> {
     }
 
     /// Parameters of a kernel function; `None` when BTF has no such function.
-        pub(super) fn function_params(&self, name: &str) -> Option<usize> {
+    pub(super) fn function_params(&self, name: &str) -> Option<usize> {
         let func = self.find(kind::FUNC, name)?;
         let proto = self.by_id(func.size)?;
         (proto.kind() == kind::FUNC_PROTO).then(|| proto.vlen())
@@ -239,7 +247,7 @@ impl<'a> Btf<'a> {
 
     /// Arguments of a tracepoint, without the hidden first one of its `btf_trace_` typedef; `None` when
     /// the kernel has no such tracepoint.
-        pub(super) fn tracepoint_params(&self, name: &str) -> Option<usize> {
+    pub(super) fn tracepoint_params(&self, name: &str) -> Option<usize> {
         let typedef = self.find(kind::TYPEDEF, &format!("btf_trace_{name}"))?;
         let pointer = self.by_id(typedef.size)?;
         if pointer.kind() != kind::PTR {
@@ -253,7 +261,7 @@ impl<'a> Btf<'a> {
     }
 
     /// Values of the named enumerators, of whatever enum they are in (the SNMP counters' is anonymous).
-        pub(super) fn enumerators(&self, names: &[&str]) -> BTreeMap<String, u32> {
+    pub(super) fn enumerators(&self, names: &[&str]) -> BTreeMap<String, u32> {
         let mut found = BTreeMap::new();
         for ty in self.all().filter(|ty| ty.kind() == kind::ENUM) {
             for (name, value) in self.values(ty) {
@@ -266,7 +274,7 @@ impl<'a> Btf<'a> {
     }
 
     /// All values of a named enum, without `prefix`; empty when the kernel has no such enum.
-        pub(super) fn enumeration(&self, name: &str, prefix: &str) -> BTreeMap<u32, String> {
+    pub(super) fn enumeration(&self, name: &str, prefix: &str) -> BTreeMap<u32, String> {
         let Some(ty) = self.find(kind::ENUM, name) else {
             return BTreeMap::new();
         };
@@ -316,7 +324,10 @@ mod tests {
 
     impl Builder {
         fn new() -> Self {
-            Self { strings: vec![0], ..Self::default() }
+            Self {
+                strings: vec![0],
+                ..Self::default()
+            }
         }
 
         fn string(&mut self, text: &str) -> u32 {
@@ -329,7 +340,15 @@ mod tests {
             at
         }
 
-        fn ty(&mut self, name: &str, kind: u32, flag: bool, vlen: u32, size: u32, tail: &[u32]) -> u32 {
+        fn ty(
+            &mut self,
+            name: &str,
+            kind: u32,
+            flag: bool,
+            vlen: u32,
+            size: u32,
+            tail: &[u32],
+        ) -> u32 {
             let name = self.string(name);
             let info = (u32::from(flag) << 31) | (kind << 24) | vlen;
             for word in [name, info, size].iter().chain(tail) {
@@ -358,12 +377,26 @@ mod tests {
         let mut b = Builder::new();
         let int = b.ty("int", kind::INT, false, 0, 4, &[32]);
         let (inner, flags) = (b.string("inner"), b.string("flags"));
-        let anonymous = b.ty("", kind::UNION, true, 2, 8, &[inner, int, 32, flags, int, (7 << 24) | 41]);
+        let anonymous = b.ty(
+            "",
+            kind::UNION,
+            true,
+            2,
+            8,
+            &[inner, int, 32, flags, int, (7 << 24) | 0x29],
+        );
         let number = b.string("number");
         let nested = b.ty("nested_t", kind::STRUCT, false, 1, 4, &[number, int, 64]);
         let alias = b.ty("alias", kind::TYPEDEF, false, 0, nested, &[]);
         let (first, deep) = (b.string("first"), b.string("deep"));
-        b.ty("outer", kind::STRUCT, false, 3, 32, &[first, int, 0, 0, anonymous, 64, deep, alias, 128]);
+        b.ty(
+            "outer",
+            kind::STRUCT,
+            false,
+            3,
+            32,
+            &[first, int, 0, 0, anonymous, 64, deep, alias, 128],
+        );
         let void_args = b.ty("", kind::FUNC_PROTO, false, 3, 0, &[0, 0, 0, int, 0, int]);
         b.ty("tcp_thing", kind::FUNC, false, 0, void_args, &[]);
         let pointer = b.ty("", kind::PTR, false, 0, void_args, &[]);
@@ -392,7 +425,10 @@ mod tests {
             btf.place("outer", "deep.none").unwrap_err().to_string(),
             "BTF has no member deep.none in outer"
         );
-        assert_eq!(btf.place("none", "x").unwrap_err().to_string(), "BTF has no struct none");
+        assert_eq!(
+            btf.place("none", "x").unwrap_err().to_string(),
+            "BTF has no struct none"
+        );
     }
 
     #[test]
@@ -403,12 +439,20 @@ mod tests {
         assert_eq!(btf.tracepoint_params("thing"), Some(2));
         assert_eq!(btf.tracepoint_params("other"), None);
         assert_eq!(btf.enumerators(&["REASON_Z"]).get("REASON_Z"), Some(&77));
-        assert_eq!(btf.enumeration("reason", "REASON_").get(&3).map(String::as_str), Some("A"));
+        assert_eq!(
+            btf.enumeration("reason", "REASON_")
+                .get(&3)
+                .map(String::as_str),
+            Some("A")
+        );
     }
 
     #[test]
     fn an_empty_file_is_said_to_be_empty() {
-        assert_eq!(Btf::parse(&[]).err(), Some(BtfError::Malformed("the file is empty")));
+        assert_eq!(
+            Btf::parse(&[]).err(),
+            Some(BtfError::Malformed("the file is empty"))
+        );
     }
 
     proptest! {

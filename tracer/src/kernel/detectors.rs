@@ -8,7 +8,10 @@ pub(super) fn note_counters(hooks: &mut [HookPlan], refused: Option<&String>) {
     let Some(reason) = refused else {
         return;
     };
-    for plan in hooks.iter_mut().filter(|plan| plan.hook == "syn" || plan.hook == "ack") {
+    for plan in hooks
+        .iter_mut()
+        .filter(|plan| plan.hook == "syn" || plan.hook == "ack")
+    {
         if matches!(plan.rung, Rung::Fentry | Rung::Kprobe) {
             plan.blind_to = Some(format!(
                 "the kernel's per-CPU counters ({reason}): causes are inferred from queue lengths"
@@ -34,8 +37,14 @@ pub(super) fn plans(hooks: &[HookPlan]) -> Vec<DetectorPlan> {
 }
 
 fn plan(detector: &str, needs: &[&str], hooks: &[HookPlan]) -> DetectorPlan {
-    let needed = || hooks.iter().filter(|plan| needs.contains(&plan.hook.as_str()));
-    let blind: Vec<&str> = needed().filter_map(|plan| plan.blind_to.as_deref()).collect();
+    let needed = || {
+        hooks
+            .iter()
+            .filter(|plan| needs.contains(&plan.hook.as_str()))
+    };
+    let blind: Vec<&str> = needed()
+        .filter_map(|plan| plan.blind_to.as_deref())
+        .collect();
     // The first hook of a detector is the one it cannot do without.
     let off = needs
         .first()
@@ -68,7 +77,11 @@ mod tests {
     }
 
     fn sight(hooks: &[HookPlan], detector: &str) -> Sight {
-        plans(hooks).into_iter().find(|plan| plan.detector == detector).unwrap().sight
+        plans(hooks)
+            .into_iter()
+            .find(|plan| plan.detector == detector)
+            .unwrap()
+            .sight
     }
 
     #[test]

@@ -28,10 +28,19 @@ pub enum CannotTrace {
     #[error("loading the eBPF object: {0}")]
     Object(#[from] aya::EbpfError),
     #[error("hook {hook} cannot be attached by {rung:?}: {reason}{}", remedy(*rung))]
-    Hook { hook: &'static str, rung: Rung, reason: String },
+    Hook {
+        hook: &'static str,
+        rung: Rung,
+        reason: String,
+    },
     #[error("{what}: {source}")]
-    Kernel { what: &'static str, source: io::Error },
-    #[error("the eBPF object has no {0}; it does not belong to this binary, build both with `cargo xtask build`")]
+    Kernel {
+        what: &'static str,
+        source: io::Error,
+    },
+    #[error(
+        "the eBPF object has no {0}; it does not belong to this binary, build both with `cargo xtask build`"
+    )]
     Foreign(&'static str),
     #[error("opening the {ring} ring: {reason}")]
     Ring { ring: &'static str, reason: String },

@@ -64,20 +64,36 @@ pub(super) struct Ladder {
 }
 
 const fn on(program: &'static str, target: Target) -> Attachment {
-    Attachment { program, target, params: None }
+    Attachment {
+        program,
+        target,
+        params: None,
+    }
 }
 
 /// A program for a function of exactly so many parameters.
 const fn of(params: usize, program: &'static str, target: Target) -> Attachment {
-    Attachment { program, target, params: Some(params) }
+    Attachment {
+        program,
+        target,
+        params: Some(params),
+    }
 }
 
 const fn step(rung: Rung, attachments: &'static [Attachment]) -> Step {
-    Step { rung, attachments, blind_to: None }
+    Step {
+        rung,
+        attachments,
+        blind_to: None,
+    }
 }
 
 const fn blind(rung: Rung, attachments: &'static [Attachment], to: &'static str) -> Step {
-    Step { rung, attachments, blind_to: Some(to) }
+    Step {
+        rung,
+        attachments,
+        blind_to: Some(to),
+    }
 }
 
 use Rung::{Fentry as F, Kprobe as K, Tracepoint as T};
@@ -97,12 +113,18 @@ pub(super) const LADDERS: &[Ladder] = &[
     },
     Ladder {
         hook: hook::RETRANSMIT,
-        steps: &[step(T, &[on("retransmit", Tracepoint("tcp_retransmit_skb"))])],
+        steps: &[step(
+            T,
+            &[on("retransmit", Tracepoint("tcp_retransmit_skb"))],
+        )],
         off: None,
     },
     Ladder {
         hook: hook::SYNACK,
-        steps: &[step(T, &[on("synack", Tracepoint("tcp_retransmit_synack"))])],
+        steps: &[step(
+            T,
+            &[on("synack", Tracepoint("tcp_retransmit_synack"))],
+        )],
         off: None,
     },
     Ladder {
@@ -110,7 +132,11 @@ pub(super) const LADDERS: &[Ladder] = &[
         steps: &[
             step(F, &[on("connect_fentry", Fentry("tcp_connect"))]),
             step(K, &[on("connect_kprobe", Kprobe("tcp_connect"))]),
-            blind(T, &[], "the local port of a connection that is not bound yet when connect() starts"),
+            blind(
+                T,
+                &[],
+                "the local port of a connection that is not bound yet when connect() starts",
+            ),
         ],
         off: None,
     },
@@ -182,7 +208,11 @@ pub(super) const LADDERS: &[Ladder] = &[
                     on("ack_kprobe", Kprobe("tcp_v6_syn_recv_sock")),
                 ],
             ),
-            blind(T, &[], "third ACKs refused by listeners older than conntracer"),
+            blind(
+                T,
+                &[],
+                "third ACKs refused by listeners older than conntracer",
+            ),
         ],
         off: Some("third ACKs that found the accept queue full"),
     },
@@ -207,7 +237,9 @@ pub(super) const LADDERS: &[Ladder] = &[
                 ],
             ),
         ],
-        off: Some("unanswered keepalive and window probes of a connection that retransmits nothing"),
+        off: Some(
+            "unanswered keepalive and window probes of a connection that retransmits nothing",
+        ),
     },
     Ladder {
         hook: hook::RESET_SENT,
@@ -216,7 +248,10 @@ pub(super) const LADDERS: &[Ladder] = &[
     },
     Ladder {
         hook: hook::RESET_RECEIVED,
-        steps: &[step(T, &[on("reset_received", Tracepoint("tcp_receive_reset"))])],
+        steps: &[step(
+            T,
+            &[on("reset_received", Tracepoint("tcp_receive_reset"))],
+        )],
         off: Some("resets received"),
     },
     Ladder {

@@ -61,12 +61,19 @@ fn facts(btf: &Btf<'_>, drop_reasons: &BTreeMap<u32, String>) -> KernelFacts {
         "LINUX_MIB_TCPKEEPALIVE",
     ]);
     let counter = |name: &str| {
-        counters.get(name).and_then(|value| u16::try_from(*value).ok()).unwrap_or_default()
+        counters
+            .get(name)
+            .and_then(|value| u16::try_from(*value).ok())
+            .unwrap_or_default()
     };
     let count = |params: Option<usize>| {
-        params.and_then(|count| u8::try_from(count).ok()).unwrap_or_default()
+        params
+            .and_then(|count| u8::try_from(count).ok())
+            .unwrap_or_default()
     };
-    let acked = btf.place("inet_request_sock", "acked").map_or(0, |place| place.bit() as u8);
+    let acked = btf
+        .place("inet_request_sock", "acked")
+        .map_or(0, super::btf::Place::bit);
     KernelFacts {
         mib_listen_overflows: counter("LINUX_MIB_LISTENOVERFLOWS"),
         mib_listen_drops: counter("LINUX_MIB_LISTENDROPS"),

@@ -59,9 +59,14 @@ pub struct Kernel {
 
 impl Kernel {
     pub(super) fn new(attached: Attached, host: Host, verbose: bool) -> Result<Self, CannotTrace> {
-        let Attached { mut ebpf, rings, hooks: _ } = attached;
+        let Attached {
+            mut ebpf,
+            rings,
+            hooks: _,
+        } = attached;
         let counters = Counters::try_from(
-            ebpf.take_map("COUNTERS").ok_or(CannotTrace::Foreign("COUNTERS"))?,
+            ebpf.take_map("COUNTERS")
+                .ok_or(CannotTrace::Foreign("COUNTERS"))?,
         )
         .map_err(|_| CannotTrace::Foreign("COUNTERS"))?;
         let sockets = hash(&mut ebpf, "SOCKETS")?;
@@ -108,7 +113,10 @@ impl Kernel {
         let mut options = RawTracePointRunOptions::new();
         options.args[0] = id.sk;
         options.args[1] = id.born.0;
-        self.snapshot_program()?.test_run(options).map(drop).map_err(io::Error::other)
+        self.snapshot_program()?
+            .test_run(options)
+            .map(drop)
+            .map_err(io::Error::other)
     }
 
     /// Listeners whose totals changed since the last poll.
@@ -123,18 +131,22 @@ impl Kernel {
         self.listener_events = events.seen;
         let totals = &mut self.totals;
         let mut alive = HashMap::default();
-        maps::for_each(self.listeners.fd().as_fd(), size_of::<Listener>(), |sk, value| {
-            let Ok(Listener { mut syn, .. }) = Listener::read_from_bytes(value) else {
-                return;
-            };
-            alive.insert(sk, syn.totals);
-            if totals.get(&sk) == Some(&syn.totals) {
-                return;
-            }
-            syn.header = header::<Syn>(kind::SYN, now_ns);
-            syn.outcome = u8::MAX;
-            feed(syn.as_bytes());
-        })?;
+        maps::for_each(
+            self.listeners.fd().as_fd(),
+            size_of::<Listener>(),
+            |sk, value| {
+                let Ok(Listener { mut syn, .. }) = Listener::read_from_bytes(value) else {
+                    return;
+                };
+                alive.insert(sk, syn.totals);
+                if totals.get(&sk) == Some(&syn.totals) {
+                    return;
+                }
+                syn.header = header::<Syn>(kind::SYN, now_ns);
+                syn.outcome = u8::MAX;
+                feed(syn.as_bytes());
+            },
+        )?;
         self.totals = alive;
         Ok(())
     }
@@ -147,17 +159,24 @@ impl Kernel {
             self.swept_ns = now_ns;
             let found = &mut self.half_closed;
             found.clear();
-            maps::for_each(self.sockets.fd().as_fd(), size_of::<SocketState>(), |sk, value| {
-                let Ok(state) = SocketState::read_from_bytes(value) else {
-                    return;
-                };
-                if state.half_closed != 0
-                    && now_ns.saturating_sub(state.since_ns) >= limit_ns
-                    && found.len() < MAX_HALF_CLOSED
-                {
-                    found.push(SocketId { sk, born: Ktime(state.born_ns) });
-                }
-            })?;
+            maps::for_each(
+                self.sockets.fd().as_fd(),
+                size_of::<SocketState>(),
+                |sk, value| {
+                    let Ok(state) = SocketState::read_from_bytes(value) else {
+                        return;
+                    };
+                    if state.half_closed != 0
+                        && now_ns.saturating_sub(state.since_ns) >= limit_ns
+                        && found.len() < MAX_HALF_CLOSED
+                    {
+                        found.push(SocketId {
+                            sk,
+                            born: Ktime(state.born_ns),
+                        });
+                    }
+                },
+            )?;
         }
         for id in &self.half_closed {
             self.ask(*id)?;
@@ -187,14 +206,13 @@ impl Kernel {
 impl Source for Kernel {
     async fn readable(&self) -> io::Result<()> {
         // Made here and not in `new`: a reactor is running by now, and `doctor` needs none.
-        let wake = match self.wake.get() {
-            Some(wake) => wake,
-            None => {
-                let fd = self.rings.wake().try_clone()?;
-                // SAFETY: an OwnedFd names the same open descriptor for as long as it lives.
-                let wake = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? };
-                self.wake.get_or_init(|| wake)
-            }
+        let wake = if let Some(wake) = self.wake.get() {
+            wake
+        } else {
+            let fd = self.rings.wake().try_clone()?;
+            // SAFETY: an OwnedFd names the same open descriptor for as long as it lives.
+            let wake = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? };
+            self.wake.get_or_init(|| wake)
         };
         wake.readable().await?.clear_ready();
         Ok(())
@@ -222,7 +240,9 @@ impl Source for Kernel {
         self.poll_half_closed(now_ns, half_closed_ns)?;
         self.rings.drain(feed);
         self.poll_lost(now_ns, feed)?;
-        let tick = Tick { header: header::<Tick>(kind::TICK, ktime_ns()) };
+        let tick = Tick {
+            header: header::<Tick>(kind::TICK, ktime_ns()),
+        };
         feed(tick.as_bytes());
         Ok(())
     }
@@ -241,7 +261,12 @@ fn ktime_ns() -> u64 {
 
 /// The header of a record that user space makes itself.
 fn header<T>(kind: u16, ktime_ns: u64) -> Header {
-    Header { ktime_ns, kind, size: u16::try_from(size_of::<T>()).unwrap_or(u16::MAX), cpu: u32::MAX }
+    Header {
+        ktime_ns,
+        kind,
+        size: u16::try_from(size_of::<T>()).unwrap_or(u16::MAX),
+        cpu: u32::MAX,
+    }
 }
 
 fn hash(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, CannotTrace> {

@@ -65,7 +65,11 @@ pub(super) fn for_each(
     let mut first = true;
     loop {
         let mut attr = BatchAttr {
-            in_batch: if first { 0 } else { (&raw const cursor).addr() as u64 },
+            in_batch: if first {
+                0
+            } else {
+                (&raw const cursor).addr() as u64
+            },
             out_batch: (&raw mut cursor).addr() as u64,
             keys: keys.as_mut_ptr().addr() as u64,
             values: values.as_mut_ptr().addr() as u64,

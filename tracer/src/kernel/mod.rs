@@ -26,13 +26,13 @@ use aya::{
 use conntracer_common::filter::Filter;
 use log::debug;
 
-pub use self::{error::CannotTrace, live::Kernel};
 use self::{
     attach::Attached,
     btf::Btf,
     host::Host,
     plan::{HookMode, Plan, Transport},
 };
+pub use self::{error::CannotTrace, live::Kernel};
 
 /// What to trace and how.
 #[derive(Clone, Debug)]
@@ -66,9 +66,14 @@ pub fn probe(options: &Options) -> Result<Host, CannotTrace> {
 
 fn attach(options: &Options) -> Result<(Attached, Host), CannotTrace> {
     raise_memlock();
-    let data = fs::read(&options.btf)
-        .map_err(|source| CannotTrace::NoBtf { path: options.btf.clone(), source })?;
-    let bad = |source| CannotTrace::BadBtf { path: options.btf.clone(), source };
+    let data = fs::read(&options.btf).map_err(|source| CannotTrace::NoBtf {
+        path: options.btf.clone(),
+        source,
+    })?;
+    let bad = |source| CannotTrace::BadBtf {
+        path: options.btf.clone(),
+        source,
+    };
     let btf = Btf::parse(&data).map_err(bad)?;
     let resolved = layout::resolve(&btf).map_err(bad)?;
     debug!("fields this kernel lacks: {:?}", resolved.missing);
@@ -92,7 +97,9 @@ fn attach(options: &Options) -> Result<(Attached, Host), CannotTrace> {
 
 /// Runs `percpu_base` on every CPU, so that the programs can read the kernel's per-CPU counters.
 fn learn_percpu_offsets(ebpf: &Ebpf) -> Result<(), String> {
-    let anchor = ebpf.map("PERCPU_ANCHOR").ok_or("the eBPF object has no map PERCPU_ANCHOR")?;
+    let anchor = ebpf
+        .map("PERCPU_ANCHOR")
+        .ok_or("the eBPF object has no map PERCPU_ANCHOR")?;
     let anchor: PerCpuArray<_, u64> =
         PerCpuArray::try_from(anchor).map_err(|error| error.to_string())?;
     let Some(Program::RawTracePoint(program)) = ebpf.program("percpu_base") else {
@@ -101,7 +108,9 @@ fn learn_percpu_offsets(ebpf: &Ebpf) -> Result<(), String> {
     for cpu in online_cpus().map_err(|(what, error)| format!("{what}: {error}"))? {
         let mut run = RawTracePointRunOptions::new();
         run.cpu = Some(cpu);
-        program.test_run(run).map_err(|error| format!("CPU {cpu}: {error}"))?;
+        program
+            .test_run(run)
+            .map_err(|error| format!("CPU {cpu}: {error}"))?;
         // Values are in the order of possible CPUs, which are numbered from 0 without gaps.
         let offsets = anchor.get(&0, 0).map_err(|error| error.to_string())?;
         if offsets.get(cpu as usize).is_none_or(|offset| *offset == 0) {
@@ -115,7 +124,10 @@ fn learn_percpu_offsets(ebpf: &Ebpf) -> Result<(), String> {
 /// CAP_SYS_RESOURCE) does no harm.
 fn raise_memlock() {
     use rustix::process::{Resource, Rlimit, setrlimit};
-    let unlimited = Rlimit { current: None, maximum: None };
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
     if let Err(error) = setrlimit(Resource::Memlock, unlimited) {
         debug!("raising RLIMIT_MEMLOCK: {error}");
     }

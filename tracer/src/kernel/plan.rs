@@ -21,7 +21,9 @@ pub enum Rung {
 }
 
 /// What was asked for with `--hooks`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum HookMode {
     /// The best rung that loads, hook by hook.
@@ -36,7 +38,9 @@ pub enum HookMode {
 }
 
 /// How records travel from the kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
     /// The BPF ring buffer (Linux 5.8).
@@ -100,7 +104,10 @@ impl Plan {
     /// The rung a hook got; `Off` for a hook that is not in the plan.
     #[must_use]
     pub fn rung(&self, hook: &str) -> Rung {
-        self.hooks.iter().find(|plan| plan.hook == hook).map_or(Rung::Off, |plan| plan.rung)
+        self.hooks
+            .iter()
+            .find(|plan| plan.hook == hook)
+            .map_or(Rung::Off, |plan| plan.rung)
     }
 
     /// Whether `detector` is exact, and if not why.

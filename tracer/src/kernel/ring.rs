@@ -11,7 +11,10 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Map, MapData, PerfEventArray, RingBuf, perf::{PerfEvent, PerfEventArrayBuffer}},
+    maps::{
+        Map, MapData, PerfEventArray, RingBuf,
+        perf::{PerfEvent, PerfEventArrayBuffer},
+    },
     util::online_cpus,
 };
 use conntracer_common::record::Header;
@@ -33,24 +36,40 @@ pub(super) struct Rings {
 }
 
 enum Kind {
-    Ringbuf { rare: RingBuf<MapData>, bulk: RingBuf<MapData> },
-    Perf { rare: Vec<PerfEventArrayBuffer<MapData>>, bulk: Vec<PerfEventArrayBuffer<MapData>> },
+    Ringbuf(Box<Pair>),
+    Perf {
+        rare: Vec<PerfEventArrayBuffer<MapData>>,
+        bulk: Vec<PerfEventArrayBuffer<MapData>>,
+    },
+}
+
+struct Pair {
+    rare: RingBuf<MapData>,
+    bulk: RingBuf<MapData>,
 }
 
 impl Rings {
     pub(super) fn open(ebpf: &mut Ebpf, transport: Transport) -> Result<Self, CannotTrace> {
-        let kernel = |source: io::Error| CannotTrace::Kernel { what: "creating an epoll", source };
+        let kernel = |source: io::Error| CannotTrace::Kernel {
+            what: "creating an epoll",
+            source,
+        };
         let wake = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| kernel(e.into()))?;
         let watch = |fd: std::os::fd::BorrowedFd<'_>| {
-            epoll::add(&wake, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
-                .map_err(|e| kernel(e.into()))
+            epoll::add(
+                &wake,
+                fd,
+                epoll::EventData::new_u64(0),
+                epoll::EventFlags::IN,
+            )
+            .map_err(|e| kernel(e.into()))
         };
         let kind = match transport {
             Transport::Ringbuf => {
                 let rare = ringbuf(ebpf, "RARE")?;
                 let bulk = ringbuf(ebpf, "BULK")?;
                 watch(rare.as_fd())?;
-                Kind::Ringbuf { rare, bulk }
+                Kind::Ringbuf(Box::new(Pair { rare, bulk }))
             }
             Transport::Perf => {
                 let rare = perf(ebpf, "RARE_PERF")?;
@@ -61,7 +80,11 @@ impl Rings {
                 Kind::Perf { rare, bulk }
             }
         };
-        Ok(Self { kind, wake, rare: Vec::new() })
+        Ok(Self {
+            kind,
+            wake,
+            rare: Vec::new(),
+        })
     }
 
     /// Readable when a record that cannot wait is there.
@@ -73,7 +96,8 @@ impl Rings {
     pub(super) fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) {
         self.rare.clear();
         match &mut self.kind {
-            Kind::Ringbuf { rare, bulk } => {
+            Kind::Ringbuf(pair) => {
+                let Pair { rare, bulk } = &mut **pair;
                 while let Some(record) = rare.next() {
                     self.rare.push(record.to_vec());
                 }
@@ -123,8 +147,10 @@ fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, CannotTrace> {
 }
 
 fn ringbuf(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, CannotTrace> {
-    RingBuf::try_from(take(ebpf, name)?)
-        .map_err(|error| CannotTrace::Ring { ring: name, reason: error.to_string() })
+    RingBuf::try_from(take(ebpf, name)?).map_err(|error| CannotTrace::Ring {
+        ring: name,
+        reason: error.to_string(),
+    })
 }
 
 fn perf(
@@ -137,7 +163,9 @@ fn perf(
     let cpus = online_cpus().map_err(|(what, error)| refused(format!("{what}: {error}")))?;
     cpus.into_iter()
         .map(|cpu| {
-            array.open(cpu, Some(PERF_PAGES)).map_err(|error| refused(format!("CPU {cpu}: {error}")))
+            array
+                .open(cpu, Some(PERF_PAGES))
+                .map_err(|error| refused(format!("CPU {cpu}: {error}")))
         })
         .collect()
 }
