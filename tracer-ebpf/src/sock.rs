@@ -61,10 +61,24 @@ macro_rules! field_into {
 }
 pub(crate) use field_into;
 
-/// Whether `sk` is TCP: the state tracepoint also fires for SCTP, DCCP and MPTCP.
+/// Loads a field through a pointer that the verifier knows: an argument of a BTF tracepoint, within
+/// the structure BTF says it points to. A tenth of the cost of a helper call, for the hottest programs.
+macro_rules! load {
+    ($pointer:expr, $field:ident: $ty:ty) => {
+        // SAFETY: the verifier checks the access against the structure; a fault reads zero.
+        unsafe {
+            core::ptr::read_volatile(
+                ($pointer + u64::from($crate::maps::global!(LAYOUT.$field))) as *const $ty,
+            )
+        }
+    };
+}
+pub(crate) use load;
+
+/// Whether `sk` (of a BTF tracepoint) is TCP: the state tracepoint also fires for SCTP, DCCP and MPTCP.
 #[inline(always)]
 pub(crate) fn is_tcp(sk: u64) -> bool {
-    field!(sk, sk_protocol: u16) == IPPROTO_TCP
+    load!(sk, sk_protocol: u16) == IPPROTO_TCP
 }
 
 /// The inode of the network namespace of a `struct net`.
@@ -176,60 +190,80 @@ pub(crate) struct Packet {
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 
-/// Whether an skb carries IP and has passed through `tcp_v4/v6_rcv`, which clear `skb->dev`.
+/// Whether an skb (of a BTF tracepoint) carries IP and has passed through `tcp_v4/v6_rcv`, which clear
+/// `skb->dev`.
 #[inline(always)]
 pub(crate) fn is_consumed_by_tcp(skb: u64) -> bool {
-    if field!(skb, skb_dev: u64) != 0 {
+    if load!(skb, skb_dev: u64) != 0 {
         return false;
     }
-    let protocol = u16::from_be(field!(skb, skb_protocol: u16));
+    let protocol = u16::from_be(load!(skb, skb_protocol: u16));
     protocol == ETH_P_IP || protocol == ETH_P_IPV6
 }
+
+/// The part of an IPv4 header that is looked at (RFC 791), in words.
+type Ipv4 = [u32; 5];
+/// An IPv6 header (RFC 8200), in words.
+type Ipv6 = [u32; 10];
+/// The first 16 bytes of a TCP header (RFC 9293), in words.
+type TcpHead = [u32; 4];
 
 /// Parses the IP and TCP headers of an skb; `None` for anything but TCP.
 ///
 /// `transport_header` may be unset where packets are dropped, so it is computed.
 #[inline(always)]
 pub(crate) fn packet(skb: u64) -> Option<Packet> {
-    let protocol = u16::from_be(field!(skb, skb_protocol: u16));
+    let protocol = field!(skb, skb_protocol: u16);
     let network = field!(skb, skb_network_header: u16);
+    parse(protocol, field!(skb, skb_head: u64), network)
+}
+
+/// [`packet`] for an argument of a BTF tracepoint.
+#[inline(always)]
+pub(crate) fn packet_of_tracepoint(skb: u64) -> Option<Packet> {
+    let protocol = load!(skb, skb_protocol: u16);
+    let network = load!(skb, skb_network_header: u16);
+    parse(protocol, load!(skb, skb_head: u64), network)
+}
+
+#[inline(always)]
+fn parse(protocol_be: u16, head: u64, network: u16) -> Option<Packet> {
     if network == 0 || network == u16::MAX {
         return None;
     }
-    let ip = field!(skb, skb_head: u64) + u64::from(network);
+    let protocol = u16::from_be(protocol_be);
+    let ip = head + u64::from(network);
     let (local_addr, remote_addr, family, th) = if protocol == ETH_P_IP {
-        if read::<u8>(ip, 9) as u16 != IPPROTO_TCP {
+        let header = read::<Ipv4>(ip, 0);
+        // Bytes 8..12: time to live, protocol, checksum.
+        if (u32::from_be(header[2]) >> 16) as u8 != IPPROTO_TCP as u8 {
             return None;
         }
-        let ihl = u64::from(read::<u8>(ip, 0) & 0x0f) * 4;
-        (
-            mapped(read::<u32>(ip, 16)),
-            mapped(read::<u32>(ip, 12)),
-            AF_INET,
-            ip + ihl,
-        )
+        let ihl = u64::from((u32::from_be(header[0]) >> 24) & 0x0f) * 4;
+        (mapped(header[4]), mapped(header[3]), AF_INET, ip + ihl)
     } else if protocol == ETH_P_IPV6 {
-        // Extension headers before TCP are rare enough to be left alone: such a packet is not ours.
-        if read::<u8>(ip, 6) as u16 != IPPROTO_TCP {
+        let header = read::<Ipv6>(ip, 0);
+        // Bytes 4..8: length, next header, hop limit. Extension headers before TCP are rare enough to
+        // be left alone: such a packet is not ours.
+        if (u32::from_be(header[1]) >> 8) as u8 != IPPROTO_TCP as u8 {
             return None;
         }
-        (
-            read::<[u32; 4]>(ip, 24),
-            read::<[u32; 4]>(ip, 8),
-            AF_INET6,
-            ip + 40,
-        )
+        let source = [header[2], header[3], header[4], header[5]];
+        let destination = [header[6], header[7], header[8], header[9]];
+        (destination, source, AF_INET6, ip + 40)
     } else {
         return None;
     };
+    let tcp = read::<TcpHead>(th, 0);
+    let ports = u32::from_be(tcp[0]);
     Some(Packet {
         local_addr,
         remote_addr,
-        local_port: u16::from_be(read::<u16>(th, 2)),
-        remote_port: u16::from_be(read::<u16>(th, 0)),
+        local_port: ports as u16,
+        remote_port: (ports >> 16) as u16,
         family,
-        seq: u32::from_be(read::<u32>(th, 4)),
-        flags: read::<u8>(th, 13),
+        seq: u32::from_be(tcp[1]),
+        flags: (u32::from_be(tcp[3]) >> 16) as u8,
     })
 }
 

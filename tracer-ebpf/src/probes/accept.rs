@@ -53,7 +53,8 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
         Some(entry)
             if entry.role == role::PASSIVE && entry.owner.source != owner_source::ACCEPT =>
         {
-            account(hook::ACCEPT, accepted(&ctx, sk, entry.listener))
+            // A first receive is no accept(): the listener's last one stays unknown on this rung.
+            account(hook::ACCEPT, accepted(&ctx, sk, 0))
         }
         _ => 0,
     }
@@ -61,7 +62,9 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
-    if let Some(entry) = LISTENERS.get_ptr_mut(listener) {
+    if listener != 0
+        && let Some(entry) = LISTENERS.get_ptr_mut(listener)
+    {
         // SAFETY: a live map value of plain data.
         unsafe {
             (*entry).syn.last_accept_ns = bpf_ktime_get_ns();
@@ -71,15 +74,18 @@ fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
             }
         }
     }
-    let entry = match SOCKETS.get_ptr_mut(child) {
+    if let Some(entry) = SOCKETS.get_ptr_mut(child) {
         // SAFETY: as above.
-        Some(entry) => unsafe { &mut *entry },
-        None => match socket::born(child, role::PASSIVE, listener) {
-            Ok(entry) => entry,
-            Err(outcome) => return outcome,
-        },
-    };
-    sock::fill_current(&mut entry.owner, owner_source::ACCEPT);
+        unsafe { sock::fill_current(&mut (*entry).owner, owner_source::ACCEPT) };
+    } else {
+        // Older than the tracer: its handshake was not seen.
+        let outcome = socket::born(child, role::PASSIVE, listener, |owner| {
+            sock::fill_current(owner, owner_source::ACCEPT);
+        });
+        if outcome != Outcome::Aggregated {
+            return outcome;
+        }
+    }
     if !asked_for(kind::ACCEPT) {
         return Outcome::Aggregated;
     }

@@ -119,7 +119,8 @@ pub(crate) fn freed_at_listener<C: EbpfContext>(
         Err(refused) => return refused,
     };
     let risen = listener::unexplained(entry, field!(sk, sk_drops: u32));
-    listener::explain(entry, risen);
+    // No more than this segment's share: another CPU may have dropped a SYN it has yet to explain.
+    listener::explain(entry, if risen > 1 { 2 } else { risen });
     if packet.flags & (flag::SYN | flag::ACK | flag::RST) != flag::ACK {
         return Outcome::Aggregated;
     }

@@ -31,12 +31,11 @@ pub(crate) fn connect_kprobe(ctx: ProbeContext) -> i32 {
 /// port may not be bound yet there.
 #[inline(always)]
 pub(crate) fn connecting<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
-    match socket::born(sk, role::ACTIVE, 0) {
-        Ok(entry) => sock::fill_current(&mut entry.owner, owner_source::CONNECT),
-        Err(outcome) => return outcome,
-    }
-    if !asked_for(kind::CONNECT) {
-        return Outcome::Aggregated;
+    let outcome = socket::born(sk, role::ACTIVE, 0, |owner| {
+        sock::fill_current(owner, owner_source::CONNECT);
+    });
+    if outcome != Outcome::Aggregated || !asked_for(kind::CONNECT) {
+        return outcome;
     }
     let mut record = Connect {
         header: emit::header::<Connect>(kind::CONNECT),

@@ -20,22 +20,31 @@ pub(crate) fn drop(ctx: BtfTracePointContext) -> i32 {
     if global!(OPTIONS.ack_by_skb) == 0 && !asked_for(kind::DROP) {
         return 0;
     }
+    // The receiving socket, which skb->sk is not, is an argument from 6.11 on.
+    let rx_sk: u64 = if global!(FACTS.args_kfree_skb) >= 4 {
+        ctx.arg(3)
+    } else {
+        0
+    };
+    let listening = rx_sk != 0 && field!(rx_sk, skc_state: u8) == state::LISTEN;
+    if !asked_for(kind::DROP) && global!(FACTS.args_kfree_skb) >= 4 && !listening {
+        // Only drops at listeners matter, and this is none.
+        return 0;
+    }
     let skb: u64 = ctx.arg(0);
-    let Some(packet) = sock::packet(skb) else {
+    let Some(packet) = sock::packet_of_tracepoint(skb) else {
         return 0;
     };
-    account(hook::DROP, try_drop(&ctx, skb, &packet))
+    account(hook::DROP, try_drop(&ctx, rx_sk, skb, &packet))
 }
 
-fn try_drop(ctx: &BtfTracePointContext, skb: u64, packet: &sock::Packet) -> Outcome {
+fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Packet) -> Outcome {
     let args = global!(FACTS.args_kfree_skb);
     let reason = if args >= 3 {
         ctx.arg::<i32>(2) as u32
     } else {
         u32::MAX
     };
-    // The receiving socket, which skb->sk is not, is an argument from 6.11 on.
-    let rx_sk: u64 = if args >= 4 { ctx.arg(3) } else { 0 };
     let mut net = sock::net_of_packet(skb);
     if net == 0 && rx_sk != 0 {
         net = sock::net_of(rx_sk);
@@ -61,13 +70,13 @@ fn try_drop(ctx: &BtfTracePointContext, skb: u64, packet: &sock::Packet) -> Outc
         return Outcome::Filtered;
     }
     if global!(OPTIONS.ack_by_skb) != 0 && packet.flags & flag::RST == 0 {
-        let counted = percpu::counted_since_last(net);
         let sk = if socket.state == state::LISTEN && rx_sk != 0 {
             rx_sk
         } else {
             listener::by_port(netns, packet.local_port, packet.local_addr)
         };
         if sk != 0 {
+            let counted = percpu::counted_since_last(net);
             account(
                 hook::ACK,
                 ack::freed_at_listener(ctx, sk, skb, packet, counted),

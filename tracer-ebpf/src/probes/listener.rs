@@ -86,18 +86,6 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     }
 }
 
-/// A child was born of a listener that the state tracepoint cannot name: found by its port.
-#[inline(always)]
-pub(crate) fn child_of_unknown(child: u64) -> Outcome {
-    let mut socket = Socket::default();
-    sock::fill_full(child, &mut socket);
-    if !socket::wanted(&socket) {
-        return Outcome::Filtered;
-    }
-    let listener = by_port(socket.netns, socket.local_port, socket.local_addr);
-    socket::born_of(child, listener)
-}
-
 /// The entry of a listener; one older than the tracer is adopted at its first SYN, owner unknown.
 #[inline(always)]
 pub(crate) fn entry<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut Listener, Outcome> {

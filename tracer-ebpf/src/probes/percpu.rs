@@ -64,12 +64,31 @@ pub(crate) fn mib(net: u64) -> Option<Mib> {
         return None;
     }
     let counters = statistics.wrapping_add(offset);
+    let [overflows, drops] = pair(counters, facts.mib_listen_overflows, facts.mib_listen_drops);
+    let [full_cookies, full_drop] = pair(
+        counters,
+        facts.mib_reqq_full_cookies,
+        facts.mib_reqq_full_drop,
+    );
     Some(Mib {
-        overflows: sock::read(counters, facts.mib_listen_overflows * 8),
-        drops: sock::read(counters, facts.mib_listen_drops * 8),
-        full_drop: sock::read(counters, facts.mib_reqq_full_drop * 8),
-        full_cookies: sock::read(counters, facts.mib_reqq_full_cookies * 8),
+        overflows,
+        drops,
+        full_drop,
+        full_cookies,
     })
+}
+
+/// Two counters by index: in one read where they lie side by side, as they always have.
+#[inline(always)]
+fn pair(counters: u64, first: u16, second: u16) -> [u64; 2] {
+    if second == first + 1 {
+        sock::read::<[u64; 2]>(counters, first * 8)
+    } else {
+        [
+            sock::read(counters, first * 8),
+            sock::read(counters, second * 8),
+        ]
+    }
 }
 
 impl Mib {

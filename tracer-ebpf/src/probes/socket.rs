@@ -8,6 +8,7 @@ use conntracer_common::{
 
 use crate::{
     maps::{EMPTY_SOCKET, LISTENERS, Outcome, SOCKETS, global},
+    probes::listener,
     sock,
 };
 
@@ -23,46 +24,46 @@ pub(crate) fn filters() -> bool {
     global!(FILTER.netns) != 0 || global!(FILTER).has_endpoint()
 }
 
-/// Starts a connection's life without an owner: `Filtered` when nobody asks for it, `Lost` when the map
-/// is full.
+/// Starts a connection's life: `Filtered` when nobody asks for it, `Lost` when the map is full.
 #[inline(always)]
-pub(crate) fn born(sk: u64, role: u8, listener: u64) -> Result<&'static mut SocketState, Outcome> {
+pub(crate) fn born(sk: u64, role: u8, listener: u64, own: impl FnOnce(&mut Owner)) -> Outcome {
     if filters() {
         let mut socket = Socket::default();
         sock::fill_full(sk, &mut socket);
         if !wanted(&socket) {
-            return Err(Outcome::Filtered);
+            return Outcome::Filtered;
         }
     }
-    // Inserted empty and filled in place: nothing of it stands on the stack.
-    let empty = EMPTY_SOCKET.get(0).ok_or(Outcome::Lost)?;
-    SOCKETS.insert(sk, empty, 0).map_err(|_| Outcome::Lost)?;
-    let entry = SOCKETS.get_ptr_mut(sk).ok_or(Outcome::Lost)?;
-    // SAFETY: a live map value of plain data; the helper has no preconditions.
-    let entry = unsafe { &mut *entry };
-    entry.born_ns = unsafe { bpf_ktime_get_ns() };
-    entry.listener = listener;
-    entry.role = role;
-    Ok(entry)
+    // SAFETY: helper without preconditions.
+    let born_ns = unsafe { bpf_ktime_get_ns() };
+    let mut state = SocketState {
+        born_ns,
+        listener,
+        role,
+        ..SocketState::default()
+    };
+    own(&mut state.owner);
+    match SOCKETS.insert(sk, &state, 0) {
+        Ok(()) => Outcome::Aggregated,
+        Err(_) => Outcome::Lost,
+    }
 }
 
-/// Starts an accepted connection's life; until accepted it is its listener's.
+/// Starts a connection's life on the passive side. Its owner is its listener's until accepted: looked up
+/// when first needed, which for a healthy connection is never.
 #[inline(always)]
 pub(crate) fn born_of(child: u64, listener: u64) -> Outcome {
-    match born(child, role::PASSIVE, listener) {
-        Ok(entry) => {
-            inherit(listener, &mut entry.owner);
-            Outcome::Aggregated
-        }
-        Err(outcome) => outcome,
-    }
+    born(child, role::PASSIVE, listener, |_| ())
 }
 
-/// The owner a listener's children inherit until accepted.
+/// The owner of a listener, which its children inherit until accepted. One that is younger than the
+/// child is another listener at a reused address.
 #[inline(always)]
-pub(crate) fn inherit(listener: u64, owner: &mut Owner) {
+pub(crate) fn inherit(listener: u64, child_born_ns: u64, owner: &mut Owner) {
     // SAFETY: plain data; a concurrent update can at worst mix two owners of one listener.
-    if let Some(entry) = unsafe { LISTENERS.get(listener) } {
+    if let Some(entry) = unsafe { LISTENERS.get(listener) }
+        && entry.syn.socket.born_ns <= child_born_ns
+    {
         *owner = entry.syn.owner;
         if owner.source != owner_source::UNKNOWN {
             owner.source = owner_source::LISTENER;
@@ -82,6 +83,14 @@ pub(crate) fn fill(sk: u64, socket: &mut Socket, owner: &mut Owner) -> bool {
         socket.born_ns = entry.born_ns;
         socket.role = entry.role;
         *owner = entry.owner;
+        if entry.role == role::PASSIVE && owner.source == owner_source::UNKNOWN {
+            let listener = if entry.listener == 0 {
+                listener::by_port(socket.netns, socket.local_port, socket.local_addr)
+            } else {
+                entry.listener
+            };
+            inherit(listener, socket.born_ns, owner);
+        }
     }
     true
 }

@@ -12,7 +12,7 @@ use crate::{
     emit::{self, Lane},
     maps::{Outcome, SOCKETS, account, asked_for, global},
     probes::{connect, listener, socket},
-    sock::{self, field},
+    sock::{self, field, load},
 };
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
@@ -34,12 +34,11 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
         }
         // The child's own state is a copy of the listener's at this moment.
         state::SYN_RECV if old == state::LISTEN && global!(OPTIONS.ack_by_skb) != 0 => {
-            listener::child_of_unknown(sk)
+            socket::born_of(sk, 0)
         }
         state::LISTEN => listener::listening(sk),
         state::CLOSE if old == state::LISTEN => listener::closed(ctx, sk),
         state::CLOSE_WAIT | state::FIN_WAIT2 => half_closed(sk, new),
-        state::LAST_ACK => half_closed(sk, 0),
         _ => Outcome::Aggregated,
     };
     if asked_for(kind::STATE) {
@@ -51,27 +50,32 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     outcome
 }
 
-/// Enters or leaves (0) a half-closed state. A connection older than the tracer is adopted without an
-/// owner, so that a leak is seen all the same.
+/// Enters a half-closed state. A connection older than the tracer is adopted without an owner, so that a
+/// leak is seen all the same. That the state was left shows when the user half looks at the socket.
 #[inline(always)]
 fn half_closed(sk: u64, state: u8) -> Outcome {
-    let entry = match SOCKETS.get_ptr_mut(sk) {
-        // SAFETY: a live map value of plain data.
-        Some(entry) => unsafe { &mut *entry },
-        None if state == 0 => return Outcome::Aggregated,
-        None => match socket::born(sk, role::UNKNOWN, 0) {
-            Ok(entry) => entry,
-            Err(outcome) => return outcome,
-        },
-    };
-    entry.half_closed = state;
-    // SAFETY: helper without preconditions.
-    entry.since_ns = unsafe { bpf_ktime_get_ns() };
+    if SOCKETS.get_ptr_mut(sk).is_none() {
+        let outcome = socket::born(sk, role::UNKNOWN, 0, |_| ());
+        if outcome != Outcome::Aggregated {
+            return outcome;
+        }
+    }
+    if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
+        // SAFETY: a live map value of plain data; the helper has no preconditions.
+        unsafe {
+            (*entry).half_closed = state;
+            (*entry).since_ns = bpf_ktime_get_ns();
+        }
+    }
     Outcome::Aggregated
 }
 
+/// Whether a closing connection was in trouble. The cheap signs first: nearly every one has none.
 #[inline(always)]
 fn troubled(sk: u64) -> bool {
+    if load!(sk, sk_err: u32) == 0 && field!(sk, total_retrans: u32) == 0 {
+        return false;
+    }
     // SAFETY: plain data.
     unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.troubled != 0)
 }
@@ -91,7 +95,7 @@ fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, new: u8, lane: Lane) -> Ou
         return Outcome::Filtered;
     }
     if old == state::LISTEN || new == state::LISTEN {
-        socket::inherit(sk, &mut record.owner);
+        socket::inherit(sk, u64::MAX, &mut record.owner);
     }
     emit::emit(ctx, lane, &record)
 }

@@ -141,7 +141,7 @@ pub(crate) fn syn_tracepoint(ctx: BtfTracePointContext) -> i32 {
     if !sock::is_consumed_by_tcp(skb) {
         return 0;
     }
-    let Some(packet) = sock::packet(skb) else {
+    let Some(packet) = sock::packet_of_tracepoint(skb) else {
         return 0;
     };
     if packet.flags & (flag::SYN | flag::ACK | flag::RST) != flag::SYN {
@@ -163,19 +163,27 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
         Ok(entry) => entry,
         Err(refused) => return refused,
     };
-    let now = Bracket::now(sk, skb);
-    let risen = listener::unexplained(entry, now.drops);
-    let (outcome, evidence) = match counted {
-        Some(counted) => (by_counters(&now, &counted), syn_evidence::COUNTERS),
+    let evidence = match counted {
+        Some(_) => syn_evidence::COUNTERS,
         // The first SYN of this namespace on this CPU.
-        None if risen > 0 => (
-            full_queue(&now, listener::syncookies(net)),
-            syn_evidence::FIELDS,
-        ),
-        None => (syn_outcome::ADDED, syn_evidence::FIELDS),
+        None => syn_evidence::FIELDS,
     };
-    if outcome != syn_outcome::ADDED && outcome != syn_outcome::COOKIE {
-        listener::explain(entry, 1);
+    // What a listener unknown to us dropped is in the counters too, but not in this one's `sk_drops`.
+    let drops = field!(sk, sk_drops: u32);
+    if listener::unexplained(entry, drops) == 0 {
+        let cookie = counted.is_some_and(|counted| counted.full_cookies != 0);
+        let outcome = if cookie {
+            syn_outcome::COOKIE
+        } else {
+            syn_outcome::ADDED
+        };
+        return listener::outcome(ctx, sk, entry, outcome, evidence, skb);
     }
+    listener::explain(entry, 1);
+    let now = Bracket::now(sk, skb);
+    let outcome = match counted {
+        Some(counted) if counted.drops != 0 => by_counters(&now, &counted),
+        _ => full_queue(&now, listener::syncookies(net)),
+    };
     listener::outcome(ctx, sk, entry, outcome, evidence, skb)
 }

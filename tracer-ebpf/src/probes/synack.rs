@@ -37,7 +37,8 @@ fn try_synack(ctx: &BtfTracePointContext) -> Outcome {
     if !socket::wanted(&record.socket) {
         return Outcome::Filtered;
     }
-    socket::inherit(listener, &mut record.owner);
+    // A request lives no longer than its listener.
+    socket::inherit(listener, u64::MAX, &mut record.owner);
     record.socket.sk = listener;
     // SAFETY: plain data.
     if let Some(entry) = unsafe { LISTENERS.get(listener) } {
