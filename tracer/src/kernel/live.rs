@@ -26,6 +26,7 @@ use super::{
     error::CannotTrace,
     host::Host,
     maps::{self, Counters},
+    missed::Missed,
     ring::Rings,
 };
 use crate::{
@@ -45,6 +46,7 @@ pub struct Kernel {
     host: Host,
     rings: Rings,
     counters: Counters,
+    missed: Missed,
     sockets: MapData,
     listeners: MapData,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
@@ -78,11 +80,13 @@ impl Kernel {
         } else {
             None
         };
+        let missed = Missed::new(&ebpf);
         Ok(Self {
             ebpf,
             host,
             rings,
             counters,
+            missed,
             sockets,
             listeners,
             logger,
@@ -184,9 +188,18 @@ impl Kernel {
         Ok(())
     }
 
+    /// One hook's counters, with the events that passed while its program could not run.
+    fn account(&self, hook: u32) -> io::Result<HookCounters> {
+        let mut counters = maps::counters(&self.counters, hook)?;
+        let missed = self.missed.of(hook);
+        counters.seen += missed;
+        counters.lost += missed;
+        Ok(counters)
+    }
+
     fn poll_lost(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         for hook in 0..hook::COUNT {
-            let now = maps::counters(&self.counters, hook)?.lost;
+            let now = self.account(hook)?.lost;
             let before = &mut self.lost[hook as usize];
             if now > *before {
                 let loss = Loss {
@@ -248,7 +261,10 @@ impl Source for Kernel {
     }
 
     fn accounts(&self) -> io::Result<Vec<(&'static str, HookCounters)>> {
-        maps::accounts(&self.counters)
+        (0..)
+            .zip(HOOKS)
+            .map(|(hook, name)| Ok((name, self.account(hook)?)))
+            .collect()
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::maps::{MapData, PerCpuArray};
-use conntracer_common::stats::{HOOKS, HookCounters};
+use conntracer_common::stats::HookCounters;
 use zerocopy::transmute;
 
 /// The counters as aya sees them: `HookCounters` is not ours to mark as plain data there.
@@ -23,14 +23,6 @@ pub(super) fn counters(map: &Counters, hook: u32) -> io::Result<HookCounters> {
         sum.add(&transmute!(*cpu));
     }
     Ok(sum)
-}
-
-/// Every hook's counters.
-pub(super) fn accounts(map: &Counters) -> io::Result<Vec<(&'static str, HookCounters)>> {
-    (0..)
-        .zip(HOOKS)
-        .map(|(hook, name)| Ok((name, counters(map, hook)?)))
-        .collect()
 }
 
 /// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd`.

@@ -12,6 +12,7 @@ mod ladder;
 mod layout;
 mod live;
 mod maps;
+mod missed;
 pub mod plan;
 mod ring;
 
