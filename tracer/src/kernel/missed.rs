@@ -45,7 +45,14 @@ impl Missed {
     pub(super) fn of(&self, hook: u32) -> u64 {
         self.programs[hook as usize]
             .values()
-            .map(|programs| programs.iter().copied().map(recursion_misses).max().unwrap_or(0))
+            .map(|programs| {
+                programs
+                    .iter()
+                    .copied()
+                    .map(recursion_misses)
+                    .max()
+                    .unwrap_or(0)
+            })
             .sum()
     }
 }
@@ -72,7 +79,10 @@ mod tests {
 
     #[test]
     fn the_count_is_read_and_its_absence_is_none() {
-        assert_eq!(parse("prog_type:\t26\nrecursion_misses:\t17\nverified_insns:\t9\n"), 17);
+        assert_eq!(
+            parse("prog_type:\t26\nrecursion_misses:\t17\nverified_insns:\t9\n"),
+            17
+        );
         assert_eq!(parse("prog_type:\t26\n"), 0);
         assert_eq!(parse("recursion_misses:\tmany\n"), 0);
     }
