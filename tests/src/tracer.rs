@@ -6,7 +6,7 @@ use std::{
     fs::{self, Permissions},
     io::{BufRead, BufReader, Read},
     os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread::JoinHandle,
@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
@@ -87,10 +88,24 @@ impl Binary {
     #[must_use]
     pub fn run(&self, netns: &NetNs) -> Command {
         let mut command = self.command();
+        command.arg("run");
+        self.scope(&mut command, netns);
         command
-            .args(["run", "--hooks", &self.hooks])
+    }
+
+    /// The same as [`Binary::run`], keeping every record in `file`.
+    #[must_use]
+    pub fn record(&self, netns: &NetNs, file: &Path) -> Command {
+        let mut command = self.command();
+        command.arg("record").arg(file);
+        self.scope(&mut command, netns);
+        command
+    }
+
+    fn scope(&self, command: &mut Command, netns: &NetNs) {
+        command
+            .args(["--hooks", &self.hooks])
             .args(["--netns", &netns.inode().to_string()]);
-        command
     }
 }
 
@@ -125,9 +140,12 @@ impl Tracer {
         netns: &NetNs,
         arguments: &[OsString],
     ) -> Result<Self, NotStarted> {
-        let mut command = binary.run(netns);
-        command.args(["--format", "json"]).args(arguments);
-        let mut process = Process::spawn(&mut command)?;
+        Self::of(binary.run(netns).args(arguments))
+    }
+
+    /// Starts a `run` or `record` of a [`Binary`], and waits until its hooks are attached.
+    pub fn of(command: &mut Command) -> Result<Self, NotStarted> {
+        let mut process = Process::spawn(command.args(["--format", "json"]))?;
         let stdout = process.stdout()?;
         let (sender, lines) = channel();
         let reader = std::thread::spawn(move || read_lines(stdout, &sender));
@@ -183,15 +201,37 @@ impl Tracer {
         limit: Duration,
         matches: impl Fn(&Finding) -> bool,
     ) -> Result<Finding> {
+        self.wait_for_line(what, limit, |line| match line {
+            Line::Finding(finding) if matches(finding) => Some(Finding::clone(finding)),
+            _ => None,
+        })
+    }
+
+    /// Waits until `count` events of the kinds asked for by `--emit` have been printed.
+    pub fn wait_for_events(&mut self, count: usize, limit: Duration) -> Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        let mut seen = 0;
+        self.wait_for_line(&format!("{count} events"), limit, |line| {
+            seen += usize::from(matches!(line, Line::Event(..)));
+            (seen >= count).then_some(())
+        })
+    }
+
+    fn wait_for_line<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut find: impl FnMut(&Line) -> Option<T>,
+    ) -> Result<T> {
         let deadline = Instant::now() + limit;
         let mut next = 0;
         loop {
             while let Some(line) = self.seen.get(next) {
                 next += 1;
-                if let Line::Finding(finding) = line
-                    && matches(finding)
-                {
-                    return Ok(Finding::clone(finding));
+                if let Some(found) = find(line) {
+                    return Ok(found);
                 }
             }
             match self
@@ -267,6 +307,14 @@ impl Run {
     pub fn findings(&self) -> impl Iterator<Item = &Finding> {
         self.lines.iter().filter_map(|line| match line {
             Line::Finding(finding) => Some(&**finding),
+            _ => None,
+        })
+    }
+
+    /// The events that `--emit` brought, in the order printed: kind and fields.
+    pub fn events(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.lines.iter().filter_map(|line| match line {
+            Line::Event(kind, fields) => Some((kind.as_str(), fields)),
             _ => None,
         })
     }

@@ -11,3 +11,4 @@ pub mod ghost_syns;
 pub mod half_closed;
 pub mod healthy;
 pub mod lossy_path;
+pub mod short_lives;

@@ -6,6 +6,7 @@
 //! counted; with `CONNTRACER_MUST_TRACE` set it fails instead.
 
 mod doctor;
+mod emit;
 mod half_open;
 mod healthy;
 mod lifecycle;
