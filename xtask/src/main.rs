@@ -14,6 +14,7 @@ mod modules;
 mod packages;
 mod process;
 mod program;
+mod record_data;
 mod run;
 mod test;
 mod toolchain;
@@ -46,6 +47,7 @@ enum Verb {
     Vm(vm::Arguments),
     Demo(demo::Arguments),
     CheckObject(check_object::Arguments),
+    RecordData(record_data::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -69,5 +71,8 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode> {
         Verb::Vm(verb) => vm::execute(&workspace, installation, &verb),
         Verb::Demo(verb) => demo::execute(&workspace, installation, &verb),
         Verb::CheckObject(verb) => check_object::execute(&workspace, installation, &verb),
+        Verb::RecordData(record_data::Arguments {}) => {
+            record_data::execute(&workspace, installation)
+        }
     }
 }

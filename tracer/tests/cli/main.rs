@@ -1,10 +1,12 @@
 //! The built binary from outside, without root: usage, exit statuses, replay, and the output contract.
 //!
-//! Recordings are made by the library's own writer from synthetic records.
+//! Recordings are made by the library's own writer from synthetic records, but for those of live kernels in
+//! [`scenarios`].
 
 mod contract;
 mod recorded;
 mod replay;
+mod scenarios;
 mod usage;
 
 use std::{
