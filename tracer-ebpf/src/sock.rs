@@ -63,6 +63,7 @@ pub(crate) use field_into;
 
 /// Loads a field through a pointer that the verifier knows: an argument of a BTF tracepoint, within
 /// the structure BTF says it points to. A tenth of the cost of a helper call, for the hottest programs.
+/// Numbers only: 5.10 takes a pointer loaded this way for never NULL, and drops the branch that asks.
 macro_rules! load {
     ($pointer:expr, $field:ident: $ty:ty) => {
         // SAFETY: the verifier checks the access against the structure; a fault reads zero.
@@ -194,11 +195,8 @@ const ETH_P_IPV6: u16 = 0x86dd;
 /// `skb->dev`.
 #[inline(always)]
 pub(crate) fn is_consumed_by_tcp(skb: u64) -> bool {
-    if load!(skb, skb_dev: u64) != 0 {
-        return false;
-    }
     let protocol = u16::from_be(load!(skb, skb_protocol: u16));
-    protocol == ETH_P_IP || protocol == ETH_P_IPV6
+    (protocol == ETH_P_IP || protocol == ETH_P_IPV6) && field!(skb, skb_dev: u64) == 0
 }
 
 /// The part of an IPv4 header that is looked at (RFC 791), in words.

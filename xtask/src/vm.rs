@@ -306,19 +306,35 @@ fn test_one(
 ) -> Result<Outcome> {
     let run = Run::prepare(workspace, kernel, programs, hooks)?;
     let log_path = run.directory.join(format!("{hooks}.log"));
-    let mut log = Log::create(log_path.clone())?;
     let mut report = Report::default();
     let start = Instant::now();
-    let verdict = machine::boot(
-        kernel,
-        &run.initramfs,
-        &format!("conntracer.run=tests conntracer.hooks={hooks} {filter}"),
-        plan.timeout,
-        |line| {
-            report.line(line);
-            log.line(line)
-        },
-    )?;
+    let mut boots_left = BOOTS;
+    let verdict = loop {
+        boots_left -= 1;
+        let mut log = Log::create(log_path.clone())?;
+        let mut testing = false;
+        let verdict = machine::boot(
+            kernel,
+            &run.initramfs,
+            &format!("conntracer.run=tests conntracer.hooks={hooks} {filter}"),
+            plan.timeout,
+            |line| {
+                testing |= line.starts_with("running ");
+                report.line(line);
+                log.line(line)
+            },
+        )?;
+        match &verdict {
+            Verdict::Crash(message) if !testing && boots_left > 0 => {
+                eprintln!(
+                    "Linux {} ({hooks}): crashed before any test began ({message}), which says \
+                     nothing of conntracer; booting it again",
+                    kernel.release
+                );
+            }
+            _ => break verdict,
+        }
+    };
     let elapsed = start.elapsed();
     run.finish(plan.keep)?;
     let failure = failure(&verdict, &report);
@@ -342,6 +358,10 @@ fn test_one(
         log: log_path,
     })
 }
+
+/// Boots of one VM at most. QEMU emulates a kernel's self-modifying code on two CPUs imperfectly, and a
+/// kernel may die of it (int3 at a jump label) within its first two seconds.
+const BOOTS: u32 = 3;
 
 /// Why a run is no success. A verdict without a single test behind it is none.
 fn failure(verdict: &Verdict, report: &Report) -> Option<String> {
