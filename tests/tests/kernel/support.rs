@@ -89,7 +89,10 @@ pub(crate) fn assert_sound(run: &Run, netns: &NetNs) {
     );
     for (hook, account) in &run.stop.hooks {
         assert!(account.balances(), "{hook}: {account:?}");
-        assert_eq!(account.lost, 0, "{hook}: {account:?}");
+        // A program that is running on a CPU is not entered again there: the kernel skips the event
+        // and counts it, and so does conntracer. Emulated, a run takes long enough for that to happen
+        // now and then; a ring or map that is too small loses far more.
+        assert!(account.lost * 100 <= account.seen, "{hook}: {account:?}");
     }
 }
 

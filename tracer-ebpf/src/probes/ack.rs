@@ -13,10 +13,12 @@ use conntracer_common::{
 };
 
 use crate::{
-    maps::{ACK_BRACKET, Bracket, Mib, Outcome, account},
+    maps::{ACK_BRACKET, Bracket, Outcome, account},
     probes::{
         bracket::{enter, leave},
-        listener, socket,
+        listener,
+        percpu::Counted,
+        socket,
     },
     sock::{self, field},
 };
@@ -112,7 +114,7 @@ pub(crate) fn freed_at_listener<C: EbpfContext>(
     sk: u64,
     skb: u64,
     packet: &sock::Packet,
-    counted: Option<Mib>,
+    counted: &Counted,
 ) -> Outcome {
     let entry = match listener::entry(ctx, sk) {
         Ok(entry) => entry,
@@ -125,9 +127,10 @@ pub(crate) fn freed_at_listener<C: EbpfContext>(
         return Outcome::Aggregated;
     }
     let full = field!(sk, sk_ack_backlog: u32) > field!(sk, sk_max_ack_backlog: u32);
-    let (overflowed, evidence) = match counted {
-        Some(counted) => (counted.overflows != 0, syn_evidence::COUNTERS),
-        None => (risen > 1 && full, syn_evidence::FIELDS),
+    let (overflowed, evidence) = if counted.known {
+        (counted.mib.overflows != 0, syn_evidence::COUNTERS)
+    } else {
+        (risen > 1 && full, syn_evidence::FIELDS)
     };
     if overflowed {
         listener::outcome(ctx, sk, entry, syn_outcome::ACK_OVERFLOW, evidence, skb)

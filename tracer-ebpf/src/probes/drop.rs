@@ -79,7 +79,7 @@ fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Pac
             let counted = percpu::counted_since_last(net);
             account(
                 hook::ACK,
-                ack::freed_at_listener(ctx, sk, skb, packet, counted),
+                ack::freed_at_listener(ctx, sk, skb, packet, &counted),
             );
         }
     }

@@ -9,6 +9,7 @@ use conntracer_common::layout::ABSENT;
 
 use crate::{
     maps::{LAST_MIB, Mib, PERCPU_ANCHOR, SCRATCH, global},
+    probes::bracket::NO_MIB,
     sock::{self, field},
 };
 
@@ -104,19 +105,36 @@ impl Mib {
     }
 }
 
+/// What was counted, and whether there was anything to count from. No `Option`: an absent payload would
+/// be copied as uninitialised stack, which 5.10 refuses to read.
+#[derive(Clone, Copy)]
+pub(crate) struct Counted {
+    pub(crate) known: bool,
+    pub(crate) mib: Mib,
+}
+
 /// What a namespace counted on this CPU since the last look (tracepoint rung, which has no entry to
-/// compare with); `None` at the first look, and where the counters cannot be read.
+/// compare with); not known at the first look, and where the counters cannot be read.
 #[inline(always)]
-pub(crate) fn counted_since_last(net: u64) -> Option<Mib> {
-    let now = mib(net)?;
+pub(crate) fn counted_since_last(net: u64) -> Counted {
+    let unknown = Counted {
+        known: false,
+        mib: NO_MIB,
+    };
+    let Some(now) = mib(net) else {
+        return unknown;
+    };
     let inum = sock::net_inum(net);
-    if let Some(last) = LAST_MIB.get_ptr_mut(inum) {
-        // SAFETY: a live per-CPU map value of plain data.
-        let before = unsafe { core::ptr::replace(last, now) };
+    let Some(last) = LAST_MIB.get_ptr_mut(inum) else {
+        // A full map leaves the namespace without a baseline: its causes stay inferred, which is said.
+        let _refused = LAST_MIB.insert(inum, now, 0);
+        return unknown;
+    };
+    // SAFETY: a live per-CPU map value of plain data.
+    let before = unsafe { core::ptr::replace(last, now) };
+    Counted {
         // A namespace of the same inode number as one that is gone starts anew.
-        return (now.drops >= before.drops).then(|| now.since(&before));
+        known: now.drops >= before.drops,
+        mib: now.since(&before),
     }
-    // A full map leaves the namespace without a baseline: its causes stay inferred, which is said.
-    let _refused = LAST_MIB.insert(inum, now, 0);
-    None
 }

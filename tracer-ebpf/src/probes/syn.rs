@@ -163,15 +163,16 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
         Ok(entry) => entry,
         Err(refused) => return refused,
     };
-    let evidence = match counted {
-        Some(_) => syn_evidence::COUNTERS,
-        // The first SYN of this namespace on this CPU.
-        None => syn_evidence::FIELDS,
+    // Not known: the first SYN of this namespace on this CPU.
+    let evidence = if counted.known {
+        syn_evidence::COUNTERS
+    } else {
+        syn_evidence::FIELDS
     };
     // What a listener unknown to us dropped is in the counters too, but not in this one's `sk_drops`.
     let drops = field!(sk, sk_drops: u32);
     if listener::unexplained(entry, drops) == 0 {
-        let cookie = counted.is_some_and(|counted| counted.full_cookies != 0);
+        let cookie = counted.known && counted.mib.full_cookies != 0;
         let outcome = if cookie {
             syn_outcome::COOKIE
         } else {
@@ -181,9 +182,10 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
     }
     listener::explain(entry, 1);
     let now = Bracket::now(sk, skb);
-    let outcome = match counted {
-        Some(counted) if counted.drops != 0 => by_counters(&now, &counted),
-        _ => full_queue(&now, listener::syncookies(net)),
+    let outcome = if counted.known && counted.mib.drops != 0 {
+        by_counters(&now, &counted.mib)
+    } else {
+        full_queue(&now, listener::syncookies(net))
     };
     listener::outcome(ctx, sk, entry, outcome, evidence, skb)
 }
