@@ -71,7 +71,7 @@ pub(crate) fn trace(binary: &Binary, netns: &NetNs, arguments: &[&str]) -> Optio
     }
 }
 
-/// Every event of every hook is accounted for, none was lost, and no finding is about anything
+/// Every event of every hook is accounted for, next to none was lost, and no finding is about anything
 /// outside of `netns`.
 #[track_caller]
 pub(crate) fn assert_sound(run: &Run, netns: &NetNs) {
