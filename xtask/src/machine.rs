@@ -19,6 +19,11 @@ use crate::{cpio, kernel::Kernel};
 pub(crate) const EMULATOR: &str = "qemu-system-x86_64";
 pub(crate) const EMULATOR_PACKAGE: &str = "qemu-system-x86";
 
+/// The guest's CPUs take turns on one thread. Until 8.1, QEMU with a thread for each translated code
+/// while another CPU wrote it ("accel/tcg: Always lock pages before translation"), so that a kernel
+/// patching its own jump labels, static calls or ftrace sites could die of a stale int3.
+const ACCELERATOR: &str = "tcg,thread=single";
+
 /// Memory of a VM: the unpacked programs, a kernel, and thousands of sockets.
 const MEMORY_MIB: u32 = 1024;
 
@@ -99,7 +104,8 @@ pub(crate) fn boot(
 ) -> Result<Verdict> {
     let mut command = Command::new(EMULATOR);
     command
-        .args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-no-reboot"])
+        .args(["-accel", ACCELERATOR, "-cpu", "max", "-smp", "2"])
+        .arg("-no-reboot")
         .args(["-m", &MEMORY_MIB.to_string()])
         .args(["-nodefaults", "-display", "none", "-serial", "stdio"])
         .arg("-kernel")

@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     /// Run the demo instead of the tests, one kernel after the other, on this terminal.
     #[arg(long)]
     demo: bool,
-    /// VMs at a time; each emulates two CPUs on about one of the host's.
+    /// VMs at a time; each keeps one of the host's CPUs busy.
     #[arg(long, default_value_t = default_jobs())]
     jobs: usize,
     /// Seconds after which a VM is killed and counted as failed.
@@ -122,7 +122,7 @@ pub(crate) fn execute(
     Ok(ExitCode::from(u8::from(failed)))
 }
 
-/// VMs at a time: each keeps about one of the host's CPUs busy, and two share what the other waits.
+/// VMs at a time: each keeps one of the host's CPUs busy.
 pub(crate) fn default_jobs() -> usize {
     thread::available_parallelism().map_or(1, |cpus| cpus.get().min(8))
 }
