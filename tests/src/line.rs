@@ -138,6 +138,17 @@ pub struct Finding {
     pub advice: Vec<String>,
 }
 
+impl Finding {
+    /// A number among the evidence; panics where there is none, as a test wants it.
+    #[must_use]
+    pub fn number(&self, name: &str) -> u64 {
+        self.evidence
+            .get(name)
+            .and_then(Value::as_u64)
+            .unwrap_or_else(|| panic!("no number {name:?} in {self:#?}"))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {

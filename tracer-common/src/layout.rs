@@ -59,7 +59,9 @@ layout! {
     skc_v6_daddr = "sock_common"."skc_v6_daddr", optional;
     skc_v6_rcv_saddr = "sock_common"."skc_v6_rcv_saddr", optional;
     skc_flags = "sock_common"."skc_flags";
-    skc_listener = "sock_common"."skc_listener", optional;
+    /// The bytes that hold these bit fields, at bits `reuseport_bit` and `ipv6only_bit`.
+    skc_reuseport = "sock_common"."skc_reuseport", optional;
+    skc_ipv6only = "sock_common"."skc_ipv6only", optional;
 
     sk_protocol = "sock"."sk_protocol";
     sk_err = "sock"."sk_err";
@@ -119,7 +121,11 @@ layout! {
     net_inum = "net"."ns.inum";
     net_syncookies = "net"."ipv4.sysctl_tcp_syncookies", optional;
     net_max_syn_backlog = "net"."ipv4.sysctl_max_syn_backlog", optional;
+    net_abort_on_overflow = "net"."ipv4.sysctl_tcp_abort_on_overflow", optional;
+    net_somaxconn = "net"."core.sysctl_somaxconn", optional;
     net_statistics = "net"."mib.net_statistics", optional;
+    net_ip_statistics = "net"."mib.ip_statistics", optional;
+    net_ipv6_statistics = "net"."mib.ipv6_statistics", optional;
     /// Per-CPU pointers of a per-CPU array map: how a program learns this CPU's offset.
     bpf_array_pptrs = "bpf_array"."pptrs", optional;
 }
@@ -135,15 +141,16 @@ pub struct KernelFacts {
     pub mib_reqq_full_drop: u16,
     pub mib_reqq_full_cookies: u16,
     pub mib_tcp_keepalive: u16,
+    /// Index of `IPSTATS_MIB_OUTNOROUTES` in `struct ipstats_mib.mibs`; 0 when unknown.
+    pub mib_out_no_routes: u16,
     /// Arguments of tracepoints as BTF declares them, 0 when absent.
     pub args_tcp_retransmit_skb: u8,
     pub args_kfree_skb: u8,
     pub args_tcp_send_reset: u8,
     /// Bit of `acked` within its byte.
     pub ireq_acked_bit: u8,
-    pub pad: [u8; 2],
-    /// Drop reasons that matter to the kernel half, 0 when the kernel has none.
-    pub reason_listen_overflow: u32,
+    pub reuseport_bit: u8,
+    pub ipv6only_bit: u8,
 }
 
 impl KernelFacts {
@@ -153,12 +160,13 @@ impl KernelFacts {
         mib_reqq_full_drop: 0,
         mib_reqq_full_cookies: 0,
         mib_tcp_keepalive: 0,
+        mib_out_no_routes: 0,
         args_tcp_retransmit_skb: 0,
         args_kfree_skb: 0,
         args_tcp_send_reset: 0,
         ireq_acked_bit: 0,
-        pad: [0; 2],
-        reason_listen_overflow: 0,
+        reuseport_bit: 0,
+        ipv6only_bit: 0,
     };
 }
 

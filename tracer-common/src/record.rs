@@ -238,9 +238,13 @@ pub struct SynAck {
     pub pad: u8,
 }
 
-/// What became of a SYN or third ACK at a listener: the index into [`SynTotals`].
+/// What a listener's totals count: the index into [`SynTotals`].
+///
+/// The first [`SYNS`](syn_outcome::SYNS) are what became of SYNs: their sum is every SYN that reached
+/// the listener. Up to [`OUTCOMES`](syn_outcome::OUTCOMES) follow the third ACKs; what comes after
+/// counts something beside them.
 pub mod syn_outcome {
-    /// A request was created and a SYN-ACK sent.
+    /// A request was created and a SYN-ACK sent (or, with Fast Open, a child at once).
     pub const ADDED: usize = 0;
     /// A cookie was sent instead of a request being stored.
     pub const COOKIE: usize = 1;
@@ -248,13 +252,46 @@ pub mod syn_outcome {
     pub const SYN_QUEUE_FULL: usize = 3;
     /// The last quarter of `tcp_max_syn_backlog`, cookies off, an unproven peer.
     pub const SYN_QUEUE_PRESSURE: usize = 4;
-    /// Dropped by `tcp_conn_request` for none of the above (memory, route, security module).
-    pub const OTHER: usize = 5;
-    /// The third ACK found the accept queue full; the client believes it is connected.
-    pub const ACK_OVERFLOW: usize = 6;
+    /// No route back to the client (`IpExt`/`Ip6` OutNoRoutes).
+    pub const NO_ROUTE: usize = 5;
+    /// Dropped by `tcp_conn_request` for none of the above (memory, a security module).
+    pub const OTHER: usize = 6;
+    /// Outcomes of a SYN.
+    pub const SYNS: usize = 7;
+
+    /// The third ACK made a connection.
+    pub const COMPLETED: usize = 7;
+    /// The third ACK found the accept queue full; the client believes it is connected. Once for each
+    /// ACK, and clients repeat theirs: `TcpExt ListenOverflows` at this stage.
+    pub const ACK_OVERFLOW: usize = 8;
     /// The third ACK was refused for another reason (memory, route).
-    pub const ACK_OTHER: usize = 7;
-    pub const COUNT: usize = 8;
+    pub const ACK_OTHER: usize = 9;
+    /// Outcomes of SYNs and third ACKs.
+    pub const OUTCOMES: usize = 10;
+
+    /// Distinct clients behind `ACK_OVERFLOW` that were not sent a RST.
+    pub const VICTIMS: usize = 10;
+    /// Of `COMPLETED`, those whose SYN-ACK had to be repeated.
+    pub const COMPLETED_LATE: usize = 11;
+    /// SYN-ACKs repeated, by timer or for a repeated SYN.
+    pub const REPEATED: usize = 12;
+    /// Of those, for requests whose third ACK did come and was discarded.
+    pub const REPEATED_ACKED: usize = 13;
+    /// Requests whose SYN-ACK was repeated at least once.
+    pub const REQUESTS_REPEATED: usize = 14;
+    /// Requests given up by their timer.
+    pub const EXPIRED: usize = 15;
+    /// Requests ended by the peer's RST or SYN.
+    pub const RESET: usize = 16;
+    /// Requests ended by our RST, because the accept queue was full and `tcp_abort_on_overflow` is 1.
+    pub const ABORTED: usize = 17;
+    /// Connections handed out by accept().
+    pub const ACCEPTED: usize = 18;
+    /// Third ACKs with a valid cookie (`TcpExt SyncookiesRecv`), and those with a wrong one
+    /// (`SyncookiesFailed`).
+    pub const COOKIE_VALID: usize = 19;
+    pub const COOKIE_INVALID: usize = 20;
+    pub const COUNT: usize = 21;
 
     pub const NAMES: [&str; COUNT] = [
         "added",
@@ -262,9 +299,22 @@ pub mod syn_outcome {
         "accept_queue_full",
         "syn_queue_full",
         "syn_queue_pressure",
+        "no_route",
         "other",
+        "completed",
         "ack_overflow",
         "ack_other",
+        "ack_overflow_clients",
+        "completed_late",
+        "syn_acks_repeated",
+        "syn_acks_repeated_ack_discarded",
+        "requests_repeated",
+        "requests_expired",
+        "requests_reset",
+        "requests_aborted",
+        "accepted",
+        "cookies_valid",
+        "cookies_invalid",
     ];
 }
 
@@ -278,6 +328,14 @@ pub mod syn_evidence {
 
 /// Cumulative per listener since the kernel half first saw it, indexed by [`syn_outcome`].
 pub type SynTotals = [u64; syn_outcome::COUNT];
+
+/// Bits of [`Syn::flags`].
+pub mod listener_flag {
+    /// `IPV6_V6ONLY`: an any-address of this listener takes no IPv4.
+    pub const V6_ONLY: u8 = 1;
+    /// `SO_REUSEPORT`: one of possibly many listeners of its address.
+    pub const REUSEPORT: u8 = 2;
+}
 
 /// The state of a listener and the outcome that made the kernel half say so. Emitted for the first
 /// outcome of each bad kind and then at most once in [`SYN_INTERVAL_NS`] per listener: the totals
@@ -305,13 +363,21 @@ pub struct Syn {
     /// Highest `ack_backlog` and `syn_qlen` seen at a SYN.
     pub peak_ack_backlog: u32,
     pub peak_syn_qlen: u32,
+    /// `net.core.somaxconn` of the listener's namespace; 0 when not known.
+    pub somaxconn: u32,
     /// One of [`syn_outcome`], or 255.
     pub outcome: u8,
     /// One of [`syn_evidence`].
     pub evidence: u8,
     /// `net.ipv4.tcp_syncookies` (0, 1, 2), 255 when not known.
     pub syncookies: u8,
-    pub pad: [u8; 5],
+    /// `net.ipv4.tcp_abort_on_overflow`, 255 when not known.
+    pub abort_on_overflow: u8,
+    /// Bits of [`listener_flag`].
+    pub flags: u8,
+    /// Most SYN-ACKs repeated for one request so far.
+    pub most_repeats: u8,
+    pub pad: [u8; 6],
 }
 
 /// Shortest time between two [`Syn`] records of one listener and outcome: ten a second keep a
@@ -410,8 +476,8 @@ pub struct Loss {
     pub pad: u32,
 }
 
-/// The largest record. Records are built on the 512-byte BPF stack.
-pub const MAX_RECORD: usize = 320;
+/// The largest record. What is larger than half the 512-byte BPF stack is emitted from its map.
+pub const MAX_RECORD: usize = 384;
 
 const _: () = {
     assert!(size_of::<Header>() == 16);
@@ -422,7 +488,7 @@ const _: () = {
     assert!(size_of::<State>() == 128);
     assert!(size_of::<Retransmit>() == 224);
     assert!(size_of::<SynAck>() == 144);
-    assert!(size_of::<Syn>() == 232);
+    assert!(size_of::<Syn>() == 344);
     assert!(size_of::<Reset>() == 128);
     assert!(size_of::<Drop>() == 144);
     assert!(size_of::<Probe>() == 208);

@@ -5,7 +5,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LruPerCpuHashMap, PerCpuArray, PerfEventArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, PerfEventArray, RingBuf},
 };
 use conntracer_common::{
     filter::Filter,
@@ -94,6 +94,22 @@ pub(crate) struct ListenKey {
 #[map]
 pub(crate) static LISTEN_PORTS: HashMap<ListenKey, u64> = HashMap::with_max_entries(4096, 0);
 
+/// A client whose third ACK was refused.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Client {
+    pub(crate) local_addr: [u32; 4],
+    pub(crate) remote_addr: [u32; 4],
+    pub(crate) local_port: u16,
+    pub(crate) remote_port: u16,
+    pub(crate) netns: u32,
+}
+
+/// When each such client was last refused: it repeats its ACK, and is one victim all the same. LRU: one
+/// forgotten among 16,384 others counts again.
+#[map]
+pub(crate) static VICTIMS: LruHashMap<Client, u64> = LruHashMap::with_max_entries(16_384, 0);
+
 /// One hook's counters on this CPU, indexed by `stats::hook`.
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<HookCounters> =
@@ -113,10 +129,14 @@ pub(crate) struct Bracket {
     pub(crate) syn_qlen: u32,
     /// `tcp_v6_syn_recv_sock` calls `tcp_v4_syn_recv_sock` for v4-mapped peers.
     pub(crate) nested: u32,
-    pub(crate) pad: u32,
+    /// SYN-ACKs repeated for the request whose third ACK this is; 0 for a SYN.
+    pub(crate) repeats: u8,
+    /// 1 for a third ACK that brought a valid cookie.
+    pub(crate) cookie: u8,
+    pub(crate) pad: [u8; 2],
 }
 
-/// The four counters of this CPU that tell why a SYN was dropped.
+/// The counters of this CPU that tell why a SYN was dropped.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mib {
@@ -124,6 +144,8 @@ pub(crate) struct Mib {
     pub(crate) drops: u64,
     pub(crate) full_drop: u64,
     pub(crate) full_cookies: u64,
+    /// Of the family of the packet's link-layer protocol.
+    pub(crate) no_routes: u64,
 }
 
 /// A namespace's counters at the last look on this CPU (tracepoint rung). LRU: namespaces come and go,

@@ -199,6 +199,12 @@ pub(crate) fn is_consumed_by_tcp(skb: u64) -> bool {
     (protocol == ETH_P_IP || protocol == ETH_P_IPV6) && field!(skb, skb_dev: u64) == 0
 }
 
+/// Whether an skb carries IPv6.
+#[inline(always)]
+pub(crate) fn is_ipv6(skb: u64) -> bool {
+    u16::from_be(field!(skb, skb_protocol: u16)) == ETH_P_IPV6
+}
+
 /// The part of an IPv4 header that is looked at (RFC 791), in words.
 type Ipv4 = [u32; 5];
 /// An IPv6 header (RFC 8200), in words.

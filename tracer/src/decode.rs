@@ -9,7 +9,7 @@ use std::{
 };
 
 use conntracer_common::{
-    record::{self, Header, kind, owner_source, role, syn_evidence, syn_outcome},
+    record::{self, Header, kind, listener_flag, owner_source, role, syn_evidence, syn_outcome},
     stats::HOOKS,
     tcp::{AF_INET, ca, flag, pending},
 };
@@ -260,7 +260,7 @@ fn syn_ack(raw: &record::SynAck) -> Result<SynAck, DecodeError> {
 fn syn(raw: &record::Syn) -> Result<Syn, DecodeError> {
     let outcome = match raw.outcome {
         u8::MAX => None,
-        value if usize::from(value) < syn_outcome::COUNT => Some(value.into()),
+        value if usize::from(value) < syn_outcome::OUTCOMES => Some(value.into()),
         value => {
             return Err(DecodeError::Value {
                 field: "SYN outcome",
@@ -283,7 +283,12 @@ fn syn(raw: &record::Syn) -> Result<Syn, DecodeError> {
         peak_syn_qlen: raw.peak_syn_qlen,
         outcome,
         by_counters: raw.evidence == syn_evidence::COUNTERS,
+        somaxconn: (raw.somaxconn != 0).then_some(raw.somaxconn),
         syncookies: (raw.syncookies != u8::MAX).then_some(raw.syncookies),
+        abort_on_overflow: (raw.abort_on_overflow != u8::MAX).then_some(raw.abort_on_overflow != 0),
+        v6_only: raw.flags & listener_flag::V6_ONLY != 0,
+        reuseport: raw.flags & listener_flag::REUSEPORT != 0,
+        most_repeats: raw.most_repeats,
     })
 }
 
@@ -463,12 +468,12 @@ mod tests {
     fn an_outcome_that_does_not_exist_is_refused() {
         let mut run = Run::new();
         run.syn(listener("10.0.0.1:80", "10.0.0.2:4000"), |syn| {
-            syn.outcome = 8;
+            syn.outcome = 10;
         });
         assert_eq!(run.pipeline.tallies().decode_errors, 1);
         let error = DecodeError::Value {
             field: "SYN outcome",
-            value: 8,
+            value: 10,
         };
         assert_eq!(decode(&run.fed[0]), Err(error));
     }

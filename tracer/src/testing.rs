@@ -388,7 +388,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
                 *byte = source % 6;
             }
             if kind == kind::SYN {
-                bytes[std::mem::offset_of!(record::Syn, outcome)] = source % 9;
+                bytes[std::mem::offset_of!(record::Syn, outcome)] = source % 11;
             }
             bytes
         })

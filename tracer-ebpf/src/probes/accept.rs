@@ -11,14 +11,14 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, FExitContext},
 };
 use conntracer_common::{
-    record::{Accept, kind, owner_source, role},
+    record::{Accept, kind, owner_source, role, syn_outcome},
     stats::hook,
 };
 
 use crate::{
     emit::{self, Lane},
     maps::{LISTENERS, Outcome, SOCKETS, account, asked_for},
-    probes::socket,
+    probes::{listener, socket},
     sock,
 };
 
@@ -65,6 +65,7 @@ fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
     if listener != 0
         && let Some(entry) = LISTENERS.get_ptr_mut(listener)
     {
+        listener::count(entry, syn_outcome::ACCEPTED);
         // SAFETY: a live map value of plain data.
         unsafe {
             (*entry).syn.last_accept_ns = bpf_ktime_get_ns();

@@ -25,13 +25,23 @@ use crate::{
 
 #[fentry(function = "tcp_v4_syn_recv_sock")]
 pub(crate) fn ack_fentry_v4(ctx: FEntryContext) -> i32 {
-    enter(ACK_BRACKET.get_ptr_mut(0), ctx.arg(0), ctx.arg(1));
+    enter(
+        ACK_BRACKET.get_ptr_mut(0),
+        ctx.arg(0),
+        ctx.arg(1),
+        ctx.arg(2),
+    );
     0
 }
 
 #[fentry(function = "tcp_v6_syn_recv_sock")]
 pub(crate) fn ack_fentry_v6(ctx: FEntryContext) -> i32 {
-    enter(ACK_BRACKET.get_ptr_mut(0), ctx.arg(0), ctx.arg(1));
+    enter(
+        ACK_BRACKET.get_ptr_mut(0),
+        ctx.arg(0),
+        ctx.arg(1),
+        ctx.arg(2),
+    );
     0
 }
 
@@ -63,6 +73,7 @@ pub(crate) fn ack_kprobe(ctx: ProbeContext) -> i32 {
         ACK_BRACKET.get_ptr_mut(0),
         ctx.arg(0).unwrap_or(0),
         ctx.arg(1).unwrap_or(0),
+        ctx.arg(2).unwrap_or(0),
     );
     0
 }
@@ -83,12 +94,16 @@ fn acked<C: EbpfContext>(ctx: &C, child: u64) -> i32 {
 #[inline(always)]
 fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
     if child != 0 {
+        listener::completed(before.sk, before.repeats, before.cookie);
         return socket::born_of(child, before.sk);
     }
     let entry = match listener::entry(ctx, before.sk) {
         Ok(entry) => entry,
         Err(refused) => return refused,
     };
+    if before.cookie != 0 {
+        listener::count(entry, syn_outcome::COOKIE_VALID);
+    }
     let (overflowed, evidence) = match before.counted_since() {
         Some(counted) => (counted.overflows != 0, syn_evidence::COUNTERS),
         None => (
@@ -101,6 +116,7 @@ fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
     } else {
         syn_outcome::ACK_OTHER
     };
+    listener::refused(entry, before.sk, before.skb, outcome, before.cookie);
     listener::outcome(ctx, before.sk, entry, outcome, evidence, before.skb)
 }
 
@@ -133,6 +149,8 @@ pub(crate) fn freed_at_listener<C: EbpfContext>(
         (risen > 1 && full, syn_evidence::FIELDS)
     };
     if overflowed {
+        // Whether it brought a cookie does not show here.
+        listener::refused(entry, sk, skb, syn_outcome::ACK_OVERFLOW, 0);
         listener::outcome(ctx, sk, entry, syn_outcome::ACK_OVERFLOW, evidence, skb)
     } else {
         Outcome::Aggregated

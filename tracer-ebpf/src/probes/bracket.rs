@@ -15,6 +15,7 @@ pub(crate) const NO_MIB: Mib = Mib {
     drops: 0,
     full_drop: 0,
     full_cookies: 0,
+    no_routes: 0,
 };
 
 impl Bracket {
@@ -30,20 +31,23 @@ impl Bracket {
             max_ack_backlog: field!(sk, sk_max_ack_backlog: u32),
             syn_qlen: field!(sk, icsk_qlen: u32),
             nested: 0,
-            pad: 0,
+            repeats: 0,
+            cookie: 0,
+            pad: [0; 2],
         }
     }
 
     /// What the kernel counted since; `None` where its counters cannot be read.
     #[inline(always)]
     pub(crate) fn counted_since(&self) -> Option<Mib> {
-        percpu::mib(sock::net_of(self.sk)).map(|after| after.since(&self.mib))
+        percpu::mib(sock::net_of(self.sk), self.skb).map(|after| after.since(&self.mib))
     }
 }
 
-/// Remembers the listener as it is before the kernel decides.
+/// Remembers the listener as it is before the kernel decides, and what is to be known of the request
+/// (0 for a SYN, which has none yet).
 #[inline(always)]
-pub(crate) fn enter(bracket: Option<*mut Bracket>, sk: u64, skb: u64) {
+pub(crate) fn enter(bracket: Option<*mut Bracket>, sk: u64, skb: u64, request: u64) {
     let Some(bracket) = bracket else {
         return;
     };
@@ -54,7 +58,12 @@ pub(crate) fn enter(bracket: Option<*mut Bracket>, sk: u64, skb: u64) {
             return;
         }
         *bracket = Bracket::now(sk, skb);
-        if let Some(mib) = percpu::mib(sock::net_of(sk)) {
+        if request != 0 {
+            (*bracket).repeats = field!(request, req_num_retrans: u8);
+            // Bit 0 of the byte that holds `num_timeout` is `syncookie`.
+            (*bracket).cookie = field!(request, req_num_timeout: u8) & 1;
+        }
+        if let Some(mib) = percpu::mib(sock::net_of(sk), skb) {
             (*bracket).mib = mib;
         }
     }

@@ -76,7 +76,7 @@ fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Pac
             listener::by_port(netns, packet.local_port, packet.local_addr)
         };
         if sk != 0 {
-            let counted = percpu::counted_since_last(net);
+            let counted = percpu::counted_since_last(net, skb);
             account(
                 hook::ACK,
                 ack::freed_at_listener(ctx, sk, skb, packet, &counted),

@@ -3,14 +3,18 @@
 use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use conntracer_common::{
-    record::{SYN_INTERVAL_NS, Socket, Syn, kind, owner_source, role, syn_outcome},
+    layout::ABSENT,
+    record::{SYN_INTERVAL_NS, Socket, Syn, kind, listener_flag, owner_source, role, syn_outcome},
     socket::Listener,
     tcp::state,
 };
 
 use crate::{
     emit::{self, Lane},
-    maps::{EMPTY_LISTENER, LISTEN_PORTS, LISTENERS, ListenKey, Outcome, add, asked_for, global},
+    maps::{
+        Client, EMPTY_LISTENER, LISTEN_PORTS, LISTENERS, ListenKey, Outcome, VICTIMS, add,
+        asked_for, global,
+    },
     probes::socket,
     sock::{self, field},
 };
@@ -53,7 +57,8 @@ fn insert(sk: u64) -> Result<&'static mut Listener, Outcome> {
     let entry = unsafe { &mut *entry };
     entry.syn.socket = socket;
     entry.syn.outcome = ALL;
-    entry.syn.syncookies = ALL;
+    entry.syn.flags = flags(sk);
+    settings(entry, sk);
     entry.drops_base = field!(sk, sk_drops: u32);
     if global!(OPTIONS.syn_by_skb) != 0 || global!(OPTIONS.ack_by_skb) != 0 {
         let key = key(socket.netns, socket.local_port, socket.local_addr);
@@ -125,6 +130,55 @@ pub(crate) fn by_port(netns: u32, port: u16, addr: [u32; 4]) -> u64 {
         .unwrap_or(0)
 }
 
+/// Adds to one of a listener's totals.
+#[inline(always)]
+pub(crate) fn count(entry: *mut Listener, total: usize) {
+    if total < syn_outcome::COUNT {
+        // SAFETY: a live map value, within its totals.
+        unsafe { add((&raw mut (*entry).syn.totals).cast::<u64>().add(total), 1) };
+    }
+}
+
+/// A third ACK made a connection, after so many repeated SYN-ACKs.
+#[inline(always)]
+pub(crate) fn completed(listener: u64, repeats: u8, cookie: u8) {
+    // One not known yet is adopted at its next SYN.
+    let Some(entry) = LISTENERS.get_ptr_mut(listener) else {
+        return;
+    };
+    count(entry, syn_outcome::COMPLETED);
+    if repeats != 0 {
+        count(entry, syn_outcome::COMPLETED_LATE);
+    }
+    if cookie != 0 {
+        count(entry, syn_outcome::COOKIE_VALID);
+    }
+}
+
+/// The same from a child that still has its listener's address (tracepoint rung).
+#[inline(always)]
+pub(crate) fn completed_at(child: u64) {
+    if let Some(entry) = of_child(child) {
+        count(entry, syn_outcome::COMPLETED);
+    }
+}
+
+/// The child's handshake took repeated SYN-ACKs (tracepoint rung).
+#[inline(always)]
+pub(crate) fn completed_late_at(child: u64) {
+    if let Some(entry) = of_child(child) {
+        count(entry, syn_outcome::COMPLETED_LATE);
+    }
+}
+
+#[inline(always)]
+fn of_child(child: u64) -> Option<*mut Listener> {
+    let mut socket = Socket::default();
+    sock::fill_common(child, &mut socket);
+    let listener = by_port(socket.netns, socket.local_port, socket.local_addr);
+    LISTENERS.get_ptr_mut(listener)
+}
+
 /// Counts one outcome at a listener, and says so when it is bad and due.
 #[inline(always)]
 pub(crate) fn outcome<C: EbpfContext>(
@@ -138,12 +192,7 @@ pub(crate) fn outcome<C: EbpfContext>(
     // SAFETY: a live map value of plain data; CPUs may mix a record's fields, never its totals.
     unsafe {
         let now = bpf_ktime_get_ns();
-        add(
-            (&raw mut (*entry).syn.totals)
-                .cast::<u64>()
-                .add(outcome & 7),
-            1,
-        );
+        count(entry, outcome);
         let ack_backlog = field!(listener, sk_ack_backlog: u32);
         let syn_qlen = field!(listener, icsk_qlen: u32);
         (*entry).syn.last_ns = now;
@@ -163,13 +212,10 @@ pub(crate) fn outcome<C: EbpfContext>(
         }
         (*entry).emitted |= bit;
         (*entry).emitted_ns = now;
-        let net = sock::net_of(listener);
         (*entry).syn.ack_backlog = ack_backlog;
         (*entry).syn.syn_qlen = syn_qlen;
-        (*entry).syn.max_ack_backlog = field!(listener, sk_max_ack_backlog: u32);
-        (*entry).syn.max_syn_backlog = field!(net, net_max_syn_backlog: u32);
-        (*entry).syn.syncookies = syncookies(net);
         (*entry).syn.evidence = evidence;
+        settings(&mut *entry, listener);
         if let Some(packet) = sock::packet(skb) {
             (*entry).syn.socket.remote_addr = packet.remote_addr;
             (*entry).syn.socket.remote_port = packet.remote_port;
@@ -183,14 +229,90 @@ pub(crate) fn outcome<C: EbpfContext>(
     }
 }
 
-/// `net.ipv4.tcp_syncookies` of a namespace, 255 when the kernel has no such field.
+/// What a client is told whose third ACK was refused: with `tcp_abort_on_overflow` a RST, whatever the
+/// reason (`tcp_check_req`, `listen_overflow`), unless it brought a cookie and there is no request to
+/// reset; otherwise nothing, and it is a victim once.
+#[inline(always)]
+pub(crate) fn refused(entry: *mut Listener, sk: u64, skb: u64, outcome: usize, cookie: u8) {
+    if cookie == 0 && aborts_on_overflow(sock::net_of(sk)) == 1 {
+        count(entry, syn_outcome::ABORTED);
+    } else if outcome == syn_outcome::ACK_OVERFLOW && is_new_victim(sk, skb) {
+        count(entry, syn_outcome::VICTIMS);
+    }
+}
+
+/// Whether the third ACK of this packet's client is refused for the first time. One that was refused
+/// longer ago than its repeats can be apart (`TCP_RTO_MAX`) is another client at the same port.
+#[inline(always)]
+fn is_new_victim(listener: u64, skb: u64) -> bool {
+    const SAME_CLIENT_NS: u64 = 120_000_000_000;
+    // SAFETY: helper without preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(packet) = sock::packet(skb) else {
+        return true;
+    };
+    let client = Client {
+        local_addr: packet.local_addr,
+        remote_addr: packet.remote_addr,
+        local_port: packet.local_port,
+        remote_port: packet.remote_port,
+        netns: sock::net_inum(sock::net_of(listener)),
+    };
+    if let Some(refused) = VICTIMS.get_ptr_mut(client) {
+        // SAFETY: a live map value.
+        let before = unsafe { core::ptr::replace(refused, now) };
+        return now.wrapping_sub(before) > SAME_CLIENT_NS;
+    }
+    // An LRU map has room for whatever is new; where two CPUs race for it the second is no loss.
+    let _raced = VICTIMS.insert(client, now, 0);
+    true
+}
+
+/// What bounds the listener's queues, and what its namespace does when they are full.
+#[inline(always)]
+fn settings(entry: &mut Listener, listener: u64) {
+    let net = sock::net_of(listener);
+    entry.syn.max_ack_backlog = field!(listener, sk_max_ack_backlog: u32);
+    entry.syn.max_syn_backlog = field!(net, net_max_syn_backlog: u32);
+    entry.syn.somaxconn = field!(net, net_somaxconn: u32);
+    entry.syn.syncookies = syncookies(net);
+    entry.syn.abort_on_overflow = aborts_on_overflow(net);
+}
+
+/// `net.ipv4.tcp_syncookies` of a namespace, 255 when the kernel has no such field. An int up to 5.12,
+/// a byte since: the low byte either way (little endian).
 #[inline(always)]
 pub(crate) fn syncookies(net: u64) -> u8 {
-    if global!(LAYOUT.net_syncookies) == conntracer_common::layout::ABSENT {
+    if global!(LAYOUT.net_syncookies) == ABSENT {
         return ALL;
     }
-    // An int up to 5.12, a byte since: the low byte either way (little endian).
     field!(net, net_syncookies: u8)
+}
+
+/// The same for `net.ipv4.tcp_abort_on_overflow`.
+#[inline(always)]
+pub(crate) fn aborts_on_overflow(net: u64) -> u8 {
+    if global!(LAYOUT.net_abort_on_overflow) == ABSENT {
+        return ALL;
+    }
+    field!(net, net_abort_on_overflow: u8)
+}
+
+/// Bits of `listener_flag`.
+#[inline(always)]
+fn flags(sk: u64) -> u8 {
+    let bit = |byte: u8, at: u8, flag: u8| {
+        if (byte >> (at & 7)) & 1 != 0 { flag } else { 0 }
+    };
+    bit(
+        field!(sk, skc_ipv6only: u8),
+        global!(FACTS.ipv6only_bit),
+        listener_flag::V6_ONLY,
+    ) | bit(
+        field!(sk, skc_reuseport: u8),
+        global!(FACTS.reuseport_bit),
+        listener_flag::REUSEPORT,
+    )
 }
 
 /// Emits the map value itself: a copy of it would not fit on the stack.

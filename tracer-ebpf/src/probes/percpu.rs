@@ -1,4 +1,4 @@
-//! Reading the kernel's per-CPU SNMP counters: where this CPU's per-CPU memory is, and the four
+//! Reading the kernel's per-CPU SNMP counters: where this CPU's per-CPU memory is, and the
 //! counters of a network namespace that tell why a SYN was dropped.
 
 use aya_ebpf::{
@@ -49,9 +49,10 @@ pub(crate) fn percpu_base(_ctx: RawTracePointContext) -> i32 {
     1
 }
 
-/// This CPU's counters of a namespace; `None` where they cannot be found.
+/// This CPU's counters of a namespace, those of IP by the packet's family; `None` where they cannot be
+/// found.
 #[inline(always)]
-pub(crate) fn mib(net: u64) -> Option<Mib> {
+pub(crate) fn mib(net: u64, skb: u64) -> Option<Mib> {
     let facts = global!(FACTS);
     if facts.mib_listen_overflows == 0 || global!(LAYOUT.net_statistics) == ABSENT {
         return None;
@@ -76,7 +77,26 @@ pub(crate) fn mib(net: u64) -> Option<Mib> {
         drops,
         full_drop,
         full_cookies,
+        no_routes: no_routes(net, skb, offset),
     })
+}
+
+/// How often this CPU found no route for what the namespace sends.
+#[inline(always)]
+fn no_routes(net: u64, skb: u64, offset: u64) -> u64 {
+    let index = global!(FACTS.mib_out_no_routes);
+    if index == 0 {
+        return 0;
+    }
+    let counters = if sock::is_ipv6(skb) {
+        field!(net, net_ipv6_statistics: u64)
+    } else {
+        field!(net, net_ip_statistics: u64)
+    };
+    if counters == 0 {
+        return 0;
+    }
+    sock::read(counters.wrapping_add(offset), index * 8)
 }
 
 /// Two counters by index: in one read where they lie side by side, as they always have.
@@ -101,6 +121,7 @@ impl Mib {
             drops: self.drops.wrapping_sub(before.drops),
             full_drop: self.full_drop.wrapping_sub(before.full_drop),
             full_cookies: self.full_cookies.wrapping_sub(before.full_cookies),
+            no_routes: self.no_routes.wrapping_sub(before.no_routes),
         }
     }
 }
@@ -116,12 +137,12 @@ pub(crate) struct Counted {
 /// What a namespace counted on this CPU since the last look (tracepoint rung, which has no entry to
 /// compare with); not known at the first look, and where the counters cannot be read.
 #[inline(always)]
-pub(crate) fn counted_since_last(net: u64) -> Counted {
+pub(crate) fn counted_since_last(net: u64, skb: u64) -> Counted {
     let unknown = Counted {
         known: false,
         mib: NO_MIB,
     };
-    let Some(now) = mib(net) else {
+    let Some(now) = mib(net, skb) else {
         return unknown;
     };
     let inum = sock::net_inum(net);

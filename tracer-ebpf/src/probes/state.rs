@@ -34,7 +34,16 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
         }
         // The child's own state is a copy of the listener's at this moment.
         state::SYN_RECV if old == state::LISTEN && global!(OPTIONS.ack_by_skb) != 0 => {
+            // So is its address: the listener's own, which no look-up by packet could miss.
+            listener::completed_at(sk);
             socket::born_of(sk, 0)
+        }
+        state::ESTABLISHED if old == state::SYN_RECV && global!(OPTIONS.ack_by_skb) != 0 => {
+            // The request's repeats became the child's retransmissions (`tcp_create_openreq_child`).
+            if field!(sk, total_retrans: u32) != 0 {
+                listener::completed_late_at(sk);
+            }
+            Outcome::Aggregated
         }
         state::LISTEN => listener::listening(sk),
         state::CLOSE if old == state::LISTEN => listener::closed(ctx, sk),

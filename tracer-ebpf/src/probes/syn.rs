@@ -27,7 +27,7 @@ use crate::{
 
 #[fentry(function = "tcp_conn_request")]
 pub(crate) fn syn_fentry(ctx: FEntryContext) -> i32 {
-    enter(SYN_BRACKET.get_ptr_mut(0), ctx.arg(2), ctx.arg(3));
+    enter(SYN_BRACKET.get_ptr_mut(0), ctx.arg(2), ctx.arg(3), 0);
     0
 }
 
@@ -45,6 +45,7 @@ pub(crate) fn syn_kprobe(ctx: ProbeContext) -> i32 {
         SYN_BRACKET.get_ptr_mut(0),
         ctx.arg(2).unwrap_or(0),
         ctx.arg(3).unwrap_or(0),
+        0,
     );
     0
 }
@@ -83,6 +84,8 @@ fn by_counters(listener: &Bracket, counted: &Mib) -> usize {
         syn_outcome::ACCEPT_QUEUE_FULL
     } else if counted.full_drop != 0 {
         syn_outcome::SYN_QUEUE_FULL
+    } else if counted.no_routes != 0 {
+        syn_outcome::NO_ROUTE
     } else {
         pressure_or_other(listener)
     }
@@ -154,7 +157,7 @@ pub(crate) fn syn_tracepoint(ctx: BtfTracePointContext) -> i32 {
 fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome {
     let net = sock::net_of_packet(skb);
     // Looked at for every SYN, also those of listeners unknown: the next one must see only its own.
-    let counted = percpu::counted_since_last(net);
+    let counted = percpu::counted_since_last(net, skb);
     let sk = listener::by_port(sock::net_inum(net), packet.local_port, packet.local_addr);
     if sk == 0 {
         return Outcome::Filtered;
@@ -163,29 +166,23 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
         Ok(entry) => entry,
         Err(refused) => return refused,
     };
-    // Not known: the first SYN of this namespace on this CPU.
-    let evidence = if counted.known {
-        syn_evidence::COUNTERS
+    let risen = listener::unexplained(entry, field!(sk, sk_drops: u32));
+    let (outcome, evidence) = if counted.known {
+        // Of a group that shares the port, another member may have dropped it: its `sk_drops` rose.
+        if counted.mib.drops != 0 && risen != 0 {
+            listener::explain(entry, 1);
+        }
+        let outcome = by_counters(&Bracket::now(sk, skb), &counted.mib);
+        (outcome, syn_evidence::COUNTERS)
     } else {
-        syn_evidence::FIELDS
-    };
-    // What a listener unknown to us dropped is in the counters too, but not in this one's `sk_drops`.
-    let drops = field!(sk, sk_drops: u32);
-    if listener::unexplained(entry, drops) == 0 {
-        let cookie = counted.known && counted.mib.full_cookies != 0;
-        let outcome = if cookie {
-            syn_outcome::COOKIE
-        } else {
+        // The first SYN of this namespace on this CPU.
+        let outcome = if risen == 0 {
             syn_outcome::ADDED
+        } else {
+            listener::explain(entry, 1);
+            full_queue(&Bracket::now(sk, skb), listener::syncookies(net))
         };
-        return listener::outcome(ctx, sk, entry, outcome, evidence, skb);
-    }
-    listener::explain(entry, 1);
-    let now = Bracket::now(sk, skb);
-    let outcome = if counted.known && counted.mib.drops != 0 {
-        by_counters(&now, &counted.mib)
-    } else {
-        full_queue(&now, listener::syncookies(net))
+        (outcome, syn_evidence::FIELDS)
     };
     listener::outcome(ctx, sk, entry, outcome, evidence, skb)
 }

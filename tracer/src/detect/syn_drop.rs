@@ -5,9 +5,11 @@
 //! of that cause since the finding began, so that rate-limited records lose nothing.
 //!
 //! **Causes.** `accept_queue_full` (the SYN found the accept queue full), `ack_overflow` (the third
-//! ACK did: the client believes it is connected), `syn_queue_full`, `syn_queue_pressure` (the last
-//! quarter of `tcp_max_syn_backlog`), `other`. A cookie in place of a stored request is
-//! `syn_cookies`: service goes on, without window scaling and SACK where timestamps are off.
+//! ACK did: the client believes it is connected, and counts once however often it repeats its ACK),
+//! `abort_on_overflow` (the same where `tcp_abort_on_overflow` answers with a RST), `syn_queue_full`,
+//! `syn_queue_pressure` (the last quarter of `tcp_max_syn_backlog`), `no_route` (back to the client),
+//! `other`. A cookie in place of a stored request is `syn_cookies`: service goes on, without window
+//! scaling and SACK where timestamps are off.
 //!
 //! **False positives.** None known for drops: each one cost a client at least a second. Cookies are
 //! not reported where `tcp_syncookies` is 2, which asks for them always.
@@ -31,18 +33,22 @@ use crate::{
 enum Cause {
     AcceptQueueFull,
     AckOverflow,
+    AbortOnOverflow,
     SynQueueFull,
     SynQueuePressure,
+    NoRoute,
     Other,
     Cookies,
 }
 
 impl Cause {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::AcceptQueueFull,
         Self::AckOverflow,
+        Self::AbortOnOverflow,
         Self::SynQueueFull,
         Self::SynQueuePressure,
+        Self::NoRoute,
         Self::Other,
         Self::Cookies,
     ];
@@ -58,16 +64,27 @@ impl Cause {
         match self {
             Self::AcceptQueueFull => "accept_queue_full",
             Self::AckOverflow => "ack_overflow",
+            Self::AbortOnOverflow => "abort_on_overflow",
             Self::SynQueueFull | Self::Cookies => "syn_queue_full",
             Self::SynQueuePressure => "syn_queue_pressure",
+            Self::NoRoute => "no_route",
             Self::Other => "other",
         }
     }
 
+    /// Whether it is the third ACK that is refused.
+    const fn is_of_ack(self) -> bool {
+        matches!(self, Self::AckOverflow | Self::AbortOnOverflow)
+    }
+
+    /// How many clients these totals turned away for this cause.
     const fn of(self, totals: &SynTotals) -> u64 {
         match self {
             Self::AcceptQueueFull => totals[syn_outcome::ACCEPT_QUEUE_FULL],
-            Self::AckOverflow => totals[syn_outcome::ACK_OVERFLOW],
+            Self::AckOverflow => totals[syn_outcome::VICTIMS],
+            // A client that is sent a RST does not repeat its ACK: each is another one.
+            Self::AbortOnOverflow => totals[syn_outcome::ABORTED],
+            Self::NoRoute => totals[syn_outcome::NO_ROUTE],
             Self::SynQueueFull => totals[syn_outcome::SYN_QUEUE_FULL],
             Self::SynQueuePressure => totals[syn_outcome::SYN_QUEUE_PRESSURE],
             Self::Other => {
@@ -93,8 +110,8 @@ struct Drops {
 struct Listener {
     owner: Option<Owner>,
     latest: Syn,
-    /// SYNs since the listener was first seen, whatever became of them.
-    arrivals: u64,
+    /// What was counted since the listener was first seen.
+    totals: SynTotals,
     drops: [Drops; Cause::ALL.len()],
 }
 
@@ -127,7 +144,7 @@ impl SynDrop {
             let listener = Listener {
                 owner: syn.owner,
                 latest: *syn,
-                arrivals: 0,
+                totals: [0; syn_outcome::COUNT],
                 drops: Default::default(),
             };
             if let Some((key, mut gone)) = self.listeners.insert(key, listener) {
@@ -149,9 +166,9 @@ impl SynDrop {
             // A poll has no peer: the last one that a record named stays.
             listener.latest.socket.remote = remote;
         }
-        listener.arrivals = gained[..=syn_outcome::OTHER]
-            .iter()
-            .fold(listener.arrivals, |sum, more| sum.saturating_add(*more));
+        for (total, more) in listener.totals.iter_mut().zip(gained) {
+            *total = total.saturating_add(more);
+        }
         for (index, cause) in Cause::ALL.into_iter().enumerate() {
             let more = cause.of(&gained);
             if more == 0 || (cause == Cause::Cookies && syn.syncookies == Some(2)) {
@@ -246,7 +263,7 @@ fn draft(key: &ListenerKey, listener: &Listener, cause: Cause, cx: &Context<'_>)
     let doubt = cx
         .doubt(
             "syn_drop",
-            if cause == Cause::AckOverflow {
+            if cause.is_of_ack() {
                 &hooks::ACK
             } else {
                 &hooks::SYN
@@ -257,6 +274,9 @@ fn draft(key: &ListenerKey, listener: &Listener, cause: Cause, cx: &Context<'_>)
                 .then(|| "the cause was concluded from the listener's queue lengths".into())
         });
     let waits = syn.last_accept.map(|last| cx.now.since(last));
+    let arrivals = listener.totals[..syn_outcome::SYNS]
+        .iter()
+        .fold(0, |sum: u64, more| sum.saturating_add(*more));
     let mut facts = Facts::default()
         .count("ack_backlog", syn.ack_backlog)
         .count("peak_ack_backlog", syn.peak_ack_backlog)
@@ -264,9 +284,19 @@ fn draft(key: &ListenerKey, listener: &Listener, cause: Cause, cx: &Context<'_>)
         .count("syn_qlen", syn.syn_qlen)
         .count("peak_syn_qlen", syn.peak_syn_qlen)
         .count("max_syn_backlog", syn.max_syn_backlog)
-        .count("syn_arrivals", listener.arrivals)
+        .count("syn_arrivals", arrivals)
+        .count("syn_added", listener.totals[syn_outcome::ADDED])
+        .count("syn_cookies_sent", listener.totals[syn_outcome::COOKIE])
         .count_if_known("syncookies", syn.syncookies.map(u64::from))
-        .count_if_known("somaxconn", cx.sysctl_number("net.core.somaxconn"));
+        .count_if_known("somaxconn", syn.somaxconn.map(u64::from));
+    if cause.is_of_ack() {
+        facts = facts
+            .count(
+                "third_acks_refused",
+                listener.totals[syn_outcome::ACK_OVERFLOW],
+            )
+            .count_if_known("abort_on_overflow", syn.abort_on_overflow.map(u64::from));
+    }
     if let Some(waits) = waits {
         facts = facts.seconds("since_last_accept_s", waits);
     }
@@ -315,9 +345,15 @@ fn summary(key: &ListenerKey, listener: &Listener, cause: Cause, cx: &Context<'_
             accepts(),
         ),
         Cause::AckOverflow => format!(
-            "{local} discarded {}: its accept queue is full ({peak} waiting, limit {limit}), and the \
-             clients believe they are connected; {}",
-            plural(count, "third ACK"),
+            "{local} discarded the third ACK of {}: its accept queue is full ({peak} waiting, limit \
+             {limit}), and the clients believe they are connected; {}",
+            plural(count, "client"),
+            accepts(),
+        ),
+        Cause::AbortOnOverflow => format!(
+            "{local} reset {} at the end of the handshake: its accept queue is full ({peak} waiting, \
+             limit {limit}) and tcp_abort_on_overflow is 1; {}",
+            plural(count, "client"),
             accepts(),
         ),
         Cause::SynQueueFull => format!(
@@ -332,8 +368,12 @@ fn summary(key: &ListenerKey, listener: &Listener, cause: Cause, cx: &Context<'_
             plural(count, "SYN"),
             syn.max_syn_backlog,
         ),
+        Cause::NoRoute => format!(
+            "{local} dropped {}: this host has no route back to the client",
+            plural(count, "SYN"),
+        ),
         Cause::Other => format!(
-            "{local} dropped {} for want of memory or of a route back, or by a security module",
+            "{local} dropped {} for want of memory, or by a security module",
             plural(count, "connection request"),
         ),
         Cause::Cookies => format!(
@@ -348,7 +388,7 @@ fn advice(listener: &Listener, cause: Cause, cx: &Context<'_>) -> Vec<Cow<'stati
     let syn = &listener.latest;
     let mut advice: Vec<Cow<'static, str>> = Vec::new();
     match cause {
-        Cause::AcceptQueueFull | Cause::AckOverflow => {
+        Cause::AcceptQueueFull | Cause::AckOverflow | Cause::AbortOnOverflow => {
             let owner = who(listener.owner.as_ref());
             advice.push(match syn.last_accept {
                 Some(last) if cx.now.since(last).as_secs() < 1 => {
@@ -360,8 +400,8 @@ fn advice(listener: &Listener, cause: Cause, cx: &Context<'_>) -> Vec<Cow<'stati
                         .into()
                 }
             });
-            advice.push(backlog(syn, cx));
-            if cx.sysctl("net.ipv4.tcp_abort_on_overflow") == Some("1") {
+            advice.push(backlog(syn));
+            if syn.abort_on_overflow == Some(true) {
                 advice.push(
                     "set net.ipv4.tcp_abort_on_overflow to 0 (now 1): a full queue resets clients \
                      that would have been served a second later"
@@ -377,7 +417,7 @@ fn advice(listener: &Listener, cause: Cause, cx: &Context<'_>) -> Vec<Cow<'stati
                 format!("set net.ipv4.tcp_syncookies to 1{now}: a full queue then costs no client")
                     .into(),
             );
-            advice.push(backlog(syn, cx));
+            advice.push(backlog(syn));
         }
         Cause::SynQueuePressure => {
             advice.push(
@@ -389,13 +429,19 @@ fn advice(listener: &Listener, cause: Cause, cx: &Context<'_>) -> Vec<Cow<'stati
             );
             advice.push("or set net.ipv4.tcp_syncookies to 1".into());
         }
+        Cause::NoRoute => advice.push(
+            format!(
+                "add a route to {}: 'ip route get' in the listener's namespace says what is missing",
+                syn.socket.remote.ip()
+            )
+            .into(),
+        ),
         Cause::Other => advice.push(
-            "look for memory pressure (TcpExt TCPMemoryPressures), a missing route to the client \
-             (ip route get), and denials in the audit log"
+            "look for memory pressure (TcpExt TCPMemoryPressures) and for denials in the audit log"
                 .into(),
         ),
         Cause::Cookies => {
-            advice.push(backlog(syn, cx));
+            advice.push(backlog(syn));
             advice.push(
                 "if the SYNs are a flood of forged addresses, leave it: cookies are the defence"
                     .into(),
@@ -407,9 +453,9 @@ fn advice(listener: &Listener, cause: Cause, cx: &Context<'_>) -> Vec<Cow<'stati
 
 /// Both queues are bounded by the backlog of `listen()`, cut to `somaxconn`
 /// (`inet_csk_reqsk_queue_is_full`, `sk_acceptq_is_full`).
-fn backlog(syn: &Syn, cx: &Context<'_>) -> Cow<'static, str> {
-    let now = u64::from(syn.max_ack_backlog);
-    match cx.sysctl_number("net.core.somaxconn") {
+fn backlog(syn: &Syn) -> Cow<'static, str> {
+    let now = syn.max_ack_backlog;
+    match syn.somaxconn {
         Some(most) if now >= most => format!(
             "raise net.core.somaxconn (now {most}), and the backlog passed to listen() with it"
         ),

@@ -318,8 +318,17 @@ pub struct Syn {
     pub outcome: Option<usize>,
     /// Whether the kernel's own counters named the cause, not the listener's fields.
     pub by_counters: bool,
-    /// `net.ipv4.tcp_syncookies`, where it is known.
+    /// `net.core.somaxconn`, `net.ipv4.tcp_syncookies` and `net.ipv4.tcp_abort_on_overflow` of the
+    /// listener's namespace, where they are known.
+    pub somaxconn: Option<u32>,
     pub syncookies: Option<u8>,
+    pub abort_on_overflow: Option<bool>,
+    /// An any-address that takes no IPv4.
+    pub v6_only: bool,
+    /// One of possibly many listeners of its address (`SO_REUSEPORT`).
+    pub reuseport: bool,
+    /// Most SYN-ACKs repeated for one request so far.
+    pub most_repeats: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

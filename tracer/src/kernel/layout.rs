@@ -45,20 +45,21 @@ pub(super) fn resolve(btf: &Btf<'_>) -> Result<Resolved, BtfError> {
     }
     Ok(Resolved {
         layout,
-        facts: facts(btf, &drop_reasons),
+        facts: facts(btf),
         reset_reasons,
         drop_reasons,
         missing,
     })
 }
 
-fn facts(btf: &Btf<'_>, drop_reasons: &BTreeMap<u32, String>) -> KernelFacts {
+fn facts(btf: &Btf<'_>) -> KernelFacts {
     let counters = btf.enumerators(&[
         "LINUX_MIB_LISTENOVERFLOWS",
         "LINUX_MIB_LISTENDROPS",
         "LINUX_MIB_TCPREQQFULLDROP",
         "LINUX_MIB_TCPREQQFULLDOCOOKIES",
         "LINUX_MIB_TCPKEEPALIVE",
+        "IPSTATS_MIB_OUTNOROUTES",
     ]);
     let counter = |name: &str| {
         counters
@@ -71,23 +72,22 @@ fn facts(btf: &Btf<'_>, drop_reasons: &BTreeMap<u32, String>) -> KernelFacts {
             .and_then(|count| u8::try_from(count).ok())
             .unwrap_or_default()
     };
-    let acked = btf
-        .place("inet_request_sock", "acked")
-        .map_or(0, super::btf::Place::bit);
+    let bit = |structure, field| {
+        btf.place(structure, field)
+            .map_or(0, super::btf::Place::bit)
+    };
     KernelFacts {
         mib_listen_overflows: counter("LINUX_MIB_LISTENOVERFLOWS"),
         mib_listen_drops: counter("LINUX_MIB_LISTENDROPS"),
         mib_reqq_full_drop: counter("LINUX_MIB_TCPREQQFULLDROP"),
         mib_reqq_full_cookies: counter("LINUX_MIB_TCPREQQFULLDOCOOKIES"),
         mib_tcp_keepalive: counter("LINUX_MIB_TCPKEEPALIVE"),
+        mib_out_no_routes: counter("IPSTATS_MIB_OUTNOROUTES"),
         args_tcp_retransmit_skb: count(btf.tracepoint_params("tcp_retransmit_skb")),
         args_kfree_skb: count(btf.tracepoint_params("kfree_skb")),
         args_tcp_send_reset: count(btf.tracepoint_params("tcp_send_reset")),
-        ireq_acked_bit: acked,
-        pad: [0; 2],
-        reason_listen_overflow: drop_reasons
-            .iter()
-            .find(|(_, name)| name.as_str() == "TCP_LISTEN_OVERFLOW")
-            .map_or(0, |(value, _)| *value),
+        ireq_acked_bit: bit("inet_request_sock", "acked"),
+        reuseport_bit: bit("sock_common", "skc_reuseport"),
+        ipv6only_bit: bit("sock_common", "skc_ipv6only"),
     }
 }

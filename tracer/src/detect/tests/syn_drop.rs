@@ -98,10 +98,12 @@ fn each_cause_is_its_own_finding() {
         found,
         [
             (FindingKind::SynDrop, "accept_queue_full", 3),
-            (FindingKind::SynDrop, "ack_overflow", 7),
+            (FindingKind::SynDrop, "ack_overflow", 11),
+            (FindingKind::SynDrop, "abort_on_overflow", 18),
             (FindingKind::SynDrop, "syn_queue_full", 4),
             (FindingKind::SynDrop, "syn_queue_pressure", 5),
-            (FindingKind::SynDrop, "other", 6 + 8),
+            (FindingKind::SynDrop, "no_route", 6),
+            (FindingKind::SynDrop, "other", 7 + 10),
             (FindingKind::SynCookies, "syn_queue_full", 2),
         ]
     );
