@@ -5,6 +5,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::record::Socket;
 
+/// Network namespaces one filter can name: each costs every event a comparison.
+pub const MAX_NETNS: usize = 8;
+
 /// Conditions that all must hold; a zero field asks for nothing.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
@@ -14,8 +17,8 @@ pub struct Filter {
     /// Address and mask, network order words, v4-mapped. A zero mask matches everything.
     pub addr: [u32; 4],
     pub mask: [u32; 4],
-    /// Inode of the network namespace.
-    pub netns: u32,
+    /// Inodes of the network namespaces, any of which will do; unused places are zero.
+    pub netns: [u32; MAX_NETNS],
     /// Local, remote, or either port.
     pub local_port: u16,
     pub remote_port: u16,
@@ -42,7 +45,7 @@ impl Filter {
     )]
     #[inline(always)]
     pub const fn matches(&self, socket: &Socket) -> bool {
-        if self.netns != 0 && self.netns != socket.netns {
+        if self.netns[0] != 0 && !self.names(socket.netns) {
             return false;
         }
         let remote_known = socket.remote_port != 0;
@@ -56,6 +59,25 @@ impl Filter {
             return false;
         }
         self.within(&socket.local_addr) || !remote_known || self.within(&socket.remote_addr)
+    }
+
+    /// One of the namespaces asked for; without a loop, which 5.10's verifier would walk.
+    #[expect(
+        clippy::inline_always,
+        reason = "a BPF program has no calls to spare, and its filter is constant"
+    )]
+    #[inline(always)]
+    const fn names(&self, netns: u32) -> bool {
+        let [a, b, c, d, e, f, g, h] = self.netns;
+        netns != 0
+            && ((netns == a)
+                | (netns == b)
+                | (netns == c)
+                | (netns == d)
+                | (netns == e)
+                | (netns == f)
+                | (netns == g)
+                | (netns == h))
     }
 
     #[expect(
@@ -103,7 +125,7 @@ mod tests {
     fn every_condition_can_refuse() {
         let refuse = [
             Filter {
-                netns: 8,
+                netns: [8, 9, 0, 0, 0, 0, 0, 0],
                 ..Filter::default()
             },
             Filter {
@@ -131,6 +153,26 @@ mod tests {
         ];
         for filter in refuse {
             assert!(!filter.matches(&socket()), "{filter:?}");
+        }
+    }
+
+    #[test]
+    fn any_of_the_namespaces_will_do() {
+        for at in 0..MAX_NETNS {
+            let mut netns = [8; MAX_NETNS];
+            netns[at] = 7;
+            let filter = Filter {
+                netns,
+                ..Filter::default()
+            };
+            assert!(filter.matches(&socket()), "{netns:?}");
+            assert!(
+                !filter.matches(&Socket {
+                    netns: 0,
+                    ..socket()
+                }),
+                "a namespace that is not known is none of those asked for"
+            );
         }
     }
 

@@ -8,7 +8,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, PerfEventArray, RingBuf},
 };
 use conntracer_common::{
-    filter::Filter,
+    filter::{Filter, MAX_NETNS},
     layout::{KernelFacts, KernelLayout},
     options::Options,
     socket::{Listener, SocketState},
@@ -23,7 +23,7 @@ pub(crate) static FACTS: KernelFacts = KernelFacts::UNRESOLVED;
 pub(crate) static FILTER: Filter = Filter {
     addr: [0; 4],
     mask: [0; 4],
-    netns: 0,
+    netns: [0; MAX_NETNS],
     local_port: 0,
     remote_port: 0,
     port: 0,

@@ -21,7 +21,7 @@ pub(crate) fn wanted(socket: &Socket) -> bool {
 /// Whether the filter asks for anything at all; a constant to the verifier.
 #[inline(always)]
 pub(crate) fn filters() -> bool {
-    global!(FILTER.netns) != 0 || global!(FILTER).has_endpoint()
+    global!(FILTER.netns)[0] != 0 || global!(FILTER).has_endpoint()
 }
 
 /// Starts a connection's life: `Filtered` when nobody asks for it, `Lost` when the map is full.

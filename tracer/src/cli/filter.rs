@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use conntracer_common::filter::Filter;
+use conntracer_common::filter::{Filter, MAX_NETNS};
 use thiserror::Error;
 
 use super::{Cidr, FilterArguments};
@@ -53,6 +53,10 @@ pub enum FilterError {
     },
     #[error("--netns {netns}: {path} is not a network namespace; it may have been deleted", path = path.display())]
     NotNetns { netns: String, path: PathBuf },
+    #[error(
+        "--netns is given {given} times; up to {MAX_NETNS} namespaces can be asked for, or leave it out and watch all"
+    )]
+    TooManyNetns { given: usize },
     #[error("--cgroup {path}: {source}; name a directory below /sys/fs/cgroup", path = path.display())]
     Cgroup { path: PathBuf, source: io::Error },
 }
@@ -105,6 +109,15 @@ fn words(address: Ipv6Addr) -> [u32; 4] {
 /// The part that the kernel half tests.
 pub fn kernel_filter(typed: &FilterArguments, roots: &Roots) -> Result<Filter, FilterError> {
     let (addr, mask) = typed.addr.map_or(([0; 4], [0; 4]), Cidr::words);
+    if typed.netns.len() > MAX_NETNS {
+        return Err(FilterError::TooManyNetns {
+            given: typed.netns.len(),
+        });
+    }
+    let mut netns = [0; MAX_NETNS];
+    for (inode, name) in netns.iter_mut().zip(&typed.netns) {
+        *inode = netns_inode(name, roots)?;
+    }
     Ok(Filter {
         addr: [
             addr[0] & mask[0],
@@ -113,10 +126,7 @@ pub fn kernel_filter(typed: &FilterArguments, roots: &Roots) -> Result<Filter, F
             addr[3] & mask[3],
         ],
         mask,
-        netns: typed
-            .netns
-            .as_deref()
-            .map_or(Ok(0), |netns| netns_inode(netns, roots))?,
+        netns,
         local_port: typed.lport.unwrap_or(0),
         remote_port: typed.rport.unwrap_or(0),
         port: typed.port.unwrap_or(0),
@@ -125,7 +135,7 @@ pub fn kernel_filter(typed: &FilterArguments, roots: &Roots) -> Result<Filter, F
 }
 
 fn netns_inode(netns: &str, roots: &Roots) -> Result<u32, FilterError> {
-    if let Ok(inode) = netns.parse::<u32>() {
+    if let Some(inode) = netns.parse::<u32>().ok().filter(|inode| *inode != 0) {
         return Ok(inode);
     }
     let path = match netns.strip_prefix("pid:") {

@@ -158,9 +158,9 @@ pub struct OutputArguments {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Filters")]
 pub struct FilterArguments {
-    /// Network namespace: inode number, name, path, `pid:N`, or `self`.
+    /// Network namespace: inode number, name, path, `pid:N`, or `self`. Up to eight times.
     #[arg(long, value_name = "NETNS")]
-    pub netns: Option<String>,
+    pub netns: Vec<String>,
     /// Local or remote port.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
