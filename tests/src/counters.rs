@@ -47,11 +47,15 @@ counters! {
     req_q_full_drop = "TcpExt"."TCPReqQFullDrop";
     req_q_full_do_cookies = "TcpExt"."TCPReqQFullDoCookies";
     syncookies_sent = "TcpExt"."SyncookiesSent";
+    /// Handshakes ended by a RST, the peer's or ours.
+    embryonic_rsts = "TcpExt"."EmbryonicRsts";
     /// SYNs and SYN-ACKs retransmitted.
     syn_retrans = "TcpExt"."TCPSynRetrans";
     timeouts = "TcpExt"."TCPTimeouts";
     loss_probes = "TcpExt"."TCPLossProbes";
     retrans_fail = "TcpExt"."TCPRetransFail";
+    /// Fast Open connections taken.
+    fast_open_passive = "TcpExt"."TCPFastOpenPassive";
     abort_on_timeout = "TcpExt"."TCPAbortOnTimeout";
 }
 

@@ -52,6 +52,15 @@ impl Family {
         self.host(99)
     }
 
+    /// An address of another network, to which a veth pair has no route (RFC 5737, RFC 3849).
+    #[must_use]
+    pub const fn stranger(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7)),
+            Self::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7)),
+        }
+    }
+
     /// Bits of the link's prefix.
     #[must_use]
     pub const fn prefix_len(self) -> u8 {

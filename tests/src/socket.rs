@@ -35,9 +35,28 @@ pub fn tcp(family: Family) -> Result<Socket> {
     Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP)).context("making a TCP socket")
 }
 
+/// An MPTCP socket of `family` (RFC 8684); `None` where the kernel has none or does not allow it.
+pub fn mptcp(family: Family) -> Result<Option<Socket>> {
+    match Socket::new(family.domain(), Type::STREAM, Some(Protocol::MPTCP)) {
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EPROTONOSUPPORT | libc::ENOPROTOOPT | libc::EINVAL)
+            ) =>
+        {
+            Ok(None)
+        }
+        made => made.map(Some).context("making an MPTCP socket"),
+    }
+}
+
 /// A listener on `address`.
 pub fn listen(family: Family, address: SocketAddr, backlog: i32) -> Result<Socket> {
-    let socket = tcp(family)?;
+    listen_on(tcp(family)?, address, backlog)
+}
+
+/// Makes `socket` a listener on `address`.
+pub fn listen_on(socket: Socket, address: SocketAddr, backlog: i32) -> Result<Socket> {
     socket
         .set_reuse_address(true)
         .context("setting SO_REUSEADDR")?;
@@ -93,6 +112,35 @@ pub fn abort_on_close(socket: &Socket) -> Result<()> {
     socket
         .set_linger(Some(Duration::ZERO))
         .context("setting SO_LINGER")
+}
+
+/// Lets a listener take data with the SYN (RFC 7413), for so many requests at a time.
+pub fn take_fast_opens(listener: &Socket, requests: i32) -> Result<()> {
+    set_tcp_option(listener, libc::TCP_FASTOPEN, requests).context("setting TCP_FASTOPEN")
+}
+
+/// Makes connect() wait for the first data, and send it with the SYN.
+pub fn connect_with_data(socket: &Socket) -> Result<()> {
+    set_tcp_option(socket, libc::TCP_FASTOPEN_CONNECT, 1).context("setting TCP_FASTOPEN_CONNECT")
+}
+
+fn set_tcp_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> std::io::Result<()> {
+    let size = libc::socklen_t::try_from(size_of_val(&value)).expect("an int is small");
+    // SAFETY: the kernel reads `size` bytes of `value`.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            option,
+            (&raw const value).cast(),
+            size,
+        )
+    };
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }
 
 /// The kernel's view of a connection.

@@ -207,6 +207,20 @@ impl Tracer {
         })
     }
 
+    /// Waits for an event of `kind`, among those printed already and those to come.
+    pub fn wait_for_event(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        kind: &str,
+        matches: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        self.wait_for_line(what, limit, |line| match line {
+            Line::Event(of, event) if of == kind && matches(event) => Some(event.clone()),
+            _ => None,
+        })
+    }
+
     /// Waits until `count` events of the kinds asked for by `--emit` have been printed.
     pub fn wait_for_events(&mut self, count: usize, limit: Duration) -> Result<()> {
         if count == 0 {

@@ -7,7 +7,7 @@ use socket2::Socket;
 use crate::{
     family::Family,
     netns::NetNs,
-    socket::{abort_on_close, connect_without_waiting, deafen, hear_again, listen, tcp},
+    socket::{abort_on_close, connect_without_waiting, deafen, hear_again, listen, listen_on, tcp},
     wait::{self, SOON},
 };
 
@@ -46,10 +46,16 @@ impl AcceptQueueFull {
     /// Listens, and connects [`CLIENTS`] times without ever accepting. Over loopback a handshake
     /// completes within connect(), so each SYN finds the queue as the one before left it.
     pub fn provoke(&mut self) -> Result<()> {
+        let socket = self.netns.run(|| tcp(self.family))?;
+        self.provoke_with(socket)
+    }
+
+    /// The same with a socket that is yet to listen.
+    pub fn provoke_with(&mut self, socket: Socket) -> Result<()> {
         let (family, address) = (self.family, self.family.loopback_listener());
         let before = self.netns.counters()?;
         (self.listener, self.clients) = self.netns.run(|| {
-            let listener = listen(family, address, BACKLOG)?;
+            let listener = listen_on(socket, address, BACKLOG)?;
             let clients = connect_all(family, CLIENTS, |_| Ok(()))?;
             Ok((Some(listener), clients))
         })?;
@@ -77,6 +83,9 @@ pub struct AckOverflow {
 /// Handshakes that are under way when the queue shrinks.
 pub const HANDSHAKES: u64 = 6;
 
+/// Those of them for which the queue has no room.
+pub const VICTIMS: u64 = HANDSHAKES - QUEUED;
+
 impl AckOverflow {
     pub fn new(family: Family) -> Result<Self> {
         Ok(Self {
@@ -84,6 +93,16 @@ impl AckOverflow {
             family,
             listener: None,
             clients: Vec::new(),
+        })
+    }
+
+    /// Waits until the refused clients have tried again: the listener repeats its SYN-ACKs, they their
+    /// ACKs, and each of those is one more ListenOverflows.
+    pub fn repeat(&self) -> Result<()> {
+        let before = self.netns.counters()?;
+        wait::until("the refused ACKs to be repeated", SOON, || {
+            let again = (self.netns.counters()? - before).listen_overflows;
+            Ok((again >= VICTIMS).then_some(()))
         })
     }
 
@@ -104,7 +123,7 @@ impl AckOverflow {
         })?;
         wait::until("the accept queue to refuse the other ACKs", SOON, || {
             let refused = (self.netns.counters()? - before).listen_overflows;
-            Ok((refused >= HANDSHAKES - QUEUED).then_some(()))
+            Ok((refused >= VICTIMS).then_some(()))
         })
     }
 

@@ -10,6 +10,7 @@ mod emit;
 mod half_open;
 mod healthy;
 mod lifecycle;
+mod listener;
 mod retransmit_storm;
 mod scenario;
 mod support;

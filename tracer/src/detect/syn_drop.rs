@@ -100,10 +100,19 @@ impl Cause {
 struct Drops {
     life: Option<Life>,
     count: u64,
+    /// Third ACKs refused, those that clients repeated among them.
+    acks: u64,
     since: Ktime,
     last: Ktime,
     /// The cause was concluded from fields at least once.
     by_fields: bool,
+}
+
+impl Drops {
+    /// What an update is worth a line for.
+    const fn moved(&self) -> u64 {
+        self.count.saturating_add(self.acks)
+    }
 }
 
 #[derive(Debug)]
@@ -171,10 +180,15 @@ impl SynDrop {
         }
         for (index, cause) in Cause::ALL.into_iter().enumerate() {
             let more = cause.of(&gained);
-            if more == 0 || (cause == Cause::Cookies && syn.syncookies == Some(2)) {
+            let drops = &mut listener.drops[index];
+            let acks = if cause.is_of_ack() && (more > 0 || drops.life.is_some()) {
+                gained[syn_outcome::ACK_OVERFLOW]
+            } else {
+                0
+            };
+            if (more == 0 && acks == 0) || (cause == Cause::Cookies && syn.syncookies == Some(2)) {
                 continue;
             }
-            let drops = &mut listener.drops[index];
             if drops.life.is_none() {
                 *drops = Drops {
                     since: cx.now,
@@ -182,17 +196,20 @@ impl SynDrop {
                 };
             }
             drops.count = drops.count.saturating_add(more);
+            drops.acks = drops.acks.saturating_add(acks);
             drops.last = cx.now;
             drops.by_fields |= !syn.by_counters;
-            let (life, count) = (drops.life, drops.count);
+            let (life, moved) = (drops.life, drops.moved());
             match life {
                 None => {
-                    let life = cx.open(draft(&key, listener, cause, cx));
+                    let mut life = cx.open(draft(&key, listener, cause, cx));
+                    life.said_count = moved;
                     listener.drops[index].life = Some(life);
                     self.open.insert(life.id, (key, index));
                 }
-                Some(mut life) if life.due(cx.now, count) => {
+                Some(mut life) if life.due(cx.now, moved) => {
                     cx.update(&mut life, draft(&key, listener, cause, cx));
+                    life.said_count = moved;
                     listener.drops[index].life = Some(life);
                 }
                 Some(_) => {}
@@ -206,7 +223,10 @@ impl SynDrop {
         self.each_open(cx, |drops, cx| {
             if cx.now.since(drops.last) >= quiet {
                 Verdict::Resolve
-            } else if drops.life.is_some_and(|life| life.due(cx.now, drops.count)) {
+            } else if drops
+                .life
+                .is_some_and(|life| life.due(cx.now, drops.moved()))
+            {
                 Verdict::Update
             } else {
                 Verdict::Keep
@@ -217,7 +237,7 @@ impl SynDrop {
     /// The last word on what is still open.
     pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
         self.each_open(cx, |drops, _| {
-            if drops.life.is_some_and(|life| life.stale(drops.count)) {
+            if drops.life.is_some_and(|life| life.stale(drops.moved())) {
                 Verdict::Update
             } else {
                 Verdict::Keep
@@ -238,6 +258,7 @@ impl SynDrop {
                 Verdict::Keep => true,
                 Verdict::Update => {
                     cx.update(&mut life, draft(key, listener, Cause::ALL[*index], cx));
+                    life.said_count = listener.drops[*index].moved();
                     listener.drops[*index].life = Some(life);
                     true
                 }
@@ -291,10 +312,7 @@ fn draft(key: &ListenerKey, listener: &Listener, cause: Cause, cx: &Context<'_>)
         .count_if_known("somaxconn", syn.somaxconn.map(u64::from));
     if cause.is_of_ack() {
         facts = facts
-            .count(
-                "third_acks_refused",
-                listener.totals[syn_outcome::ACK_OVERFLOW],
-            )
+            .count("third_acks_refused", drops.acks)
             .count_if_known("abort_on_overflow", syn.abort_on_overflow.map(u64::from));
     }
     if let Some(waits) = waits {

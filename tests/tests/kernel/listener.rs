@@ -1,0 +1,431 @@
+//! What a listener does with SYNs and third ACKs beyond its two queues: the rarer causes, clients that
+//! try again, and listeners of other kinds. Each count is held against the kernel's.
+
+use std::{io::Write as _, net::SocketAddr};
+
+use conntracer_tests::{
+    counters::Counters,
+    family::{Family, SERVER_PORT},
+    line::{Finding, Sight, Subject},
+    link::Pair,
+    netns::NetNs,
+    packet::send_syn,
+    scenario::accept_queue::{AcceptQueueFull, AckOverflow, CLIENTS, VICTIMS},
+    socket::{self, connect_with_data, listen, listen_on, take_fast_opens, tcp},
+    tracer::{Run, Tracer},
+    wait::{self, SOON},
+};
+use rstest::rstest;
+use socket2::Socket;
+
+use crate::support::{assert_said, assert_sound, binary, skip, trace};
+
+/// A client whose third ACK is refused tries again and again, and is one victim; the finding says that it
+/// believes it is connected.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn a_client_that_repeats_its_ack_is_one_victim(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = AckOverflow::new(family).unwrap();
+    let Some(mut tracer) = trace(&binary, &scenario.netns, &[]) else {
+        return;
+    };
+    scenario.provoke().unwrap();
+    scenario.repeat().unwrap();
+    wait_for_cause(&mut tracer, "ack_overflow");
+    scenario.quiet().unwrap();
+    let counted = scenario.netns.counters().unwrap();
+    let run = tracer.stop().unwrap();
+
+    let finding = only(&run, "ack_overflow");
+    assert_eq!(finding.count, VICTIMS, "{finding:#?}");
+    let refused_acks = finding.number("third_acks_refused");
+    assert!(refused_acks >= 2 * VICTIMS, "{finding:#?}");
+    assert_eq!(
+        refused_acks + run.total("syn_drop", &["accept_queue_full"]),
+        counted.listen_overflows,
+        "{run:#?}"
+    );
+    assert!(
+        finding.summary.contains("believe they are connected"),
+        "{finding:#?}"
+    );
+    assert_said(&run, "syn_drop");
+    assert_sound(&run, &scenario.netns);
+}
+
+/// With `tcp_abort_on_overflow` the same clients get a RST, once each.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn abort_on_overflow_equals_embryonic_resets(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = AckOverflow::new(family).unwrap();
+    scenario
+        .netns
+        .set_sysctl("net/ipv4/tcp_abort_on_overflow", "1")
+        .unwrap();
+    let before = scenario.netns.counters().unwrap();
+    let Some(mut tracer) = trace(&binary, &scenario.netns, &[]) else {
+        return;
+    };
+    scenario.provoke().unwrap();
+    wait_for_cause(&mut tracer, "abort_on_overflow");
+    let counted = scenario.netns.counters().unwrap() - before;
+    let run = tracer.stop().unwrap();
+
+    let finding = only(&run, "abort_on_overflow");
+    assert_eq!(finding.count, VICTIMS, "{finding:#?}");
+    assert_eq!(counted.embryonic_rsts, VICTIMS, "{counted:#?}");
+    assert_eq!(finding.number("abort_on_overflow"), 1);
+    assert!(
+        finding
+            .advice
+            .iter()
+            .any(|advice| advice.contains("tcp_abort_on_overflow")),
+        "{finding:#?}"
+    );
+    assert_eq!(run.total("syn_drop", &["ack_overflow"]), 0, "{run:#?}");
+    assert_listener(finding, &scenario.netns, family.loopback_listener());
+    assert_sound(&run, &scenario.netns);
+}
+
+/// SYNs of the tests below that are made by hand.
+const SYNS: u16 = 12;
+
+/// A SYN from where this host cannot send anything.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn no_route_back_equals_listen_drops(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    // Or the reverse path filter drops them before TCP.
+    for interface in ["all", "ct-server"] {
+        pair.server
+            .set_sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0")
+            .unwrap();
+    }
+    let before = pair.server.counters().unwrap();
+    let Some(mut tracer) = trace(&binary, &pair.server, &[]) else {
+        return;
+    };
+    let _listener = knock(&pair, family, 64, family.stranger(), SYNS);
+    wait_counted(&pair.server, before, |counted| {
+        counted.listen_drops >= u64::from(SYNS)
+    });
+    wait_for_cause(&mut tracer, "no_route");
+    let counted = pair.server.counters().unwrap() - before;
+    let run = tracer.stop().unwrap();
+
+    let other = run.total("syn_drop", &["other"]);
+    assert_eq!(
+        run.total("syn_drop", &["no_route"]) + other,
+        counted.listen_drops,
+        "{run:#?}"
+    );
+    if is_exact(&run) {
+        assert_eq!(other, 0, "{run:#?}");
+    }
+    for finding in run.last_of(is_syn_drop) {
+        assert_listener(finding, &pair.server, family.veth_listener());
+    }
+    assert_sound(&run, &pair.server);
+}
+
+/// With cookies off, the last quarter of `tcp_max_syn_backlog` is not for strangers.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn syn_queue_pressure_equals_listen_drops(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    pair.server
+        .set_sysctl("net/ipv4/tcp_syncookies", "0")
+        .unwrap();
+    pair.server
+        .set_sysctl("net/ipv4/tcp_max_syn_backlog", "8")
+        .unwrap();
+    let before = pair.server.counters().unwrap();
+    let Some(mut tracer) = trace(&binary, &pair.server, &[]) else {
+        return;
+    };
+    let _listener = knock(&pair, family, 64, family.ghost(), SYNS);
+    // 8 - length < 2 from the seventh on: what is stored before is below that.
+    wait_counted(&pair.server, before, |counted| {
+        counted.in_segs >= u64::from(SYNS) && counted.listen_drops >= u64::from(SYNS) - 7
+    });
+    wait_for_cause(&mut tracer, "syn_queue_pressure");
+    let counted = pair.server.counters().unwrap() - before;
+    let run = tracer.stop().unwrap();
+
+    let finding = only(&run, "syn_queue_pressure");
+    assert_eq!(finding.count, counted.listen_drops, "{run:#?}");
+    assert_eq!(counted.req_q_full_drop, 0);
+    assert_eq!(run.last_of(is_syn_drop).len(), 1, "{run:#?}");
+    assert_eq!(finding.number("max_syn_backlog"), 8);
+    assert_listener(finding, &pair.server, family.veth_listener());
+    assert_sound(&run, &pair.server);
+}
+
+/// Two services of the same address and port, each in a namespace of its own, overflow at once under one
+/// tracer: each has what its namespace counted.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn listeners_of_two_namespaces_do_not_mix(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let mut scenarios = [
+        AcceptQueueFull::new(family).unwrap(),
+        AcceptQueueFull::new(family).unwrap(),
+    ];
+    let other = scenarios[1].netns.inode().to_string();
+    let Some(mut tracer) = trace(&binary, &scenarios[0].netns, &["--netns", &other]) else {
+        return;
+    };
+    std::thread::scope(|scope| {
+        for scenario in &mut scenarios {
+            scope.spawn(|| scenario.provoke().unwrap());
+        }
+    });
+    for scenario in &scenarios {
+        let inode = scenario.netns.inode();
+        tracer
+            .wait_for("a finding of each namespace", SOON, |finding| {
+                is_syn_drop(finding) && finding.subject.netns() == Some(inode)
+            })
+            .unwrap();
+    }
+    for scenario in &mut scenarios {
+        scenario.quiet().unwrap();
+    }
+    let counted = scenarios
+        .each_ref()
+        .map(|scenario| scenario.netns.counters().unwrap());
+    let run = tracer.stop().unwrap();
+
+    for (scenario, counted) in scenarios.iter().zip(counted) {
+        let findings = run.last_of(|finding| {
+            is_syn_drop(finding) && finding.subject.netns() == Some(scenario.netns.inode())
+        });
+        assert_eq!(overflows(&findings), counted.listen_overflows, "{run:#?}");
+        for finding in findings {
+            assert_listener(finding, &scenario.netns, family.loopback_listener());
+        }
+    }
+    for (hook, account) in &run.stop.hooks {
+        assert!(account.balances(), "{hook}: {account:?}");
+    }
+}
+
+/// An MPTCP listener is a TCP listener to its clients.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn mptcp_listener_overflows_like_any_other(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = AcceptQueueFull::new(family).unwrap();
+    let Some(socket) = scenario.netns.run(|| socket::mptcp(family)).unwrap() else {
+        return skip("this kernel has no MPTCP");
+    };
+    let Some(mut tracer) = trace(&binary, &scenario.netns, &[]) else {
+        return;
+    };
+    scenario.provoke_with(socket).unwrap();
+    wait_for_cause(&mut tracer, "accept_queue_full");
+    scenario.quiet().unwrap();
+    let counted = scenario.netns.counters().unwrap();
+    let run = tracer.stop().unwrap();
+
+    let findings = run.last_of(is_syn_drop);
+    assert_eq!(overflows(&findings), counted.listen_overflows, "{run:#?}");
+    for finding in findings {
+        assert_listener(finding, &scenario.netns, family.loopback_listener());
+    }
+    assert_sound(&run, &scenario.netns);
+}
+
+/// Data with the SYN makes a connection at once: each is one SYN added and one connection, no drop.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn fast_open_is_added_and_completed(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    // Client and server, both without a cookie (Documentation/networking/ip-sysctl.rst).
+    netns.set_sysctl("net/ipv4/tcp_fastopen", "519").unwrap();
+    let before = netns.counters().unwrap();
+    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "syn"]) else {
+        return;
+    };
+    let address = family.loopback_listener();
+    let listener = netns
+        .run(|| {
+            let listener = listen(family, address, 64)?;
+            take_fast_opens(&listener, 64)?;
+            for _ in 0..CLIENTS {
+                let mut client = tcp(family)?;
+                connect_with_data(&client)?;
+                client.connect(&address.into())?;
+                client.write_all(b"now")?;
+                drop(listener.accept()?);
+            }
+            Ok(listener)
+        })
+        .unwrap();
+    let counted = netns.counters().unwrap() - before;
+    assert_eq!(counted.fast_open_passive, CLIENTS, "{counted:#?}");
+    assert_totals(&mut tracer, CLIENTS);
+    drop(listener);
+    let run = tracer.stop().unwrap();
+    assert_eq!(run.findings().count(), 0, "{run:#?}");
+    assert_sound(&run, &netns);
+}
+
+/// The same of MPTCP clients of an MPTCP listener.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn mptcp_clients_are_added_and_completed(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    let Some(socket) = netns.run(|| socket::mptcp(family)).unwrap() else {
+        return skip("this kernel has no MPTCP");
+    };
+    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "syn"]) else {
+        return;
+    };
+    let address = family.loopback_listener();
+    let listener = netns
+        .run(|| {
+            let listener = listen_on(socket, address, 64)?;
+            for _ in 0..CLIENTS {
+                let Some(client) = socket::mptcp(family)? else {
+                    continue;
+                };
+                client.connect(&address.into())?;
+                drop(listener.accept()?);
+            }
+            Ok(listener)
+        })
+        .unwrap();
+    assert_totals(&mut tracer, CLIENTS);
+    drop(listener);
+    let run = tracer.stop().unwrap();
+    assert_eq!(run.findings().count(), 0, "{run:#?}");
+    assert_sound(&run, &netns);
+}
+
+/// Every SYN of the one listener was added, and every third ACK made a connection.
+#[track_caller]
+fn assert_totals(tracer: &mut Tracer, connections: u64) {
+    let event = tracer
+        .wait_for_event("the listener's totals", SOON, "syn", |event| {
+            event["completed"].as_u64() >= Some(connections)
+        })
+        .unwrap();
+    for (name, expected) in [
+        ("added", connections),
+        ("completed", connections),
+        ("syn_cookies", 0),
+        ("accept_queue_full", 0),
+        ("syn_queue_full", 0),
+        ("syn_queue_pressure", 0),
+        ("no_route", 0),
+        ("other", 0),
+        ("ack_overflow", 0),
+        ("ack_other", 0),
+    ] {
+        assert_eq!(event[name].as_u64(), Some(expected), "{name}: {event}");
+    }
+    assert_eq!(event["network.local.port"], SERVER_PORT);
+}
+
+/// A listener of the server, and SYNs to it whose answers nobody hears.
+#[track_caller]
+fn knock(pair: &Pair, family: Family, backlog: i32, from: std::net::IpAddr, count: u16) -> Socket {
+    let address = family.veth_listener();
+    let listener = pair
+        .server
+        .run(|| listen(family, address, backlog))
+        .unwrap();
+    pair.client
+        .run(|| {
+            (0..count).try_for_each(|number| {
+                send_syn(family, SocketAddr::new(from, 20_000 + number), address)
+            })
+        })
+        .unwrap();
+    listener
+}
+
+#[track_caller]
+fn wait_counted(netns: &NetNs, before: Counters, enough: impl Fn(&Counters) -> bool) {
+    wait::until("the kernel to count the SYNs", SOON, || {
+        Ok(enough(&(netns.counters()? - before)).then_some(()))
+    })
+    .unwrap();
+}
+
+#[track_caller]
+fn wait_for_cause(tracer: &mut Tracer, cause: &str) {
+    tracer
+        .wait_for(&format!("a finding {cause}"), SOON, |finding| {
+            is_syn_drop(finding) && finding.cause == cause
+        })
+        .unwrap();
+}
+
+#[track_caller]
+fn only<'a>(run: &'a Run, cause: &str) -> &'a Finding {
+    match run
+        .last_of(|finding| is_syn_drop(finding) && finding.cause == cause)
+        .as_slice()
+    {
+        [only] => only,
+        all => panic!("expected one finding {cause}, got {all:#?}: {run:#?}"),
+    }
+}
+
+/// What these findings make of ListenOverflows: the SYNs and every refused ACK.
+fn overflows(findings: &[&Finding]) -> u64 {
+    findings
+        .iter()
+        .map(|finding| match finding.cause.as_str() {
+            "accept_queue_full" => finding.count,
+            "ack_overflow" => finding.number("third_acks_refused"),
+            _ => panic!("nothing else was dropped: {finding:#?}"),
+        })
+        .sum()
+}
+
+/// Whether the plan promises the cause of every SYN; where it does not, the first SYN on each CPU has
+/// nothing to be compared with.
+fn is_exact(run: &Run) -> bool {
+    run.start
+        .plan
+        .detectors
+        .iter()
+        .any(|plan| plan.detector == "syn_drop" && plan.sight == Sight::Exact)
+}
+
+fn is_syn_drop(finding: &Finding) -> bool {
+    finding.finding == "syn_drop"
+}
+
+#[track_caller]
+fn assert_listener(finding: &Finding, netns: &NetNs, local: SocketAddr) {
+    assert_eq!(
+        finding.subject,
+        Subject::Listener {
+            netns: netns.inode(),
+            local
+        }
+    );
+    let owner = finding
+        .owner
+        .as_ref()
+        .expect("this process owns the listener");
+    assert_eq!(owner.pid, std::process::id());
+}
