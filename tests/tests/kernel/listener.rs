@@ -18,7 +18,7 @@ use conntracer_tests::{
 use rstest::rstest;
 use socket2::Socket;
 
-use crate::support::{assert_said, assert_sound, binary, skip, trace};
+use crate::support::{assert_said, assert_sound, binary, lacking, trace};
 
 /// A client whose third ACK is refused tries again and again, and is one victim; the finding says that it
 /// believes it is connected.
@@ -227,7 +227,7 @@ fn mptcp_listener_overflows_like_any_other(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = AcceptQueueFull::new(family).unwrap();
     let Some(socket) = scenario.netns.run(|| socket::mptcp(family)).unwrap() else {
-        return skip("this kernel has no MPTCP");
+        return lacking("this kernel has no MPTCP");
     };
     let Some(mut tracer) = trace(&binary, &scenario.netns, &[]) else {
         return;
@@ -291,7 +291,7 @@ fn mptcp_clients_are_added_and_completed(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
     let Some(socket) = netns.run(|| socket::mptcp(family)).unwrap() else {
-        return skip("this kernel has no MPTCP");
+        return lacking("this kernel has no MPTCP");
     };
     let Some(mut tracer) = trace(&binary, &netns, &["--emit", "syn"]) else {
         return;

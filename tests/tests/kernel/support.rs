@@ -17,6 +17,16 @@ use conntracer_tests::{
 /// Prints the line that says this test did not run. Fails where tracing is known to be possible.
 #[track_caller]
 pub(crate) fn skip(reason: &str) {
+    assert!(
+        env::var_os("CONNTRACER_MUST_TRACE").is_none(),
+        "this test cannot run although CONNTRACER_MUST_TRACE is set: {reason}"
+    );
+    lacking(reason);
+}
+
+/// The same for what has nothing to do with tracing, and may be missing anywhere.
+#[track_caller]
+pub(crate) fn lacking(reason: &str) {
     let location = Location::caller().to_string();
     let current = thread::current();
     // With one test thread, libtest runs tests on the main one.
@@ -25,10 +35,6 @@ pub(crate) fn skip(reason: &str) {
         .filter(|name| *name != "main")
         .unwrap_or(&location);
     let reason = reason.lines().collect::<Vec<_>>().join("; ");
-    assert!(
-        env::var_os("CONNTRACER_MUST_TRACE").is_none(),
-        "{name} cannot run although CONNTRACER_MUST_TRACE is set: {reason}"
-    );
     // Not `println!`, which libtest keeps to itself when a test passes. The first newline ends the
     // `test NAME ... ` that libtest may have begun.
     writeln!(stdout(), "\ntest-skipped {name}: {reason}").expect("standard output is open");
