@@ -23,12 +23,17 @@ impl AddAssign for Counts {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Report {
     /// The sum of all `test result:` lines.
-    pub(crate) counts: Counts,
+    counts: Counts,
     /// How many `test result:` lines there were; none means that no harness finished.
     pub(crate) summaries: u64,
     /// Names of failed tests.
     pub(crate) failures: Vec<String>,
+    /// Tests that found themselves unable to run, and returned: "NAME: REASON".
+    skips: Vec<String>,
 }
+
+/// How a test says that it did not run; the harness knows no such thing and counts it as passed.
+const SKIPPED: &str = "test-skipped ";
 
 impl Report {
     /// Takes in a line of output.
@@ -39,9 +44,34 @@ impl Report {
                 self.counts += counts;
                 self.summaries += 1;
             }
+        } else if let Some((_, skip)) = line.split_once(SKIPPED) {
+            self.skips.push(skip.to_owned());
         } else if let Some(name) = failed_test(line) {
             self.failures.push(name.to_owned());
         }
+    }
+
+    /// How many passed, failed, and did not run.
+    pub(crate) fn counts(&self) -> Counts {
+        let skipped = self.skips.len() as u64;
+        Counts {
+            passed: self.counts.passed.saturating_sub(skipped),
+            skipped: self.counts.skipped + skipped,
+            ..self.counts
+        }
+    }
+
+    /// Why tests did not run, each reason once.
+    pub(crate) fn skip_reasons(&self) -> Vec<&str> {
+        let mut reasons: Vec<&str> = self
+            .skips
+            .iter()
+            .filter_map(|skip| skip.split_once(": "))
+            .map(|(_, reason)| reason)
+            .collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        reasons
     }
 }
 
@@ -91,7 +121,7 @@ mod tests {
         );
         assert_eq!(report.summaries, 2);
         assert_eq!(
-            report.counts,
+            report.counts(),
             Counts {
                 passed: 3,
                 failed: 1,
@@ -102,6 +132,24 @@ mod tests {
     }
 
     #[test]
+    fn a_test_that_says_it_did_not_run_has_not_passed() {
+        let report = report(
+            "test a::v4 ... \ntest-skipped a::v4: no MPTCP: none at all\nok\ntest b ... ok\ntest \
+             a::v6 ... \ntest-skipped a::v6: no MPTCP: none at all\nok\ntest result: ok. 3 passed; \
+             0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s\n",
+        );
+        assert_eq!(
+            report.counts(),
+            Counts {
+                passed: 1,
+                failed: 0,
+                skipped: 2
+            }
+        );
+        assert_eq!(report.skip_reasons(), ["no MPTCP: none at all"]);
+    }
+
+    #[test]
     fn serial_console_lines_end_in_carriage_returns() {
         let report = report(
             "[    3.1] veth0: entered promiscuous mode\r\ntest x::y ... FAILED\r\ntest result: \
@@ -109,7 +157,7 @@ mod tests {
              9.01s\r\n",
         );
         assert_eq!(report.failures, ["x::y"]);
-        assert_eq!(report.counts.failed, 1);
+        assert_eq!(report.counts().failed, 1);
     }
 
     #[test]

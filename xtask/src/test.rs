@@ -228,7 +228,7 @@ fn matrix(workspace: &Workspace, installation: Installation, hooks: Hooks) -> Re
         .map(|outcome| Row {
             stage: format!("vm {} {}", outcome.release, outcome.hooks),
             counts: outcome.counts,
-            note: outcome.failure.unwrap_or_default(),
+            note: outcome.note().to_owned(),
         })
         .collect())
 }
@@ -251,8 +251,11 @@ fn harness_row(stage: &str, command: &mut Command) -> Result<Row> {
     if report.summaries == 0 {
         bail!("{}: {status}, and no test ran", process::line(command));
     }
-    let mut counts = report.counts;
-    let mut note = report.failures.join(", ");
+    let mut counts = report.counts();
+    let mut note = [report.failures.join(", "), report.skip_reasons().join("; ")]
+        .join(" ")
+        .trim()
+        .to_owned();
     if !status.success() && counts.failed == 0 {
         counts.failed = 1;
         note = format!("{}: {status}", process::line(command));

@@ -86,8 +86,17 @@ pub(crate) struct Outcome {
     pub(crate) counts: Counts,
     /// Why the run as a whole is a failure; None when it is a success.
     pub(crate) failure: Option<String>,
+    /// Why tests did not run.
+    skip_reasons: String,
     pub(crate) elapsed: Duration,
     pub(crate) log: PathBuf,
+}
+
+impl Outcome {
+    /// What a table says of it beyond its numbers.
+    pub(crate) fn note(&self) -> &str {
+        self.failure.as_deref().unwrap_or(&self.skip_reasons)
+    }
 }
 
 pub(crate) fn execute(
@@ -344,7 +353,7 @@ fn test_one(
         failure.as_deref().unwrap_or("passed"),
         elapsed.as_secs()
     );
-    let mut counts = report.counts;
+    let mut counts = report.counts();
     if failure.is_some() && counts.failed == 0 {
         // The VM itself failed, which must show in the sum.
         counts.failed = 1;
@@ -354,6 +363,7 @@ fn test_one(
         hooks,
         counts,
         failure,
+        skip_reasons: report.skip_reasons().join("; "),
         elapsed,
         log: log_path,
     })
@@ -369,7 +379,7 @@ fn failure(verdict: &Verdict, report: &Report) -> Option<String> {
         return Some(format!("failed: {}", report.failures.join(", ")));
     }
     verdict_failure(verdict).or_else(|| {
-        (report.summaries == 0 || report.counts.failed > 0)
+        (report.summaries == 0 || report.counts().failed > 0)
             .then(|| "the init said success, the test harness did not".to_owned())
     })
 }
@@ -437,15 +447,17 @@ pub(crate) fn print_table(outcomes: &[Outcome]) {
         "kernel", "hooks", "passed", "failed", "skipped", "seconds"
     );
     for outcome in outcomes {
-        println!(
-            "{:<30} {:<11} {:>7} {:>7} {:>8} {:>8}",
+        let row = format!(
+            "{:<30} {:<11} {:>7} {:>7} {:>8} {:>8}  {}",
             outcome.release,
             outcome.hooks,
             outcome.counts.passed,
             outcome.counts.failed,
             outcome.counts.skipped,
-            outcome.elapsed.as_secs()
+            outcome.elapsed.as_secs(),
+            outcome.note()
         );
+        println!("{}", row.trim_end());
     }
 }
 
