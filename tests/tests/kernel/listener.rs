@@ -11,7 +11,10 @@ use conntracer_tests::{
     netns::NetNs,
     packet::send_syn,
     scenario::accept_queue::{AcceptQueueFull, AckOverflow, CLIENTS, VICTIMS},
-    socket::{self, connect_with_data, listen, listen_on, take_fast_opens, tcp},
+    socket::{
+        self, abort_on_close, connect_with_data, connect_without_waiting, listen, listen_on,
+        take_fast_opens, tcp,
+    },
     tracer::{Run, Tracer},
     wait::{self, SOON},
 };
@@ -166,6 +169,62 @@ fn syn_queue_pressure_equals_listen_drops(#[case] family: Family) {
     assert_eq!(run.last_of(is_syn_drop).len(), 1, "{run:#?}");
     assert_eq!(finding.number("max_syn_backlog"), 8);
     assert_listener(finding, &pair.server, family.veth_listener());
+    assert_sound(&run, &pair.server);
+}
+
+/// Cookies save SYNs from a full SYN queue, and none from a full accept queue: the kernel counts both, and
+/// what decides is the drop.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn cookies_do_not_help_a_full_accept_queue(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    pair.server
+        .set_sysctl("net/ipv4/tcp_syncookies", "1")
+        .unwrap();
+    let before = pair.server.counters().unwrap();
+    let Some(mut tracer) = trace(&binary, &pair.server, &[]) else {
+        return;
+    };
+    // Requests that stay, so that every later SYN finds the SYN queue full.
+    let _listener = knock(&pair, family, 1, family.ghost(), SYNS);
+    wait_counted(&pair.server, before, |counted| {
+        counted.in_segs >= u64::from(SYNS) && counted.syncookies_sent > 0
+    });
+    let clients = pair
+        .client
+        .run(|| {
+            (0..CLIENTS)
+                .map(|_| {
+                    let client = tcp(family)?;
+                    abort_on_close(&client)?;
+                    connect_without_waiting(&client, family.veth_listener())?;
+                    Ok(client)
+                })
+                .collect::<Result<Vec<_>, anyhow::Error>>()
+        })
+        .unwrap();
+    wait_counted(&pair.server, before, |counted| {
+        counted.listen_overflows >= CLIENTS / 2
+    });
+    wait_for_cause(&mut tracer, "accept_queue_full");
+    drop(clients);
+    let counted = pair.server.counters().unwrap() - before;
+    let run = tracer.stop().unwrap();
+
+    let drops = run.last_of(is_syn_drop);
+    assert_eq!(overflows(&drops), counted.listen_overflows, "{run:#?}");
+    assert_eq!(counted.listen_drops, counted.listen_overflows);
+    assert_eq!(
+        run.total("syn_cookies", &["syn_queue_full"]),
+        counted.syncookies_sent,
+        "{run:#?}"
+    );
+    assert!(counted.req_q_full_do_cookies > counted.syncookies_sent);
+    for finding in drops {
+        assert_listener(finding, &pair.server, family.veth_listener());
+    }
     assert_sound(&run, &pair.server);
 }
 
