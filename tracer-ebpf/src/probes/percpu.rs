@@ -210,6 +210,10 @@ pub(crate) fn drops_since_last(net: u64) -> u8 {
     refusal_hint::COUNTED
         | bit(now.csum_errors, before.csum_errors, refusal_hint::CHECKSUM)
         | bit(now.md5, before.md5, refusal_hint::MD5)
-        | bit(now.reverse_path, before.reverse_path, refusal_hint::REVERSE_PATH)
+        | bit(
+            now.reverse_path,
+            before.reverse_path,
+            refusal_hint::REVERSE_PATH,
+        )
         | bit(now.out_rsts, before.out_rsts, refusal_hint::RESET_SENT)
 }

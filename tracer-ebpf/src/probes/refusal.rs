@@ -83,7 +83,10 @@ pub(crate) fn freed(ctx: &BtfTracePointContext, syn: &Freed<'_>) -> Outcome {
         let now = bpf_ktime_get_ns();
         let refusal = &raw mut (*entry).refusal;
         add(&raw mut (*refusal).count, 1);
-        add_bit(&raw mut (*refusal).remotes, remote_hash(&packet.remote_addr));
+        add_bit(
+            &raw mut (*refusal).remotes,
+            remote_hash(&packet.remote_addr),
+        );
         (*refusal).last_ns = now;
         if first {
             (*refusal).location = key.location;
