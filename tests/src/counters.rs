@@ -38,6 +38,7 @@ counters! {
     in_segs = "Tcp"."InSegs";
     out_segs = "Tcp"."OutSegs";
     in_csum_errors = "Tcp"."InCsumErrors";
+    out_rsts = "Tcp"."OutRsts";
     passive_opens = "Tcp"."PassiveOpens";
     active_opens = "Tcp"."ActiveOpens";
     estab_resets = "Tcp"."EstabResets";
@@ -57,6 +58,8 @@ counters! {
     /// Fast Open connections taken.
     fast_open_passive = "TcpExt"."TCPFastOpenPassive";
     abort_on_timeout = "TcpExt"."TCPAbortOnTimeout";
+    reverse_path = "TcpExt"."IPReversePathFilter";
+    md5_not_found = "TcpExt"."TCPMD5NotFound";
 }
 
 impl Counters {

@@ -10,6 +10,7 @@ pub mod counters;
 pub mod family;
 pub mod line;
 pub mod link;
+pub mod netfilter;
 pub mod netns;
 pub mod packet;
 pub mod scenario;

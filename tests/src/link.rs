@@ -23,7 +23,8 @@ use crate::{
     wait::{self, SOON},
 };
 
-const SERVER: &str = "ct-server";
+/// Name of the server's interface.
+pub const SERVER: &str = "ct-server";
 const CLIENT: &str = "ct-client";
 
 /// Locally administered, and different from each other; the last belongs to no interface.

@@ -11,6 +11,8 @@ use socket2::{Protocol, Socket, Type};
 use crate::family::Family;
 
 const TCP_HEADER: u16 = 20;
+/// Offset of the checksum in the TCP header.
+const CHECKSUM_AT: usize = 16;
 const SYN: u8 = 0x02;
 /// What a sender without window scaling may offer at most.
 const WINDOW: u16 = u16::MAX;
@@ -18,13 +20,24 @@ const TTL: u8 = 64;
 
 /// Sends one SYN from `source` to `destination`, in the calling thread's namespace.
 pub fn send_syn(family: Family, source: SocketAddr, destination: SocketAddr) -> Result<()> {
+    send(family, syn(source, destination)?, destination)
+}
+
+/// Sends one SYN whose TCP checksum is wrong.
+pub fn send_damaged_syn(family: Family, source: SocketAddr, destination: SocketAddr) -> Result<()> {
+    let mut packet = syn(source, destination)?;
+    let checksum = packet.len() - usize::from(TCP_HEADER) + CHECKSUM_AT;
+    packet[checksum] ^= 0xff;
+    send(family, packet, destination)
+}
+
+fn send(family: Family, packet: Vec<u8>, destination: SocketAddr) -> Result<()> {
     let raw = Socket::new(
         family.domain(),
         Type::RAW,
         Some(Protocol::from(libc::IPPROTO_RAW)),
     )
     .context("making a raw socket; this needs CAP_NET_RAW")?;
-    let packet = syn(source, destination)?;
     // A raw IPv6 socket takes no port; a raw IPv4 one ignores it.
     let to = SocketAddr::new(destination.ip(), 0);
     raw.send_to(&packet, &to.into())
@@ -72,7 +85,7 @@ fn syn(source: SocketAddr, destination: SocketAddr) -> Result<Vec<u8>> {
         _ => bail!("{source} and {destination} are of different families"),
     };
     let sum = checksum(&[pseudo, tcp.clone()].concat());
-    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+    tcp[CHECKSUM_AT..CHECKSUM_AT + 2].copy_from_slice(&sum.to_be_bytes());
     ip.extend(tcp);
     Ok(ip)
 }

@@ -258,3 +258,53 @@ fn wait_readable(socket: &Socket) -> Result<()> {
     }
     Ok(())
 }
+
+/// `TCP_MD5SIG` and its argument (include/uapi/linux/tcp.h).
+const TCP_MD5SIG: libc::c_int = 14;
+
+#[repr(C)]
+struct Md5Signature {
+    address: libc::sockaddr_storage,
+    flags: u8,
+    prefix_len: u8,
+    key_len: u16,
+    ifindex: u32,
+    key: [u8; 80],
+}
+
+/// Makes `listener` want segments from `peer` signed (RFC 2385); false where the kernel cannot.
+pub fn want_md5(listener: &Socket, peer: std::net::IpAddr) -> Result<bool> {
+    const KEY: &[u8] = b"secret";
+    let peer = socket2::SockAddr::from(SocketAddr::new(peer, 0));
+    // SAFETY: made of integers, for which zero is a value.
+    let mut signature: Md5Signature = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: a socket address fits a `sockaddr_storage`, which is what `as_ptr` points into.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            peer.as_ptr().cast::<u8>(),
+            (&raw mut signature.address).cast::<u8>(),
+            peer.len() as usize,
+        );
+    }
+    signature.key_len = u16::try_from(KEY.len())?;
+    signature.key[..KEY.len()].copy_from_slice(KEY);
+    // SAFETY: the argument lives through the call, and its size is given.
+    let status = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_MD5SIG,
+            (&raw const signature).cast(),
+            libc::socklen_t::try_from(size_of::<Md5Signature>())?,
+        )
+    };
+    if status == 0 {
+        return Ok(true);
+    }
+    let error = std::io::Error::last_os_error();
+    match error.raw_os_error() {
+        // Not built in, not allowed (FIPS), or no MD5 in the kernel.
+        Some(libc::ENOPROTOOPT | libc::EINVAL | libc::ENOENT | libc::ENOMEM) => Ok(false),
+        _ => Err(error).context("setting TCP_MD5SIG"),
+    }
+}

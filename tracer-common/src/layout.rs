@@ -69,6 +69,7 @@ layout! {
     sk_drops = "sock"."sk_drops";
     sk_ack_backlog = "sock"."sk_ack_backlog";
     sk_max_ack_backlog = "sock"."sk_max_ack_backlog";
+    sk_filter = "sock"."sk_filter", optional;
 
     inet_sport = "inet_sock"."inet_sport";
 
@@ -110,6 +111,7 @@ layout! {
     skb_dev = "sk_buff"."dev";
     skb_sk = "sk_buff"."sk";
     skb_refdst = "sk_buff"."_skb_refdst";
+    skb_iif = "sk_buff"."skb_iif", optional;
     cb_seq = "tcp_skb_cb"."seq";
     cb_end_seq = "tcp_skb_cb"."end_seq";
     cb_gso_segs = "tcp_skb_cb"."tcp_gso_segs";
@@ -117,6 +119,10 @@ layout! {
     cb_sacked = "tcp_skb_cb"."sacked";
     dst_dev = "dst_entry"."dev";
     dev_net = "net_device"."nd_net";
+    dev_name = "net_device"."name", optional;
+    dev_ifindex = "net_device"."ifindex", optional;
+    rt_flags = "rtable"."rt_flags", optional;
+    rt6i_flags = "rt6_info"."rt6i_flags", optional;
 
     net_inum = "net"."ns.inum";
     net_syncookies = "net"."ipv4.sysctl_tcp_syncookies", optional;
@@ -126,6 +132,7 @@ layout! {
     net_statistics = "net"."mib.net_statistics", optional;
     net_ip_statistics = "net"."mib.ip_statistics", optional;
     net_ipv6_statistics = "net"."mib.ipv6_statistics", optional;
+    net_tcp_statistics = "net"."mib.tcp_statistics", optional;
     /// Per-CPU pointers of a per-CPU array map: how a program learns this CPU's offset.
     bpf_array_pptrs = "bpf_array"."pptrs", optional;
 }
@@ -143,6 +150,16 @@ pub struct KernelFacts {
     pub mib_tcp_keepalive: u16,
     /// Index of `IPSTATS_MIB_OUTNOROUTES` in `struct ipstats_mib.mibs`; 0 when unknown.
     pub mib_out_no_routes: u16,
+    /// What counts SYNs dropped before a listener: in `struct linux_mib.mibs`, then in
+    /// `struct tcp_mib.mibs`; 0 when unknown.
+    pub mib_reverse_path: u16,
+    pub mib_md5_not_found: u16,
+    pub mib_md5_unexpected: u16,
+    pub mib_md5_failure: u16,
+    pub mib_csum_errors: u16,
+    pub mib_out_rsts: u16,
+    /// `SKB_DROP_REASON_NOT_SPECIFIED`: a reason that is none. `u16::MAX` when the kernel has no reasons.
+    pub reason_not_specified: u16,
     /// Arguments of tracepoints as BTF declares them, 0 when absent.
     pub args_tcp_retransmit_skb: u8,
     pub args_kfree_skb: u8,
@@ -161,6 +178,13 @@ impl KernelFacts {
         mib_reqq_full_cookies: 0,
         mib_tcp_keepalive: 0,
         mib_out_no_routes: 0,
+        mib_reverse_path: 0,
+        mib_md5_not_found: 0,
+        mib_md5_unexpected: 0,
+        mib_md5_failure: 0,
+        mib_csum_errors: 0,
+        mib_out_rsts: 0,
+        reason_not_specified: u16::MAX,
         args_tcp_retransmit_skb: 0,
         args_kfree_skb: 0,
         args_tcp_send_reset: 0,

@@ -1,11 +1,12 @@
-//! What the kernel half keeps per socket between events: the values of the `SOCKETS` and `LISTENERS` maps.
+//! What the kernel half keeps per socket between events: the values of the `SOCKETS`, `LISTENERS`
+//! and `REFUSALS` maps.
 //!
-//! Written by `tracer-ebpf`; the user half sweeps the former for half-closed sockets and reads the latter's
+//! Written by `tracer-ebpf`; the user half sweeps the former for half-closed sockets and reads the others'
 //! totals.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::record::{Owner, Syn};
+use crate::record::{Owner, Refusal, Syn};
 
 /// One connection, from birth (or first sight) to `tcp_destroy_sock`. The key is the address of its
 /// `struct sock`.
@@ -47,3 +48,17 @@ pub struct Listener {
     /// How much `sk_drops` rose since for known reasons (tracepoint rung only).
     pub drops_explained: u64,
 }
+
+/// SYNs dropped on their way to one address for one reason: their cumulative record, and when it was
+/// last emitted.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Refused {
+    pub refusal: Refusal,
+    pub emitted_ns: u64,
+}
+
+/// Bytes of a key of the `REFUSALS` map; the record says all that is in it.
+pub const REFUSED_KEY_BYTES: usize = 40;

@@ -11,7 +11,7 @@ use conntracer_common::{
     filter::{Filter, MAX_NETNS},
     layout::{KernelFacts, KernelLayout},
     options::Options,
-    socket::{Listener, SocketState},
+    socket::{Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HookCounters, hook},
 };
 
@@ -81,7 +81,8 @@ pub(crate) static LISTENERS: HashMap<u64, Listener> = HashMap::with_max_entries(
 #[map]
 pub(crate) static EMPTY_LISTENER: Array<Listener> = Array::with_max_entries(1, 0);
 
-/// Where a packet's listener is looked up on the tracepoint rung.
+/// Where a packet's listener is looked up: on the tracepoint rung, and for a packet that was dropped on its
+/// way to one.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct ListenKey {
@@ -93,6 +94,43 @@ pub(crate) struct ListenKey {
 
 #[map]
 pub(crate) static LISTEN_PORTS: HashMap<ListenKey, u64> = HashMap::with_max_entries(4096, 0);
+
+/// Where dropped SYNs were to go, and why they were dropped. `port` 0 and no address: all that found
+/// `REFUSALS` full.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct RefusalKey {
+    /// 0 where the kernel gives a reason.
+    pub(crate) location: u64,
+    pub(crate) addr: [u32; 4],
+    pub(crate) netns: u32,
+    pub(crate) reason: u32,
+    pub(crate) port: u16,
+    pub(crate) family: u16,
+    pub(crate) path: u8,
+    pub(crate) hints: u8,
+    pub(crate) pad: u16,
+}
+
+const _: () = assert!(size_of::<RefusalKey>() == REFUSED_KEY_BYTES);
+
+/// SYNs dropped before a listener decided on them. A plain hash, so that totals stay exact; the user half
+/// removes what is idle.
+#[map]
+pub(crate) static REFUSALS: HashMap<RefusalKey, Refused> = HashMap::with_max_entries(4096, 0);
+
+/// Those that found `REFUSALS` full, one entry a namespace and reason.
+#[map]
+pub(crate) static REFUSALS_OVERFLOW: HashMap<RefusalKey, Refused> =
+    HashMap::with_max_entries(256, 0);
+
+/// What a new entry of the two is copied from: zero for ever.
+#[map]
+pub(crate) static EMPTY_REFUSED: Array<Refused> = Array::with_max_entries(1, 0);
+
+/// When this CPU last emitted a `Refusal`.
+#[map]
+pub(crate) static REFUSAL_SAID: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// A client whose third ACK was refused.
 #[repr(C)]
@@ -147,6 +185,22 @@ pub(crate) struct Mib {
     /// Of the family of the packet's link-layer protocol.
     pub(crate) no_routes: u64,
 }
+
+/// The counters of this CPU that tell why a segment was dropped before it reached a socket.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct DropMib {
+    pub(crate) csum_errors: u64,
+    pub(crate) out_rsts: u64,
+    pub(crate) reverse_path: u64,
+    /// Not found, unexpected and wrong, together.
+    pub(crate) md5: u64,
+}
+
+/// A namespace's such counters at its last dropped segment on this CPU (kernels without drop reasons).
+#[map]
+pub(crate) static LAST_DROP_MIB: LruPerCpuHashMap<u32, DropMib> =
+    LruPerCpuHashMap::with_max_entries(1024, 0);
 
 /// A namespace's counters at the last look on this CPU (tracepoint rung). LRU: namespaces come and go,
 /// and a forgotten one only starts anew.

@@ -243,6 +243,10 @@ fn parse(protocol_be: u16, head: u64, network: u16) -> Option<Packet> {
         if (u32::from_be(header[2]) >> 16) as u8 != IPPROTO_TCP as u8 {
             return None;
         }
+        // Bytes 4..8: identification, fragment offset. Only the first fragment has a TCP header.
+        if u32::from_be(header[1]) & 0x1fff != 0 {
+            return None;
+        }
         let ihl = u64::from((u32::from_be(header[0]) >> 24) & 0x0f) * 4;
         (mapped(header[4]), mapped(header[3]), AF_INET, ip + ihl)
     } else if protocol == ETH_P_IPV6 {

@@ -107,6 +107,8 @@ pub enum Emit {
     Reset,
     /// Dropped segments.
     Drop,
+    /// SYNs dropped before they reached a listener, counted by where they were to go and why.
+    Refusal,
     /// Keepalive and window probes.
     Probe,
     /// The counters of every hook, each 10 s.

@@ -9,7 +9,10 @@ use std::{
 };
 
 use conntracer_common::{
-    record::{self, Header, kind, listener_flag, owner_source, role, syn_evidence, syn_outcome},
+    record::{
+        self, Header, kind, listener_flag, owner_source, path, refusal_place, role, syn_evidence,
+        syn_outcome,
+    },
     stats::HOOKS,
     tcp::{AF_INET, ca, flag, pending},
 };
@@ -18,8 +21,9 @@ use zerocopy::FromBytes;
 
 use crate::{
     event::{
-        Body, Comm, Drop, Event, Loss, Opened, Owner, OwnerSource, Probe, Reset, Retransmit,
-        RetransmitType, Role, Snapshot, Socket, State, Syn, SynAck, Tcp, TcpState,
+        Body, Comm, Device, Drop, Event, Loss, Opened, Owner, OwnerSource, Path, Place, Probe,
+        Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket, State, Syn, SynAck,
+        Tcp, TcpState,
     },
     finding::Ktime,
     source::SocketId,
@@ -75,6 +79,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::SYN => Body::Syn(syn(&read(bytes, &header)?)?),
         kind::RESET => Body::Reset(reset(&read(bytes, &header)?)?),
         kind::DROP => Body::Drop(drop(&read(bytes, &header)?)?),
+        kind::REFUSAL => Body::Refusal(refusal(&read(bytes, &header)?)?),
         kind::PROBE => Body::Probe(probe(&read(bytes, &header)?)?),
         kind::SNAPSHOT => Body::Snapshot(snapshot(&read(bytes, &header)?)?),
         kind::TICK => {
@@ -310,6 +315,51 @@ fn drop(raw: &record::Drop) -> Result<Drop, DecodeError> {
         seq: raw.seq,
         reason: reason(raw.reason),
         tcp_flags: raw.tcp_flags,
+    })
+}
+
+fn refusal(raw: &record::Refusal) -> Result<Refusal, DecodeError> {
+    let path = match raw.path {
+        path::UNKNOWN => None,
+        path::PREROUTING => Some(Path::Prerouting),
+        path::INPUT => Some(Path::Input),
+        path::FORWARD => Some(Path::Forward),
+        value => {
+            return Err(DecodeError::Value {
+                field: "path of a refusal",
+                value: value.into(),
+            });
+        }
+    };
+    let place = match raw.place {
+        refusal_place::UNKNOWN => None,
+        refusal_place::NETFILTER => Some(Place::Netfilter),
+        refusal_place::ROUTE => Some(Place::Route),
+        refusal_place::TCP => Some(Place::Tcp),
+        value => {
+            return Err(DecodeError::Value {
+                field: "place of a refusal",
+                value: value.into(),
+            });
+        }
+    };
+    let port = raw.socket.local_port;
+    Ok(Refusal {
+        socket: socket(&raw.socket),
+        owner: owner(&raw.owner)?,
+        count: raw.count,
+        first: Ktime(raw.first_ns),
+        last: Ktime(raw.last_ns),
+        location: raw.location,
+        remotes: raw.remotes,
+        listener: (raw.socket.sk != 0)
+            .then(|| SocketAddr::new(address(&raw.listener_addr, raw.socket.family), port)),
+        device: (raw.device[0] != 0).then_some(Device(raw.device)),
+        ifindex: raw.ifindex,
+        reason: reason(raw.reason),
+        path,
+        place,
+        hints: raw.hints,
     })
 }
 

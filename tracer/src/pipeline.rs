@@ -14,6 +14,7 @@ use crate::{
     detect::{
         Context, Thresholds,
         half_open::{dead_peer::DeadPeer, half_closed::HalfClosed, handshake::Handshake},
+        refusal::Refusal,
         retransmit_storm::RetransmitStorm,
         syn_drop::SynDrop,
     },
@@ -51,6 +52,7 @@ pub struct Tallies {
     /// Entries that had to make room in a full table.
     pub connections_evicted: u64,
     pub listeners_evicted: u64,
+    pub refusals_evicted: u64,
     pub storms_evicted: u64,
     pub dead_peers_evicted: u64,
     pub processes_evicted: u64,
@@ -65,6 +67,7 @@ pub struct Pipeline {
     host: Arc<Host>,
     connections: Connections,
     syn_drop: SynDrop,
+    refusal: Refusal,
     handshake: Handshake,
     dead_peer: DeadPeer,
     half_closed: HalfClosed,
@@ -85,6 +88,7 @@ impl Pipeline {
         Self {
             connections: Connections::new(limits.connections),
             syn_drop: SynDrop::new(limits.listeners),
+            refusal: Refusal::new(limits.refusals, limits.listeners),
             handshake: Handshake::new(limits.listeners),
             dead_peer: DeadPeer::new(limits.connections),
             half_closed: HalfClosed::new(limits.processes),
@@ -137,7 +141,11 @@ impl Pipeline {
             }
         }
         match &event.body {
-            Body::Syn(body) => self.syn_drop.syn(body, &mut cx),
+            Body::Syn(body) => {
+                self.refusal.listening(body);
+                self.syn_drop.syn(body, &mut cx);
+            }
+            Body::Refusal(body) => self.refusal.refusal(body, &mut cx),
             Body::SynAck(body) => {
                 self.handshake.syn_ack(body, &mut cx);
                 self.storm.syn_ack(body, &mut cx);
@@ -152,6 +160,7 @@ impl Pipeline {
             Body::Snapshot(body) => self.half_closed.snapshot(body, &mut cx),
             Body::Tick => {
                 self.syn_drop.tick(&mut cx);
+                self.refusal.tick(&mut cx);
                 self.handshake.tick(&mut cx);
                 self.dead_peer.tick(&mut cx);
                 self.half_closed.tick(&mut cx);
@@ -177,6 +186,7 @@ impl Pipeline {
             out: &mut |finding| out(Output::Finding(finding)),
         };
         self.syn_drop.finish(&mut cx);
+        self.refusal.finish(&mut cx);
         self.handshake.finish(&mut cx);
         self.dead_peer.finish(&mut cx);
         self.half_closed.finish(&mut cx);
@@ -219,6 +229,7 @@ impl Pipeline {
                 .fold(0, |sum, lost| sum.saturating_add(*lost)),
             connections_evicted: self.connections.evicted(),
             listeners_evicted: self.syn_drop.evicted() + self.handshake.evicted(),
+            refusals_evicted: self.refusal.evicted(),
             storms_evicted: self.storm.evicted(),
             dead_peers_evicted: self.dead_peer.evicted(),
             processes_evicted: self.half_closed.evicted(),

@@ -22,8 +22,8 @@ pub trait Source {
     /// Hands out everything now in the rings, in the order of `ktime_ns`.
     fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()>;
 
-    /// Asks the kernel's maps: listeners whose totals changed (`Syn` with outcome 255), a `Snapshot`
-    /// of each watched socket, sockets half-closed for longer than `half_closed_ns` (`Snapshot`),
+    /// Asks the kernel's maps: listeners whose totals changed (`Syn` with outcome 255), SYNs dropped
+    /// before a listener (`Refusal`), a `Snapshot` of each watched socket, sockets half-closed for longer than `half_closed_ns` (`Snapshot`),
     /// what was lost (`Loss`), and last a `Tick` with the current ktime.
     fn poll(
         &mut self,

@@ -22,12 +22,33 @@ use crate::{
 /// When test time begins: not zero, which means "not seen" in records.
 const START_NS: u64 = 1_000_000_000_000;
 
-const DETECTORS: [&str; 5] = [
+const DETECTORS: [&str; 6] = [
     "syn_drop",
+    "syn_drop.refusal",
     "half_open.handshake",
     "half_open.dead_peer",
     "half_open.half_closed",
     "retransmit_storm",
+];
+
+/// The drop reasons of [`host`], numbered as no kernel does.
+pub(crate) const REASONS: [&str; 16] = [
+    "NOT_SPECIFIED",
+    "TCP_CSUM",
+    "NO_SOCKET",
+    "NETFILTER_DROP",
+    "IP_RPFILTER",
+    "TCP_MD5NOTFOUND",
+    "TCP_AOFAILURE",
+    "SOCKET_FILTER",
+    "NOMEM",
+    "TCP_MINTTL",
+    "XDP",
+    "TCP_INVALID_SYN",
+    "NEIGH_FAILED",
+    "SECURITY_HOOK",
+    "CPU_BACKLOG",
+    "IP_INNOROUTES",
 ];
 
 /// A host on which every detector is exact.
@@ -52,7 +73,7 @@ pub(crate) fn host() -> Host {
         kernel: "6.12.0".to_owned(),
         arch: "x86_64".to_owned(),
         realtime_offset_ns: 0,
-        drop_reasons: BTreeMap::from([(2, "NO_SOCKET".to_owned())]),
+        drop_reasons: (0..).zip(REASONS.map(str::to_owned)).collect(),
         reset_reasons: BTreeMap::from([(14, "TCP_STATE".to_owned())]),
         sysctls: sysctls
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -312,6 +333,38 @@ impl Run {
         self.record(&record);
     }
 
+    /// Dropped SYNs, `count` in all since the test began, for `reason` of [`REASONS`].
+    pub(crate) fn refusal(
+        &mut self,
+        socket: Socket,
+        count: u64,
+        reason: &str,
+        change: impl FnOnce(&mut record::Refusal),
+    ) {
+        let reason = (0..).zip(REASONS).find(|(_, name)| *name == reason);
+        let mut record = record::Refusal {
+            header: self.header::<record::Refusal>(kind::REFUSAL),
+            socket: Socket {
+                sk: 0,
+                born_ns: 0,
+                state: state::CLOSE,
+                role: role::UNKNOWN,
+                ..socket
+            },
+            count,
+            first_ns: START_NS,
+            last_ns: self.ktime_ns,
+            remotes: 1,
+            device: *b"eth0\0\0\0\0\0\0\0\0\0\0\0\0",
+            ifindex: 2,
+            reason: reason.map_or(u32::MAX, |(number, _)| number),
+            path: record::path::INPUT,
+            ..record::Refusal::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
     pub(crate) fn loss(&mut self, hook: u32, lost: u64) {
         let header = self.header::<record::Loss>(kind::LOSS);
         self.record(&record::Loss {
@@ -366,6 +419,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::SYN, size_of::<record::Syn>()),
         (kind::RESET, size_of::<record::Reset>()),
         (kind::DROP, size_of::<record::Drop>()),
+        (kind::REFUSAL, size_of::<record::Refusal>()),
         (kind::PROBE, size_of::<record::Probe>()),
         (kind::SNAPSHOT, size_of::<record::Snapshot>()),
         (kind::TICK, size_of::<record::Tick>()),
@@ -389,6 +443,10 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
             }
             if kind == kind::SYN {
                 bytes[std::mem::offset_of!(record::Syn, outcome)] = source % 11;
+            }
+            if kind == kind::REFUSAL {
+                bytes[std::mem::offset_of!(record::Refusal, path)] = source % 5;
+                bytes[std::mem::offset_of!(record::Refusal, place)] = source % 4;
             }
             bytes
         })

@@ -11,4 +11,5 @@ pub mod ghost_syns;
 pub mod half_closed;
 pub mod healthy;
 pub mod lossy_path;
+pub mod refused;
 pub mod short_lives;

@@ -1,5 +1,6 @@
-//! Packets freed by `kfree_skb`: TCP segments dropped before or at a socket. Written when asked for;
-//! on the tracepoint rung also the place where a refused third ACK is seen.
+//! Packets freed by `kfree_skb`: TCP segments dropped before or at a socket. Written one by one when
+//! asked for; SYNs are counted by where they were to go and why. On the tracepoint rung also the place
+//! where a refused third ACK is seen.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
@@ -11,31 +12,41 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{Outcome, account, asked_for, global},
-    probes::{ack, listener, percpu, socket},
+    probes::{
+        ack, listener, percpu,
+        refusal::{self, Freed},
+        socket,
+    },
     sock::{self, field},
 };
 
 #[btf_tracepoint(function = "kfree_skb")]
 pub(crate) fn drop(ctx: BtfTracePointContext) -> i32 {
-    if global!(OPTIONS.ack_by_skb) == 0 && !asked_for(kind::DROP) {
+    let skb: u64 = ctx.arg(0);
+    let Some(packet) = sock::packet_of_tracepoint(skb) else {
         return 0;
-    }
+    };
     // The receiving socket, which skb->sk is not, is an argument from 6.11 on.
     let rx_sk: u64 = if global!(FACTS.args_kfree_skb) >= 4 {
         ctx.arg(3)
     } else {
         0
     };
-    let listening = rx_sk != 0 && field!(rx_sk, skc_state: u8) == state::LISTEN;
-    if !asked_for(kind::DROP) && global!(FACTS.args_kfree_skb) >= 4 && !listening {
-        // Only drops at listeners matter, and this is none.
-        return 0;
+    if !is_syn(&packet) && !asked_for(kind::DROP) {
+        let at_listener = global!(OPTIONS.ack_by_skb) != 0
+            && (global!(FACTS.args_kfree_skb) < 4
+                || rx_sk != 0 && field!(rx_sk, skc_state: u8) == state::LISTEN);
+        // Without reasons the counters are looked at after every segment: what rose is then this one's.
+        if !at_listener && global!(FACTS.args_kfree_skb) >= 3 {
+            return 0;
+        }
     }
-    let skb: u64 = ctx.arg(0);
-    let Some(packet) = sock::packet_of_tracepoint(skb) else {
-        return 0;
-    };
     account(hook::DROP, try_drop(&ctx, rx_sk, skb, &packet))
+}
+
+/// Whether a packet asks for a connection.
+fn is_syn(packet: &sock::Packet) -> bool {
+    packet.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN
 }
 
 fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Packet) -> Outcome {
@@ -69,6 +80,11 @@ fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Pac
     if !socket::wanted(&socket) {
         return Outcome::Filtered;
     }
+    let counted = if args < 3 {
+        percpu::drops_since_last(net)
+    } else {
+        0
+    };
     if global!(OPTIONS.ack_by_skb) != 0 && packet.flags & flag::RST == 0 {
         let sk = if socket.state == state::LISTEN && rx_sk != 0 {
             rx_sk
@@ -83,8 +99,27 @@ fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Pac
             );
         }
     }
+    let refused = if is_syn(packet) {
+        refusal::freed(
+            ctx,
+            &Freed {
+                skb,
+                rx_sk,
+                packet,
+                netns,
+                reason,
+                counted,
+            },
+        )
+    } else {
+        Outcome::NotOurs
+    };
     if !asked_for(kind::DROP) {
-        return Outcome::Aggregated;
+        return if refused == Outcome::NotOurs {
+            Outcome::Aggregated
+        } else {
+            refused
+        };
     }
     let record = Drop {
         header: emit::header::<Drop>(kind::DROP),
@@ -95,5 +130,10 @@ fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Pac
         tcp_flags: packet.flags,
         ..Drop::default()
     };
-    emit::emit(ctx, Lane::Bulk, &record)
+    let emitted = emit::emit(ctx, Lane::Bulk, &record);
+    if refused == Outcome::Lost {
+        refused
+    } else {
+        emitted
+    }
 }

@@ -60,10 +60,8 @@ fn insert(sk: u64) -> Result<&'static mut Listener, Outcome> {
     entry.syn.flags = flags(sk);
     settings(entry, sk);
     entry.drops_base = field!(sk, sk_drops: u32);
-    if global!(OPTIONS.syn_by_skb) != 0 || global!(OPTIONS.ack_by_skb) != 0 {
-        let key = key(socket.netns, socket.local_port, socket.local_addr);
-        LISTEN_PORTS.insert(key, sk, 0).map_err(|_| Outcome::Lost)?;
-    }
+    let key = key(socket.netns, socket.local_port, socket.local_addr);
+    LISTEN_PORTS.insert(key, sk, 0).map_err(|_| Outcome::Lost)?;
     Ok(entry)
 }
 
@@ -80,11 +78,9 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     if unsafe { (*entry).emitted } != 0 {
         outcome = said(ctx, entry, ALL, Lane::Rare);
     }
-    if global!(OPTIONS.syn_by_skb) != 0 || global!(OPTIONS.ack_by_skb) != 0 {
-        let key = key(socket.netns, socket.local_port, socket.local_addr);
-        // Absent when another listener of the same SO_REUSEPORT group closed first.
-        let _absent = LISTEN_PORTS.remove(key);
-    }
+    let key = key(socket.netns, socket.local_port, socket.local_addr);
+    // Absent when another listener of the same SO_REUSEPORT group closed first.
+    let _absent = LISTEN_PORTS.remove(key);
     match LISTENERS.remove(sk) {
         Ok(()) => outcome,
         Err(_) => Outcome::Lost,

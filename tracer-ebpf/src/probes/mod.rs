@@ -10,6 +10,7 @@ mod drop;
 mod listener;
 mod percpu;
 mod probe;
+mod refusal;
 mod reset;
 mod retransmit;
 mod rto;

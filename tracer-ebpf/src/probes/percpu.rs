@@ -5,10 +5,10 @@ use aya_ebpf::{
     helpers::generated::bpf_probe_read_kernel, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use conntracer_common::layout::ABSENT;
+use conntracer_common::{layout::ABSENT, record::refusal_hint};
 
 use crate::{
-    maps::{LAST_MIB, Mib, PERCPU_ANCHOR, SCRATCH, global},
+    maps::{DropMib, LAST_DROP_MIB, LAST_MIB, Mib, PERCPU_ANCHOR, SCRATCH, global},
     probes::bracket::NO_MIB,
     sock::{self, field},
 };
@@ -158,4 +158,62 @@ pub(crate) fn counted_since_last(net: u64, skb: u64) -> Counted {
         known: now.drops >= before.drops,
         mib: now.since(&before),
     }
+}
+
+/// The counters that tell of drops before a socket; all zero where they cannot be found.
+#[inline(always)]
+fn drop_mib(net: u64, offset: u64) -> DropMib {
+    let facts = global!(FACTS);
+    let at = |counters: u64, index: u16| -> u64 {
+        if counters == 0 || index == 0 {
+            0
+        } else {
+            sock::read(counters.wrapping_add(offset), index * 8)
+        }
+    };
+    let linux = field!(net, net_statistics: u64);
+    let tcp = field!(net, net_tcp_statistics: u64);
+    DropMib {
+        csum_errors: at(tcp, facts.mib_csum_errors),
+        out_rsts: at(tcp, facts.mib_out_rsts),
+        reverse_path: at(linux, facts.mib_reverse_path),
+        md5: at(linux, facts.mib_md5_not_found)
+            .wrapping_add(at(linux, facts.mib_md5_unexpected))
+            .wrapping_add(at(linux, facts.mib_md5_failure)),
+    }
+}
+
+/// Which of those counters of a namespace rose on this CPU since its last dropped segment, as bits of
+/// `refusal_hint`. At the first look the counters' whole life stands for it.
+#[inline(always)]
+pub(crate) fn drops_since_last(net: u64) -> u8 {
+    let offset = PERCPU_ANCHOR.get(0).copied().unwrap_or(0);
+    if net == 0 || offset == 0 {
+        return 0;
+    }
+    let inum = sock::net_inum(net);
+    let now = drop_mib(net, offset);
+    let before = if let Some(last) = LAST_DROP_MIB.get_ptr_mut(inum) {
+        // SAFETY: a live per-CPU map value of plain data.
+        unsafe { core::ptr::replace(last, now) }
+    } else {
+        // Where the map has no room the next look is a first one again.
+        let _refused = LAST_DROP_MIB.insert(inum, now, 0);
+        DropMib {
+            csum_errors: 0,
+            out_rsts: 0,
+            reverse_path: 0,
+            md5: 0,
+        }
+    };
+    let bit = |now: u64, before: u64, hint: u8| if now == before { 0 } else { hint };
+    refusal_hint::COUNTED
+        | bit(now.csum_errors, before.csum_errors, refusal_hint::CHECKSUM)
+        | bit(now.md5, before.md5, refusal_hint::MD5)
+        | bit(
+            now.reverse_path,
+            before.reverse_path,
+            refusal_hint::REVERSE_PATH,
+        )
+        | bit(now.out_rsts, before.out_rsts, refusal_hint::RESET_SENT)
 }

@@ -54,6 +54,7 @@ impl Emits {
             Body::Syn(_) => kind::SYN,
             Body::Reset(_) => kind::RESET,
             Body::Drop(_) => kind::DROP,
+            Body::Refusal(_) => kind::REFUSAL,
             Body::Probe(_) => kind::PROBE,
             Body::Snapshot(_) | Body::Tick | Body::Loss(_) => return false,
         };
@@ -70,6 +71,7 @@ const fn record_bits(kind: Emit) -> u32 {
         Emit::Syn => emit_bit(kind::SYN),
         Emit::Reset => emit_bit(kind::RESET),
         Emit::Drop => emit_bit(kind::DROP),
+        Emit::Refusal => emit_bit(kind::REFUSAL),
         Emit::Probe => emit_bit(kind::PROBE),
         Emit::Stats => 0,
         Emit::All => {
@@ -80,6 +82,7 @@ const fn record_bits(kind: Emit) -> u32 {
                 | record_bits(Emit::Syn)
                 | record_bits(Emit::Reset)
                 | record_bits(Emit::Drop)
+                | record_bits(Emit::Refusal)
                 | record_bits(Emit::Probe)
         }
     }

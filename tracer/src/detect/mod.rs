@@ -5,6 +5,7 @@
 //! here: the life of a finding, how certain it is, and how its figures are written.
 
 pub(crate) mod half_open;
+pub(crate) mod refusal;
 pub(crate) mod retransmit_storm;
 pub(crate) mod syn_drop;
 #[cfg(test)]
@@ -221,6 +222,7 @@ pub(crate) mod hooks {
 
     pub(crate) const SYN: [u32; 1] = [hook::SYN];
     pub(crate) const ACK: [u32; 1] = [hook::ACK];
+    pub(crate) const REFUSAL: [u32; 1] = [hook::DROP];
     pub(crate) const HANDSHAKE: [u32; 1] = [hook::SYNACK];
     pub(crate) const DEAD_PEER: [u32; 3] = [hook::RETRANSMIT, hook::PROBE, hook::STATE];
     pub(crate) const STORM: [u32; 2] = [hook::RETRANSMIT, hook::SYNACK];

@@ -22,11 +22,23 @@ pub struct SynDrop {
     /// A listener that dropped nothing for so long has recovered. Default 10 s: a refused client
     /// comes back after 1, 2 and 4 s, so a queue that is still full shows itself within 10.
     pub quiet_s: u64,
+    /// Opens the causes before a listener (`no_listener`, `filtered` …) at so many SYNs to one address
+    /// and port. Default 3: a stray probe sends one, and a client that wants in repeats its own after
+    /// 1 and 3 s.
+    pub refused_syns: u64,
+    /// Addresses and ports of one namespace, refused for one cause and fewer times each, from which on
+    /// they are one finding. Default 16: more than the ports of one misconfigured client, and what the
+    /// slowest port scan reaches in seconds.
+    pub scan_ports: u64,
 }
 
 impl Default for SynDrop {
     fn default() -> Self {
-        Self { quiet_s: 10 }
+        Self {
+            quiet_s: 10,
+            refused_syns: 3,
+            scan_ports: 16,
+        }
     }
 }
 
@@ -123,6 +135,9 @@ pub struct Limits {
     pub connections: usize,
     /// Listeners. Default 4,096.
     pub listeners: usize,
+    /// Addresses and ports that SYNs were dropped on their way to. Default 16,384: several times what the
+    /// kernel half keeps.
+    pub refusals: usize,
     /// Remote addresses that are retransmitted to. Default 16,384.
     pub remotes: usize,
     /// Processes with half-closed sockets. Default 4,096.
@@ -136,6 +151,7 @@ impl Default for Limits {
         Self {
             connections: 16_384,
             listeners: 4_096,
+            refusals: 16_384,
             remotes: 16_384,
             processes: 4_096,
             watched: 4_096,
@@ -181,7 +197,10 @@ impl Thresholds {
             ),
             ("limits.connections", limits.connections as u64),
             ("limits.listeners", limits.listeners as u64),
+            ("limits.refusals", limits.refusals as u64),
             ("limits.remotes", limits.remotes as u64),
+            ("syn_drop.refused_syns", self.syn_drop.refused_syns),
+            ("syn_drop.scan_ports", self.syn_drop.scan_ports),
             ("limits.processes", limits.processes as u64),
         ] {
             if number == 0 {
@@ -192,6 +211,7 @@ impl Thresholds {
         for (key, number) in [
             ("connections", limits.connections),
             ("listeners", limits.listeners),
+            ("refusals", limits.refusals),
             ("remotes", limits.remotes),
             ("processes", limits.processes),
             ("watched", limits.watched),

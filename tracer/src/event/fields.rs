@@ -114,6 +114,21 @@ impl Named<'_> {
                 map.serialize_entry("tcp_flags", &body.tcp_flags)?;
                 reason_entry(map, body.reason, self.host.map(|host| &host.drop_reasons))
             }
+            Body::Refusal(body) => {
+                map.serialize_entry("count", &body.count)?;
+                map.serialize_entry("remotes_at_least", &body.remotes.count_ones())?;
+                if let Some(listener) = body.listener {
+                    map.serialize_entry("listener", &listener)?;
+                }
+                if let Some(path) = body.path {
+                    map.serialize_entry("path", &path)?;
+                }
+                if let Some(device) = body.device {
+                    map.serialize_entry("interface", &device.to_text())?;
+                }
+                map.serialize_entry("ifindex", &body.ifindex)?;
+                reason_entry(map, body.reason, self.host.map(|host| &host.drop_reasons))
+            }
             Body::Probe(body) => {
                 let kind = if body.keepalive {
                     "keepalive"

@@ -39,6 +39,7 @@ pub enum Body {
     Syn(Syn),
     Reset(Reset),
     Drop(Drop),
+    Refusal(Refusal),
     Probe(Probe),
     Snapshot(Snapshot),
     Tick,
@@ -353,6 +354,80 @@ pub struct Drop {
     pub tcp_flags: u8,
 }
 
+/// How far a received packet had come, by its route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Path {
+    /// It had no route yet.
+    Prerouting,
+    /// Its route led to this host.
+    Input,
+    /// Its route led elsewhere.
+    Forward,
+}
+
+impl Path {
+    /// The word of the output contract; netfilter's name of its hook.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Prerouting => "prerouting",
+            Self::Input => "input",
+            Self::Forward => "forward",
+        }
+    }
+}
+
+/// Which part of the kernel dropped a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    Netfilter,
+    Route,
+    Tcp,
+}
+
+/// SYNs dropped before a listener decided on them, cumulative by where they were to go and why.
+/// `socket` is where they were to go, with the last one's remote end; port 0 stands for many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub socket: Socket,
+    /// Of the listener there.
+    pub owner: Option<Owner>,
+    /// SYNs since `first`.
+    pub count: u64,
+    pub first: Ktime,
+    pub last: Ktime,
+    /// Kernel address that dropped them, where the kernel gives no reason.
+    pub location: u64,
+    /// One bit by each remote address's hash.
+    pub remotes: u64,
+    /// What the listener there is bound to, where one is known.
+    pub listener: Option<SocketAddr>,
+    /// The device that the last one came by.
+    pub device: Option<Device>,
+    /// Its index; 0 when the packet was never received.
+    pub ifindex: u32,
+    /// `enum skb_drop_reason`, where the kernel gives one.
+    pub reason: Option<u32>,
+    /// Where it can be known.
+    pub path: Option<Path>,
+    pub place: Option<Place>,
+    /// Bits of [`conntracer_common::record::refusal_hint`].
+    pub hints: u8,
+}
+
+/// `net_device.name`: at most 15 bytes, NUL-padded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Device(pub [u8; 16]);
+
+impl Device {
+    /// The bytes before the first NUL; what is not UTF-8 becomes U+FFFD.
+    #[must_use]
+    pub fn to_text(self) -> Cow<'static, str> {
+        Comm(self.0).to_text()
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
     pub socket: Socket,
@@ -400,6 +475,7 @@ impl Body {
             Self::Syn(_) => "syn",
             Self::Reset(_) => "reset",
             Self::Drop(_) => "drop",
+            Self::Refusal(_) => "refusal",
             Self::Probe(_) => "probe",
             Self::Snapshot(_) => "snapshot",
             Self::Tick => "tick",
@@ -418,6 +494,7 @@ impl Body {
             Self::Syn(body) => Some(&body.socket),
             Self::Reset(body) => Some(&body.socket),
             Self::Drop(body) => Some(&body.socket),
+            Self::Refusal(body) => Some(&body.socket),
             Self::Probe(body) => Some(&body.socket),
             Self::Snapshot(body) => Some(&body.socket),
             Self::Tick | Self::Loss(_) => None,
@@ -435,6 +512,7 @@ impl Body {
             Self::Syn(body) => body.owner.as_ref(),
             Self::Reset(body) => body.owner.as_ref(),
             Self::Drop(body) => body.owner.as_ref(),
+            Self::Refusal(body) => body.owner.as_ref(),
             Self::Probe(body) => body.owner.as_ref(),
             Self::Snapshot(body) => body.owner.as_ref(),
             Self::Tick | Self::Loss(_) => None,

@@ -1,5 +1,7 @@
 //! What each detector can see under a hook plan.
 
+use std::collections::BTreeMap;
+
 use super::plan::{DetectorPlan, HookPlan, Rung, Sight};
 
 /// Notes on the listener hooks whether causes come from the kernel's own counters (exact) or from the
@@ -20,11 +22,48 @@ pub(super) fn note_counters(hooks: &mut [HookPlan], refused: Option<&String>) {
     }
 }
 
+/// The kernel's names of what SYNs are commonly dropped for before a listener; 6.1 has them all.
+const REASONS: [&str; 6] = [
+    "NO_SOCKET",
+    "NETFILTER_DROP",
+    "IP_RPFILTER",
+    "TCP_CSUM",
+    "TCP_MD5NOTFOUND",
+    "SOCKET_FILTER",
+];
+
+/// Notes on the drop hook what this kernel's drop reasons leave unsaid.
+pub(super) fn note_reasons(hooks: &mut [HookPlan], reasons: &BTreeMap<u32, String>) {
+    let missing: Vec<&str> = REASONS
+        .into_iter()
+        .filter(|name| !reasons.values().any(|known| known == name))
+        .collect();
+    if missing.is_empty() {
+        return;
+    }
+    for plan in hooks
+        .iter_mut()
+        .filter(|plan| plan.hook == "drop" && plan.rung != Rung::Off)
+    {
+        plan.blind_to = Some(if reasons.is_empty() {
+            "why a SYN was dropped before a listener (this kernel gives no reasons): causes are \
+             concluded from its counters and from the function that dropped it"
+                .to_owned()
+        } else {
+            format!(
+                "SYNs dropped for what this kernel has no name for ({})",
+                missing.join(", ")
+            )
+        });
+    }
+}
+
 /// Every detector's sight, from the hooks it stands on: exact when none of them is blind to anything
 /// that matters to it.
 pub(super) fn plans(hooks: &[HookPlan]) -> Vec<DetectorPlan> {
     [
         ("syn_drop", &["syn", "ack"][..]),
+        ("syn_drop.refusal", &["drop"]),
         ("syn_cookies", &["syn"]),
         ("half_open.handshake", &["synack"]),
         ("half_open.dead_peer", &["retransmit", "rto", "probe"]),
@@ -82,6 +121,27 @@ mod tests {
             .find(|plan| plan.detector == detector)
             .unwrap()
             .sight
+    }
+
+    #[test]
+    fn a_kernel_without_drop_reasons_is_said_to_leave_them_to_conclusion() {
+        let named = |names: &[&str]| {
+            (0..)
+                .zip(names.iter().map(|name| (*name).to_owned()))
+                .collect()
+        };
+        let noted = |names: &[&str]| {
+            let mut hooks = [hook("drop", Rung::Tracepoint, None)];
+            note_reasons(&mut hooks, &named(names));
+            assert_eq!(
+                sight(&hooks, "syn_drop.refusal") == Sight::Exact,
+                hooks[0].blind_to.is_none()
+            );
+            hooks[0].blind_to.clone()
+        };
+        assert_eq!(noted(&REASONS), None);
+        assert!(noted(&[]).unwrap().contains("gives no reasons"));
+        assert!(noted(&REASONS[..5]).unwrap().contains("(SOCKET_FILTER)"));
     }
 
     #[test]

@@ -60,6 +60,13 @@ fn facts(btf: &Btf<'_>) -> KernelFacts {
         "LINUX_MIB_TCPREQQFULLDOCOOKIES",
         "LINUX_MIB_TCPKEEPALIVE",
         "IPSTATS_MIB_OUTNOROUTES",
+        "LINUX_MIB_IPRPFILTER",
+        "LINUX_MIB_TCPMD5NOTFOUND",
+        "LINUX_MIB_TCPMD5UNEXPECTED",
+        "LINUX_MIB_TCPMD5FAILURE",
+        "TCP_MIB_CSUMERRORS",
+        "TCP_MIB_OUTRSTS",
+        "SKB_DROP_REASON_NOT_SPECIFIED",
     ]);
     let counter = |name: &str| {
         counters
@@ -83,6 +90,16 @@ fn facts(btf: &Btf<'_>) -> KernelFacts {
         mib_reqq_full_cookies: counter("LINUX_MIB_TCPREQQFULLDOCOOKIES"),
         mib_tcp_keepalive: counter("LINUX_MIB_TCPKEEPALIVE"),
         mib_out_no_routes: counter("IPSTATS_MIB_OUTNOROUTES"),
+        mib_reverse_path: counter("LINUX_MIB_IPRPFILTER"),
+        mib_md5_not_found: counter("LINUX_MIB_TCPMD5NOTFOUND"),
+        mib_md5_unexpected: counter("LINUX_MIB_TCPMD5UNEXPECTED"),
+        mib_md5_failure: counter("LINUX_MIB_TCPMD5FAILURE"),
+        mib_csum_errors: counter("TCP_MIB_CSUMERRORS"),
+        mib_out_rsts: counter("TCP_MIB_OUTRSTS"),
+        reason_not_specified: counters
+            .get("SKB_DROP_REASON_NOT_SPECIFIED")
+            .and_then(|value| u16::try_from(*value).ok())
+            .unwrap_or(u16::MAX),
         args_tcp_retransmit_skb: count(btf.tracepoint_params("tcp_retransmit_skb")),
         args_kfree_skb: count(btf.tracepoint_params("kfree_skb")),
         args_tcp_send_reset: count(btf.tracepoint_params("tcp_send_reset")),

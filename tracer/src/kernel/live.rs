@@ -13,8 +13,8 @@ use aya::{
     programs::{Program, RawTracePoint, RawTracePointRunOptions, TestRun},
 };
 use conntracer_common::{
-    record::{Header, Loss, Syn, SynTotals, Tick, kind},
-    socket::{Listener, SocketState},
+    record::{Header, Loss, Refusal, Syn, SynTotals, Tick, kind},
+    socket::{Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HOOKS, HookCounters, hook},
 };
 use rustix::time::{ClockId, clock_gettime};
@@ -27,6 +27,7 @@ use super::{
     host::Host,
     maps::{self, Counters},
     missed::Missed,
+    places::Places,
     ring::Rings,
 };
 use crate::{
@@ -40,6 +41,12 @@ const MAX_HALF_CLOSED: usize = 4096;
 /// 65,536 sockets copies 6 MB.
 const SWEEP_NS: (u64, u64) = (1_000_000_000, 15_000_000_000);
 
+/// A dropped SYN's entry is removed when it counted nothing for so long: more than the 63 s that a client
+/// repeats its SYN for (`tcp_syn_retries` 6 waits 1 + 2 + … + 32 s).
+const REFUSED_IDLE_NS: u64 = 120_000_000_000;
+
+type RefusedKey = [u8; REFUSED_KEY_BYTES];
+
 /// The attached programs, their rings and maps. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -49,12 +56,16 @@ pub struct Kernel {
     missed: Missed,
     sockets: MapData,
     listeners: MapData,
+    refusals: [MapData; 2],
+    places: Places,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     wake: OnceCell<AsyncFd<OwnedFd>>,
     /// What the last poll saw, to say only what changed.
     lost: [u64; HOOKS.len()],
     listener_events: u64,
     totals: HashMap<u64, SynTotals, foldhash::quality::RandomState>,
+    drop_events: u64,
+    refused: HashMap<RefusedKey, (u64, u64), foldhash::quality::RandomState>,
     half_closed: Vec<SocketId>,
     swept_ns: u64,
 }
@@ -73,6 +84,17 @@ impl Kernel {
         .map_err(|_| CannotTrace::Foreign("COUNTERS"))?;
         let sockets = hash(&mut ebpf, "SOCKETS")?;
         let listeners = hash(&mut ebpf, "LISTENERS")?;
+        let refusals = [
+            hash(&mut ebpf, "REFUSALS")?,
+            hash(&mut ebpf, "REFUSALS_OVERFLOW")?,
+        ];
+        let places = if host.drop_reasons.is_empty() {
+            Places::read()
+                .inspect_err(|error| log::warn!("reading /proc/kallsyms: {error}"))
+                .unwrap_or_default()
+        } else {
+            Places::default()
+        };
         let logger = if verbose {
             aya_log::EbpfLogger::init(&mut ebpf)
                 .inspect_err(|error| log::warn!("the programs' log is not available: {error}"))
@@ -89,11 +111,15 @@ impl Kernel {
             missed,
             sockets,
             listeners,
+            refusals,
+            places,
             logger,
             wake: OnceCell::new(),
             lost: [0; HOOKS.len()],
             listener_events: 0,
             totals: HashMap::default(),
+            drop_events: 0,
+            refused: HashMap::default(),
             half_closed: Vec::new(),
             swept_ns: 0,
         })
@@ -152,6 +178,49 @@ impl Kernel {
             },
         )?;
         self.totals = alive;
+        Ok(())
+    }
+
+    /// Dropped SYNs that were counted since the last poll. Entries long idle are removed: without them
+    /// a few scans would fill the map for good. Should a SYN be counted between the look and the
+    /// removal, its own record tells, because the entry's last one is long ago.
+    fn poll_refusals(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        let events = maps::counters(&self.counters, hook::DROP)?.seen;
+        if events == self.drop_events {
+            return Ok(());
+        }
+        self.drop_events = events;
+        let (refused, places) = (&mut self.refused, &self.places);
+        let mut alive = HashMap::default();
+        for map in &self.refusals {
+            let mut idle = Vec::new();
+            maps::for_each_entry(
+                map.fd().as_fd(),
+                size_of::<Refused>(),
+                |key: &RefusedKey, value| {
+                    let Ok(Refused { mut refusal, .. }) = Refused::read_from_bytes(value) else {
+                        return;
+                    };
+                    // Without its beginning it is still being filled in.
+                    if refusal.first_ns == 0 {
+                        return;
+                    }
+                    let counted = (refusal.first_ns, refusal.count);
+                    if refused.get(key) != Some(&counted) {
+                        refusal.header = header::<Refusal>(kind::REFUSAL, now_ns);
+                        places.name(refusal.as_bytes(), feed);
+                    } else if now_ns.saturating_sub(refusal.last_ns) >= REFUSED_IDLE_NS {
+                        idle.push(*key);
+                        return;
+                    }
+                    alive.insert(*key, counted);
+                },
+            )?;
+            for key in &idle {
+                maps::remove(map.fd().as_fd(), key)?;
+            }
+        }
+        self.refused = alive;
         Ok(())
     }
 
@@ -232,7 +301,8 @@ impl Source for Kernel {
     }
 
     fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        self.rings.drain(feed);
+        let places = &self.places;
+        self.rings.drain(&mut |record| places.name(record, feed));
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
@@ -247,11 +317,13 @@ impl Source for Kernel {
     ) -> io::Result<()> {
         let now_ns = ktime_ns();
         self.poll_listeners(now_ns, feed)?;
+        self.poll_refusals(now_ns, feed)?;
         for id in watched {
             self.ask(*id)?;
         }
         self.poll_half_closed(now_ns, half_closed_ns)?;
-        self.rings.drain(feed);
+        let places = &self.places;
+        self.rings.drain(&mut |record| places.name(record, feed));
         self.poll_lost(now_ns, feed)?;
         let tick = Tick {
             header: header::<Tick>(kind::TICK, ktime_ns()),

@@ -1,4 +1,4 @@
-//! Reads the kernel half's maps: the counters, and whole maps in batches.
+//! Reads the kernel half's maps: the counters, and whole maps in batches; removes what is idle.
 //!
 //! BPF_MAP_LOOKUP_BATCH (Linux 5.6) reads hundreds of entries a system call where a key-by-key walk
 //! needs two calls an entry; aya does not offer it.
@@ -44,14 +44,25 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Shows every entry of a hash map with 8-byte keys. Entries that come or go meanwhile may be missed or
-/// seen, as with any walk of a live map.
+/// [`for_each_entry`] of a map whose keys are addresses.
 pub(super) fn for_each(
     map: BorrowedFd<'_>,
     value_size: usize,
     mut see: impl FnMut(u64, &[u8]),
 ) -> io::Result<()> {
-    let mut keys = [0_u64; BATCH];
+    for_each_entry(map, value_size, |key, value| {
+        see(u64::from_ne_bytes(*key), value)
+    })
+}
+
+/// Shows every entry of a hash map with keys of `K` bytes. Entries that come or go meanwhile may be missed
+/// or seen, as with any walk of a live map.
+pub(super) fn for_each_entry<const K: usize>(
+    map: BorrowedFd<'_>,
+    value_size: usize,
+    mut see: impl FnMut(&[u8; K], &[u8]),
+) -> io::Result<()> {
+    let mut keys = [[0_u8; K]; BATCH];
     let mut values = vec![0_u8; value_size * BATCH];
     let mut cursor = [0_u64; 2];
     let mut first = true;
@@ -86,11 +97,49 @@ pub(super) fn for_each(
         }
         let count = (attr.count as usize).min(BATCH);
         for (key, value) in keys.iter().zip(values.chunks_exact(value_size)).take(count) {
-            see(*key, value);
+            see(key, value);
         }
         if result != 0 {
             return Ok(());
         }
         first = false;
+    }
+}
+
+/// `BPF_MAP_DELETE_ELEM` of `enum bpf_cmd`.
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+
+/// The members of `union bpf_attr` that name one element.
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Removes one entry; one that is gone already is no error.
+pub(super) fn remove<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<()> {
+    let attr = ElementAttr {
+        map_fd: u32::try_from(map.as_raw_fd()).map_err(io::Error::other)?,
+        key: key.as_ptr().addr() as u64,
+        ..ElementAttr::default()
+    };
+    // SAFETY: `attr` names a map and a live key of its size.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_DELETE_ELEM,
+            (&raw const attr).cast::<libc::c_void>(),
+            size_of::<ElementAttr>(),
+        )
+    };
+    let error = io::Error::last_os_error();
+    if result == 0 || error.raw_os_error() == Some(libc::ENOENT) {
+        Ok(())
+    } else {
+        Err(error)
     }
 }

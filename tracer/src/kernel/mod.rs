@@ -13,6 +13,7 @@ mod layout;
 mod live;
 mod maps;
 mod missed;
+mod places;
 pub mod plan;
 mod ring;
 
@@ -86,6 +87,7 @@ fn attach(options: &Options) -> Result<(Attached, Host), CannotTrace> {
         debug!("the kernel's per-CPU counters: {reason}");
     }
     detectors::note_counters(&mut attached.hooks, counters.as_ref().err());
+    detectors::note_reasons(&mut attached.hooks, &resolved.drop_reasons);
     let plan = Plan {
         mode: options.mode,
         transport: options.transport,

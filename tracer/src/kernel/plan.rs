@@ -83,7 +83,7 @@ pub enum Sight {
 /// One detector (or one cause of it) under this plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DetectorPlan {
-    /// `syn_drop`, `half_open.handshake`, `half_open.dead_peer`, `half_open.half_closed`,
+    /// `syn_drop`, `syn_drop.refusal`, `syn_cookies`, `half_open.handshake`, `half_open.dead_peer`, `half_open.half_closed`,
     /// `retransmit_storm`.
     pub detector: String,
     pub sight: Sight,

@@ -196,6 +196,15 @@ impl Text {
                     reason(drop.reason, &self.host.drop_reasons)
                 )
             }
+            Body::Refusal(refusal) => format!(
+                "  {}×{}{}",
+                refusal.count,
+                reason(refusal.reason, &self.host.drop_reasons),
+                refusal
+                    .device
+                    .map(|device| format!(" by {}", Escaped(&device.to_text())))
+                    .unwrap_or_default(),
+            ),
             Body::Probe(probe) => format!(
                 "  {} unanswered {} result {}",
                 if probe.keepalive {

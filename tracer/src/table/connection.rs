@@ -130,6 +130,7 @@ impl Connections {
             | Body::SynAck(_)
             | Body::Syn(_)
             | Body::Drop(_)
+            | Body::Refusal(_)
             | Body::Tick
             | Body::Loss(_) => return None,
         };

@@ -57,6 +57,7 @@ fn every_line_keeps_the_contract() {
         "finding",
         "gap",
         "probe",
+        "refusal",
         "reset",
         "retransmit",
         "start",

@@ -15,8 +15,9 @@ use conntracer::{
 };
 use conntracer_common::{
     record::{
-        Accept, Connect, Drop, Header, Loss, Owner, Probe, Reset, Retransmit, Snapshot, Socket,
-        State, Syn, SynAck, Tcp, Tick, kind, owner_source, role, syn_evidence, syn_outcome,
+        Accept, Connect, Drop, Header, Loss, Owner, Probe, Refusal as Refused, Reset, Retransmit,
+        Snapshot, Socket, State, Syn, SynAck, Tcp, Tick, kind, owner_source, path, role,
+        syn_evidence, syn_outcome,
     },
     stats::hook,
     tcp::{AF_INET, ca, flag, state},
@@ -159,6 +160,17 @@ fn troubles() -> Vec<Vec<u8>> {
         tcp_flags: flag::SYN,
         ..Drop::default()
     };
+    let refusal = Refused {
+        socket,
+        owner,
+        count: 1,
+        remotes: 1,
+        device: *b"eth0\x1b\0\0\0\0\0\0\0\0\0\0\0",
+        ifindex: 2,
+        path: path::INPUT,
+        reason: 99,
+        ..Refused::default()
+    };
     let probe = Probe {
         socket,
         owner,
@@ -176,6 +188,7 @@ fn troubles() -> Vec<Vec<u8>> {
         syn(SECOND_NS, 1),
         record(SECOND_NS, kind::RESET, reset, |r| &mut r.header),
         record(SECOND_NS, kind::DROP, drop, |r| &mut r.header),
+        record(SECOND_NS, kind::REFUSAL, refusal, |r| &mut r.header),
         record(SECOND_NS, kind::PROBE, probe, |r| &mut r.header),
         record(SECOND_NS, kind::LOSS, loss, |r| &mut r.header),
     ]

@@ -4,6 +4,7 @@ mod dead_peer;
 mod half_closed;
 mod handshake;
 mod lifecycle;
+mod refusal;
 mod retransmit_storm;
 mod syn_drop;
 

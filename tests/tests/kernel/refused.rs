@@ -1,0 +1,302 @@
+//! `syn_drop` before a listener decides: every SYN that was sent is in the finding of the right cause,
+//! and in no other.
+
+use conntracer_tests::{
+    counters::Counters,
+    family::{Family, SERVER_PORT},
+    line::{Certainty, Finding, Sight, Subject},
+    netfilter::{self, Hook},
+    netns::{COMM, NetNs},
+    scenario::refused::{Obstacle, Refused, SYNS},
+    socket::{connect_without_waiting, tcp},
+    tracer::{Run, Tracer},
+    wait::{self, SOON},
+};
+use rstest::rstest;
+
+use crate::support::{assert_said, assert_sound, binary, lacking, trace};
+
+const DETECTOR: &str = "syn_drop.refusal";
+
+#[rstest]
+#[case::closed_port_v4(Family::V4, Obstacle::ClosedPort, "no_listener")]
+#[case::closed_port_v6(Family::V6, Obstacle::ClosedPort, "no_listener")]
+#[case::input_v4(Family::V4, Obstacle::Firewall(Hook::Input), "filtered")]
+#[case::input_v6(Family::V6, Obstacle::Firewall(Hook::Input), "filtered")]
+#[case::prerouting_v4(Family::V4, Obstacle::Firewall(Hook::Prerouting), "filtered")]
+#[case::prerouting_v6(Family::V6, Obstacle::Firewall(Hook::Prerouting), "filtered")]
+#[case::reverse_path_v4(Family::V4, Obstacle::ReversePath, "reverse_path")]
+#[case::bad_checksum_v4(Family::V4, Obstacle::BadChecksum, "bad_checksum")]
+#[case::bad_checksum_v6(Family::V6, Obstacle::BadChecksum, "bad_checksum")]
+#[case::md5_v4(Family::V4, Obstacle::Md5, "auth")]
+#[case::md5_v6(Family::V6, Obstacle::Md5, "auth")]
+#[case::socket_filter_v4(Family::V4, Obstacle::SocketFilter, "socket_filter")]
+#[case::socket_filter_v6(Family::V6, Obstacle::SocketFilter, "socket_filter")]
+fn every_syn_is_in_the_finding_of_its_cause(
+    #[case] family: Family,
+    #[case] obstacle: Obstacle,
+    #[case] cause: &str,
+) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = Refused::new(family, obstacle).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    if !scenario.listen().unwrap() {
+        lacking("TCP_MD5SIG");
+        return;
+    }
+    scenario.send().unwrap();
+    let found = tracer
+        .wait_for(&format!("all SYNs in a {cause} finding"), SOON, |finding| {
+            is_syn_drop(finding) && finding.cause == cause && finding.count >= u64::from(SYNS)
+        })
+        .unwrap();
+    let counted = scenario.counted().unwrap();
+    let run = tracer.stop().unwrap();
+
+    let finding = only(&run);
+    assert_eq!(finding.cause, cause, "{finding:#?}");
+    assert_eq!(finding.count, u64::from(SYNS), "{finding:#?}");
+    if let Some(kernels) = kernels_count(&counted, obstacle) {
+        assert_eq!(kernels, u64::from(SYNS), "{counted:#?}");
+    }
+    assert_eq!(
+        finding.subject,
+        Subject::Listener {
+            netns: server.inode(),
+            local: scenario.address()
+        }
+    );
+    assert_owner(finding, obstacle);
+    assert_certainty(&run, finding);
+    if let Obstacle::Firewall(hook) = obstacle {
+        let hook = match hook {
+            Hook::Prerouting => "prerouting",
+            Hook::Input => "input",
+            Hook::Output => "output",
+        };
+        assert_eq!(finding.evidence["netfilter_hook"], hook, "{finding:#?}");
+    }
+    assert_eq!(
+        finding.evidence["interface"],
+        conntracer_tests::link::SERVER,
+        "{finding:#?}"
+    );
+    assert_eq!(finding.number("remotes_at_least"), 1);
+    assert!(!found.advice.is_empty(), "{found:#?}");
+    assert_said(&run, DETECTOR);
+    assert_sound(&run, &server);
+}
+
+/// Over loopback the sender's packets pass through the same namespace: each SYN is one all the same.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn refused_connects_over_loopback_count_once(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    let before = netns.counters().unwrap();
+    let Some(mut tracer) = trace(&binary, &netns, &[]) else {
+        return;
+    };
+    let address = family.loopback_listener();
+    netns
+        .run(|| {
+            (0..SYNS).try_for_each(|_| {
+                let client = tcp(family)?;
+                // Refused at once, or a moment later where the softirq is.
+                match connect_without_waiting(&client, address) {
+                    Err(error) if !is_refused(&error) => Err(error),
+                    _ => Ok(()),
+                }
+            })
+        })
+        .unwrap();
+    wait_for_all(&mut tracer, "no_listener");
+    let counted = netns.counters().unwrap() - before;
+    let run = tracer.stop().unwrap();
+
+    let finding = only(&run);
+    assert_eq!(finding.cause, "no_listener", "{finding:#?}");
+    assert_eq!(finding.count, u64::from(SYNS), "{finding:#?}");
+    assert_eq!(counted.out_rsts, u64::from(SYNS), "{counted:#?}");
+    assert_eq!(
+        finding.subject,
+        Subject::Listener {
+            netns: netns.inode(),
+            local: address
+        }
+    );
+    assert_certainty(&run, finding);
+    assert_sound(&run, &netns);
+}
+
+/// What this host's own firewall keeps from leaving is no SYN that came in.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn syns_dropped_on_their_way_out_are_no_finding(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    netns.run(|| netfilter::drop_at(Hook::Output)).unwrap();
+    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "drop"]) else {
+        return;
+    };
+    let clients: Vec<_> = netns
+        .run(|| {
+            (0..SYNS)
+                .map(|_| {
+                    let client = tcp(family)?;
+                    // The kernel may say at once that it was not sent, or try again.
+                    let _ = connect_without_waiting(&client, family.loopback_listener());
+                    Ok(client)
+                })
+                .collect()
+        })
+        .unwrap();
+    tracer.wait_for_events(usize::from(SYNS), SOON).unwrap();
+    drop(clients);
+    let run = tracer.stop().unwrap();
+
+    assert!(run.last_of(is_syn_drop).is_empty(), "{run:#?}");
+    assert_sound(&run, &netns);
+}
+
+/// A client that repeats its SYN is answered again, and the repeated SYN freed: that is no drop.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn repeated_syns_are_no_finding(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = Refused::new(family, Obstacle::None).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    scenario.listen().unwrap();
+    for _ in 0..5 {
+        scenario.send().unwrap();
+    }
+    wait::until("every SYN to arrive", SOON, || {
+        let counted = scenario.counted()?;
+        Ok((counted.in_segs >= 5 * u64::from(SYNS)).then_some(()))
+    })
+    .unwrap();
+    let run = tracer.stop().unwrap();
+
+    assert!(run.last_of(is_syn_drop).is_empty(), "{run:#?}");
+    assert_sound(&run, &server);
+}
+
+/// Many ports, one SYN each: one finding that says how many.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn a_port_scan_is_one_finding(#[case] family: Family) {
+    const PORTS: u16 = 200;
+    let Some(binary) = binary() else { return };
+    let scenario = Refused::new(family, Obstacle::ClosedPort).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    for port in 0..PORTS {
+        scenario.send_one(port, SERVER_PORT + port).unwrap();
+    }
+    tracer
+        .wait_for("all SYNs in one finding", SOON, |finding| {
+            finding.cause == "no_listener" && finding.count >= u64::from(PORTS)
+        })
+        .unwrap();
+    let counted = scenario.counted().unwrap();
+    let run = tracer.stop().unwrap();
+
+    let finding = only(&run);
+    assert_eq!(finding.count, u64::from(PORTS), "{finding:#?}");
+    assert_eq!(finding.number("ports"), u64::from(PORTS), "{finding:#?}");
+    assert_eq!(counted.out_rsts, u64::from(PORTS), "{counted:#?}");
+    assert_eq!(
+        finding.subject,
+        Subject::Listener {
+            netns: server.inode(),
+            local: (family.server(), 0).into()
+        }
+    );
+    assert_sound(&run, &server);
+}
+
+/// What the kernel counts for an obstacle, where it counts anything.
+fn kernels_count(counted: &Counters, obstacle: Obstacle) -> Option<u64> {
+    match obstacle {
+        Obstacle::ClosedPort => Some(counted.out_rsts),
+        Obstacle::ReversePath => Some(counted.reverse_path),
+        Obstacle::BadChecksum => Some(counted.in_csum_errors),
+        Obstacle::Md5 => Some(counted.md5_not_found),
+        Obstacle::None | Obstacle::Firewall(_) | Obstacle::SocketFilter => None,
+    }
+}
+
+fn is_syn_drop(finding: &Finding) -> bool {
+    finding.finding == "syn_drop"
+}
+
+fn is_refused(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
+#[track_caller]
+fn wait_for_all(tracer: &mut Tracer, cause: &str) {
+    tracer
+        .wait_for(&format!("all SYNs in a {cause} finding"), SOON, |finding| {
+            is_syn_drop(finding) && finding.cause == cause && finding.count >= u64::from(SYNS)
+        })
+        .unwrap();
+}
+
+#[track_caller]
+fn only(run: &Run) -> &Finding {
+    match run.last_of(is_syn_drop).as_slice() {
+        [only] => only,
+        all => panic!("expected one syn_drop finding: {all:#?}"),
+    }
+}
+
+#[track_caller]
+fn assert_owner(finding: &Finding, obstacle: Obstacle) {
+    if obstacle == Obstacle::ClosedPort {
+        assert_eq!(finding.owner, None, "{finding:#?}");
+        return;
+    }
+    let owner = finding
+        .owner
+        .as_ref()
+        .unwrap_or_else(|| panic!("this process owns the listener: {finding:#?}"));
+    assert_eq!((owner.pid, owner.comm.as_str()), (std::process::id(), COMM));
+}
+
+/// Exact where the kernel gives its reasons, and nothing was lost.
+#[track_caller]
+fn assert_certainty(run: &Run, finding: &Finding) {
+    let plan = run
+        .start
+        .plan
+        .detectors
+        .iter()
+        .find(|plan| plan.detector == DETECTOR)
+        .unwrap_or_else(|| panic!("the plan does not speak of {DETECTOR}"));
+    let expected = if plan.sight == Sight::Exact && run.stop.hooks["drop"].lost == 0 {
+        Certainty::Exact
+    } else {
+        Certainty::Inferred
+    };
+    assert_eq!(finding.certainty, expected, "{finding:#?}");
+    assert_eq!(
+        finding.because.is_some(),
+        expected == Certainty::Inferred,
+        "{finding:#?}"
+    );
+}

@@ -1,0 +1,253 @@
+//! SYNs that came in and were freed before a listener decided on them, cumulative by where they were
+//! to go and why; no programs.
+//!
+//! No drops, and not counted here: what this host sends itself, a repeated SYN of a request that is
+//! waiting already and a deferred accept (both are freed at the listener, for no reason), and SYNs
+//! within a connection, which are answered with an ACK.
+
+use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::BtfTracePointContext};
+use conntracer_common::{
+    layout::ABSENT,
+    record::{REFUSAL_INTERVAL_NS, Refusal, SYN_INTERVAL_NS, kind, path, refusal_hint},
+    socket::Refused,
+    tcp::state,
+};
+
+use crate::{
+    emit::{self, Lane},
+    maps::{
+        EMPTY_REFUSED, LISTENERS, Outcome, REFUSAL_SAID, REFUSALS, REFUSALS_OVERFLOW, RefusalKey,
+        add, asked_for, global,
+    },
+    probes::listener,
+    sock::{self, field},
+};
+
+/// `BPF_NOEXIST`: of two CPUs that meet a new key at once, the second must not clear what the first
+/// counted.
+const NO_EXIST: u64 = 1;
+/// `RTCF_LOCAL` and `RTF_LOCAL` (include/uapi/linux/in_route.h, ipv6_route.h).
+const ROUTE_LOCAL: u32 = 0x8000_0000;
+/// `LOOPBACK_IFINDEX` (include/net/flow.h).
+const LOOPBACK: u32 = 1;
+
+/// A SYN that was freed, and what is known of it.
+pub(crate) struct Freed<'a> {
+    pub(crate) skb: u64,
+    pub(crate) rx_sk: u64,
+    pub(crate) packet: &'a sock::Packet,
+    pub(crate) netns: u32,
+    pub(crate) reason: u32,
+    /// Bits of `refusal_hint`: which counters rose, where the kernel gives no reason.
+    pub(crate) counted: u8,
+}
+
+/// Counts a SYN that was freed, and says so when it is due. `NotOurs` for what is no drop.
+#[inline(always)]
+pub(crate) fn freed(ctx: &BtfTracePointContext, syn: &Freed<'_>) -> Outcome {
+    let unspecified =
+        syn.reason == u32::MAX || syn.reason == u32::from(global!(FACTS.reason_not_specified));
+    if is_sent_here(syn.skb) {
+        return Outcome::NotOurs;
+    }
+    if syn.rx_sk != 0 && (unspecified || field!(syn.rx_sk, skc_state: u8) != state::LISTEN) {
+        return Outcome::NotOurs;
+    }
+    let packet = syn.packet;
+    let sk = if syn.rx_sk != 0 {
+        syn.rx_sk
+    } else {
+        listener::by_port(syn.netns, packet.local_port, packet.local_addr)
+    };
+    let mut key = RefusalKey {
+        location: 0,
+        addr: packet.local_addr,
+        netns: syn.netns,
+        reason: syn.reason,
+        port: packet.local_port,
+        family: packet.family,
+        path: path_of(syn.skb, packet.family),
+        hints: 0,
+        pad: 0,
+    };
+    if unspecified {
+        key.location = ctx.arg(1);
+        key.hints = syn.counted | listener_hints(sk);
+    }
+    let (entry, first) = match entry(&mut key) {
+        Some(found) => found,
+        None => return Outcome::Lost,
+    };
+    // SAFETY: a live map value of plain data; CPUs may mix a record's fields, never its count.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        let refusal = &raw mut (*entry).refusal;
+        add(&raw mut (*refusal).count, 1);
+        add_bit(
+            &raw mut (*refusal).remotes,
+            remote_hash(&packet.remote_addr),
+        );
+        (*refusal).last_ns = now;
+        if first {
+            (*refusal).location = key.location;
+            (*refusal).reason = key.reason;
+            (*refusal).hints = key.hints;
+            (*refusal).path = key.path;
+            (*refusal).socket.netns = key.netns;
+            (*refusal).socket.family = key.family;
+            (*refusal).socket.local_addr = key.addr;
+            (*refusal).socket.local_port = key.port;
+            (*refusal).socket.state = state::CLOSE;
+            name_last(refusal, syn, sk);
+            // Last: a poll takes an entry without it for unfinished.
+            (*refusal).first_ns = now;
+        }
+        let Some(said) = REFUSAL_SAID.get_ptr_mut(0) else {
+            return Outcome::Aggregated;
+        };
+        let due = (first || now - (*entry).emitted_ns >= SYN_INTERVAL_NS)
+            && now - *said >= REFUSAL_INTERVAL_NS;
+        let asked = asked_for(kind::REFUSAL);
+        if !due && !asked {
+            return Outcome::Aggregated;
+        }
+        if !first {
+            name_last(refusal, syn, sk);
+        }
+        (*refusal).header = emit::header::<Refusal>(kind::REFUSAL);
+        let lane = if due && first {
+            Lane::Urgent
+        } else if due {
+            Lane::Rare
+        } else {
+            Lane::Bulk
+        };
+        if due {
+            *said = now;
+            (*entry).emitted_ns = now;
+        }
+        emit::emit(ctx, lane, &*refusal)
+    }
+}
+
+/// The entry of a key, and whether it is new; when there is no more room, the one that stands for all
+/// such, and the key with it.
+#[inline(always)]
+fn entry(key: &mut RefusalKey) -> Option<(*mut Refused, bool)> {
+    if let Some(entry) = REFUSALS.get_ptr_mut(&*key) {
+        return Some((entry, false));
+    }
+    let empty = EMPTY_REFUSED.get(0)?;
+    let new = REFUSALS.insert(&*key, empty, NO_EXIST).is_ok();
+    if let Some(entry) = REFUSALS.get_ptr_mut(&*key) {
+        return Some((entry, new));
+    }
+    key.addr = [0; 4];
+    key.port = 0;
+    if let Some(entry) = REFUSALS_OVERFLOW.get_ptr_mut(&*key) {
+        return Some((entry, false));
+    }
+    let new = REFUSALS_OVERFLOW.insert(&*key, empty, NO_EXIST).is_ok();
+    REFUSALS_OVERFLOW
+        .get_ptr_mut(&*key)
+        .map(|entry| (entry, new))
+}
+
+/// Fills in who sent the last one, by which device, and whose the listener is.
+///
+/// # Safety
+/// `refusal` points into a map value.
+#[inline(always)]
+unsafe fn name_last(refusal: *mut Refusal, syn: &Freed<'_>, sk: u64) {
+    // SAFETY: the caller's.
+    let refusal = unsafe { &mut *refusal };
+    refusal.socket.remote_addr = syn.packet.remote_addr;
+    refusal.socket.remote_port = syn.packet.remote_port;
+    refusal.socket.sk = sk;
+    refusal.ifindex = field!(syn.skb, skb_iif: u32);
+    let dev = field!(syn.skb, skb_dev: u64);
+    if dev != 0
+        && global!(LAYOUT.dev_name) != ABSENT
+        && field!(dev, dev_ifindex: u32) == refusal.ifindex
+    {
+        sock::field_into!(dev, dev_name, &mut refusal.device);
+    }
+    // SAFETY: plain data; a concurrent update can at worst mix two owners of one listener.
+    if sk != 0
+        && let Some(known) = unsafe { LISTENERS.get(sk) }
+    {
+        refusal.owner = known.syn.owner;
+        refusal.listener_addr = known.syn.socket.local_addr;
+    }
+}
+
+/// Whether a packet was made by this host and is on its way out: it holds the socket that sent it.
+/// What comes in holds none, or one that it was matched with early.
+#[inline(always)]
+fn is_sent_here(skb: u64) -> bool {
+    let sk = field!(skb, skb_sk: u64);
+    if sk == 0 {
+        return false;
+    }
+    let matched = field!(sk, skc_state: u8);
+    matched != state::LISTEN && matched != state::NEW_SYN_RECV && matched != state::TIME_WAIT
+}
+
+/// What is known of the listener a packet was to reach.
+#[inline(always)]
+fn listener_hints(sk: u64) -> u8 {
+    if sk == 0 {
+        0
+    } else if field!(sk, sk_filter: u64) == 0 {
+        refusal_hint::LISTENER
+    } else {
+        refusal_hint::LISTENER | refusal_hint::SOCKET_FILTER
+    }
+}
+
+/// One of [`path`]: how far a received packet came, by its route.
+#[inline(always)]
+fn path_of(skb: u64, family: u16) -> u8 {
+    // The low bit is SKB_DST_NOREF (include/linux/skbuff.h).
+    let dst = field!(skb, skb_refdst: u64) & !1;
+    if dst == 0 {
+        return path::PREROUTING;
+    }
+    if field!(skb, skb_iif: u32) == LOOPBACK {
+        return path::UNKNOWN;
+    }
+    let flags = if family == conntracer_common::tcp::AF_INET6 {
+        field!(dst, rt6i_flags: u32)
+    } else {
+        field!(dst, rt_flags: u32)
+    };
+    if flags & ROUTE_LOCAL != 0 {
+        path::INPUT
+    } else {
+        path::FORWARD
+    }
+}
+
+/// Which of 64 bits stands for a remote address. Multiplicative: the peers of one network differ in
+/// their last bytes.
+#[inline(always)]
+fn remote_hash(addr: &[u32; 4]) -> u32 {
+    const GOLDEN: u32 = 0x9e37_79b1;
+    let folded = (addr[0].wrapping_mul(GOLDEN) ^ addr[1])
+        .wrapping_mul(GOLDEN)
+        .wrapping_add(addr[2])
+        .wrapping_mul(GOLDEN)
+        ^ addr[3];
+    folded.wrapping_mul(GOLDEN) >> 26
+}
+
+/// Sets one of 64 bits; a bit that another CPU sets at the same moment may be missed, which makes the
+/// least number of remotes smaller and not wrong.
+///
+/// # Safety
+/// `bits` points into a map value.
+#[inline(always)]
+unsafe fn add_bit(bits: *mut u64, bit: u32) {
+    // SAFETY: the caller's.
+    unsafe { *bits |= 1 << (bit & 63) };
+}

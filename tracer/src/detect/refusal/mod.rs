@@ -1,0 +1,573 @@
+//! `syn_drop` before a listener decides: nobody listens, or something on the way dropped the SYN.
+//!
+//! **Rule.** Opens when one address and port lost [`super::SynDrop::refused_syns`] SYNs for one cause
+//! without a pause of [`super::SynDrop::quiet_s`], and resolves after such a pause. From
+//! [`super::SynDrop::scan_ports`] addresses and ports on whose SYNs no finding tells yet, they are one
+//! finding of the namespace: a scan. Judged at each tick, so that a scan is known for one before its
+//! first ports become findings. The count is the kernel half's own total, so that rate-limited records
+//! lose nothing.
+//!
+//! **Causes.** `no_listener`, `filtered` (netfilter, XDP or traffic control), `reverse_path`, `auth` (TCP
+//! MD5 or AO), `bad_checksum`, `socket_filter`, `no_memory`, `other` (the kernel's reason is evidence).
+//! They are the running kernel's drop reasons by name; where it gives none, they are concluded from its
+//! counters and from the function that dropped the SYN, and the finding says so.
+//!
+//! **False positives.** A scanner that tries one port again and again: the last remote and the number
+//! of remotes tell. Not judged: SYNs freed without a reason at a listener (a repeated SYN of a request
+//! that is waiting), within a connection (answered with an ACK), and on their way through this host
+//! unless netfilter dropped them.
+
+mod words;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use conntracer_common::record::refusal_hint;
+
+use super::{Context, Life};
+use crate::{
+    event::{Owner, Path, Place, Refusal as Event, Syn},
+    finding::Ktime,
+    kernel::host::Host,
+    table::{Bounded, listener::ListenerKey},
+};
+
+/// Why SYNs were dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Cause {
+    NoListener,
+    Filtered,
+    ReversePath,
+    Auth,
+    BadChecksum,
+    SocketFilter,
+    NoMemory,
+    Other,
+}
+
+impl Cause {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::NoListener => "no_listener",
+            Self::Filtered => "filtered",
+            Self::ReversePath => "reverse_path",
+            Self::Auth => "auth",
+            Self::BadChecksum => "bad_checksum",
+            Self::SocketFilter => "socket_filter",
+            Self::NoMemory => "no_memory",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// What a cause rests on, where the kernel did not say it.
+type Because = &'static str;
+
+/// A cause and what it rests on.
+struct Why {
+    cause: Cause,
+    because: Option<Because>,
+    by_netfilter: bool,
+}
+
+/// The cause of a refusal; `None` for what is no drop of a SYN to this host.
+fn why(refusal: &Event, host: &Host) -> Option<Why> {
+    let name = refusal
+        .reason
+        .map(|reason| host.drop_reasons.get(&reason).map_or("", String::as_str));
+    let (cause, because) = match name {
+        Some(name) => (named(name, refusal)?, None),
+        None => {
+            let (cause, because) = concluded(refusal)?;
+            (cause, Some(because))
+        }
+    };
+    let passes = refusal.path == Some(Path::Forward);
+    (!passes || cause == Cause::Filtered).then_some(Why {
+        cause,
+        because,
+        by_netfilter: !matches!(name, Some("XDP" | "TC_INGRESS")),
+    })
+}
+
+/// By the kernel's own name (include/net/dropreason-core.h).
+fn named(name: &str, refusal: &Event) -> Option<Cause> {
+    // Never received: sent by this host through a device that took its socket away, unless it was
+    // dropped on the way from the device to IP.
+    if refusal.ifindex == 0 && !matches!(name, "XDP" | "TC_INGRESS" | "CPU_BACKLOG") {
+        return None;
+    }
+    Some(match name {
+        "NO_SOCKET" => Cause::NoListener,
+        "NETFILTER_DROP" | "XDP" | "TC_INGRESS" => Cause::Filtered,
+        "IP_RPFILTER" => Cause::ReversePath,
+        "TCP_CSUM" | "IP_CSUM" | "SKB_CSUM" => Cause::BadChecksum,
+        "SOCKET_FILTER" => Cause::SocketFilter,
+        "NOMEM" | "PROTO_MEM" => Cause::NoMemory,
+        "TCP_AUTH_HDR" => Cause::Auth,
+        name if name.starts_with("TCP_MD5") || name.starts_with("TCP_AO") => Cause::Auth,
+        "TCP_MINTTL" | "TCP_FLAGS" | "XFRM_POLICY" | "CPU_BACKLOG" => Cause::Other,
+        // A repeated SYN, or one within a connection: answered, and then freed.
+        "NOT_SPECIFIED" | "SKB_CONSUMED" | "SKB_NOT_DROPPED_YET" => return None,
+        name if name.starts_with("TCP_") || name.starts_with("SOCKET_") => return None,
+        name if name.starts_with("IP_") || name.starts_with("IPV6") => Cause::Other,
+        // Anything else may be about a packet that only passed by, unless its route led here.
+        _ if refusal.path == Some(Path::Input) => Cause::Other,
+        _ => return None,
+    })
+}
+
+/// By what speaks for it, on kernels that give no reasons (before 5.17).
+fn concluded(refusal: &Event) -> Option<(Cause, Because)> {
+    const FUNCTION: Because = "this kernel gives no drop reasons: the cause is concluded from the function that dropped it";
+    const COUNTER: Because =
+        "this kernel gives no drop reasons: the cause is concluded from its counters";
+    const LISTENER: Because = "this kernel gives no drop reasons: the cause is concluded from the listener's socket filter";
+    const NOBODY: Because = "this kernel gives no drop reasons: no listener is known there, and a \
+                             reset was sent";
+    if refusal.ifindex == 0 {
+        return None;
+    }
+    let has = |hint: u8| refusal.hints & hint != 0;
+    match refusal.place {
+        Some(Place::Netfilter) => return Some((Cause::Filtered, FUNCTION)),
+        Some(Place::Route) => {
+            return Some(if has(refusal_hint::REVERSE_PATH) {
+                (Cause::ReversePath, COUNTER)
+            } else {
+                (Cause::Other, FUNCTION)
+            });
+        }
+        None if refusal.path == Some(Path::Prerouting) => {
+            return has(refusal_hint::REVERSE_PATH).then_some((Cause::ReversePath, COUNTER));
+        }
+        Some(Place::Tcp) | None => {}
+    }
+    if has(refusal_hint::CHECKSUM) {
+        Some((Cause::BadChecksum, COUNTER))
+    } else if has(refusal_hint::MD5) {
+        Some((Cause::Auth, COUNTER))
+    } else if has(refusal_hint::SOCKET_FILTER) {
+        Some((Cause::SocketFilter, LISTENER))
+    } else if !has(refusal_hint::LISTENER)
+        && (has(refusal_hint::RESET_SENT) || !has(refusal_hint::COUNTED))
+    {
+        Some((Cause::NoListener, NOBODY))
+    } else {
+        // Most likely a repeated SYN.
+        None
+    }
+}
+
+/// Which of the kernel half's counts: an entry that was removed for being idle and came again is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct EntryKey {
+    netns: u32,
+    local: SocketAddr,
+    first: Ktime,
+    location: u64,
+    reason: Option<u32>,
+    path: Option<Path>,
+    hints: u8,
+}
+
+impl EntryKey {
+    const fn of(refusal: &Event) -> Self {
+        Self {
+            netns: refusal.socket.netns,
+            local: refusal.socket.local,
+            first: refusal.first,
+            location: refusal.location,
+            reason: refusal.reason,
+            path: refusal.path,
+            hints: refusal.hints,
+        }
+    }
+}
+
+/// Where SYNs were to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct SpotKey {
+    netns: u32,
+    local: SocketAddr,
+    cause: Cause,
+}
+
+/// All of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct NetnsKey {
+    netns: u32,
+    cause: Cause,
+}
+
+/// What was dropped, at one spot or at all that have no finding of their own.
+#[derive(Clone, Copy, Debug)]
+struct Drops {
+    life: Option<Life>,
+    count: u64,
+    since: Ktime,
+    last: Ktime,
+    /// One bit by each remote address's hash.
+    remotes: u64,
+    because: Option<Because>,
+    /// Filtered by netfilter, not by XDP or traffic control.
+    by_netfilter: bool,
+    latest: Event,
+}
+
+impl Drops {
+    const fn new(latest: Event, since: Ktime) -> Self {
+        Self {
+            life: None,
+            count: 0,
+            since,
+            last: since,
+            remotes: 0,
+            because: None,
+            by_netfilter: false,
+            latest,
+        }
+    }
+
+    fn add(&mut self, more: u64, refusal: &Event, why: &Why) {
+        self.count = self.count.saturating_add(more);
+        self.last = self.last.max(refusal.last);
+        self.remotes |= refusal.remotes;
+        self.because = why.because.or(self.because);
+        self.by_netfilter = why.by_netfilter;
+        let (remote, device) = (self.latest.socket.remote, self.latest.device);
+        self.latest = *refusal;
+        if refusal.socket.remote.port() == 0 {
+            self.latest.socket.remote = remote;
+        }
+        self.latest.device = refusal.device.or(device);
+    }
+}
+
+/// The spots of a namespace that have no finding of their own, together.
+#[derive(Clone, Copy, Debug)]
+struct Scan {
+    drops: Drops,
+    spots: u64,
+    /// The one address they share.
+    address: Option<IpAddr>,
+}
+
+/// A finding's place.
+#[derive(Clone, Copy, Debug)]
+enum Open {
+    Spot(SpotKey),
+    Scan(NetnsKey),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    totals: Bounded<EntryKey, u64>,
+    spots: Bounded<SpotKey, Drops>,
+    scans: Bounded<NetnsKey, Scan>,
+    /// Who listened where, for when nobody does any more.
+    owners: Bounded<ListenerKey, Owner>,
+    /// Open findings by id.
+    open: BTreeMap<u64, Open>,
+    /// To be judged at the next tick, in the order they came.
+    touched_spots: Vec<SpotKey>,
+    touched_scans: Vec<NetnsKey>,
+}
+
+impl Refusal {
+    /// Remembers so many addresses and ports, and owners of so many listeners.
+    pub(crate) fn new(limit: usize, listeners: usize) -> Self {
+        Self {
+            totals: Bounded::new(limit),
+            spots: Bounded::new(limit),
+            scans: Bounded::new(limit),
+            owners: Bounded::new(listeners),
+            open: BTreeMap::new(),
+            touched_spots: Vec::new(),
+            touched_scans: Vec::new(),
+        }
+    }
+
+    pub(crate) const fn evicted(&self) -> u64 {
+        self.totals.evicted() + self.spots.evicted() + self.scans.evicted() + self.owners.evicted()
+    }
+
+    /// A listener spoke: its owner is remembered.
+    pub(crate) fn listening(&mut self, syn: &Syn) {
+        let Some(owner) = syn.owner else { return };
+        let key = ListenerKey::of(&syn.socket);
+        match self.owners.touch(&key) {
+            Some(known) => *known = owner,
+            None => drop(self.owners.insert(key, owner)),
+        }
+    }
+
+    pub(crate) fn refusal(&mut self, refusal: &Event, cx: &mut Context<'_>) {
+        let Some(why) = why(refusal, cx.host) else {
+            return;
+        };
+        let cause = why.cause;
+        let more = self.gained(refusal);
+        if more == 0 {
+            return;
+        }
+        // A first record may come late, and tell of SYNs since it was counted first.
+        let since = if more == refusal.count {
+            refusal.first
+        } else {
+            refusal.last
+        };
+        let quiet = cx.thresholds.syn_drop.quiet();
+        let netns = refusal.socket.netns;
+        let mut is_new = false;
+        if refusal.socket.local.port() != 0 {
+            let key = SpotKey {
+                netns,
+                local: refusal.socket.local,
+                cause,
+            };
+            is_new = self.spot(key, refusal, since, cx);
+            let Some(spot) = self.spots.get_mut(&key) else {
+                return;
+            };
+            spot.add(more, refusal, &why);
+            if let Some(mut life) = spot.life {
+                if life.due(cx.now, spot.count) {
+                    let spot = *spot;
+                    cx.update(&mut life, self.spot_draft(&key, &spot, cx));
+                    if let Some(spot) = self.spots.get_mut(&key) {
+                        spot.life = Some(life);
+                    }
+                }
+                return;
+            }
+            if spot.count >= cx.thresholds.syn_drop.refused_syns {
+                push(&mut self.touched_spots, key);
+            }
+        }
+        let key = NetnsKey { netns, cause };
+        if self.scans.touch(&key).is_none() {
+            let scan = Scan {
+                drops: Drops::new(*refusal, since),
+                spots: 0,
+                address: Some(refusal.socket.local.ip()),
+            };
+            if let Some((key, mut gone)) = self.scans.insert(key, scan)
+                && let Some(life) = gone.drops.life.take()
+            {
+                self.open.remove(&life.id);
+                cx.resolve(life, words::scan(&key, &gone, cx));
+            }
+        }
+        let Some(scan) = self.scans.get_mut(&key) else {
+            return;
+        };
+        if scan.drops.life.is_none() && since.since(scan.drops.last) >= quiet {
+            *scan = Scan {
+                drops: Drops::new(*refusal, since),
+                spots: 0,
+                address: Some(refusal.socket.local.ip()),
+            };
+            is_new = refusal.socket.local.port() != 0;
+        }
+        scan.spots += u64::from(is_new);
+        scan.address = scan
+            .address
+            .filter(|address| *address == refusal.socket.local.ip());
+        if refusal.socket.local.port() == 0 {
+            // As many as the kernel half has room for, and more.
+            scan.spots = scan.spots.max(cx.thresholds.syn_drop.scan_ports);
+        }
+        scan.drops.add(more, refusal, &why);
+        if scan.spots >= cx.thresholds.syn_drop.scan_ports {
+            push(&mut self.touched_scans, key);
+        }
+    }
+
+    /// What a record adds to those before it of the same entry.
+    fn gained(&mut self, refusal: &Event) -> u64 {
+        let key = EntryKey::of(refusal);
+        let Some(before) = self.totals.touch(&key) else {
+            self.totals.insert(key, refusal.count);
+            return refusal.count;
+        };
+        let gained = refusal.count.saturating_sub(*before);
+        // Records of two CPUs may arrive out of order: an older count takes nothing back.
+        *before = (*before).max(refusal.count);
+        gained
+    }
+
+    /// Makes sure of a spot; true when it is new, or quiet for so long that it begins anew.
+    fn spot(&mut self, key: SpotKey, refusal: &Event, since: Ktime, cx: &mut Context<'_>) -> bool {
+        let quiet = cx.thresholds.syn_drop.quiet();
+        if let Some(spot) = self.spots.touch(&key) {
+            if spot.life.is_some() || since.since(spot.last) < quiet {
+                return false;
+            }
+            *spot = Drops::new(*refusal, since);
+            return true;
+        }
+        if let Some((key, mut gone)) = self.spots.insert(key, Drops::new(*refusal, since))
+            && let Some(life) = gone.life.take()
+        {
+            self.open.remove(&life.id);
+            cx.resolve(life, self.spot_draft(&key, &gone, cx));
+        }
+        true
+    }
+
+    fn spot_draft(&self, key: &SpotKey, spot: &Drops, cx: &Context<'_>) -> super::Draft {
+        let unspecified: IpAddr = match key.local {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let before = [key.local.ip(), unspecified, Ipv6Addr::UNSPECIFIED.into()]
+            .into_iter()
+            .find_map(|address| {
+                self.owners.get(&ListenerKey {
+                    netns: key.netns,
+                    local: SocketAddr::new(address, key.local.port()),
+                })
+            });
+        words::spot(key, spot, before, cx)
+    }
+
+    /// Opens what has become worth a finding.
+    fn judge(&mut self, cx: &mut Context<'_>) {
+        let scan_ports = cx.thresholds.syn_drop.scan_ports;
+        for key in std::mem::take(&mut self.touched_scans) {
+            let Some(scan) = self.scans.get_mut(&key) else {
+                continue;
+            };
+            if scan.drops.life.is_none()
+                && scan.spots >= scan_ports
+                && scan.drops.count >= cx.thresholds.syn_drop.refused_syns
+            {
+                let life = cx.open(words::scan(&key, scan, cx));
+                scan.drops.life = Some(life);
+                self.open.insert(life.id, Open::Scan(key));
+            }
+        }
+        for key in std::mem::take(&mut self.touched_spots) {
+            let of = NetnsKey {
+                netns: key.netns,
+                cause: key.cause,
+            };
+            let Some(spot) = self.spots.get(&key).copied() else {
+                continue;
+            };
+            if spot.life.is_some() {
+                continue;
+            }
+            if let Some(scan) = self.scans.get_mut(&of) {
+                if scan.drops.life.is_some() {
+                    continue;
+                }
+                // What gets its own finding is no part of a scan.
+                scan.drops.count = scan.drops.count.saturating_sub(spot.count);
+                scan.spots = scan.spots.saturating_sub(1);
+            }
+            let life = cx.open(self.spot_draft(&key, &spot, cx));
+            if let Some(spot) = self.spots.get_mut(&key) {
+                spot.life = Some(life);
+            }
+            self.open.insert(life.id, Open::Spot(key));
+        }
+    }
+
+    /// Judges what came since the last tick, says what grew since a second or more, and resolves what
+    /// is quiet.
+    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
+        self.judge(cx);
+        let quiet = cx.thresholds.syn_drop.quiet();
+        self.each_open(cx, |drops, life, cx| {
+            if cx.now.since(drops.last) >= quiet {
+                Verdict::Resolve
+            } else if life.due(cx.now, drops.count) {
+                Verdict::Update
+            } else {
+                Verdict::Keep
+            }
+        });
+    }
+
+    /// The last word on what is still open.
+    pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
+        self.judge(cx);
+        self.each_open(cx, |drops, life, _| {
+            if life.stale(drops.count) {
+                Verdict::Update
+            } else {
+                Verdict::Keep
+            }
+        });
+    }
+
+    fn each_open(
+        &mut self,
+        cx: &mut Context<'_>,
+        judge: impl Fn(&Drops, &Life, &Context<'_>) -> Verdict,
+    ) {
+        let open: Vec<(u64, Open)> = self.open.iter().map(|(id, open)| (*id, *open)).collect();
+        for (id, open) in open {
+            let (drops, draft) = match open {
+                Open::Spot(key) => {
+                    let Some(spot) = self.spots.get(&key).copied() else {
+                        continue;
+                    };
+                    (spot, self.spot_draft(&key, &spot, cx))
+                }
+                Open::Scan(key) => {
+                    let Some(scan) = self.scans.get(&key) else {
+                        continue;
+                    };
+                    (scan.drops, words::scan(&key, scan, cx))
+                }
+            };
+            let Some(mut life) = drops.life else { continue };
+            let life = match judge(&drops, &life, cx) {
+                Verdict::Keep => continue,
+                Verdict::Update => {
+                    cx.update(&mut life, draft);
+                    Some(life)
+                }
+                Verdict::Resolve => {
+                    cx.resolve(life, draft);
+                    self.open.remove(&id);
+                    None
+                }
+            };
+            match open {
+                Open::Spot(key) if life.is_none() => drop(self.spots.remove(&key)),
+                Open::Scan(key) if life.is_none() => drop(self.scans.remove(&key)),
+                Open::Spot(key) => {
+                    if let Some(spot) = self.spots.get_mut(&key) {
+                        spot.life = life;
+                    }
+                }
+                Open::Scan(key) => {
+                    if let Some(scan) = self.scans.get_mut(&key) {
+                        scan.drops.life = life;
+                    }
+                }
+            }
+        }
+    }
+}
+
+enum Verdict {
+    Keep,
+    Update,
+    Resolve,
+}
+
+/// Once: a flood of one spot is one entry. Only the last few are compared, which is what a burst repeats;
+/// judging twice does no harm.
+fn push<K: PartialEq>(touched: &mut Vec<K>, key: K) {
+    if !touched.iter().rev().take(8).any(|known| *known == key) {
+        touched.push(key);
+    }
+}

@@ -1,0 +1,298 @@
+use std::time::Duration;
+
+use conntracer_common::record::{path, refusal_hint, refusal_place};
+use rstest::rstest;
+
+use super::evidence;
+use crate::{
+    detect::Thresholds,
+    finding::{Certainty, FindingKind, Status, Subject, Value},
+    testing::{Run, host, listener, socket},
+};
+
+const LOCAL: &str = "10.0.0.1:80";
+const REMOTE: &str = "10.0.0.2:4000";
+
+#[rstest]
+#[case::v4(LOCAL, REMOTE)]
+#[case::v6("[fd00::1]:80", "[fd00::2]:4000")]
+fn syns_to_a_closed_port_open_at_the_third_and_count_the_kernels_total(
+    #[case] local: &str,
+    #[case] remote: &str,
+) {
+    let mut run = Run::new();
+    for count in 1..=2 {
+        run.refusal(socket(local, remote), count, "NO_SOCKET", |_| {});
+        run.pass(Duration::from_secs(1));
+    }
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+    run.refusal(socket(local, remote), 3, "NO_SOCKET", |_| {});
+    run.tick();
+    run.refusal(socket(local, remote), 40, "NO_SOCKET", |_| {});
+    run.pass(Duration::from_secs(11));
+    let finding = run.only();
+    assert_eq!(finding.kind, FindingKind::SynDrop);
+    assert_eq!(finding.cause, "no_listener");
+    assert_eq!(finding.count, 40);
+    assert_eq!(finding.certainty, Certainty::Exact);
+    assert_eq!(
+        finding.subject,
+        Subject::Listener {
+            netns: 4026,
+            local: local.parse().unwrap()
+        }
+    );
+    assert_eq!(
+        run.statuses(),
+        [Status::Open, Status::Update, Status::Resolved]
+    );
+    assert_eq!(
+        evidence(finding, "reason"),
+        &Value::Text("NO_SOCKET".into())
+    );
+    run.assert_replays(Thresholds::default());
+}
+
+#[rstest]
+#[case::no_listener("NO_SOCKET", "no_listener")]
+#[case::filtered("NETFILTER_DROP", "filtered")]
+#[case::xdp("XDP", "filtered")]
+#[case::reverse_path("IP_RPFILTER", "reverse_path")]
+#[case::md5("TCP_MD5NOTFOUND", "auth")]
+#[case::ao("TCP_AOFAILURE", "auth")]
+#[case::bad_checksum("TCP_CSUM", "bad_checksum")]
+#[case::socket_filter("SOCKET_FILTER", "socket_filter")]
+#[case::no_memory("NOMEM", "no_memory")]
+#[case::ttl("TCP_MINTTL", "other")]
+#[case::security("SECURITY_HOOK", "other")]
+fn causes_are_the_kernels_reasons_by_name(#[case] reason: &str, #[case] cause: &str) {
+    let mut run = Run::new();
+    run.refusal(socket(LOCAL, REMOTE), 5, reason, |_| {});
+    run.finish();
+    assert_eq!((run.only().cause.as_ref(), run.only().count), (cause, 5));
+    assert_eq!(run.only().certainty, Certainty::Exact);
+}
+
+#[rstest]
+#[case::a_repeated_syn("NOT_SPECIFIED", path::INPUT, 2)]
+#[case::within_a_connection("TCP_INVALID_SYN", path::INPUT, 2)]
+#[case::passing_through("NEIGH_FAILED", path::FORWARD, 2)]
+#[case::without_a_route("NEIGH_FAILED", path::PREROUTING, 2)]
+#[case::to_nobody_here("IP_INNOROUTES", path::FORWARD, 2)]
+#[case::never_received("SECURITY_HOOK", path::INPUT, 0)]
+fn what_is_no_drop_of_a_syn_to_this_host_is_no_finding(
+    #[case] reason: &str,
+    #[case] path: u8,
+    #[case] ifindex: u32,
+) {
+    let mut run = Run::new();
+    run.refusal(socket(LOCAL, REMOTE), 100, reason, |refusal| {
+        refusal.path = path;
+        refusal.ifindex = ifindex;
+    });
+    run.pass(Duration::from_secs(1));
+    run.finish();
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+}
+
+#[rstest]
+#[case::netfilter(refusal_place::NETFILTER, 0, "filtered")]
+#[case::route(
+    refusal_place::ROUTE,
+    refusal_hint::COUNTED | refusal_hint::REVERSE_PATH,
+    "reverse_path"
+)]
+#[case::no_route(refusal_place::ROUTE, refusal_hint::COUNTED, "other")]
+#[case::checksum(
+    refusal_place::TCP,
+    refusal_hint::COUNTED | refusal_hint::CHECKSUM,
+    "bad_checksum"
+)]
+#[case::md5(
+    refusal_place::TCP,
+    refusal_hint::COUNTED | refusal_hint::LISTENER | refusal_hint::MD5,
+    "auth"
+)]
+#[case::filter(
+    refusal_place::TCP,
+    refusal_hint::COUNTED | refusal_hint::LISTENER | refusal_hint::SOCKET_FILTER,
+    "socket_filter"
+)]
+#[case::nobody(
+    refusal_place::TCP,
+    refusal_hint::COUNTED | refusal_hint::RESET_SENT,
+    "no_listener"
+)]
+fn without_reasons_causes_are_concluded_and_say_so(
+    #[case] place: u8,
+    #[case] hints: u8,
+    #[case] cause: &str,
+) {
+    let mut run = Run::new();
+    run.refusal(socket(LOCAL, REMOTE), 5, "", |refusal| {
+        refusal.place = place;
+        refusal.hints = hints;
+        refusal.location = 0xffff_ffff_8100_0000;
+    });
+    run.finish();
+    let finding = run.only();
+    assert_eq!((finding.cause.as_ref(), finding.count), (cause, 5));
+    assert_eq!(finding.certainty, Certainty::Inferred);
+    assert!(
+        finding
+            .because
+            .as_ref()
+            .unwrap()
+            .contains("gives no drop reasons")
+    );
+}
+
+#[test]
+fn a_repeated_syn_without_reasons_is_no_finding() {
+    let mut run = Run::new();
+    run.refusal(socket(LOCAL, REMOTE), 100, "", |refusal| {
+        refusal.place = refusal_place::TCP;
+        refusal.hints = refusal_hint::COUNTED | refusal_hint::LISTENER;
+    });
+    run.finish();
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+}
+
+#[test]
+fn stray_probes_far_apart_are_no_finding() {
+    let mut run = Run::new();
+    for count in 1..=20 {
+        run.refusal(socket(LOCAL, REMOTE), count, "NO_SOCKET", |_| {});
+        run.pass(Duration::from_secs(11));
+    }
+    run.finish();
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+}
+
+#[test]
+fn a_port_scan_is_one_finding() {
+    let mut run = Run::new();
+    for port in 1..=1000 {
+        run.refusal(
+            socket(&format!("10.0.0.1:{port}"), REMOTE),
+            1,
+            "NO_SOCKET",
+            |_| {},
+        );
+    }
+    run.tick();
+    // Repeated in the same order, as scanners do: still the same scan.
+    for count in 2..=5 {
+        for port in 1..=1000 {
+            run.refusal(
+                socket(&format!("10.0.0.1:{port}"), REMOTE),
+                count,
+                "NO_SOCKET",
+                |_| {},
+            );
+        }
+        run.pass(Duration::from_secs(2));
+    }
+    run.pass(Duration::from_secs(11));
+    let finding = run.only();
+    assert_eq!(finding.cause, "no_listener");
+    assert_eq!(finding.count, 5000);
+    assert_eq!(evidence(finding, "ports"), &Value::Count(1000));
+    assert_eq!(
+        finding.subject,
+        Subject::Listener {
+            netns: 4026,
+            local: "10.0.0.1:0".parse().unwrap()
+        }
+    );
+    assert_eq!(finding.status, Status::Resolved);
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn a_closed_port_that_clients_want_stands_beside_a_scan() {
+    let mut run = Run::new();
+    run.refusal(socket(LOCAL, REMOTE), 5, "NO_SOCKET", |_| {});
+    run.tick();
+    for port in 100..200 {
+        run.refusal(
+            socket(&format!("10.0.0.1:{port}"), REMOTE),
+            1,
+            "NO_SOCKET",
+            |_| {},
+        );
+    }
+    run.tick();
+    run.refusal(socket(LOCAL, REMOTE), 9, "NO_SOCKET", |_| {});
+    run.finish();
+    let found: Vec<_> = run
+        .last_words()
+        .iter()
+        .map(|finding| finding.count)
+        .collect();
+    assert_eq!(found, [9, 100]);
+}
+
+#[test]
+fn what_found_the_kernels_map_full_is_a_scan() {
+    let mut run = Run::new();
+    run.refusal(socket("0.0.0.0:0", REMOTE), 77, "NETFILTER_DROP", |_| {});
+    run.tick();
+    assert_eq!(
+        (run.only().cause.as_ref(), run.only().count),
+        ("filtered", 77)
+    );
+}
+
+#[test]
+fn an_entry_that_was_removed_and_came_again_counts_from_its_beginning() {
+    let mut run = Run::new();
+    run.refusal(socket(LOCAL, REMOTE), 10, "NO_SOCKET", |_| {});
+    run.tick();
+    run.refusal(socket(LOCAL, REMOTE), 4, "NO_SOCKET", |refusal| {
+        refusal.first_ns += 1;
+    });
+    // Late, of the first entry: takes nothing back and adds nothing.
+    run.refusal(socket(LOCAL, REMOTE), 9, "NO_SOCKET", |_| {});
+    run.finish();
+    assert_eq!(run.only().count, 14);
+}
+
+#[test]
+fn who_listened_before_is_named() {
+    let mut run = Run::new();
+    run.syn(listener("0.0.0.0:80", REMOTE), |_| {});
+    run.refusal(socket(LOCAL, REMOTE), 3, "NO_SOCKET", |_| {});
+    run.tick();
+    let finding = run.only();
+    assert_eq!(finding.owner, None, "nobody owns a closed port");
+    assert_eq!(evidence(finding, "was_listening_pid"), &Value::Count(1234));
+}
+
+#[test]
+fn a_detector_that_is_degraded_says_so() {
+    let mut host = host();
+    for plan in &mut host.plan.detectors {
+        if plan.detector == "syn_drop.refusal" {
+            plan.sight = crate::kernel::plan::Sight::Degraded;
+            plan.because = Some("blind to much".to_owned());
+        }
+    }
+    let mut run = Run::on(Thresholds::default(), host);
+    run.refusal(socket(LOCAL, REMOTE), 3, "NO_SOCKET", |_| {});
+    run.finish();
+    assert_eq!(run.only().because.as_deref(), Some("blind to much"));
+}
+
+#[test]
+fn the_words_of_a_filtered_syn() {
+    let mut run = Run::new();
+    run.refusal(socket(LOCAL, REMOTE), 3, "NETFILTER_DROP", |refusal| {
+        refusal.socket.sk = 1;
+        refusal.remotes = 0b101;
+        refusal.listener_addr = [0; 4];
+        refusal.owner = crate::testing::owner();
+    });
+    run.tick();
+    insta::assert_json_snapshot!(run.only());
+}
