@@ -119,6 +119,7 @@ layout! {
     dev_net = "net_device"."nd_net";
 
     net_inum = "net"."ns.inum";
+    net_hash_mix = "net"."hash_mix", optional;
     net_syncookies = "net"."ipv4.sysctl_tcp_syncookies", optional;
     net_max_syn_backlog = "net"."ipv4.sysctl_max_syn_backlog", optional;
     net_abort_on_overflow = "net"."ipv4.sysctl_tcp_abort_on_overflow", optional;

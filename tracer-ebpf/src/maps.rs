@@ -10,6 +10,7 @@ use aya_ebpf::{
 use conntracer_common::{
     filter::{Filter, MAX_NETNS},
     layout::{KernelFacts, KernelLayout},
+    netns::{Counts, NetnsId},
     options::Options,
     socket::{Listener, SocketState},
     stats::{HookCounters, hook},
@@ -109,6 +110,15 @@ pub(crate) struct Client {
 /// forgotten among 16,384 others counts again.
 #[map]
 pub(crate) static VICTIMS: LruHashMap<Client, u64> = LruHashMap::with_max_entries(16_384, 0);
+
+/// What went wrong in each network namespace, to be held against the kernel's own counters. 8 kB of
+/// keys and 160 kB of counts; what finds no room is counted under the key of all zeros.
+#[map]
+pub(crate) static NETNS: HashMap<NetnsId, Counts> = HashMap::with_max_entries(1024, 0);
+
+/// What a new namespace's entry is copied from: zero for ever.
+#[map]
+pub(crate) static EMPTY_NETNS: Array<Counts> = Array::with_max_entries(1, 0);
 
 /// One hook's counters on this CPU, indexed by `stats::hook`.
 #[map]

@@ -8,6 +8,7 @@ mod connect;
 mod destroy;
 mod drop;
 mod listener;
+mod netns;
 mod percpu;
 mod probe;
 mod reset;

@@ -3,6 +3,7 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
+    netns::count,
     record::{Reset, Socket, kind},
     stats::hook,
     tcp::state,
@@ -11,7 +12,7 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{Outcome, SOCKETS, account, asked_for, global},
-    probes::socket,
+    probes::{netns, socket},
     sock::{self, field},
 };
 
@@ -30,6 +31,12 @@ pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
         u32::MAX
     };
     let sk: u64 = ctx.arg(0);
+    let net = if sk == 0 {
+        sock::net_of_packet(ctx.arg(1))
+    } else {
+        sock::net_of(sk)
+    };
+    netns::count(net, count::RESET_SENT);
     let outcome = if sk == 0 {
         unconnected(&ctx, ctx.arg(1), reason)
     } else {
