@@ -84,17 +84,16 @@ impl Filter {
 )]
 #[inline(always)]
 pub const fn named(asked: &[u32; MAX_NETNS], netns: u32) -> bool {
-    let [a, b, c, d, e, f, g, h] = *asked;
-    a == 0
+    asked[0] == 0
         || (netns != 0
-            && ((netns == a)
-                | (netns == b)
-                | (netns == c)
-                | (netns == d)
-                | (netns == e)
-                | (netns == f)
-                | (netns == g)
-                | (netns == h)))
+            && (netns == asked[0]
+                || netns == asked[1]
+                || netns == asked[2]
+                || netns == asked[3]
+                || netns == asked[4]
+                || netns == asked[5]
+                || netns == asked[6]
+                || netns == asked[7]))
 }
 
 /// What to write to the rings beyond what findings need; bits of `EMIT`, one per

@@ -60,3 +60,160 @@ pub struct NetnsId {
     /// `net.hash_mix`: a random number drawn when the namespace was made.
     pub mix: u32,
 }
+
+/// The kernel's counters that are read: index into [`KernelCounts`] and [`KERNEL`].
+pub mod kernel {
+    pub const LISTEN_OVERFLOWS: usize = 0;
+    pub const LISTEN_DROPS: usize = 1;
+    pub const REQ_Q_FULL_DROP: usize = 2;
+    pub const REQ_Q_FULL_DO_COOKIES: usize = 3;
+    pub const SYNCOOKIES_SENT: usize = 4;
+    pub const SYNCOOKIES_RECV: usize = 5;
+    pub const SYNCOOKIES_FAILED: usize = 6;
+    pub const SYN_RETRANS: usize = 7;
+    pub const EMBRYONIC_RSTS: usize = 8;
+    /// From here on of `struct tcp_mib`; before, of `struct linux_mib`.
+    pub const TCP: usize = 9;
+    pub const RETRANS_SEGS: usize = 9;
+    pub const OUT_RSTS: usize = 10;
+    /// What conntracer counts too.
+    pub const COMPARED: usize = 11;
+    /// `RetransSegs` that could not be sent, of which no hook tells before 6.17; of `struct linux_mib`.
+    pub const RETRANS_FAIL: usize = 11;
+    pub const COUNT: usize = 12;
+}
+
+/// The kernel's names of the counters: in its enumerations, and in /proc/net/netstat and /proc/net/snmp.
+pub const KERNEL: [(&str, &str); kernel::COUNT] = [
+    ("LINUX_MIB_LISTENOVERFLOWS", "ListenOverflows"),
+    ("LINUX_MIB_LISTENDROPS", "ListenDrops"),
+    ("LINUX_MIB_TCPREQQFULLDROP", "TCPReqQFullDrop"),
+    ("LINUX_MIB_TCPREQQFULLDOCOOKIES", "TCPReqQFullDoCookies"),
+    ("LINUX_MIB_SYNCOOKIESSENT", "SyncookiesSent"),
+    ("LINUX_MIB_SYNCOOKIESRECV", "SyncookiesRecv"),
+    ("LINUX_MIB_SYNCOOKIESFAILED", "SyncookiesFailed"),
+    ("LINUX_MIB_TCPSYNRETRANS", "TCPSynRetrans"),
+    ("LINUX_MIB_EMBRYONICRSTS", "EmbryonicRsts"),
+    ("TCP_MIB_RETRANSSEGS", "RetransSegs"),
+    ("TCP_MIB_OUTRSTS", "OutRsts"),
+    ("LINUX_MIB_TCPRETRANSFAIL", "TCPRetransFail"),
+];
+
+/// The kernel's counters of one namespace, summed over CPUs.
+pub type KernelCounts = [u64; kernel::COUNT];
+
+/// One figure for each counter that is compared.
+pub type Compared = [u64; kernel::COMPARED];
+
+/// What the kernel should have counted, by what the kernel half counted.
+#[must_use]
+pub const fn expected(counts: &Counts) -> Compared {
+    use self::count as c;
+    use syn_outcome as o;
+    let syn_overflows = counts[o::ACCEPT_QUEUE_FULL];
+    let cookies = counts[o::COOKIE];
+    let mut sums = [0; kernel::COMPARED];
+    sums[kernel::LISTEN_OVERFLOWS] = syn_overflows.wrapping_add(counts[o::ACK_OVERFLOW]);
+    sums[kernel::LISTEN_DROPS] = syn_overflows
+        .wrapping_add(counts[o::SYN_QUEUE_FULL])
+        .wrapping_add(counts[o::SYN_QUEUE_PRESSURE])
+        .wrapping_add(counts[o::NO_ROUTE])
+        .wrapping_add(counts[o::OTHER])
+        .wrapping_add(counts[o::ACK_OVERFLOW])
+        .wrapping_add(counts[o::ACK_OTHER]);
+    sums[kernel::REQ_Q_FULL_DROP] = counts[o::SYN_QUEUE_FULL];
+    sums[kernel::REQ_Q_FULL_DO_COOKIES] = cookies.wrapping_add(counts[c::COOKIE_DROPPED]);
+    sums[kernel::SYNCOOKIES_SENT] = cookies;
+    sums[kernel::SYNCOOKIES_RECV] = counts[c::COOKIE_VALID];
+    sums[kernel::SYNCOOKIES_FAILED] = counts[c::COOKIE_INVALID];
+    sums[kernel::SYN_RETRANS] = counts[c::SYN_REPEATED].wrapping_add(counts[c::SYN_ACK_REPEATED]);
+    sums[kernel::EMBRYONIC_RSTS] =
+        counts[c::REQUEST_RESET].wrapping_add(counts[c::REQUEST_ABORTED]);
+    sums[kernel::RETRANS_SEGS] = counts[c::RETRANSMITTED].wrapping_add(counts[c::SYN_ACK_REPEATED]);
+    sums[kernel::OUT_RSTS] = counts[c::RESET_SENT];
+    sums
+}
+
+/// The kernel's counters as they are compared: of `RetransSegs`, those that were sent.
+#[must_use]
+pub const fn comparable(counts: &KernelCounts) -> Compared {
+    let mut figures = [0; kernel::COMPARED];
+    let mut index = 0;
+    while index < kernel::COMPARED {
+        figures[index] = counts[index];
+        index += 1;
+    }
+    figures[kernel::RETRANS_SEGS] =
+        figures[kernel::RETRANS_SEGS].wrapping_sub(counts[kernel::RETRANS_FAIL]);
+    figures
+}
+
+/// How far the kernel's count is ahead of ours (below 0: behind), where ours was read before and after
+/// the kernel's: 0 when the kernel's may have been passed in between.
+#[must_use]
+pub fn residue(kernel: u64, before: u64, after: u64) -> i64 {
+    let distance = |from: u64| i64::try_from(i128::from(kernel) - i128::from(from));
+    if kernel < before {
+        distance(before).unwrap_or(i64::MIN)
+    } else if kernel > after {
+        distance(after).unwrap_or(i64::MAX)
+    } else {
+        0
+    }
+}
+
+/// CPUs that one run of the `netns_look` program reads.
+pub const CPUS_AT_ONCE: u32 = 16;
+
+/// What a run of `netns_look` found: one `struct net`, and the next in the kernel's list.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Look {
+    /// Address of the `struct net`.
+    pub net: u64,
+    /// Address that the next one in `net_namespace_list` has, if it is not the list's head.
+    pub next: u64,
+    /// `net.ns.ops`: the same in every network namespace, and in nothing else.
+    pub ops: u64,
+    pub id: NetnsId,
+    pub kernel: KernelCounts,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_residue_is_the_distance_from_what_ours_can_have_been() {
+        assert_eq!(residue(5, 5, 5), 0);
+        assert_eq!(residue(5, 4, 6), 0);
+        assert_eq!(residue(7, 4, 6), 1);
+        assert_eq!(residue(3, 4, 6), -1);
+        assert_eq!(residue(u64::MAX, 0, 0), i64::MAX);
+        assert_eq!(residue(0, u64::MAX, u64::MAX), i64::MIN);
+    }
+
+    #[test]
+    fn every_count_but_the_healthy_ones_and_expiry_is_expected_of_some_counter() {
+        for index in 0..count::COUNT {
+            let mut counts = [0; count::COUNT];
+            counts[index] = 1;
+            let expected = expected(&counts).iter().sum::<u64>() != 0;
+            let healthy = matches!(
+                index,
+                syn_outcome::ADDED | syn_outcome::COMPLETED | count::REQUEST_EXPIRED
+            );
+            assert_eq!(expected, !healthy, "{index}");
+        }
+    }
+
+    #[test]
+    fn a_retransmission_that_could_not_be_sent_is_not_compared() {
+        let mut counts = [0; kernel::COUNT];
+        counts[kernel::RETRANS_SEGS] = 5;
+        counts[kernel::RETRANS_FAIL] = 2;
+        assert_eq!(comparable(&counts)[kernel::RETRANS_SEGS], 3);
+    }
+}

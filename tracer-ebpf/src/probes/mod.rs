@@ -5,6 +5,7 @@ mod accept;
 mod ack;
 mod bracket;
 mod connect;
+mod cookie;
 mod destroy;
 mod drop;
 mod listener;

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use conntracer_common::layout::{ABSENT, FIELDS, KernelFacts, KernelLayout};
+use conntracer_common::{
+    layout::{ABSENT, FIELDS, KernelFacts, KernelLayout},
+    netns::KERNEL,
+};
 use zerocopy::FromBytes;
 
 use super::btf::{Btf, BtfError};
@@ -61,6 +64,7 @@ fn facts(btf: &Btf<'_>) -> KernelFacts {
         "LINUX_MIB_TCPKEEPALIVE",
         "IPSTATS_MIB_OUTNOROUTES",
     ]);
+    let compared = btf.enumerators(&KERNEL.map(|(enumerator, _)| enumerator));
     let counter = |name: &str| {
         counters
             .get(name)
@@ -83,6 +87,12 @@ fn facts(btf: &Btf<'_>) -> KernelFacts {
         mib_reqq_full_cookies: counter("LINUX_MIB_TCPREQQFULLDOCOOKIES"),
         mib_tcp_keepalive: counter("LINUX_MIB_TCPKEEPALIVE"),
         mib_out_no_routes: counter("IPSTATS_MIB_OUTNOROUTES"),
+        mib_compared: KERNEL.map(|(enumerator, _)| {
+            compared
+                .get(enumerator)
+                .and_then(|value| u16::try_from(*value).ok())
+                .unwrap_or_default()
+        }),
         args_tcp_retransmit_skb: count(btf.tracepoint_params("tcp_retransmit_skb")),
         args_kfree_skb: count(btf.tracepoint_params("kfree_skb")),
         args_tcp_send_reset: count(btf.tracepoint_params("tcp_send_reset")),
