@@ -31,12 +31,13 @@ pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
         u32::MAX
     };
     let sk: u64 = ctx.arg(0);
-    let net = if sk == 0 {
-        sock::net_of_packet(ctx.arg(1))
-    } else {
-        sock::net_of(sk)
-    };
-    netns::count(net, count::RESET_SENT);
+    let skb: u64 = ctx.arg(1);
+    // Both may be NULL to the verifier, which wants each asked before anything is read through it.
+    if sk != 0 {
+        netns::count(sock::net_of(sk), count::RESET_SENT);
+    } else if skb != 0 {
+        netns::count(sock::net_of_packet(skb), count::RESET_SENT);
+    }
     let outcome = if sk == 0 {
         unconnected(&ctx, ctx.arg(1), reason)
     } else {
