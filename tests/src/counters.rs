@@ -48,6 +48,11 @@ counters! {
     req_q_full_drop = "TcpExt"."TCPReqQFullDrop";
     req_q_full_do_cookies = "TcpExt"."TCPReqQFullDoCookies";
     syncookies_sent = "TcpExt"."SyncookiesSent";
+    /// ACKs without a request that brought a valid cookie, and those that brought a wrong one.
+    syncookies_recv = "TcpExt"."SyncookiesRecv";
+    syncookies_failed = "TcpExt"."SyncookiesFailed";
+    out_rsts = "Tcp"."OutRsts";
+    embryonic_rsts = "TcpExt"."EmbryonicRsts";
     /// Handshakes ended by a RST, the peer's or ours.
     embryonic_rsts = "TcpExt"."EmbryonicRsts";
     /// SYNs and SYN-ACKs retransmitted.
@@ -63,6 +68,25 @@ counters! {
 }
 
 impl Counters {
+    /// One of those that conntracer compares, by the kernel's name and as it is compared.
+    #[must_use]
+    pub fn compared(&self, name: &str) -> Option<u64> {
+        Some(match name {
+            "ListenOverflows" => self.listen_overflows,
+            "ListenDrops" => self.listen_drops,
+            "TCPReqQFullDrop" => self.req_q_full_drop,
+            "TCPReqQFullDoCookies" => self.req_q_full_do_cookies,
+            "SyncookiesSent" => self.syncookies_sent,
+            "SyncookiesRecv" => self.syncookies_recv,
+            "SyncookiesFailed" => self.syncookies_failed,
+            "TCPSynRetrans" => self.syn_retrans,
+            "EmbryonicRsts" => self.embryonic_rsts,
+            "RetransSegs" => self.retrans_segs - self.retrans_fail,
+            "OutRsts" => self.out_rsts,
+            _ => return None,
+        })
+    }
+
     /// Reads the counters of the calling thread's network namespace.
     pub fn read() -> Result<Self> {
         let mut counters = Self::default();

@@ -231,6 +231,35 @@ pub struct Stop {
     pub hooks: BTreeMap<String, Account>,
     pub findings: BTreeMap<String, u64>,
     pub tallies: BTreeMap<String, u64>,
+    pub reconciliation: Reconciliation,
+}
+
+/// The kernel's own counters against conntracer's.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reconciliation {
+    pub compared: u64,
+    pub namespaces: Vec<Reconciled>,
+    pub not_reconciled: BTreeMap<String, String>,
+}
+
+/// One network namespace.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reconciled {
+    pub netns: u32,
+    pub since_birth: bool,
+    pub counters: BTreeMap<String, Figures>,
+}
+
+/// One counter of the kernel's.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Figures {
+    pub kernel: u64,
+    pub counted: u64,
+    pub residue: i64,
+    pub because: Option<String>,
 }
 
 /// What became of the events of one hook.

@@ -1,4 +1,4 @@
-//! TCP SYNs made by hand, from addresses that belong to nobody.
+//! TCP segments made by hand, from addresses that belong to nobody.
 //!
 //! Sent through a raw socket that includes the IP header, so that no connection of this host stands
 //! behind them and nobody answers the SYN-ACK, not even with a RST.
@@ -14,13 +14,14 @@ const TCP_HEADER: u16 = 20;
 /// Offset of the checksum in the TCP header.
 const CHECKSUM_AT: usize = 16;
 const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
 /// What a sender without window scaling may offer at most.
 const WINDOW: u16 = u16::MAX;
 const TTL: u8 = 64;
 
 /// Sends one SYN from `source` to `destination`, in the calling thread's namespace.
 pub fn send_syn(family: Family, source: SocketAddr, destination: SocketAddr) -> Result<()> {
-    send(family, syn(source, destination)?, destination)
+    send(family, &syn(source, destination)?, destination)
 }
 
 /// Sends one SYN whose TCP checksum is wrong.
@@ -28,10 +29,25 @@ pub fn send_damaged_syn(family: Family, source: SocketAddr, destination: SocketA
     let mut packet = syn(source, destination)?;
     let checksum = packet.len() - usize::from(TCP_HEADER) + CHECKSUM_AT;
     packet[checksum] ^= 0xff;
-    send(family, packet, destination)
+    send(family, &packet, destination)
 }
 
-fn send(family: Family, packet: Vec<u8>, destination: SocketAddr) -> Result<()> {
+/// Sends one bare ACK of `number` from `source` to `destination`, in the calling thread's namespace.
+pub fn send_ack(
+    family: Family,
+    source: SocketAddr,
+    destination: SocketAddr,
+    number: u32,
+) -> Result<()> {
+    let packet = segment(source, destination, ACK, number)?;
+    send(family, &packet, destination)
+}
+
+fn syn(source: SocketAddr, destination: SocketAddr) -> Result<Vec<u8>> {
+    segment(source, destination, SYN, 0)
+}
+
+fn send(family: Family, packet: &[u8], destination: SocketAddr) -> Result<()> {
     let raw = Socket::new(
         family.domain(),
         Type::RAW,
@@ -40,20 +56,25 @@ fn send(family: Family, packet: Vec<u8>, destination: SocketAddr) -> Result<()> 
     .context("making a raw socket; this needs CAP_NET_RAW")?;
     // A raw IPv6 socket takes no port; a raw IPv4 one ignores it.
     let to = SocketAddr::new(destination.ip(), 0);
-    raw.send_to(&packet, &to.into())
-        .with_context(|| format!("sending a SYN to {destination}"))?;
+    raw.send_to(packet, &to.into())
+        .with_context(|| format!("sending a segment to {destination}"))?;
     Ok(())
 }
 
-fn syn(source: SocketAddr, destination: SocketAddr) -> Result<Vec<u8>> {
+fn segment(
+    source: SocketAddr,
+    destination: SocketAddr,
+    flags: u8,
+    acknowledged: u32,
+) -> Result<Vec<u8>> {
     let mut tcp = Vec::with_capacity(usize::from(TCP_HEADER));
     tcp.extend(source.port().to_be_bytes());
     tcp.extend(destination.port().to_be_bytes());
     // Any initial sequence number will do; one per port tells the SYNs apart in a capture.
     tcp.extend(u32::from(source.port()).to_be_bytes());
-    tcp.extend(0_u32.to_be_bytes());
+    tcp.extend(acknowledged.to_be_bytes());
     // Header length in 32-bit words, in the upper half of the byte.
-    tcp.extend([5 << 4, SYN]);
+    tcp.extend([5 << 4, flags]);
     tcp.extend(WINDOW.to_be_bytes());
     tcp.extend([0; 4]);
 

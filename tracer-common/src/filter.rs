@@ -45,7 +45,7 @@ impl Filter {
     )]
     #[inline(always)]
     pub const fn matches(&self, socket: &Socket) -> bool {
-        if self.netns[0] != 0 && !self.names(socket.netns) {
+        if !named(&self.netns, socket.netns) {
             return false;
         }
         let remote_known = socket.remote_port != 0;
@@ -61,25 +61,6 @@ impl Filter {
         self.within(&socket.local_addr) || !remote_known || self.within(&socket.remote_addr)
     }
 
-    /// One of the namespaces asked for; without a loop, which 5.10's verifier would walk.
-    #[expect(
-        clippy::inline_always,
-        reason = "a BPF program has no calls to spare, and its filter is constant"
-    )]
-    #[inline(always)]
-    const fn names(&self, netns: u32) -> bool {
-        let [a, b, c, d, e, f, g, h] = self.netns;
-        netns != 0
-            && ((netns == a)
-                | (netns == b)
-                | (netns == c)
-                | (netns == d)
-                | (netns == e)
-                | (netns == f)
-                | (netns == g)
-                | (netns == h))
-    }
-
     #[expect(
         clippy::inline_always,
         reason = "a BPF program has no calls to spare, and its filter is constant"
@@ -92,6 +73,27 @@ impl Filter {
             | ((addr[3] ^ self.addr[3]) & self.mask[3])
             == 0
     }
+}
+
+/// Whether `netns` is one of [`Filter::netns`], or none is asked for; without a loop, which 5.10's
+/// verifier would walk.
+#[must_use]
+#[expect(
+    clippy::inline_always,
+    reason = "a BPF program has no calls to spare, and its filter is constant"
+)]
+#[inline(always)]
+pub const fn named(asked: &[u32; MAX_NETNS], netns: u32) -> bool {
+    asked[0] == 0
+        || (netns != 0
+            && (netns == asked[0]
+                || netns == asked[1]
+                || netns == asked[2]
+                || netns == asked[3]
+                || netns == asked[4]
+                || netns == asked[5]
+                || netns == asked[6]
+                || netns == asked[7]))
 }
 
 /// What to write to the rings beyond what findings need; bits of `EMIT`, one per

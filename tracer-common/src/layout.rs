@@ -6,6 +6,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::netns;
+
 /// No such field in the running kernel.
 pub const ABSENT: u16 = u16::MAX;
 
@@ -125,6 +127,13 @@ layout! {
     rt6i_flags = "rt6_info"."rt6i_flags", optional;
 
     net_inum = "net"."ns.inum";
+    net_hash_mix = "net"."hash_mix", optional;
+    /// How every network namespace is found: from the running task's through the kernel's list.
+    net_list = "net"."list", optional;
+    net_ops = "net"."ns.ops", optional;
+    task_nsproxy = "task_struct"."nsproxy", optional;
+    nsproxy_net = "nsproxy"."net_ns", optional;
+    net_tcp_statistics = "net"."mib.tcp_statistics", optional;
     net_syncookies = "net"."ipv4.sysctl_tcp_syncookies", optional;
     net_max_syn_backlog = "net"."ipv4.sysctl_max_syn_backlog", optional;
     net_abort_on_overflow = "net"."ipv4.sysctl_tcp_abort_on_overflow", optional;
@@ -160,6 +169,9 @@ pub struct KernelFacts {
     pub mib_out_rsts: u16,
     /// `SKB_DROP_REASON_NOT_SPECIFIED`: a reason that is none. `u16::MAX` when the kernel has no reasons.
     pub reason_not_specified: u16,
+    /// Indices of [`crate::netns::KERNEL`] in `struct linux_mib.mibs` and `struct tcp_mib.mibs`; 0 when
+    /// unknown.
+    pub mib_compared: [u16; netns::kernel::COUNT],
     /// Arguments of tracepoints as BTF declares them, 0 when absent.
     pub args_tcp_retransmit_skb: u8,
     pub args_kfree_skb: u8,
@@ -185,6 +197,7 @@ impl KernelFacts {
         mib_csum_errors: 0,
         mib_out_rsts: 0,
         reason_not_specified: u16::MAX,
+        mib_compared: [0; netns::kernel::COUNT],
         args_tcp_retransmit_skb: 0,
         args_kfree_skb: 0,
         args_tcp_send_reset: 0,

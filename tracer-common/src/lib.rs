@@ -7,6 +7,7 @@
 
 pub mod filter;
 pub mod layout;
+pub mod netns;
 pub mod options;
 pub mod record;
 pub mod socket;

@@ -9,6 +9,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::netns::{Compared, NetnsId};
+
 /// What a record is about; the value of [`Header::kind`].
 pub mod kind {
     /// A `Socket` opening a connection: see [`super::Connect`].
@@ -25,6 +27,7 @@ pub mod kind {
     pub const TICK: u16 = 11;
     pub const LOSS: u16 = 12;
     pub const REFUSAL: u16 = 14;
+    pub const NETNS: u16 = 15;
 }
 
 /// Where a socket's owner was learned; DESIGN.md's `owner_source`.
@@ -563,6 +566,38 @@ pub struct Loss {
     pub pad: u32,
 }
 
+/// Bits of [`Netns::flags`].
+pub mod netns_flag {
+    /// Counted from the namespace's birth on; otherwise from conntracer's first look at it.
+    pub const BORN: u8 = 1;
+    /// A filter by port or address is in force: nothing can be compared.
+    pub const FILTERED: u8 = 2;
+    /// The kernel's counters cannot be read here.
+    pub const UNREADABLE: u8 = 4;
+}
+
+/// The kernel's own counters of a network namespace and what conntracer counted there, both since the
+/// same moment, made by the user half. With inode 0: what is to be said of all of them.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Netns {
+    pub header: Header,
+    /// Indexed by [`crate::netns::kernel`].
+    pub kernel: Compared,
+    /// What conntracer had counted before `kernel` was read, and after.
+    pub before: Compared,
+    pub after: Compared,
+    pub id: NetnsId,
+    /// Namespaces that are not compared, and counts that found no room, for want of a larger table.
+    pub uncompared: u32,
+    pub homeless: u32,
+    /// Bits of [`netns_flag`].
+    pub flags: u8,
+    pub pad: [u8; 7],
+}
+
 /// The largest record. What is larger than half the 512-byte BPF stack is emitted from its map.
 pub const MAX_RECORD: usize = 384;
 
@@ -582,4 +617,5 @@ const _: () = {
     assert!(size_of::<Probe>() == 208);
     assert!(size_of::<Snapshot>() == 208);
     assert!(size_of::<Syn>() <= MAX_RECORD);
+    assert!(size_of::<Netns>() == 304);
 };

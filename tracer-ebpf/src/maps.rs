@@ -10,6 +10,7 @@ use aya_ebpf::{
 use conntracer_common::{
     filter::{Filter, MAX_NETNS},
     layout::{KernelFacts, KernelLayout},
+    netns::{Counts, Look, NetnsId},
     options::Options,
     socket::{Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HookCounters, hook},
@@ -148,6 +149,24 @@ pub(crate) struct Client {
 #[map]
 pub(crate) static VICTIMS: LruHashMap<Client, u64> = LruHashMap::with_max_entries(16_384, 0);
 
+/// What went wrong in each network namespace, to be held against the kernel's own counters. 8 kB of
+/// keys and 160 kB of counts; what finds no room is counted under the key of all zeros.
+#[map]
+pub(crate) static NETNS: HashMap<NetnsId, Counts> = HashMap::with_max_entries(1024, 0);
+
+/// What a new namespace's entry is copied from: zero for ever.
+#[map]
+pub(crate) static EMPTY_NETNS: Array<Counts> = Array::with_max_entries(1, 0);
+
+/// What `netns_look` found last.
+#[map]
+pub(crate) static NETNS_LOOK: Array<Look> = Array::with_max_entries(1, 0);
+
+/// Every CPU's per-CPU offset, 0 where it is not known; copied there from `PERCPU_ANCHOR` by the user
+/// half, because a program sees only its own CPU's.
+#[map]
+pub(crate) static PERCPU_OFFSETS: Array<u64> = Array::with_max_entries(4096, 0);
+
 /// One hook's counters on this CPU, indexed by `stats::hook`.
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<HookCounters> =
@@ -212,6 +231,17 @@ pub(crate) static LAST_MIB: LruPerCpuHashMap<u32, Mib> =
 pub(crate) static SYN_BRACKET: PerCpuArray<Bracket> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub(crate) static ACK_BRACKET: PerCpuArray<Bracket> = PerCpuArray::with_max_entries(1, 0);
+/// Entry to exit of `cookie_v4/v6_check` on this CPU; `sk` is 0 outside.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CookieBracket {
+    pub(crate) sk: u64,
+    pub(crate) valid: u64,
+    pub(crate) invalid: u64,
+}
+
+#[map]
+pub(crate) static COOKIE_BRACKET: PerCpuArray<CookieBracket> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub(crate) static PROBE_BRACKET: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
 

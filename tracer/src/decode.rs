@@ -10,7 +10,7 @@ use std::{
 
 use conntracer_common::{
     record::{
-        self, Header, kind, listener_flag, owner_source, path, refusal_place, role, syn_evidence,
+        self, Header, kind, listener_flag, netns_flag, owner_source, path, refusal_place, role, syn_evidence,
         syn_outcome,
     },
     stats::HOOKS,
@@ -21,7 +21,7 @@ use zerocopy::FromBytes;
 
 use crate::{
     event::{
-        Body, Comm, Device, Drop, Event, Loss, Opened, Owner, OwnerSource, Path, Place, Probe,
+        Body, Comm, Device, Drop, Event, Loss, Netns, Opened, Owner, OwnerSource, Path, Place, Probe,
         Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket, State, Syn, SynAck,
         Tcp, TcpState,
     },
@@ -87,6 +87,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
             Body::Tick
         }
         kind::LOSS => Body::Loss(loss(&read(bytes, &header)?)?),
+        kind::NETNS => Body::Netns(netns(&read(bytes, &header)?)),
         kind => return Err(DecodeError::Kind { kind }),
     };
     Ok(Event {
@@ -384,6 +385,20 @@ fn snapshot(raw: &record::Snapshot) -> Result<Snapshot, DecodeError> {
         tcp: tcp(&raw.tcp),
         since: (raw.since_ns != 0).then_some(Ktime(raw.since_ns)),
     })
+}
+
+const fn netns(raw: &record::Netns) -> Netns {
+    Netns {
+        id: raw.id,
+        kernel: raw.kernel,
+        before: raw.before,
+        after: raw.after,
+        born: raw.flags & netns_flag::BORN != 0,
+        filtered: raw.flags & netns_flag::FILTERED != 0,
+        unreadable: raw.flags & netns_flag::UNREADABLE != 0,
+        uncompared: raw.uncompared,
+        homeless: raw.homeless,
+    }
 }
 
 fn loss(raw: &record::Loss) -> Result<Loss, DecodeError> {

@@ -15,6 +15,7 @@ pub mod finding;
 pub mod kernel;
 pub mod pipeline;
 pub mod privileges;
+pub mod reconcile;
 pub mod recording;
 pub mod run;
 pub mod sink;

@@ -21,6 +21,7 @@ use crate::{
     event::{Body, Event, TcpState},
     finding::{Finding, Ktime},
     kernel::host::Host,
+    reconcile::{Reconciler, Reconciliation},
     source::SocketId,
     table::connection::Connections,
 };
@@ -58,6 +59,11 @@ pub struct Tallies {
     pub processes_evicted: u64,
     /// Connections that should be watched and are not, at the last poll.
     pub unwatched: u64,
+    /// Namespaces not compared with the kernel's counters, those forgotten after they were, and counts
+    /// of namespaces that the kernel half had no room for.
+    pub netns_uncompared: u64,
+    pub netns_evicted: u64,
+    pub netns_counts_homeless: u64,
 }
 
 /// See the module.
@@ -72,6 +78,7 @@ pub struct Pipeline {
     dead_peer: DeadPeer,
     half_closed: HalfClosed,
     storm: RetransmitStorm,
+    reconciler: Reconciler,
     now: Ktime,
     last_id: u64,
     lost: [u64; HOOKS.len()],
@@ -93,6 +100,7 @@ impl Pipeline {
             dead_peer: DeadPeer::new(limits.connections),
             half_closed: HalfClosed::new(limits.processes),
             storm: RetransmitStorm::new(limits.connections, limits.remotes),
+            reconciler: Reconciler::new(),
             thresholds,
             host,
             now: Ktime(0),
@@ -125,12 +133,16 @@ impl Pipeline {
                 });
             }
         }
+        if let Body::Netns(netns) = &event.body {
+            self.reconciler.netns(netns);
+        }
         out(Output::Event(&event));
         let mut cx = Context {
             now: self.now,
             host: &self.host,
             thresholds: &self.thresholds,
             lost: &self.lost,
+            reconciler: &self.reconciler,
             last_id: &mut self.last_id,
             out: &mut |finding| out(Output::Finding(finding)),
         };
@@ -171,7 +183,8 @@ impl Pipeline {
             | Body::Retransmit(_)
             | Body::Drop(_)
             | Body::Probe(_)
-            | Body::Loss(_) => {}
+            | Body::Loss(_)
+            | Body::Netns(_) => {}
         }
     }
 
@@ -182,6 +195,7 @@ impl Pipeline {
             host: &self.host,
             thresholds: &self.thresholds,
             lost: &self.lost,
+            reconciler: &self.reconciler,
             last_id: &mut self.last_id,
             out: &mut |finding| out(Output::Finding(finding)),
         };
@@ -219,6 +233,7 @@ impl Pipeline {
 
     #[must_use]
     pub fn tallies(&self) -> Tallies {
+        let (netns_uncompared, netns_counts_homeless) = self.reconciler.unseen();
         Tallies {
             records: self.records,
             decode_errors: self.decode_errors,
@@ -234,7 +249,16 @@ impl Pipeline {
             dead_peers_evicted: self.dead_peer.evicted(),
             processes_evicted: self.half_closed.evicted(),
             unwatched: self.unwatched,
+            netns_uncompared,
+            netns_evicted: self.reconciler.evicted(),
+            netns_counts_homeless,
         }
+    }
+
+    /// How the kernel's own counters compare with what was counted.
+    #[must_use]
+    pub fn reconciliation(&self) -> Reconciliation {
+        self.reconciler.report(&self.host.plan, &self.lost)
     }
 }
 

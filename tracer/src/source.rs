@@ -32,6 +32,10 @@ pub trait Source {
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()>;
 
+    /// Holds the kernel's own counters against the kernel half's: a `Netns` for each namespace where
+    /// either changed.
+    fn reconcile(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()>;
+
     /// The kernel half's accounts, hook by hook, in the order of `conntracer_common::stats::HOOKS`.
     fn accounts(&self) -> io::Result<Vec<(&'static str, HookCounters)>>;
 }

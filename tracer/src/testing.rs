@@ -424,6 +424,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::SNAPSHOT, size_of::<record::Snapshot>()),
         (kind::TICK, size_of::<record::Tick>()),
         (kind::LOSS, size_of::<record::Loss>()),
+        (kind::NETNS, size_of::<record::Netns>()),
     ];
     let kinds = prop::sample::select(sizes.to_vec());
     (

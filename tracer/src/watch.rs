@@ -108,6 +108,7 @@ impl Watch {
             hooks,
             findings: self.shown.findings.clone(),
             tallies: named(&tallies),
+            reconciliation: self.pipeline.reconciliation(),
         }
     }
 }

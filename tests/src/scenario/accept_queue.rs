@@ -43,22 +43,41 @@ impl AcceptQueueFull {
         }
     }
 
-    /// Listens, and connects [`CLIENTS`] times without ever accepting. Over loopback a handshake
-    /// completes within connect(), so each SYN finds the queue as the one before left it.
-    pub fn provoke(&mut self) -> Result<()> {
+    /// Listens, for a [`provoke`](Self::provoke) that comes later.
+    pub fn open(&mut self) -> Result<()> {
         let socket = self.netns.run(|| tcp(self.family))?;
-        self.provoke_with(socket)
+        self.open_with(socket)
+    }
+
+    fn open_with(&mut self, socket: Socket) -> Result<()> {
+        let address = self.family.loopback_listener();
+        let listener = self.netns.run(|| listen_on(socket, address, BACKLOG))?;
+        self.listener = Some(listener);
+        Ok(())
+    }
+
+    /// Listens, unless it does already, and connects [`CLIENTS`] times without ever accepting. Over
+    /// loopback a handshake completes within connect(), so each SYN finds the queue as the one before
+    /// left it.
+    pub fn provoke(&mut self) -> Result<()> {
+        if self.listener.is_none() {
+            self.open()?;
+        }
+        self.overflow()
     }
 
     /// The same with a socket that is yet to listen.
     pub fn provoke_with(&mut self, socket: Socket) -> Result<()> {
-        let (family, address) = (self.family, self.family.loopback_listener());
+        self.open_with(socket)?;
+        self.overflow()
+    }
+
+    fn overflow(&mut self) -> Result<()> {
+        let family = self.family;
         let before = self.netns.counters()?;
-        (self.listener, self.clients) = self.netns.run(|| {
-            let listener = listen_on(socket, address, BACKLOG)?;
-            let clients = connect_all(family, CLIENTS, |_| Ok(()))?;
-            Ok((Some(listener), clients))
-        })?;
+        self.clients = self
+            .netns
+            .run(|| connect_all(family, CLIENTS, |_| Ok(())))?;
         wait::until("the accept queue to refuse the other SYNs", SOON, || {
             let refused = (self.netns.counters()? - before).listen_overflows;
             Ok((refused >= CLIENTS - QUEUED).then_some(()))

@@ -15,7 +15,7 @@ use conntracer_tests::{
 };
 use rstest::rstest;
 
-use crate::support::{assert_said, assert_sound, binary, trace};
+use crate::support::{assert_reconciled, assert_said, assert_sound, binary, trace};
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -58,6 +58,7 @@ fn handshake_equals_syn_retrans(#[case] family: Family) {
             .is_empty(),
         "{run:#?}"
     );
+    assert_reconciled(&run, &server, &counted);
     assert_said(&run, "half_open.handshake");
     assert_sound(&run, &server);
 }
@@ -102,6 +103,7 @@ fn dead_peer_is_suspected_then_confirmed(#[case] family: Family) {
     // The last of them is the one in which the kernel gave up.
     assert_eq!(confirmed.count, counted.timeouts, "{run:#?}");
     assert_eq!(counted.abort_on_timeout, 1);
+    assert_reconciled(&run, &server, &counted);
     assert_said(&run, "half_open.dead_peer");
     assert_sound(&run, &server);
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use conntracer_tests::{
+    counters::Counters,
     line::{Certainty, Sight},
     netns::NetNs,
     tracer::{Binary, NotStarted, Run, Tracer},
@@ -101,6 +102,81 @@ pub(crate) fn assert_sound(run: &Run, netns: &NetNs) {
         assert!(account.lost * 100 <= account.seen, "{hook}: {account:?}");
     }
 }
+
+/// conntracer's counts are the kernel's own, in every counter that is compared under this plan; what is
+/// not compared is said with a reason, and only where a hook is missing. `before` are the counters of the
+/// namespace shortly before the run ended, all of which came after conntracer had started.
+#[track_caller]
+pub(crate) fn assert_reconciled(run: &Run, netns: &NetNs, before: &Counters) {
+    let after = netns.counters().expect("the namespace is still there");
+    let reconciliation = &run.stop.reconciliation;
+    let reconciled = reconciliation
+        .namespaces
+        .iter()
+        .find(|reconciled| reconciled.netns == netns.inode());
+    let Some(reconciled) = reconciled else {
+        let refused = &reconciliation.not_reconciled;
+        panic!("namespace {} was not compared: {refused:?}", netns.inode());
+    };
+    // What the kernel skipped while a program was running (see `assert_sound`) is the residue then.
+    let lost: u64 = run.stop.hooks.values().map(|account| account.lost).sum();
+    for (name, figures) in &reconciled.counters {
+        let [before, after] = [before, &after].map(|counters| {
+            counters
+                .compared(name)
+                .expect("a counter that conntracer compares")
+        });
+        assert!(
+            (before..=after).contains(&figures.kernel),
+            "{name} was {before}, then {after}: {reconciled:#?}"
+        );
+        assert_eq!(
+            i128::from(figures.kernel),
+            i128::from(figures.counted) + i128::from(figures.residue),
+            "{name}"
+        );
+        assert!(
+            u64::try_from(figures.residue).is_ok_and(|residue| residue <= lost),
+            "{name}: {reconciled:#?}"
+        );
+        assert_eq!(figures.because.is_some(), figures.residue != 0, "{name}");
+    }
+    for name in ALWAYS_COMPARED {
+        assert!(reconciled.counters.contains_key(name), "{name}");
+    }
+    for (name, hook) in COMPARED_WITH {
+        let works = run
+            .start
+            .plan
+            .hooks
+            .iter()
+            .any(|plan| plan.hook == hook && plan.rung != "off");
+        assert_eq!(reconciled.counters.contains_key(name), works, "{name}");
+        assert_eq!(
+            reconciliation.not_reconciled.contains_key(name),
+            !works,
+            "{name}"
+        );
+    }
+}
+
+/// Counters that every rung can compare.
+const ALWAYS_COMPARED: [&str; 7] = [
+    "ListenOverflows",
+    "ListenDrops",
+    "TCPReqQFullDrop",
+    "TCPReqQFullDoCookies",
+    "SyncookiesSent",
+    "TCPSynRetrans",
+    "RetransSegs",
+];
+
+/// Those that need a hook without a tracepoint.
+const COMPARED_WITH: [(&str, &str); 3] = [
+    ("SyncookiesRecv", "cookie"),
+    ("SyncookiesFailed", "cookie"),
+    ("EmbryonicRsts", "request"),
+];
 
 /// What a detector cannot see under this plan is said in the plan and in its findings, and what it
 /// can see is not doubted.

@@ -17,7 +17,7 @@ use conntracer_tests::{
 };
 use rstest::rstest;
 
-use crate::support::{assert_said, assert_sound, binary, trace};
+use crate::support::{assert_reconciled, assert_said, assert_sound, binary, trace};
 
 /// Both stages at which a full accept queue refuses, and both are ListenOverflows.
 const ACCEPT_QUEUE: [&str; 2] = ["accept_queue_full", "ack_overflow"];
@@ -47,6 +47,7 @@ fn accept_queue_full_equals_listen_overflows(
     let run = tracer.stop().unwrap();
 
     assert_overflows(&run, &counted);
+    assert_reconciled(&run, &scenario.netns, &counted);
     assert_listener(&opened, &scenario.netns, family.loopback_listener());
     assert!(!opened.advice.is_empty(), "{opened:?}");
     assert_said(&run, "syn_drop");
@@ -73,6 +74,7 @@ fn ack_overflow_equals_listen_overflows(#[case] family: Family) {
     let run = tracer.stop().unwrap();
 
     assert_overflows(&run, &counted);
+    assert_reconciled(&run, &scenario.netns, &counted);
     assert_listener(&opened, &scenario.netns, family.loopback_listener());
     assert_sound(&run, &scenario.netns);
 }
@@ -111,6 +113,7 @@ fn syn_queue_full_equals_req_q_full_drop(#[case] family: Family) {
         "{run:#?}"
     );
     assert_listener(&opened, &server, family.veth_listener());
+    assert_reconciled(&run, &server, &counted);
     assert_said(&run, "syn_drop");
     assert_sound(&run, &server);
 }
@@ -144,6 +147,7 @@ fn cookies_are_no_drops(#[case] family: Family) {
         run.last_of(is_syn_drop).is_empty(),
         "cookies are no drops: {run:#?}"
     );
+    assert_reconciled(&run, &server, &counted);
     assert_listener(&opened, &server, family.veth_listener());
     assert_sound(&run, &server);
 }

@@ -4,6 +4,7 @@ use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use conntracer_common::{
     layout::ABSENT,
+    netns::count,
     record::{SYN_INTERVAL_NS, Socket, Syn, kind, listener_flag, owner_source, role, syn_outcome},
     socket::Listener,
     tcp::state,
@@ -15,7 +16,7 @@ use crate::{
         Client, EMPTY_LISTENER, LISTEN_PORTS, LISTENERS, ListenKey, Outcome, VICTIMS, add,
         asked_for, global,
     },
-    probes::socket,
+    probes::{netns, socket},
     sock::{self, field},
 };
 
@@ -189,6 +190,9 @@ pub(crate) fn outcome<C: EbpfContext>(
     unsafe {
         let now = bpf_ktime_get_ns();
         count(entry, outcome);
+        if outcome != syn_outcome::ADDED {
+            netns::count(sock::net_of(listener), outcome);
+        }
         let ack_backlog = field!(listener, sk_ack_backlog: u32);
         let syn_qlen = field!(listener, icsk_qlen: u32);
         (*entry).syn.last_ns = now;
@@ -232,6 +236,7 @@ pub(crate) fn outcome<C: EbpfContext>(
 pub(crate) fn refused(entry: *mut Listener, sk: u64, skb: u64, outcome: usize, cookie: u8) {
     if cookie == 0 && aborts_on_overflow(sock::net_of(sk)) == 1 {
         count(entry, syn_outcome::ABORTED);
+        netns::count(sock::net_of(sk), count::REQUEST_ABORTED);
     } else if outcome == syn_outcome::ACK_OVERFLOW && is_new_victim(sk, skb) {
         count(entry, syn_outcome::VICTIMS);
     }

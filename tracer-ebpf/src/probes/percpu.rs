@@ -5,10 +5,12 @@ use aya_ebpf::{
     helpers::generated::bpf_probe_read_kernel, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use conntracer_common::{layout::ABSENT, record::refusal_hint};
+use conntracer_common::{layout::ABSENT, netns::kernel, record::refusal_hint};
 
 use crate::{
-    maps::{DropMib, LAST_DROP_MIB, LAST_MIB, Mib, PERCPU_ANCHOR, SCRATCH, global},
+    maps::{
+        DropMib, FACTS, LAST_DROP_MIB, LAST_MIB, Mib, PERCPU_ANCHOR, SCRATCH, global, injected,
+    },
     probes::bracket::NO_MIB,
     sock::{self, field},
 };
@@ -53,8 +55,7 @@ pub(crate) fn percpu_base(_ctx: RawTracePointContext) -> i32 {
 /// found.
 #[inline(always)]
 pub(crate) fn mib(net: u64, skb: u64) -> Option<Mib> {
-    let facts = global!(FACTS);
-    if facts.mib_listen_overflows == 0 || global!(LAYOUT.net_statistics) == ABSENT {
+    if global!(FACTS.mib_listen_overflows) == 0 || global!(LAYOUT.net_statistics) == ABSENT {
         return None;
     }
     let offset = *PERCPU_ANCHOR.get(0)?;
@@ -66,11 +67,15 @@ pub(crate) fn mib(net: u64, skb: u64) -> Option<Mib> {
         return None;
     }
     let counters = statistics.wrapping_add(offset);
-    let [overflows, drops] = pair(counters, facts.mib_listen_overflows, facts.mib_listen_drops);
+    let [overflows, drops] = pair(
+        counters,
+        global!(FACTS.mib_listen_overflows),
+        global!(FACTS.mib_listen_drops),
+    );
     let [full_cookies, full_drop] = pair(
         counters,
-        facts.mib_reqq_full_cookies,
-        facts.mib_reqq_full_drop,
+        global!(FACTS.mib_reqq_full_cookies),
+        global!(FACTS.mib_reqq_full_drop),
     );
     Some(Mib {
         overflows,
@@ -79,6 +84,23 @@ pub(crate) fn mib(net: u64, skb: u64) -> Option<Mib> {
         full_cookies,
         no_routes: no_routes(net, skb, offset),
     })
+}
+
+/// This CPU's counts of ACKs with a valid and with a wrong cookie; zeros where they cannot be found.
+#[inline(always)]
+pub(crate) fn cookies(net: u64) -> [u64; 2] {
+    let Some(offset) = PERCPU_ANCHOR.get(0) else {
+        return [0; 2];
+    };
+    let statistics = field!(net, net_statistics: u64);
+    let [valid, invalid] = [
+        injected(&FACTS.mib_compared[kernel::SYNCOOKIES_RECV]),
+        injected(&FACTS.mib_compared[kernel::SYNCOOKIES_FAILED]),
+    ];
+    if *offset == 0 || statistics == 0 || valid == 0 || invalid == 0 {
+        return [0; 2];
+    }
+    pair(statistics.wrapping_add(*offset), valid, invalid)
 }
 
 /// How often this CPU found no route for what the namespace sends.

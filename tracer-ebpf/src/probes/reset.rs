@@ -3,6 +3,7 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
+    netns::count,
     record::{Reset, Socket, kind},
     stats::hook,
     tcp::state,
@@ -11,7 +12,7 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{Outcome, SOCKETS, account, asked_for, global},
-    probes::socket,
+    probes::{netns, socket},
     sock::{self, field},
 };
 
@@ -30,6 +31,13 @@ pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
         u32::MAX
     };
     let sk: u64 = ctx.arg(0);
+    let skb: u64 = ctx.arg(1);
+    // Both may be NULL to the verifier, which wants each asked before anything is read through it.
+    if sk != 0 {
+        netns::count(sock::net_of(sk), count::RESET_SENT);
+    } else if skb != 0 {
+        netns::count(sock::net_of_packet(skb), count::RESET_SENT);
+    }
     let outcome = if sk == 0 {
         unconnected(&ctx, ctx.arg(1), reason)
     } else {

@@ -2,14 +2,16 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
+    netns::count,
     record::{Retransmit, kind},
     stats::hook,
+    tcp::flag,
 };
 
 use crate::{
     emit::{self, Lane},
     maps::{Outcome, account, global},
-    probes::socket,
+    probes::{netns, socket},
     sock::{self, field, field_into},
 };
 
@@ -21,6 +23,7 @@ pub(crate) fn retransmit(ctx: BtfTracePointContext) -> i32 {
 fn try_retransmit(ctx: &BtfTracePointContext) -> Outcome {
     let sk: u64 = ctx.arg(0);
     let skb: u64 = ctx.arg(1);
+    sent(ctx, sk, skb);
     let mut record = Retransmit {
         header: emit::header::<Retransmit>(kind::RETRANSMIT),
         ..Retransmit::default()
@@ -29,20 +32,44 @@ fn try_retransmit(ctx: &BtfTracePointContext) -> Outcome {
         return Outcome::Filtered;
     }
     sock::fill_tcp(sk, &mut record.tcp);
-    // From 6.17 on failed attempts are reported too, with the error.
-    record.error = if global!(FACTS.args_tcp_retransmit_skb) >= 3 {
-        ctx.arg::<i32>(2).unsigned_abs()
-    } else {
-        0
-    };
+    record.error = error(ctx);
     // A queued skb has no headers to parse: everything is in TCP_SKB_CB.
     let cb = skb + u64::from(global!(LAYOUT.skb_cb));
-    let segs = u32::from(field!(cb, cb_gso_segs: u16));
-    record.segs = if segs == 0 { 1 } else { segs };
+    record.segs = segments(cb);
     field_into!(cb, cb_seq, &mut record.seq);
     field_into!(cb, cb_end_seq, &mut record.end_seq);
     // One byte up to 6.12, two from 6.18 on; the low one holds the flags (little endian).
     field_into!(cb, cb_tcp_flags, &mut record.tcp_flags);
     field_into!(cb, cb_sacked, &mut record.sacked);
     emit::emit(ctx, Lane::Bulk, &record)
+}
+
+/// From 6.17 on failed attempts are reported too, with the error.
+#[inline(always)]
+fn error(ctx: &BtfTracePointContext) -> u32 {
+    if global!(FACTS.args_tcp_retransmit_skb) >= 3 {
+        ctx.arg::<i32>(2).unsigned_abs()
+    } else {
+        0
+    }
+}
+
+#[inline(always)]
+fn segments(cb: u64) -> u32 {
+    let segs = u32::from(field!(cb, cb_gso_segs: u16));
+    if segs == 0 { 1 } else { segs }
+}
+
+/// Counts in the namespace what was sent again.
+#[inline(always)]
+fn sent(ctx: &BtfTracePointContext, sk: u64, skb: u64) {
+    if error(ctx) != 0 {
+        return;
+    }
+    let cb = skb + u64::from(global!(LAYOUT.skb_cb));
+    let net = sock::net_of(sk);
+    netns::count_many(net, count::RETRANSMITTED, u64::from(segments(cb)));
+    if field!(cb, cb_tcp_flags: u8) & flag::SYN != 0 {
+        netns::count(net, count::SYN_REPEATED);
+    }
 }

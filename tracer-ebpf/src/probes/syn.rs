@@ -11,6 +11,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use conntracer_common::{
+    netns::count,
     record::{syn_evidence, syn_outcome},
     stats::hook,
     tcp::flag,
@@ -20,7 +21,7 @@ use crate::{
     maps::{Bracket, Mib, Outcome, SYN_BRACKET, account},
     probes::{
         bracket::{enter, leave},
-        listener, percpu,
+        listener, netns, percpu,
     },
     sock::{self, field},
 };
@@ -65,10 +66,21 @@ fn syn_done<C: EbpfContext>(ctx: &C, before: &Bracket) -> Outcome {
         Err(refused) => return refused,
     };
     let (outcome, evidence) = match before.counted_since() {
-        Some(counted) => (by_counters(before, &counted), syn_evidence::COUNTERS),
+        Some(counted) => {
+            note_dropped_cookie(sock::net_of(before.sk), &counted);
+            (by_counters(before, &counted), syn_evidence::COUNTERS)
+        }
         None => (by_fields(before), syn_evidence::FIELDS),
     };
     listener::outcome(ctx, before.sk, entry, outcome, evidence, before.skb)
+}
+
+/// The kernel decides on a cookie first, and then finds the accept queue full (`tcp_conn_request`).
+#[inline(always)]
+fn note_dropped_cookie(net: u64, counted: &Mib) {
+    if counted.drops != 0 && counted.full_cookies != 0 {
+        netns::count(net, count::COOKIE_DROPPED);
+    }
 }
 
 /// The kernel counts ListenDrops for every SYN it drops here, and beside it why.
@@ -172,6 +184,7 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
         if counted.mib.drops != 0 && risen != 0 {
             listener::explain(entry, 1);
         }
+        note_dropped_cookie(net, &counted.mib);
         let outcome = by_counters(&Bracket::now(sk, skb), &counted.mib);
         (outcome, syn_evidence::COUNTERS)
     } else {

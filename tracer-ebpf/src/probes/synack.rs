@@ -2,6 +2,7 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
+    netns::count,
     record::{SynAck, kind},
     stats::hook,
 };
@@ -9,7 +10,7 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{LISTENERS, Outcome, account, global},
-    probes::socket,
+    probes::{netns, socket},
     sock::{self, field},
 };
 
@@ -21,6 +22,7 @@ pub(crate) fn synack(ctx: BtfTracePointContext) -> i32 {
 fn try_synack(ctx: &BtfTracePointContext) -> Outcome {
     let listener: u64 = ctx.arg(0);
     let request: u64 = ctx.arg(1);
+    netns::count(sock::net_of(request), count::SYN_ACK_REPEATED);
     // A request sock begins with a sock_common, filled like a full socket's.
     let mut record = SynAck {
         header: emit::header::<SynAck>(kind::SYNACK),

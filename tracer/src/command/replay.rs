@@ -110,7 +110,7 @@ fn passes(filter: &Filter, record: &[u8]) -> bool {
     let Ok((header, rest)) = Header::read_from_prefix(record) else {
         return true;
     };
-    if matches!(header.kind, kind::TICK | kind::LOSS) {
+    if matches!(header.kind, kind::TICK | kind::LOSS | kind::NETNS) {
         return true;
     }
     Socket::read_from_prefix(rest).is_ok_and(|(socket, _)| filter.matches(&socket))

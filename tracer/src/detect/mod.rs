@@ -22,6 +22,7 @@ use crate::{
     event::Owner,
     finding::{Certainty, Evidence, Finding, FindingKind, Ktime, Status, Subject, Value},
     kernel::{host::Host, plan::Sight},
+    reconcile::{EVIDENCE, Reconciler},
 };
 
 /// Updates of one finding come no closer than this: what a person or an alert can follow.
@@ -34,6 +35,8 @@ pub(crate) struct Context<'a> {
     pub(crate) thresholds: &'a Thresholds,
     /// Records lost so far, hook by hook.
     pub(crate) lost: &'a [u64; HOOKS.len()],
+    /// The kernel's own counters, against ours.
+    pub(crate) reconciler: &'a Reconciler,
     pub(crate) last_id: &'a mut u64,
     pub(crate) out: &'a mut dyn FnMut(&Finding),
 }
@@ -145,6 +148,25 @@ impl Context<'_> {
         }
     }
 
+    /// What the kernel's own `counters` say of a namespace at the last comparison: the residues, or that
+    /// there is none. Nothing where they were not compared.
+    pub(crate) fn reconciled(&self, facts: Facts, netns: u32, counters: &[usize]) -> Facts {
+        let residue = |counter: &usize| {
+            self.reconciler
+                .residue(&self.host.plan, netns, *counter)
+                .map(|residue| (EVIDENCE[*counter], residue))
+        };
+        let Some(residues) = counters.iter().map(residue).collect::<Option<Vec<_>>>() else {
+            return facts;
+        };
+        let off: Vec<_> = residues.into_iter().filter(|(_, off)| *off != 0).collect();
+        if off.is_empty() {
+            return facts.text("reconciled", "yes");
+        }
+        off.into_iter()
+            .fold(facts, |facts, (name, off)| facts.signed(name, off))
+    }
+
     /// A sysctl of conntracer's own network namespace.
     pub(crate) fn sysctl(&self, name: &str) -> Option<&str> {
         self.host.sysctls.get(name).map(|value| value.trim())
@@ -162,6 +184,13 @@ pub(crate) struct Facts(Vec<Evidence>);
 impl Facts {
     pub(crate) fn count(self, name: &'static str, value: impl Into<u64>) -> Self {
         self.push(name, Value::Count(value.into()))
+    }
+
+    pub(crate) fn signed(self, name: &'static str, value: i64) -> Self {
+        match u64::try_from(value) {
+            Ok(value) => self.count(name, value),
+            Err(_) => self.number(name, value as f64),
+        }
     }
 
     pub(crate) fn count_if_known(self, name: &'static str, value: Option<u64>) -> Self {

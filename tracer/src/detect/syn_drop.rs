@@ -16,7 +16,10 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use conntracer_common::record::{SynTotals, syn_outcome};
+use conntracer_common::{
+    netns::kernel,
+    record::{SynTotals, syn_outcome},
+};
 
 use super::{Context, Draft, Facts, Life, hooks, plural, said_seconds, who};
 use crate::{
@@ -75,6 +78,18 @@ impl Cause {
     /// Whether it is the third ACK that is refused.
     const fn is_of_ack(self) -> bool {
         matches!(self, Self::AckOverflow | Self::AbortOnOverflow)
+    }
+
+    /// The kernel's counters that count it too.
+    const fn counters(self) -> &'static [usize] {
+        match self {
+            Self::AcceptQueueFull | Self::AckOverflow | Self::AbortOnOverflow => {
+                &[kernel::LISTEN_OVERFLOWS, kernel::LISTEN_DROPS]
+            }
+            Self::SynQueueFull => &[kernel::REQ_Q_FULL_DROP, kernel::LISTEN_DROPS],
+            Self::SynQueuePressure | Self::NoRoute | Self::Other => &[kernel::LISTEN_DROPS],
+            Self::Cookies => &[kernel::SYNCOOKIES_SENT, kernel::REQ_Q_FULL_DO_COOKIES],
+        }
     }
 
     /// How many clients these totals turned away for this cause.
@@ -321,6 +336,7 @@ fn draft(key: &ListenerKey, listener: &Listener, cause: Cause, cx: &Context<'_>)
     if syn.socket.remote.port() != 0 {
         facts = facts.text("last_remote", syn.socket.remote.to_string());
     }
+    facts = cx.reconciled(facts, key.netns, cause.counters());
     Draft {
         kind: cause.kind(),
         cause: cause.name(),

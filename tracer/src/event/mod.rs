@@ -10,7 +10,12 @@ mod fields;
 
 use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
-use conntracer_common::{record::SynTotals, stats::HOOKS, tcp::state};
+use conntracer_common::{
+    netns::{Compared, NetnsId},
+    record::SynTotals,
+    stats::HOOKS,
+    tcp::state,
+};
 use serde::Serialize;
 
 pub use fields::Named;
@@ -44,6 +49,7 @@ pub enum Body {
     Snapshot(Snapshot),
     Tick,
     Loss(Loss),
+    Netns(Netns),
 }
 
 /// `TCP_*` states of include/net/tcp_states.h, spelled as OpenTelemetry's `network.connection.state`
@@ -455,6 +461,25 @@ pub struct Loss {
     pub lost: u64,
 }
 
+/// The kernel's counters of a network namespace and ours, since the same moment. With inode 0: what is to
+/// be said of all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Netns {
+    pub id: NetnsId,
+    /// Indexed by [`conntracer_common::netns::kernel`]; ours before the kernel's were read, and after.
+    pub kernel: Compared,
+    pub before: Compared,
+    pub after: Compared,
+    /// Counted from the namespace's birth on.
+    pub born: bool,
+    /// Nothing can be compared: a filter is in force, or the kernel's counters cannot be read.
+    pub filtered: bool,
+    pub unreadable: bool,
+    /// Namespaces not compared, and counts that found no room.
+    pub uncompared: u32,
+    pub homeless: u32,
+}
+
 impl Loss {
     /// The hook's name.
     #[must_use]
@@ -480,10 +505,11 @@ impl Body {
             Self::Snapshot(_) => "snapshot",
             Self::Tick => "tick",
             Self::Loss(_) => "gap",
+            Self::Netns(_) => "netns",
         }
     }
 
-    /// The socket it is about; `None` for `Tick` and `Loss`.
+    /// The socket it is about; `None` for `Tick`, `Loss` and `Netns`.
     #[must_use]
     pub const fn socket(&self) -> Option<&Socket> {
         match self {
@@ -497,7 +523,7 @@ impl Body {
             Self::Refusal(body) => Some(&body.socket),
             Self::Probe(body) => Some(&body.socket),
             Self::Snapshot(body) => Some(&body.socket),
-            Self::Tick | Self::Loss(_) => None,
+            Self::Tick | Self::Loss(_) | Self::Netns(_) => None,
         }
     }
 
@@ -515,7 +541,7 @@ impl Body {
             Self::Refusal(body) => body.owner.as_ref(),
             Self::Probe(body) => body.owner.as_ref(),
             Self::Snapshot(body) => body.owner.as_ref(),
-            Self::Tick | Self::Loss(_) => None,
+            Self::Tick | Self::Loss(_) | Self::Netns(_) => None,
         }
     }
 }

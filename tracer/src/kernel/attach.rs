@@ -39,6 +39,8 @@ pub(super) struct Attached {
     pub(super) ebpf: Ebpf,
     pub(super) rings: Rings,
     pub(super) hooks: Vec<HookPlan>,
+    /// CPUs whose counters can be read; `None` where none can.
+    pub(super) cpus: Option<Vec<u32>>,
 }
 
 /// Where a hook stands on its ladder while rungs are tried.
@@ -115,7 +117,12 @@ pub(super) fn attach(
                 load_on_demand(&mut ebpf, name)?;
             }
             let hooks = climbs.into_iter().map(plan).collect();
-            return Ok(Attached { ebpf, rings, hooks });
+            return Ok(Attached {
+                ebpf,
+                rings,
+                hooks,
+                cpus: None,
+            });
         }
     }
 }

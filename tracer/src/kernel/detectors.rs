@@ -58,6 +58,20 @@ pub(super) fn note_reasons(hooks: &mut [HookPlan], reasons: &BTreeMap<u32, Strin
     }
 }
 
+/// Notes which resets pass the tracepoint unseen: before 6.12 it has no reason, and is silent where there
+/// is no full socket (`tcp_v4_send_reset`).
+pub(super) fn note_resets(hooks: &mut [HookPlan], params: u8) {
+    for plan in hooks
+        .iter_mut()
+        .filter(|plan| plan.hook == "reset_sent" && plan.rung != Rung::Off && params < 3)
+    {
+        plan.blind_to = Some(
+            "resets that answer a segment without a connection, which this kernel does not trace"
+                .to_owned(),
+        );
+    }
+}
+
 /// Every detector's sight, from the hooks it stands on: exact when none of them is blind to anything
 /// that matters to it.
 pub(super) fn plans(hooks: &[HookPlan]) -> Vec<DetectorPlan> {

@@ -217,6 +217,30 @@ pub(super) const LADDERS: &[Ladder] = &[
         off: Some("third ACKs that found the accept queue full"),
     },
     Ladder {
+        hook: hook::COOKIE,
+        steps: &[
+            step(
+                F,
+                &[
+                    on("cookie_fexit_v4", Fexit("cookie_v4_check")),
+                    on("cookie_fentry_v4", Fentry("cookie_v4_check")),
+                    on("cookie_fexit_v6", Fexit("cookie_v6_check")),
+                    on("cookie_fentry_v6", Fentry("cookie_v6_check")),
+                ],
+            ),
+            step(
+                K,
+                &[
+                    on("cookie_kretprobe", Kretprobe("cookie_v4_check")),
+                    on("cookie_kretprobe", Kretprobe("cookie_v6_check")),
+                    on("cookie_kprobe", Kprobe("cookie_v4_check")),
+                    on("cookie_kprobe", Kprobe("cookie_v6_check")),
+                ],
+            ),
+        ],
+        off: Some("whether third ACKs bring valid SYN cookies"),
+    },
+    Ladder {
         hook: hook::RTO,
         steps: &[
             step(F, &[on("rto_fentry", Fentry("tcp_enter_loss"))]),
@@ -262,4 +286,4 @@ pub(super) const LADDERS: &[Ladder] = &[
 ];
 
 /// Programs that are loaded and attached to nothing: run on demand.
-pub(super) const ON_DEMAND: &[&str] = &["snapshot", "percpu_base"];
+pub(super) const ON_DEMAND: &[&str] = &["snapshot", "percpu_base", "netns_look"];

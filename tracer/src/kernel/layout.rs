@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use conntracer_common::layout::{ABSENT, FIELDS, KernelFacts, KernelLayout};
+use conntracer_common::{
+    layout::{ABSENT, FIELDS, KernelFacts, KernelLayout},
+    netns::KERNEL,
+};
 use zerocopy::FromBytes;
 
 use super::btf::{Btf, BtfError};
@@ -68,6 +71,7 @@ fn facts(btf: &Btf<'_>) -> KernelFacts {
         "TCP_MIB_OUTRSTS",
         "SKB_DROP_REASON_NOT_SPECIFIED",
     ]);
+    let compared = btf.enumerators(&KERNEL.map(|(enumerator, _)| enumerator));
     let counter = |name: &str| {
         counters
             .get(name)
@@ -100,6 +104,12 @@ fn facts(btf: &Btf<'_>) -> KernelFacts {
             .get("SKB_DROP_REASON_NOT_SPECIFIED")
             .and_then(|value| u16::try_from(*value).ok())
             .unwrap_or(u16::MAX),
+        mib_compared: KERNEL.map(|(enumerator, _)| {
+            compared
+                .get(enumerator)
+                .and_then(|value| u16::try_from(*value).ok())
+                .unwrap_or_default()
+        }),
         args_tcp_retransmit_skb: count(btf.tracepoint_params("tcp_retransmit_skb")),
         args_kfree_skb: count(btf.tracepoint_params("kfree_skb")),
         args_tcp_send_reset: count(btf.tracepoint_params("tcp_send_reset")),

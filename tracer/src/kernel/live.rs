@@ -11,23 +11,28 @@ use aya::{
     Ebpf,
     maps::{Map, MapData},
     programs::{Program, RawTracePoint, RawTracePointRunOptions, TestRun},
+    util::online_cpus,
 };
 use conntracer_common::{
+    netns::{CPUS_AT_ONCE, NetnsId, count},
     record::{Header, Loss, Refusal, Syn, SynTotals, Tick, kind},
     socket::{Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HOOKS, HookCounters, hook},
 };
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{Interest, unix::AsyncFd};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, IntoBytes, transmute};
 
 use super::{
+    Options,
     attach::Attached,
     error::CannotTrace,
     host::Host,
+    learn_percpu_offsets,
     maps::{self, Counters},
     missed::Missed,
     places::Places,
+    netns::{CountsMap, LookMap, Namespaces, Running},
     ring::Rings,
 };
 use crate::{
@@ -47,6 +52,9 @@ const REFUSED_IDLE_NS: u64 = 120_000_000_000;
 
 type RefusedKey = [u8; REFUSED_KEY_BYTES];
 
+/// Where records go.
+type Feed<'a> = &'a mut dyn FnMut(&[u8]);
+
 /// The attached programs, their rings and maps. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -58,6 +66,11 @@ pub struct Kernel {
     listeners: MapData,
     refusals: [MapData; 2],
     places: Places,
+    namespaces: Namespaces,
+    netns_counts: CountsMap,
+    netns_look: LookMap,
+    /// CPUs whose counters can be read.
+    cpus: Vec<u32>,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     wake: OnceCell<AsyncFd<OwnedFd>>,
     /// What the last poll saw, to say only what changed.
@@ -71,17 +84,18 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    pub(super) fn new(attached: Attached, host: Host, verbose: bool) -> Result<Self, CannotTrace> {
+    pub(super) fn new(
+        attached: Attached,
+        host: Host,
+        options: &Options,
+    ) -> Result<Self, CannotTrace> {
         let Attached {
             mut ebpf,
             rings,
             hooks: _,
+            cpus,
         } = attached;
-        let counters = Counters::try_from(
-            ebpf.take_map("COUNTERS")
-                .ok_or(CannotTrace::Foreign("COUNTERS"))?,
-        )
-        .map_err(|_| CannotTrace::Foreign("COUNTERS"))?;
+        let counters: Counters = map(&mut ebpf, "COUNTERS")?;
         let sockets = hash(&mut ebpf, "SOCKETS")?;
         let listeners = hash(&mut ebpf, "LISTENERS")?;
         let refusals = [
@@ -95,7 +109,9 @@ impl Kernel {
         } else {
             Places::default()
         };
-        let logger = if verbose {
+        let netns_counts = map(&mut ebpf, "NETNS")?;
+        let netns_look = map(&mut ebpf, "NETNS_LOOK")?;
+        let logger = if options.verbose {
             aya_log::EbpfLogger::init(&mut ebpf)
                 .inspect_err(|error| log::warn!("the programs' log is not available: {error}"))
                 .ok()
@@ -103,7 +119,7 @@ impl Kernel {
             None
         };
         let missed = Missed::new(&ebpf);
-        Ok(Self {
+        let mut kernel = Self {
             ebpf,
             host,
             rings,
@@ -113,6 +129,10 @@ impl Kernel {
             listeners,
             refusals,
             places,
+            namespaces: Namespaces::new(options.filter, cpus.is_none()),
+            netns_counts,
+            netns_look,
+            cpus: cpus.unwrap_or_default(),
             logger,
             wake: OnceCell::new(),
             lost: [0; HOOKS.len()],
@@ -122,7 +142,61 @@ impl Kernel {
             refused: HashMap::default(),
             half_closed: Vec::new(),
             swept_ns: 0,
-        })
+        };
+        kernel.make_room_for_all()?;
+        kernel.compare(None).map_err(unread)?;
+        Ok(kernel)
+    }
+
+    /// Where the kernel half counts for namespaces that found no room of their own.
+    fn make_room_for_all(&mut self) -> Result<(), CannotTrace> {
+        let of_all: u64 = transmute!(NetnsId::default());
+        self.netns_counts
+            .insert(of_all, [0; count::COUNT], 0)
+            .map_err(|error| unread(io::Error::other(error)))
+    }
+
+    /// Takes the baseline (`None`), or compares with it.
+    fn compare(&mut self, feed: Option<Feed<'_>>) -> io::Result<()> {
+        let Some(Program::RawTracePoint(program)) = self.ebpf.program("netns_look") else {
+            return Err(io::Error::other(
+                "the eBPF object has no program netns_look",
+            ));
+        };
+        let highest = self.cpus.iter().copied().max().unwrap_or(0);
+        let mut running = Running {
+            run: |net, first: u32| {
+                let mut options = RawTracePointRunOptions::new();
+                options.args[0] = net;
+                options.args[1] = first.into();
+                program
+                    .test_run(options)
+                    .map(drop)
+                    .map_err(io::Error::other)
+            },
+            look: &self.netns_look,
+            counts: &mut self.netns_counts,
+            runs: highest / CPUS_AT_ONCE + 1,
+        };
+        match feed {
+            None => self.namespaces.begin(&running),
+            Some(feed) => self.namespaces.compare(&mut running, ktime_ns(), feed),
+        }
+    }
+
+    /// A CPU that came online since has counters that were not read: everything is counted anew.
+    fn meet_new_cpus(&mut self) -> io::Result<()> {
+        if self.cpus.is_empty() {
+            return Ok(());
+        }
+        let online =
+            online_cpus().map_err(|(what, error)| io::Error::other(format!("{what}: {error}")))?;
+        if online.iter().all(|cpu| self.cpus.contains(cpu)) {
+            return Ok(());
+        }
+        learn_percpu_offsets(&mut self.ebpf).map_err(io::Error::other)?;
+        self.cpus = online;
+        self.compare(None)
     }
 
     /// Facts of this host, with the hook plan.
@@ -332,11 +406,23 @@ impl Source for Kernel {
         Ok(())
     }
 
+    fn reconcile(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        self.meet_new_cpus()?;
+        self.compare(Some(feed))
+    }
+
     fn accounts(&self) -> io::Result<Vec<(&'static str, HookCounters)>> {
         (0..)
             .zip(HOOKS)
             .map(|(hook, name)| Ok((name, self.account(hook)?)))
             .collect()
+    }
+}
+
+const fn unread(source: io::Error) -> CannotTrace {
+    CannotTrace::Kernel {
+        what: "reading the kernel's counters",
+        source,
     }
 }
 
@@ -355,6 +441,12 @@ fn header<T>(kind: u16, ktime_ns: u64) -> Header {
         size: u16::try_from(size_of::<T>()).unwrap_or(u16::MAX),
         cpu: u32::MAX,
     }
+}
+
+fn map<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, CannotTrace> {
+    ebpf.take_map(name)
+        .and_then(|map| M::try_from(map).ok())
+        .ok_or(CannotTrace::Foreign(name))
 }
 
 fn hash(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, CannotTrace> {

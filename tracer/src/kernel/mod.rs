@@ -14,6 +14,7 @@ mod live;
 mod maps;
 mod missed;
 mod places;
+mod netns;
 pub mod plan;
 mod ring;
 
@@ -21,7 +22,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use aya::{
     Btf as AyaBtf, Ebpf, Endianness,
-    maps::PerCpuArray,
+    maps::{Array, PerCpuArray},
     programs::{Program, RawTracePointRunOptions, TestRun},
     util::online_cpus,
 };
@@ -56,7 +57,7 @@ pub struct Options {
 /// Loads, attaches, and starts to listen.
 pub fn open(options: &Options) -> Result<Kernel, CannotTrace> {
     let (attached, host) = attach(options)?;
-    let kernel = Kernel::new(attached, host, options.verbose)?;
+    let kernel = Kernel::new(attached, host, options)?;
     release_free_memory();
     Ok(kernel)
 }
@@ -82,10 +83,15 @@ fn attach(options: &Options) -> Result<(Attached, Host), CannotTrace> {
     let aya_btf = AyaBtf::parse(&data, Endianness::default())
         .map_err(|_| bad(btf::BtfError::Malformed("aya refuses it")))?;
     let mut attached = attach::attach(options, &btf, &aya_btf, &resolved)?;
-    let counters = learn_percpu_offsets(&attached.ebpf);
-    if let Err(reason) = &counters {
-        debug!("the kernel's per-CPU counters: {reason}");
+    let counters = learn_percpu_offsets(&mut attached.ebpf);
+    match &counters {
+        Ok(cpus) if !resolved.facts.mib_compared.contains(&0) => {
+            attached.cpus = Some(cpus.clone());
+        }
+        Ok(_) => debug!("the kernel's counters: this kernel lacks one that is compared"),
+        Err(reason) => debug!("the kernel's per-CPU counters: {reason}"),
     }
+    detectors::note_resets(&mut attached.hooks, resolved.facts.args_tcp_send_reset);
     detectors::note_counters(&mut attached.hooks, counters.as_ref().err());
     detectors::note_reasons(&mut attached.hooks, &resolved.drop_reasons);
     let plan = Plan {
@@ -98,8 +104,10 @@ fn attach(options: &Options) -> Result<(Attached, Host), CannotTrace> {
     Ok((attached, host))
 }
 
-/// Runs `percpu_base` on every CPU, so that the programs can read the kernel's per-CPU counters.
-fn learn_percpu_offsets(ebpf: &Ebpf) -> Result<(), String> {
+/// Runs `percpu_base` on every CPU, so that the programs can read the kernel's per-CPU counters, their own
+/// CPU's and (`netns_look`) everybody's. The CPUs whose counters can be read.
+fn learn_percpu_offsets(ebpf: &mut Ebpf) -> Result<Vec<u32>, String> {
+    let cpus = online_cpus().map_err(|(what, error)| format!("{what}: {error}"))?;
     let anchor = ebpf
         .map("PERCPU_ANCHOR")
         .ok_or("the eBPF object has no map PERCPU_ANCHOR")?;
@@ -108,19 +116,28 @@ fn learn_percpu_offsets(ebpf: &Ebpf) -> Result<(), String> {
     let Some(Program::RawTracePoint(program)) = ebpf.program("percpu_base") else {
         return Err("the eBPF object has no program percpu_base".to_owned());
     };
-    for cpu in online_cpus().map_err(|(what, error)| format!("{what}: {error}"))? {
+    let mut learned = Vec::new();
+    for cpu in &cpus {
         let mut run = RawTracePointRunOptions::new();
-        run.cpu = Some(cpu);
+        run.cpu = Some(*cpu);
         program
             .test_run(run)
             .map_err(|error| format!("CPU {cpu}: {error}"))?;
         // Values are in the order of possible CPUs, which are numbered from 0 without gaps.
         let offsets = anchor.get(&0, 0).map_err(|error| error.to_string())?;
-        if offsets.get(cpu as usize).is_none_or(|offset| *offset == 0) {
-            return Err(format!("CPU {cpu}: the per-CPU offset was not found"));
+        match offsets.get(*cpu as usize) {
+            Some(offset) if *offset != 0 => learned.push((*cpu, *offset)),
+            _ => return Err(format!("CPU {cpu}: the per-CPU offset was not found")),
         }
     }
-    Ok(())
+    let all = ebpf
+        .map_mut("PERCPU_OFFSETS")
+        .ok_or("the eBPF object has no map PERCPU_OFFSETS")?;
+    let mut all: Array<_, u64> = Array::try_from(all).map_err(|error| error.to_string())?;
+    for (cpu, offset) in learned {
+        all.set(cpu, offset, 0).map_err(|error| error.to_string())?;
+    }
+    Ok(cpus)
 }
 
 /// Up to 5.10 maps are charged to RLIMIT_MEMLOCK; later kernels do not ask, and refusing us there (no

@@ -28,6 +28,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// The same while events are streamed: their records wake nobody, and a ring of 1 MiB holds a tenth of
 /// a second of 80,000 events.
 const STREAM_INTERVAL: Duration = Duration::from_millis(100);
+/// Time between two comparisons with the kernel's own counters: a residue is news to nobody within a
+/// second, and a host of 1,000 namespaces pays a hundredth of a per cent of a CPU (measured: 5 µs each).
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
 /// Time between two `stats` lines.
 const STATS_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -92,7 +95,7 @@ pub async fn run<S: Source>(
         recorder: recorder.as_deref_mut(),
         failed: None,
     }
-    .poll(source)?;
+    .poll(source, true)?;
     watch.finish(&mut |line| sink.push(line));
     if let Some(recorder) = recorder {
         recorder.flush().context("writing the recording")?;
@@ -123,6 +126,7 @@ async fn until_end<S: Source>(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let deadline = duration.map(|duration| Instant::now() + duration);
     let mut next_stats = Instant::now() + STATS_INTERVAL;
+    let mut next_reconcile = Instant::now() + RECONCILE_INTERVAL;
     loop {
         let polls = tokio::select! {
             // Ends first: a host so busy that there is always something to read ends, too.
@@ -143,7 +147,11 @@ async fn until_end<S: Source>(
             failed: None,
         };
         if polls {
-            step.poll(source)?;
+            let reconciles = Instant::now() >= next_reconcile;
+            if reconciles {
+                next_reconcile += RECONCILE_INTERVAL;
+            }
+            step.poll(source, reconciles)?;
             if sink.reader_is_gone() {
                 return Ok(Reason::BrokenPipe);
             }
@@ -185,7 +193,7 @@ impl Step<'_> {
         self.end()
     }
 
-    fn poll<S: Source>(mut self, source: &mut S) -> anyhow::Result<()> {
+    fn poll<S: Source>(mut self, source: &mut S, reconciles: bool) -> anyhow::Result<()> {
         source
             .drain(&mut |record| self.take(record))
             .context("reading the rings")?;
@@ -194,6 +202,11 @@ impl Step<'_> {
         source
             .poll(&watched, half_closed_ns, &mut |record| self.take(record))
             .context("polling the kernel's maps")?;
+        if reconciles {
+            source
+                .reconcile(&mut |record| self.take(record))
+                .context("reading the kernel's counters")?;
+        }
         self.end()
     }
 

@@ -81,6 +81,10 @@ impl Source for Fake {
         Ok(())
     }
 
+    fn reconcile(&mut self, _feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        Ok(())
+    }
+
     fn accounts(&self) -> io::Result<Vec<(&'static str, HookCounters)>> {
         let lost = HookCounters {
             seen: 3,

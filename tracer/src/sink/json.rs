@@ -13,6 +13,7 @@ use super::{
 use crate::{
     finding::{Certainty, Evidence, Finding, FindingKind, Owner, Status, Subject},
     kernel::{host::Host, plan::Plan},
+    reconcile::Reconciliation,
 };
 
 /// The version of the output contract. Grows when a key changes its meaning or goes away.
@@ -229,6 +230,7 @@ struct Totals<'a> {
     hooks: Hooks<'a>,
     findings: &'a BTreeMap<FindingKind, u64>,
     tallies: &'a BTreeMap<String, u64>,
+    reconciliation: &'a Reconciliation,
 }
 
 fn totals(reason: Option<Reason>, account: &Account) -> Totals<'_> {
@@ -237,6 +239,7 @@ fn totals(reason: Option<Reason>, account: &Account) -> Totals<'_> {
         hooks: Hooks(&account.hooks),
         findings: &account.findings,
         tallies: &account.tallies,
+        reconciliation: &account.reconciliation,
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
     event::Event,
     finding::{Finding, FindingKind, Ktime},
     kernel::host::Host,
+    reconcile::Reconciliation,
 };
 
 /// One piece of output.
@@ -69,6 +70,7 @@ pub struct Account {
     pub findings: BTreeMap<FindingKind, u64>,
     /// Everything else that was counted, by name.
     pub tallies: BTreeMap<String, u64>,
+    pub reconciliation: Reconciliation,
 }
 
 /// Turns record time into the wall's, with the offset measured at start: the same in a replay.

@@ -5,6 +5,8 @@
 
 use std::fmt::{self, Write as _};
 
+use conntracer_common::netns::KERNEL;
+
 use super::{
     escape::Escaped,
     line::{Account, Line, Reason, SharedHost, Time, Wall},
@@ -12,6 +14,7 @@ use super::{
 use crate::{
     event::{self, Body, Event},
     finding::{Certainty, Evidence, Finding, Ktime, Owner, Status, Subject, Value},
+    reconcile::Reconciliation,
     view::{fill::fill, plan},
 };
 
@@ -144,7 +147,7 @@ impl Text {
 
     fn detail(&self, body: &Body) -> String {
         match body {
-            Body::Connect(_) | Body::Accept(_) | Body::Tick => String::new(),
+            Body::Connect(_) | Body::Accept(_) | Body::Tick | Body::Netns(_) => String::new(),
             Body::State(state) => {
                 let error = if state.errno == 0 {
                     String::new()
@@ -247,8 +250,36 @@ impl Text {
             "{} stopped: {why}; ",
             Clock(self.wall.time(account.time))
         )?;
-        totals(text, account)
+        totals(text, account)?;
+        reconciliation(text, &account.reconciliation)
     }
+}
+
+/// How the kernel's own counters compare, where either side counted anything.
+fn reconciliation(text: &mut String, reconciliation: &Reconciliation) -> fmt::Result {
+    if reconciliation.namespaces.is_empty() {
+        return Ok(());
+    }
+    for namespace in &reconciliation.namespaces {
+        let lead = format!("netns {}: the kernel counts ", namespace.netns);
+        let counted = namespace.counters.iter();
+        let counted: Vec<String> = counted
+            .filter(|(_, figures)| figures.kernel != 0 || figures.residue != 0)
+            .map(|(counter, figures)| {
+                let name = KERNEL[*counter].1;
+                match &figures.because {
+                    None => format!("{name} {}, the same", figures.kernel),
+                    Some(because) => format!(
+                        "{name} {}, conntracer {} ({because})",
+                        figures.kernel, figures.counted
+                    ),
+                }
+            })
+            .collect();
+        paragraph(text, "", &format!("{lead}{}", counted.join("; ")))?;
+    }
+    let unknown: Vec<&str> = reconciliation.not_reconciled.keys().copied().collect();
+    paragraph(text, "", &format!("not compared: {}", unknown.join(", ")))
 }
 
 /// What became of a finding, where that is not plain from its being there: its own stage, and whether

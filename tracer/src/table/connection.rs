@@ -132,7 +132,8 @@ impl Connections {
             | Body::Drop(_)
             | Body::Refusal(_)
             | Body::Tick
-            | Body::Loss(_) => return None,
+            | Body::Loss(_)
+            | Body::Netns(_) => return None,
         };
         let key = ConnectionKey::of(socket);
         if self.table.touch(&key).is_none() {

@@ -1,0 +1,308 @@
+//! The kernel's own counters and conntracer's, namespace by namespace: how far they are apart, why that
+//! may be, and what cannot be compared at all.
+//!
+//! Fed with `netns` records by the pipeline; reads no counter itself. A residue above 0 is what the kernel
+//! counted and conntracer did not.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use conntracer_common::{
+    netns::{KERNEL, NetnsId, kernel, residue},
+    stats::HOOKS,
+};
+use serde::{Serialize, Serializer, ser::SerializeMap};
+
+use crate::{
+    event::Netns,
+    kernel::plan::{Plan, Rung},
+    table::Bounded,
+};
+
+/// Namespaces kept, those that are gone included: as many as are compared at once.
+const MAX_NAMESPACES: usize = 1024;
+
+/// The hooks that count what a counter counts, in the order of [`kernel`].
+const HOOKS_OF: [&[&str]; kernel::COMPARED] = [
+    &["syn", "ack"],
+    &["syn", "ack"],
+    &["syn"],
+    &["syn"],
+    &["syn"],
+    &["cookie"],
+    &["cookie"],
+    &["retransmit", "synack"],
+    &["request", "ack"],
+    &["retransmit", "synack"],
+    &["reset_sent"],
+];
+
+/// The residues as a finding's evidence names them, in the order of [`kernel`].
+pub(crate) const EVIDENCE: [&str; kernel::COMPARED] = [
+    "residue_listen_overflows",
+    "residue_listen_drops",
+    "residue_req_q_full_drop",
+    "residue_req_q_full_do_cookies",
+    "residue_syncookies_sent",
+    "residue_syncookies_recv",
+    "residue_syncookies_failed",
+    "residue_syn_retrans",
+    "residue_embryonic_rsts",
+    "residue_retrans_segs",
+    "residue_out_rsts",
+];
+
+/// Counters of the same things that are never compared, and why.
+const NEVER: [(&str, &str); 2] = [
+    (
+        "AttemptFails",
+        "it counts requests that were reset and connect() calls that failed, but not all of those",
+    ),
+    (
+        "TCPTimeouts",
+        "it counts every timer that fires, also those that send nothing, and no hook sees them all",
+    ),
+];
+
+/// The last word on every namespace.
+#[derive(Debug)]
+pub(crate) struct Reconciler {
+    namespaces: Bounded<NetnsId, Netns>,
+    of_all: Option<Netns>,
+}
+
+impl Reconciler {
+    pub(crate) fn new() -> Self {
+        Self {
+            namespaces: Bounded::new(MAX_NAMESPACES),
+            of_all: None,
+        }
+    }
+
+    pub(crate) fn netns(&mut self, netns: &Netns) {
+        if netns.id.inode == 0 {
+            self.of_all = Some(*netns);
+        } else if let Some(known) = self.namespaces.touch(&netns.id) {
+            *known = *netns;
+        } else {
+            self.namespaces.insert(netns.id, *netns);
+        }
+    }
+
+    /// Namespaces forgotten for want of room.
+    pub(crate) const fn evicted(&self) -> u64 {
+        self.namespaces.evicted()
+    }
+
+    /// Namespaces not compared, and counts that found no room.
+    pub(crate) fn unseen(&self) -> (u64, u64) {
+        self.of_all.map_or((0, 0), |of_all| {
+            (of_all.uncompared.into(), of_all.homeless.into())
+        })
+    }
+
+    /// How far the kernel's count of `counter` in a namespace is ahead of ours; `None` where it was not
+    /// compared, or cannot be under `plan`.
+    pub(crate) fn residue(&self, plan: &Plan, inode: u32, counter: usize) -> Option<i64> {
+        if self.refused().is_some() || why_not(plan, counter).is_some() {
+            return None;
+        }
+        // Of two that had the same inode the later one is meant: it is the one that was touched last.
+        self.namespaces
+            .iter()
+            .filter(|(id, _)| id.inode == inode)
+            .last()
+            .map(|(_, netns)| netns.residue(counter))
+    }
+
+    /// Why nothing can be compared.
+    fn refused(&self) -> Option<&'static str> {
+        let of_all = self.of_all?;
+        if of_all.filtered {
+            Some("a filter by port or address is in force, and the kernel counts everything")
+        } else if of_all.unreadable {
+            Some("the kernel's counters cannot be read here")
+        } else {
+            None
+        }
+    }
+
+    /// The state of every namespace where anything was counted.
+    pub(crate) fn report(&self, plan: &Plan, lost: &[u64; HOOKS.len()]) -> Reconciliation {
+        let mut not_reconciled: BTreeMap<&'static str, Cow<'static, str>> = NEVER
+            .into_iter()
+            .map(|(counter, reason)| (counter, reason.into()))
+            .collect();
+        let mut compared = Vec::new();
+        for (counter, (_, name)) in KERNEL.iter().enumerate().take(kernel::COMPARED) {
+            let reason = match self.refused() {
+                Some(reason) => Some(reason.into()),
+                None => why_not(plan, counter),
+            };
+            match reason {
+                Some(reason) => {
+                    not_reconciled.insert(name, reason);
+                }
+                None => compared.push(counter),
+            }
+        }
+        let namespaces = self
+            .namespaces
+            .iter()
+            .map(|(_, netns)| Namespace {
+                netns: netns.id.inode,
+                since_birth: netns.born,
+                counters: compared
+                    .iter()
+                    .map(|counter| (*counter, Figures::of(netns, *counter, plan, lost)))
+                    .collect(),
+            })
+            .filter(Namespace::counted_anything)
+            .collect();
+        Reconciliation {
+            compared: if compared.is_empty() {
+                0
+            } else {
+                self.namespaces.len()
+            },
+            namespaces,
+            not_reconciled,
+        }
+    }
+}
+
+/// Why a counter cannot be compared under a plan: a hook that counts for it is off, or sees so little
+/// that the residue would be no news.
+fn why_not(plan: &Plan, counter: usize) -> Option<Cow<'static, str>> {
+    for name in HOOKS_OF[counter] {
+        let hook = plan.hooks.iter().find(|hook| hook.hook == *name);
+        match hook {
+            None => return Some(format!("there is no {name} hook").into()),
+            Some(hook) if hook.rung == Rung::Off => {
+                return Some(match &hook.blind_to {
+                    Some(blind_to) => format!("the {name} hook is off: {blind_to}").into(),
+                    None => format!("the {name} hook is off").into(),
+                });
+            }
+            Some(hook) if counter == kernel::OUT_RSTS => {
+                if let Some(blind_to) = &hook.blind_to {
+                    return Some(format!("the {name} hook does not see {blind_to}").into());
+                }
+            }
+            Some(_) => {}
+        }
+    }
+    None
+}
+
+/// What was compared, for the `stats` and `stop` lines.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Reconciliation {
+    /// How many namespaces were compared.
+    pub compared: usize,
+    /// Those in which either side counted anything.
+    pub namespaces: Vec<Namespace>,
+    /// Counters that say nothing here, and why.
+    pub not_reconciled: BTreeMap<&'static str, Cow<'static, str>>,
+}
+
+/// One namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Namespace {
+    pub netns: u32,
+    /// Counted from its birth on; otherwise since conntracer first saw it.
+    pub since_birth: bool,
+    /// By index into [`KERNEL`].
+    #[serde(serialize_with = "by_name")]
+    pub counters: Vec<(usize, Figures)>,
+}
+
+impl Namespace {
+    fn counted_anything(&self) -> bool {
+        let mut figures = self.counters.iter().map(|(_, figures)| figures);
+        figures.any(|figures| figures.kernel != 0 || figures.residue != 0)
+    }
+}
+
+fn by_name<S: Serializer>(counters: &[(usize, Figures)], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(counters.len()))?;
+    for (counter, figures) in counters {
+        map.serialize_entry(KERNEL[*counter].1, figures)?;
+    }
+    map.end()
+}
+
+/// One counter in one namespace: `kernel` = `counted` + `residue`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Figures {
+    pub kernel: u64,
+    pub counted: u64,
+    pub residue: i64,
+    /// The likely reason of a residue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub because: Option<Cow<'static, str>>,
+}
+
+impl Figures {
+    fn of(netns: &Netns, counter: usize, plan: &Plan, lost: &[u64; HOOKS.len()]) -> Self {
+        let residue = netns.residue(counter);
+        let kernel = netns.kernel[counter];
+        Self {
+            kernel,
+            counted: kernel.saturating_sub_signed(residue),
+            residue,
+            because: (residue != 0).then(|| likely(counter, residue, plan, lost)),
+        }
+    }
+}
+
+impl Netns {
+    fn residue(&self, counter: usize) -> i64 {
+        residue(
+            self.kernel[counter],
+            self.before[counter],
+            self.after[counter],
+        )
+    }
+}
+
+/// Why a counter may be off, the likeliest first.
+fn likely(
+    counter: usize,
+    residue: i64,
+    plan: &Plan,
+    lost: &[u64; HOOKS.len()],
+) -> Cow<'static, str> {
+    if residue < 0 {
+        return "conntracer counted what the kernel did not: this is a defect, please report it"
+            .into();
+    }
+    for name in HOOKS_OF[counter] {
+        let lost = HOOKS
+            .iter()
+            .position(|hook| hook == name)
+            .map_or(0, |hook| lost[hook]);
+        if lost > 0 {
+            return format!("{lost} events of the {name} hook were lost").into();
+        }
+    }
+    for name in HOOKS_OF[counter] {
+        let hook = plan.hooks.iter().find(|hook| hook.hook == *name);
+        if let Some(blind_to) = hook.and_then(|hook| hook.blind_to.as_deref()) {
+            return format!("the {name} hook is blind to {blind_to}").into();
+        }
+    }
+    match counter {
+        kernel::LISTEN_DROPS => {
+            "an ICMP error about a request, and a SYN to a broadcast address, pass no hook"
+        }
+        kernel::SYN_RETRANS | kernel::RETRANS_SEGS => {
+            "segments that this host could not send again, which the kernel counts all the same"
+        }
+        kernel::OUT_RSTS => "resets that could not be allocated are counted all the same",
+        kernel::SYNCOOKIES_SENT | kernel::REQ_Q_FULL_DO_COOKIES => {
+            "BPF programs that make cookies are counted, and pass no hook"
+        }
+        _ => "not known: please report it",
+    }
+    .into()
+}
