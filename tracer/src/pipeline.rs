@@ -21,7 +21,7 @@ use crate::{
     finding::{Finding, Ktime},
     kernel::host::Host,
     source::SocketId,
-    table::connection::Connections,
+    table::{connection::Connections, listener::Summary},
 };
 
 /// What the pipeline hands on.
@@ -205,6 +205,12 @@ impl Pipeline {
     #[must_use]
     pub const fn host(&self) -> &Arc<Host> {
         &self.host
+    }
+
+    /// The busiest listeners in numbers, and how many more there are.
+    #[must_use]
+    pub fn listeners(&self) -> (Vec<Summary>, u64) {
+        self.syn_drop.summaries(&self.host, self.now)
     }
 
     #[must_use]

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     finding::{Certainty, Evidence, Finding, FindingKind, Owner, Status, Subject},
     kernel::{host::Host, plan::Plan},
+    table::listener::Summary,
 };
 
 /// The version of the output contract. Grows when a key changes its meaning or goes away.
@@ -65,7 +66,11 @@ impl Json {
                     into,
                     self.wall.time(account.time),
                     "stats",
-                    &totals(None, account),
+                    &Stats {
+                        totals: totals(None, account),
+                        listeners: &account.listeners,
+                        listeners_left_out: account.listeners_left_out,
+                    },
                 );
             }
             Line::Stop { reason, account } => {
@@ -220,6 +225,14 @@ impl Serialize for EvidenceObject<'_> {
                 .map(|evidence| (&evidence.name, &evidence.value)),
         )
     }
+}
+
+#[derive(Serialize)]
+struct Stats<'a> {
+    #[serde(flatten)]
+    totals: Totals<'a>,
+    listeners: &'a [Summary],
+    listeners_left_out: u64,
 }
 
 #[derive(Serialize)]

@@ -396,7 +396,12 @@ impl Listeners {
     }
 
     /// The listeners that saw the most SYNs, at most 64, and how many are left out.
-    pub(crate) fn summaries(&self, now: Ktime, seen: bool, told_apart: bool) -> (Vec<Summary>, u64) {
+    pub(crate) fn summaries(
+        &self,
+        now: Ktime,
+        seen: bool,
+        told_apart: bool,
+    ) -> (Vec<Summary>, u64) {
         let mut busiest: Vec<(&ListenerKey, &Service)> = self
             .services
             .iter()
