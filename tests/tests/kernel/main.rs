@@ -11,6 +11,7 @@ mod half_open;
 mod healthy;
 mod lifecycle;
 mod listener;
+mod listeners;
 mod retransmit_storm;
 mod scenario;
 mod support;
