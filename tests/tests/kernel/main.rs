@@ -12,6 +12,7 @@ mod healthy;
 mod lifecycle;
 mod listener;
 mod listeners;
+mod nginx;
 mod retransmit_storm;
 mod scenario;
 mod support;

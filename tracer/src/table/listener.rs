@@ -110,7 +110,8 @@ impl Pace {
         if total > self.total {
             self.grew = Some(now);
         }
-        self.total = self.total.max(total);
+        // What is inferred may go back a little: two numbers of one record can be a moment apart.
+        self.total = total;
         if now.since(self.mark.0) >= PACE_INTERVAL {
             self.before = self.mark;
             self.mark = (now, self.total);
@@ -121,7 +122,7 @@ impl Pace {
     fn per_s(&self, now: Ktime) -> Option<f64> {
         let interval = now.since(self.before.0);
         (interval >= PACE_INTERVAL)
-            .then(|| (self.total - self.before.1) as f64 / interval.as_secs_f64())
+            .then(|| self.total.saturating_sub(self.before.1) as f64 / interval.as_secs_f64())
     }
 }
 
@@ -158,8 +159,8 @@ pub struct Service {
     pub totals: SynTotals,
     /// Sockets that listen now, in the order in which they were first seen.
     pub members: Vec<SocketId>,
-    /// When the last SYN or third ACK came, or the last connection was accepted, of those recorded.
     last_accept: Option<Ktime>,
+    /// When the last SYN or third ACK came.
     observed: Ktime,
     seen: Pace,
     inferred: Pace,
@@ -441,4 +442,115 @@ impl Listeners {
 /// To the thousandth: finer than what it was measured with.
 fn rounded(number: f64) -> f64 {
     (number * 1e3).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        decode::decode,
+        event::{Body, Event},
+        testing::{Run, listener},
+    };
+
+    /// A record of member `sk` of one of two listeners, `Close` where it is the last.
+    fn syn(port: u16, sk: u64, totals: [u64; syn_outcome::SYNS], closes: bool) -> Syn {
+        let mut run = Run::new();
+        run.syn(
+            listener(&format!("10.0.0.1:{port}"), "10.0.0.2:4000"),
+            |record| {
+                record.socket.sk = sk;
+                record.totals[..syn_outcome::SYNS].copy_from_slice(&totals);
+            },
+        );
+        let Ok(Event {
+            body: Body::Syn(mut syn),
+            ..
+        }) = decode(&run.fed[0])
+        else {
+            panic!("a SYN record decodes");
+        };
+        if closes {
+            syn.socket.state = TcpState::Close;
+        }
+        syn
+    }
+
+    proptest! {
+        /// arrivals = added + cookies + drops in every summary, and together they are what the sockets
+        /// counted, whichever of them closed or spoke out of turn.
+        #[test]
+        fn summaries_add_up(
+            records in prop::collection::vec(
+                (80..82_u16, 1..4_u64, any::<[u8; syn_outcome::SYNS]>(), any::<bool>()),
+                1..60,
+            ),
+        ) {
+            let mut listeners = Listeners::new(16);
+            let mut highest = std::collections::BTreeMap::new();
+            for (port, sk, totals, closes) in records {
+                let totals = totals.map(u64::from);
+                let syn = syn(port, sk, totals, closes);
+                listeners.apply(&syn, Ktime(1));
+                let known = highest.entry((port, sk)).or_insert([0; syn_outcome::SYNS]);
+                for (known, total) in known.iter_mut().zip(totals) {
+                    *known = total.max(*known);
+                }
+            }
+            for (key, service) in listeners.services.iter() {
+                let counted: u64 = highest
+                    .iter()
+                    .filter(|((port, _), _)| *port == key.local.port())
+                    .flat_map(|(_, totals)| totals)
+                    .sum();
+                prop_assert_eq!(service.arrivals(), counted);
+            }
+            let (summaries, left_out) = listeners.summaries(Ktime(2), true, true);
+            prop_assert_eq!(left_out, 0);
+            for summary in summaries {
+                prop_assert_eq!(
+                    summary.syn_arrivals,
+                    summary.syn_added + summary.syn_cookies_sent + summary.syn_drops
+                );
+                prop_assert!(summary.members > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn summaries_are_of_the_busiest() {
+        let mut listeners = Listeners::new(100);
+        for port in 1..=70 {
+            let mut totals = [0; syn_outcome::SYNS];
+            totals[syn_outcome::ADDED] = u64::from(port);
+            listeners.apply(&syn(port, u64::from(port), totals, false), Ktime(1));
+        }
+        let (summaries, left_out) = listeners.summaries(Ktime(2), true, true);
+        let ports: Vec<u16> = summaries
+            .iter()
+            .map(|summary| summary.local.port())
+            .collect();
+        assert_eq!(ports, (7..=70).rev().collect::<Vec<_>>());
+        assert_eq!(left_out, 6);
+    }
+
+    #[test]
+    fn an_evicted_socket_is_no_member_of_its_listener() {
+        let mut listeners = Listeners::new(2);
+        for sk in 1..=3 {
+            listeners.apply(&syn(80, sk, [1; syn_outcome::SYNS], false), Ktime(1));
+        }
+        let key = ListenerKey::of(&syn(80, 1, [0; syn_outcome::SYNS], false).socket);
+        let members: Vec<u64> = listeners
+            .get(&key)
+            .unwrap()
+            .members
+            .iter()
+            .map(|member| member.sk)
+            .collect();
+        assert_eq!(members, [2, 3]);
+        assert_eq!(listeners.evicted(), 1);
+    }
 }
