@@ -6,8 +6,12 @@
 
 use std::{
     fs,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt as _,
+    },
     panic,
+    process::Command,
     sync::Arc,
     thread,
 };
@@ -69,6 +73,19 @@ impl NetNs {
                 .context("entering a network namespace")?;
             work()
         })
+    }
+
+    /// Makes `command` run inside, wherever it is started.
+    pub fn adopt(&self, command: &mut Command) {
+        let fd = Arc::clone(&self.fd);
+        let enter = move || {
+            Ok(move_into_link_name_space(
+                fd.as_fd(),
+                Some(LinkNameSpaceType::Network),
+            )?)
+        };
+        // SAFETY: setns(2) is async-signal-safe and allocates nothing.
+        unsafe { command.pre_exec(enter) };
     }
 
     /// Sets a sysctl of this namespace; `name` with slashes, below `/proc/sys`.

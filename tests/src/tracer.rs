@@ -401,6 +401,11 @@ impl Process {
         Ok(Self { child, pid, stderr })
     }
 
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// Its output, for the one who asks first.
     pub fn stdout(&mut self) -> Result<ChildStdout> {
         self.child

@@ -47,6 +47,10 @@ pub struct Listener {
     pub drops_base: u32,
     /// How much `sk_drops` rose since for known reasons (tracepoint rung only).
     pub drops_explained: u64,
+    /// Addresses of the members after and before it in its `SO_REUSEPORT` group, 0 for none
+    /// (tracepoint rung only).
+    pub group_next: u64,
+    pub group_previous: u64,
 }
 
 /// SYNs dropped on their way to one address for one reason: their cumulative record, and when it was

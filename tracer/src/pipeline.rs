@@ -23,7 +23,7 @@ use crate::{
     kernel::host::Host,
     reconcile::{Reconciler, Reconciliation},
     source::SocketId,
-    table::connection::Connections,
+    table::{connection::Connections, listener::Summary},
 };
 
 /// What the pipeline hands on.
@@ -229,6 +229,12 @@ impl Pipeline {
     #[must_use]
     pub const fn host(&self) -> &Arc<Host> {
         &self.host
+    }
+
+    /// The busiest listeners in numbers, and how many more there are.
+    #[must_use]
+    pub fn listeners(&self) -> (Vec<Summary>, u64) {
+        self.syn_drop.summaries(&self.host, self.now)
     }
 
     #[must_use]

@@ -103,8 +103,11 @@ impl Watch {
             sink_events_lost: refused.events,
             sink_lines_lost: refused.others,
         };
+        let (listeners, listeners_left_out) = self.pipeline.listeners();
         Account {
             time: self.pipeline.now(),
+            listeners,
+            listeners_left_out,
             hooks,
             findings: self.shown.findings.clone(),
             tallies: named(&tallies),

@@ -11,6 +11,7 @@ mod kernel;
 mod libtest;
 mod machine;
 mod modules;
+mod nginx;
 mod packages;
 mod process;
 mod program;

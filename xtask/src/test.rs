@@ -14,6 +14,7 @@ use crate::{
     build::{self, Profile},
     check_object, kernel,
     libtest::{Counts, Report},
+    nginx,
     packages::Installation,
     process,
     vm::{self, Hooks, Plan},
@@ -176,12 +177,19 @@ fn live(workspace: &Workspace, installation: Installation) -> Result<Row> {
         println!("skipped: {reason}");
         return Ok(Row::skipped("live", count_tests(&tests)?, reason));
     }
-    harness_row(
-        "live",
-        Command::new(tests)
-            .env("CONNTRACER_BIN", conntracer)
-            .current_dir(workspace.root()),
-    )
+    let mut command = Command::new(tests);
+    command
+        .env("CONNTRACER_BIN", conntracer)
+        .current_dir(workspace.root());
+    match nginx::ensure(workspace, installation) {
+        Ok(programs) => {
+            command
+                .env("CONNTRACER_NGINX", programs.nginx)
+                .env("CONNTRACER_AB", programs.ab);
+        }
+        Err(error) => println!("the test with nginx is skipped: {error:#}"),
+    }
+    harness_row("live", &mut command)
 }
 
 /// Why the live tests cannot run on this host.

@@ -13,6 +13,8 @@ mod lifecycle;
 mod listener;
 mod refused;
 mod reconcile;
+mod listeners;
+mod nginx;
 mod retransmit_storm;
 mod scenario;
 mod support;

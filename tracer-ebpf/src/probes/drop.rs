@@ -89,7 +89,8 @@ fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Pac
         let sk = if socket.state == state::LISTEN && rx_sk != 0 {
             rx_sk
         } else {
-            listener::by_port(netns, packet.local_port, packet.local_addr)
+            let sk = listener::by_port(netns, packet.local_port, packet.local_addr);
+            if sk == 0 { 0 } else { listener::dropper(sk) }
         };
         if sk != 0 {
             let counted = percpu::counted_since_last(net, skb);

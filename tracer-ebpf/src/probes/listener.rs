@@ -62,8 +62,55 @@ fn insert(sk: u64) -> Result<&'static mut Listener, Outcome> {
     settings(entry, sk);
     entry.drops_base = field!(sk, sk_drops: u32);
     let key = key(socket.netns, socket.local_port, socket.local_addr);
+    // SAFETY: plain data.
+    entry.group_next = unsafe { LISTEN_PORTS.get(key) }.copied().unwrap_or(0);
+    if let Some(next) = LISTENERS.get_ptr_mut(entry.group_next) {
+        // SAFETY: a live map value of plain data.
+        unsafe { (*next).group_previous = sk };
+    }
     LISTEN_PORTS.insert(key, sk, 0).map_err(|_| Outcome::Lost)?;
     Ok(entry)
+}
+
+/// Takes a socket out of its `SO_REUSEPORT` group; the key goes with the last member. Members that
+/// listen or close on two CPUs at once may leave one out, whose drops then count for none of them.
+#[inline(always)]
+fn leave_group(socket: &Socket, next: u64, previous: u64) {
+    if let Some(next) = LISTENERS.get_ptr_mut(next) {
+        // SAFETY: a live map value of plain data, here and below.
+        unsafe { (*next).group_previous = previous };
+    }
+    if let Some(previous) = LISTENERS.get_ptr_mut(previous) {
+        unsafe { (*previous).group_next = next };
+        return;
+    }
+    let key = key(socket.netns, socket.local_port, socket.local_addr);
+    // Neither can fail for a reason that matters: the key is there, or nobody is left to look for it.
+    if next == 0 {
+        let _absent = LISTEN_PORTS.remove(key);
+    } else {
+        let _refused = LISTEN_PORTS.insert(key, next, 0);
+    }
+}
+
+/// The member of `sk`'s group that dropped something not explained yet, `sk` itself when none did
+/// (tracepoint rung, which knows the address alone).
+#[inline(always)]
+pub(crate) fn dropper(sk: u64) -> u64 {
+    /// A group of more is searched no further: its first member stands for the rest.
+    const MEMBERS: u32 = 32;
+    let mut member = sk;
+    for _ in 0..MEMBERS {
+        let Some(entry) = LISTENERS.get_ptr_mut(member) else {
+            return sk;
+        };
+        if unexplained(entry, field!(member, sk_drops: u32)) != 0 {
+            return member;
+        }
+        // SAFETY: a live map value of plain data.
+        member = unsafe { (*entry).group_next };
+    }
+    sk
 }
 
 /// A listener closes: its final totals are the last chance to be exact.
@@ -73,15 +120,23 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
         return Outcome::Filtered;
     };
     // SAFETY: a live map value of plain data; it stays readable until the map reuses it.
-    let socket = unsafe { (*entry).syn.socket };
-    let mut outcome = Outcome::Aggregated;
+    let (socket, next, previous) = unsafe {
+        // The last word on this socket says that it is the last.
+        (*entry).syn.socket.state = state::CLOSE;
+        (
+            (*entry).syn.socket,
+            (*entry).group_next,
+            (*entry).group_previous,
+        )
+    };
     // SAFETY: as above.
-    if unsafe { (*entry).emitted } != 0 {
-        outcome = said(ctx, entry, ALL, Lane::Rare);
-    }
-    let key = key(socket.netns, socket.local_port, socket.local_addr);
-    // Absent when another listener of the same SO_REUSEPORT group closed first.
-    let _absent = LISTEN_PORTS.remove(key);
+    let lane = if unsafe { (*entry).emitted } != 0 {
+        Lane::Rare
+    } else {
+        Lane::Bulk
+    };
+    let outcome = said(ctx, entry, ALL, lane);
+    leave_group(&socket, next, previous);
     match LISTENERS.remove(sk) {
         Ok(()) => outcome,
         Err(_) => Outcome::Lost,
@@ -111,7 +166,7 @@ const fn key(netns: u32, port: u16, addr: [u32; 4]) -> ListenKey {
     }
 }
 
-/// The listener a packet for `addr:port` goes to: the exact address, then IPv4's any-address, then
+/// The listener a packet for `addr:port` goes to: the exact address, then for IPv4 its any-address, then
 /// IPv6's, as `__inet_lookup_listener` prefers them; 0 when none is known.
 #[inline(always)]
 pub(crate) fn by_port(netns: u32, port: u16, addr: [u32; 4]) -> u64 {
@@ -119,7 +174,10 @@ pub(crate) fn by_port(netns: u32, port: u16, addr: [u32; 4]) -> u64 {
     if let Some(sk) = unsafe { LISTEN_PORTS.get(key(netns, port, addr)) } {
         return *sk;
     }
-    if let Some(sk) = unsafe { LISTEN_PORTS.get(key(netns, port, sock::mapped(0))) } {
+    let [first, second, third, _] = addr;
+    if [first, second, third] == [0, 0, sock::mapped(0)[2]]
+        && let Some(sk) = unsafe { LISTEN_PORTS.get(key(netns, port, sock::mapped(0))) }
+    {
         return *sk;
     }
     unsafe { LISTEN_PORTS.get(key(netns, port, [0; 4])) }
@@ -143,6 +201,7 @@ pub(crate) fn completed(listener: u64, repeats: u8, cookie: u8) {
     let Some(entry) = LISTENERS.get_ptr_mut(listener) else {
         return;
     };
+    queued(entry, listener);
     count(entry, syn_outcome::COMPLETED);
     if repeats != 0 {
         count(entry, syn_outcome::COMPLETED_LATE);
@@ -155,25 +214,40 @@ pub(crate) fn completed(listener: u64, repeats: u8, cookie: u8) {
 /// The same from a child that still has its listener's address (tracepoint rung).
 #[inline(always)]
 pub(crate) fn completed_at(child: u64) {
-    if let Some(entry) = of_child(child) {
+    let listener = of_child(child);
+    if let Some(entry) = LISTENERS.get_ptr_mut(listener) {
+        queued(entry, listener);
         count(entry, syn_outcome::COMPLETED);
+    }
+}
+
+/// A child was made: it joins the accept queue as soon as this is over (`inet_csk_complete_hashdance`).
+/// Before the completion is counted, so that completions less the queue are never more than were accepted.
+#[inline(always)]
+fn queued(entry: *mut Listener, listener: u64) {
+    let ack_backlog = field!(listener, sk_ack_backlog: u32) + 1;
+    // SAFETY: a live map value of plain data; CPUs may mix a record's fields, never its totals.
+    unsafe {
+        (*entry).syn.ack_backlog = ack_backlog;
+        if ack_backlog > (*entry).syn.peak_ack_backlog {
+            (*entry).syn.peak_ack_backlog = ack_backlog;
+        }
     }
 }
 
 /// The child's handshake took repeated SYN-ACKs (tracepoint rung).
 #[inline(always)]
 pub(crate) fn completed_late_at(child: u64) {
-    if let Some(entry) = of_child(child) {
+    if let Some(entry) = LISTENERS.get_ptr_mut(of_child(child)) {
         count(entry, syn_outcome::COMPLETED_LATE);
     }
 }
 
 #[inline(always)]
-fn of_child(child: u64) -> Option<*mut Listener> {
+fn of_child(child: u64) -> u64 {
     let mut socket = Socket::default();
     sock::fill_common(child, &mut socket);
-    let listener = by_port(socket.netns, socket.local_port, socket.local_addr);
-    LISTENERS.get_ptr_mut(listener)
+    by_port(socket.netns, socket.local_port, socket.local_addr)
 }
 
 /// Counts one outcome at a listener, and says so when it is bad and due.
@@ -202,6 +276,8 @@ pub(crate) fn outcome<C: EbpfContext>(
         if syn_qlen > (*entry).syn.peak_syn_qlen {
             (*entry).syn.peak_syn_qlen = syn_qlen;
         }
+        (*entry).syn.ack_backlog = ack_backlog;
+        (*entry).syn.syn_qlen = syn_qlen;
         if outcome == syn_outcome::ADDED {
             return Outcome::Aggregated;
         }
@@ -212,8 +288,6 @@ pub(crate) fn outcome<C: EbpfContext>(
         }
         (*entry).emitted |= bit;
         (*entry).emitted_ns = now;
-        (*entry).syn.ack_backlog = ack_backlog;
-        (*entry).syn.syn_qlen = syn_qlen;
         (*entry).syn.evidence = evidence;
         settings(&mut *entry, listener);
         if let Some(packet) = sock::packet(skb) {

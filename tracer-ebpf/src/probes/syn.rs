@@ -170,9 +170,12 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
     let net = sock::net_of_packet(skb);
     // Looked at for every SYN, also those of listeners unknown: the next one must see only its own.
     let counted = percpu::counted_since_last(net, skb);
-    let sk = listener::by_port(sock::net_inum(net), packet.local_port, packet.local_addr);
+    let mut sk = listener::by_port(sock::net_inum(net), packet.local_port, packet.local_addr);
     if sk == 0 {
         return Outcome::Filtered;
+    }
+    if !counted.known || counted.mib.drops != 0 {
+        sk = listener::dropper(sk);
     }
     let entry = match listener::entry(ctx, sk) {
         Ok(entry) => entry,
@@ -180,7 +183,6 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
     };
     let risen = listener::unexplained(entry, field!(sk, sk_drops: u32));
     let (outcome, evidence) = if counted.known {
-        // Of a group that shares the port, another member may have dropped it: its `sk_drops` rose.
         if counted.mib.drops != 0 && risen != 0 {
             listener::explain(entry, 1);
         }

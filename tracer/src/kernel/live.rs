@@ -226,7 +226,7 @@ impl Kernel {
     /// Listeners whose totals changed since the last poll.
     fn poll_listeners(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         let mut events = HookCounters::default();
-        for hook in [hook::SYN, hook::ACK] {
+        for hook in [hook::SYN, hook::ACK, hook::ACCEPT] {
             events.add(&maps::counters(&self.counters, hook)?);
         }
         if events.seen == self.listener_events {

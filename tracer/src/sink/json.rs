@@ -14,6 +14,7 @@ use crate::{
     finding::{Certainty, Evidence, Finding, FindingKind, Owner, Status, Subject},
     kernel::{host::Host, plan::Plan},
     reconcile::Reconciliation,
+    table::listener::Summary,
 };
 
 /// The version of the output contract. Grows when a key changes its meaning or goes away.
@@ -66,7 +67,11 @@ impl Json {
                     into,
                     self.wall.time(account.time),
                     "stats",
-                    &totals(None, account),
+                    &Stats {
+                        totals: totals(None, account),
+                        listeners: &account.listeners,
+                        listeners_left_out: account.listeners_left_out,
+                    },
                 );
             }
             Line::Stop { reason, account } => {
@@ -221,6 +226,14 @@ impl Serialize for EvidenceObject<'_> {
                 .map(|evidence| (&evidence.name, &evidence.value)),
         )
     }
+}
+
+#[derive(Serialize)]
+struct Stats<'a> {
+    #[serde(flatten)]
+    totals: Totals<'a>,
+    listeners: &'a [Summary],
+    listeners_left_out: u64,
 }
 
 #[derive(Serialize)]

@@ -13,6 +13,7 @@ use crate::{
     finding::{Finding, FindingKind, Ktime},
     kernel::host::Host,
     reconcile::Reconciliation,
+    table::listener::Summary,
 };
 
 /// One piece of output.
@@ -61,9 +62,12 @@ pub enum Reason {
 }
 
 /// What was seen and what became of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Account {
     pub time: Ktime,
+    /// The busiest listeners; only a `stats` line tells of them, and of how many are left out.
+    pub listeners: Vec<Summary>,
+    pub listeners_left_out: u64,
     /// Hook by hook; empty in a replay, which has no kernel to ask.
     pub hooks: Vec<(&'static str, HookCounters)>,
     /// Findings opened, by kind.

@@ -15,6 +15,7 @@ use crate::{
     event::{self, Body, Event},
     finding::{Certainty, Evidence, Finding, Ktime, Owner, Status, Subject, Value},
     reconcile::Reconciliation,
+    table::listener::Summary,
     view::{fill::fill, plan},
 };
 
@@ -235,7 +236,18 @@ impl Text {
 
     fn stats(&self, text: &mut String, account: &Account) -> fmt::Result {
         write!(text, "{} stats; ", Clock(self.wall.time(account.time)))?;
-        totals(text, account)
+        totals(text, account)?;
+        for listener in &account.listeners {
+            queue(text, listener)?;
+        }
+        if account.listeners_left_out > 0 {
+            writeln!(
+                text,
+                "  and {} quieter listeners",
+                account.listeners_left_out
+            )?;
+        }
+        Ok(())
     }
 
     fn stop(&self, text: &mut String, reason: Reason, account: &Account) -> fmt::Result {
@@ -280,6 +292,30 @@ fn reconciliation(text: &mut String, reconciliation: &Reconciliation) -> fmt::Re
     }
     let unknown: Vec<&str> = reconciliation.not_reconciled.keys().copied().collect();
     paragraph(text, "", &format!("not compared: {}", unknown.join(", ")))
+}
+
+/// One listener on one line.
+fn queue(text: &mut String, listener: &Summary) -> fmt::Result {
+    write!(text, "  {} netns {}", listener.local, listener.netns)?;
+    if let Some(owner) = &listener.owner {
+        write!(text, ", {}", OwnerText(owner))?;
+    }
+    write!(
+        text,
+        ": queue {} of {} (peak {})",
+        listener.ack_backlog, listener.max_ack_backlog, listener.peak_ack_backlog
+    )?;
+    if listener.members > 1 {
+        write!(text, " at the fullest of {} sockets", listener.members)?;
+    }
+    if let Some(rate) = listener.accepts_per_s {
+        write!(text, ", accepts {rate:.1}/s")?;
+    }
+    writeln!(
+        text,
+        "; {} SYNs: {} added, {} cookies, {} dropped",
+        listener.syn_arrivals, listener.syn_added, listener.syn_cookies_sent, listener.syn_drops
+    )
 }
 
 /// What became of a finding, where that is not plain from its being there: its own stage, and whether

@@ -139,6 +139,13 @@ impl<K: Copy + Eq + Hash, V> Bounded<K, V> {
             .map(|slot| (&slot.key, &slot.value))
     }
 
+    /// Visits every entry for a change; the order is none that an outcome may depend on.
+    pub fn for_each(&mut self, mut change: impl FnMut(&K, &mut V)) {
+        for slot in self.slots.iter_mut().flatten() {
+            change(&slot.key, &mut slot.value);
+        }
+    }
+
     fn slot(&self, index: u32) -> Option<&Slot<K, V>> {
         self.slots.get(index as usize)?.as_ref()
     }

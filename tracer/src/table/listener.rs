@@ -1,13 +1,27 @@
-//! Listeners: the kernel half's cumulative totals per socket, turned into what is new.
+//! Listeners as people name them: the kernel half's cumulative totals per socket, added up by address.
 //!
 //! An address can have many listening sockets (`SO_REUSEPORT`), and a restarted server a new one; the
-//! totals of each start at zero when the kernel half first sees it.
+//! totals of each start at zero when the kernel half first sees it, and stay when it closes. What is
+//! drained from a queue, and how fast, is here too; what is wrong with it is the detectors' to say.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use conntracer_common::record::{SynTotals, syn_outcome};
+use serde::Serialize;
 
-use crate::{event::Socket, source::SocketId, table::Bounded};
+use crate::{
+    event::{Owner, Socket, Syn, TcpState},
+    finding::{self, Ktime},
+    source::SocketId,
+    table::Bounded,
+};
+
+/// Listeners that a summary names at most: what a person reads, and a line carries.
+const SUMMARIES: usize = 64;
+
+/// A rate is taken over this long at least, and less than twice as long: shorter is noise, longer
+/// would tell a stall late.
+const PACE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Which listener, as people name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,38 +40,517 @@ impl ListenerKey {
     }
 }
 
-/// The last totals of every listening socket.
-#[derive(Debug)]
-pub struct ListenerTotals {
-    table: Bounded<(SocketId, ListenerKey), SynTotals>,
+/// One listening socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Member {
+    pub owner: Option<Owner>,
+    /// The newest record of it; no counter goes back.
+    pub latest: Syn,
+    /// Completions less the queue at first sight, where that is below zero: what was in the queue of a
+    /// socket older than the tracer.
+    queued_before: i64,
 }
 
-impl ListenerTotals {
-    #[must_use]
-    pub fn new(limit: usize) -> Self {
+impl Member {
+    const fn new(syn: &Syn) -> Self {
+        let drained = drained(syn);
         Self {
-            table: Bounded::new(limit),
+            owner: syn.owner,
+            latest: *syn,
+            queued_before: if drained < 0 { drained } else { 0 },
         }
     }
 
+    /// Longest accept queue seen.
     #[must_use]
-    pub const fn evicted(&self) -> u64 {
-        self.table.evicted()
+    pub fn peak(&self) -> u32 {
+        self.latest.peak_ack_backlog.max(self.latest.ack_backlog)
     }
 
-    /// What the totals gained since the last record of this socket.
-    pub fn gained(&mut self, socket: &Socket, totals: &SynTotals) -> SynTotals {
-        let key = (socket.id, ListenerKey::of(socket));
-        let Some(before) = self.table.touch(&key) else {
-            self.table.insert(key, *totals);
-            return *totals;
+    /// Whether its queue was fuller than that of `other`, by its own limit.
+    #[must_use]
+    pub fn is_fuller_than(&self, other: &Self) -> bool {
+        let full = |queue: &Self, limit: &Self| {
+            u64::from(queue.peak()) * u64::from(limit.latest.max_ack_backlog.max(1))
+        };
+        full(self, other) > full(other, self)
+    }
+
+    fn drained(&self) -> u64 {
+        u64::try_from(drained(&self.latest) - self.queued_before).unwrap_or(0)
+    }
+}
+
+/// What left the queue, as far as two numbers of one record tell.
+const fn drained(syn: &Syn) -> i64 {
+    // Totals of real listeners are far below 2^62; those of a damaged recording may be anything.
+    (syn.totals[syn_outcome::COMPLETED] & (u64::MAX >> 2)).cast_signed() - syn.ack_backlog as i64
+}
+
+/// A count against time: how fast it grows, and when it last did.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    total: u64,
+    grew: Option<Ktime>,
+    before: (Ktime, u64),
+    mark: (Ktime, u64),
+}
+
+impl Pace {
+    const fn new(now: Ktime, total: u64) -> Self {
+        Self {
+            total,
+            grew: None,
+            before: (now, total),
+            mark: (now, total),
+        }
+    }
+
+    fn at(&mut self, now: Ktime, total: u64) {
+        if total > self.total {
+            self.grew = Some(now);
+        }
+        // What is inferred may go back a little: two numbers of one record can be a moment apart.
+        self.total = total;
+        if now.since(self.mark.0) >= PACE_INTERVAL {
+            self.before = self.mark;
+            self.mark = (now, self.total);
+        }
+    }
+
+    /// Per second over the last interval; `None` before there was one.
+    fn per_s(&self, now: Ktime) -> Option<f64> {
+        let interval = now.since(self.before.0);
+        (interval >= PACE_INTERVAL)
+            .then(|| self.total.saturating_sub(self.before.1) as f64 / interval.as_secs_f64())
+    }
+}
+
+/// How calls of accept() are known, on the rungs that the hooks got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptSight {
+    /// Each is counted.
+    Seen,
+    /// Concluded from completed handshakes and the length of the queue they join.
+    Inferred,
+    /// Not for a group of sockets, whose queues cannot be told apart.
+    Unknown,
+}
+
+/// The acceptor of a listener: how much it took, how fast, and since when it takes nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Acceptor {
+    pub sight: AcceptSight,
+    /// Connections accepted since the listener is known.
+    pub accepted: u64,
+    pub per_s: Option<f64>,
+    /// Since the last accept(), or since the queue was last seen to shrink; `None` where neither was
+    /// seen yet.
+    pub idle: Option<Duration>,
+}
+
+/// One listener with all its sockets.
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub owner: Option<Owner>,
+    /// The newest record of any of its sockets, with the last peer that one named.
+    pub latest: Syn,
+    /// What was counted since the listener was first seen, closed sockets included.
+    pub totals: SynTotals,
+    /// Sockets that listen now, in the order in which they were first seen.
+    pub members: Vec<SocketId>,
+    last_accept: Option<Ktime>,
+    /// When the last SYN or third ACK came.
+    observed: Ktime,
+    seen: Pace,
+    inferred: Pace,
+    /// What was drained from sockets that are closed.
+    drained_before: u64,
+}
+
+impl Service {
+    fn new(syn: &Syn, now: Ktime) -> Self {
+        Self {
+            owner: syn.owner,
+            latest: *syn,
+            totals: [0; syn_outcome::COUNT],
+            members: Vec::new(),
+            last_accept: None,
+            observed: now,
+            seen: Pace::new(now, 0),
+            inferred: Pace::new(now, 0),
+            drained_before: 0,
+        }
+    }
+
+    /// SYNs that reached it: those that a request was made for, those answered with a cookie, and
+    /// those dropped.
+    #[must_use]
+    pub fn arrivals(&self) -> u64 {
+        sum(&self.totals[..syn_outcome::SYNS])
+    }
+
+    /// SYNs it dropped.
+    #[must_use]
+    pub fn drops(&self) -> u64 {
+        sum(&self.totals[syn_outcome::ACCEPT_QUEUE_FULL..syn_outcome::SYNS])
+    }
+
+    /// Whether it is one address of possibly many sockets.
+    #[must_use]
+    pub const fn is_group(&self) -> bool {
+        self.members.len() > 1
+    }
+
+    /// What is known of its acceptor. `seen` and `told_apart`: whether calls of accept(), and the
+    /// queues of one group, are.
+    #[must_use]
+    pub fn acceptor(&self, now: Ktime, seen: bool, told_apart: bool) -> Acceptor {
+        if seen || self.last_accept.is_some() {
+            return Acceptor {
+                sight: AcceptSight::Seen,
+                accepted: self.seen.total,
+                per_s: self.seen.per_s(now),
+                idle: self.last_accept.map(|last| now.since(last)),
+            };
+        }
+        if self.is_group() && !told_apart {
+            return Acceptor {
+                sight: AcceptSight::Unknown,
+                accepted: 0,
+                per_s: None,
+                idle: None,
+            };
+        }
+        Acceptor {
+            sight: AcceptSight::Inferred,
+            accepted: self.inferred.total,
+            per_s: self.inferred.per_s(now),
+            // What was not looked at is not known to stand still.
+            idle: self.inferred.grew.map(|grew| self.observed.since(grew)),
+        }
+    }
+}
+
+fn sum(totals: &[u64]) -> u64 {
+    totals
+        .iter()
+        .fold(0, |sum: u64, total| sum.saturating_add(*total))
+}
+
+/// One listener in numbers, for the `stats` line.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    pub local: SocketAddr,
+    pub netns: u32,
+    pub owner: Option<finding::Owner>,
+    pub members: usize,
+    pub accepts_per_s: Option<f64>,
+    pub since_last_accept_s: Option<f64>,
+    /// Of the member whose queue was the fullest.
+    pub ack_backlog: u32,
+    pub peak_ack_backlog: u32,
+    pub max_ack_backlog: u32,
+    /// `syn_arrivals = syn_added + syn_cookies_sent + syn_drops`.
+    pub syn_arrivals: u64,
+    pub syn_added: u64,
+    pub syn_cookies_sent: u64,
+    pub syn_drops: u64,
+}
+
+/// What a record changed.
+pub(crate) struct Applied {
+    /// What its totals gained.
+    pub(crate) gained: SynTotals,
+    /// The listener that had to make room, with its key.
+    pub(crate) gone: Option<(ListenerKey, Service)>,
+}
+
+/// All listeners.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    services: Bounded<ListenerKey, Service>,
+    members: Bounded<(SocketId, ListenerKey), Member>,
+}
+
+impl Listeners {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            services: Bounded::new(limit),
+            members: Bounded::new(limit),
+        }
+    }
+
+    pub(crate) const fn evicted(&self) -> u64 {
+        self.services.evicted() + self.members.evicted()
+    }
+
+    pub(crate) fn get(&self, key: &ListenerKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    /// A socket of the listener; also one that closed a while ago.
+    pub(crate) fn member(&self, key: &ListenerKey, id: SocketId) -> Option<&Member> {
+        self.members.get(&(id, *key))
+    }
+
+    /// Takes in a listener's record.
+    pub(crate) fn apply(&mut self, syn: &Syn, now: Ktime) -> Applied {
+        let key = ListenerKey::of(&syn.socket);
+        let id = syn.socket.id;
+        let mut gone = None;
+        if self.services.touch(&key).is_none() {
+            gone = self.services.insert(key, Service::new(syn, now));
+        }
+        let (gained, drained) = self.update(key, syn);
+        let Some(service) = self.services.get_mut(&key) else {
+            return Applied { gained, gone };
+        };
+        for (total, more) in service.totals.iter_mut().zip(gained) {
+            *total = total.saturating_add(more);
+        }
+        // A kernel address belongs to one socket at a time: an earlier one is closed.
+        service
+            .members
+            .retain(|member| member.sk != id.sk || *member == id);
+        if syn.socket.state == TcpState::Close {
+            if let Some(at) = service.members.iter().position(|member| *member == id) {
+                service.members.remove(at);
+                service.drained_before = service.drained_before.saturating_add(drained);
+            }
+        } else if !service.members.contains(&id) {
+            service.members.push(id);
+        }
+        service.owner = syn.owner.or(service.owner);
+        let remote = service.latest.socket.remote;
+        service.latest = *syn;
+        if syn.socket.remote.port() == 0 {
+            // A poll has no peer: the last one that a record named stays.
+            service.latest.socket.remote = remote;
+        }
+        service.last_accept = service.last_accept.max(syn.last_accept);
+        service.observed = service.observed.max(syn.last.unwrap_or_default());
+        let members = &self.members;
+        let drained = service
+            .members
+            .iter()
+            .filter_map(|id| members.get(&(*id, key)))
+            .fold(service.drained_before, |sum, member| {
+                sum.saturating_add(member.drained())
+            });
+        service.seen.at(now, service.totals[syn_outcome::ACCEPTED]);
+        service.inferred.at(now, drained);
+        Applied { gained, gone }
+    }
+
+    /// What the socket's totals gained, and what was drained from its queue so far.
+    fn update(&mut self, key: ListenerKey, syn: &Syn) -> (SynTotals, u64) {
+        let id = syn.socket.id;
+        let Some(member) = self.members.touch(&(id, key)) else {
+            let member = Member::new(syn);
+            if let Some(((gone, of), _)) = self.members.insert((id, key), member)
+                && let Some(service) = self.services.get_mut(&of)
+            {
+                service.members.retain(|member| *member != gone);
+            }
+            return (syn.totals, member.drained());
         };
         let mut gained = [0; syn_outcome::COUNT];
-        for ((gained, before), now) in gained.iter_mut().zip(before.iter_mut()).zip(totals) {
-            *gained = now.saturating_sub(*before);
+        let mut totals = member.latest.totals;
+        for ((gained, total), now) in gained.iter_mut().zip(&mut totals).zip(syn.totals) {
+            *gained = now.saturating_sub(*total);
             // Records of two CPUs may arrive out of order: an older total takes nothing back.
-            *before = (*before).max(*now);
+            *total = (*total).max(now);
         }
-        gained
+        member.owner = syn.owner.or(member.owner);
+        if member.latest.last <= syn.last {
+            member.latest = *syn;
+        }
+        member.latest.totals = totals;
+        (gained, member.drained())
+    }
+
+    /// Time goes on, also where nothing happens.
+    pub(crate) fn tick(&mut self, now: Ktime) {
+        self.services.for_each(|_, service| {
+            let (seen, inferred) = (service.seen.total, service.inferred.total);
+            service.seen.at(now, seen);
+            service.inferred.at(now, inferred);
+        });
+    }
+
+    /// The member whose queue was the fullest; of several alike, the first.
+    pub(crate) fn fullest(&self, key: &ListenerKey) -> Option<&Member> {
+        let service = self.services.get(key)?;
+        let mut members = service
+            .members
+            .iter()
+            .filter_map(|id| self.members.get(&(*id, *key)));
+        let first = members.next()?;
+        Some(members.fold(first, |fullest, member| {
+            if member.is_fuller_than(fullest) {
+                member
+            } else {
+                fullest
+            }
+        }))
+    }
+
+    /// The listeners that saw the most SYNs, at most 64, and how many are left out.
+    pub(crate) fn summaries(
+        &self,
+        now: Ktime,
+        seen: bool,
+        told_apart: bool,
+    ) -> (Vec<Summary>, u64) {
+        let mut busiest: Vec<(&ListenerKey, &Service)> = self
+            .services
+            .iter()
+            .filter(|(_, service)| service.arrivals() > 0 && !service.members.is_empty())
+            .collect();
+        busiest.sort_by_key(|(key, service)| (std::cmp::Reverse(service.arrivals()), **key));
+        let left_out = busiest.len().saturating_sub(SUMMARIES) as u64;
+        busiest.truncate(SUMMARIES);
+        let summaries = busiest
+            .into_iter()
+            .map(|(key, service)| {
+                let queue = self
+                    .fullest(key)
+                    .map_or(&service.latest, |member| &member.latest);
+                let acceptor = service.acceptor(now, seen, told_apart);
+                Summary {
+                    local: key.local,
+                    netns: key.netns,
+                    owner: service.owner.map(Into::into),
+                    members: service.members.len(),
+                    accepts_per_s: acceptor.per_s.map(rounded),
+                    since_last_accept_s: acceptor.idle.map(|idle| rounded(idle.as_secs_f64())),
+                    ack_backlog: queue.ack_backlog,
+                    peak_ack_backlog: queue.peak_ack_backlog.max(queue.ack_backlog),
+                    max_ack_backlog: queue.max_ack_backlog,
+                    syn_arrivals: service.arrivals(),
+                    syn_added: service.totals[syn_outcome::ADDED],
+                    syn_cookies_sent: service.totals[syn_outcome::COOKIE],
+                    syn_drops: service.drops(),
+                }
+            })
+            .collect();
+        (summaries, left_out)
+    }
+}
+
+/// To the thousandth: finer than what it was measured with.
+fn rounded(number: f64) -> f64 {
+    (number * 1e3).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        decode::decode,
+        event::{Body, Event},
+        testing::{Run, listener},
+    };
+
+    /// A record of member `sk` of one of two listeners, `Close` where it is the last.
+    fn syn(port: u16, sk: u64, totals: [u64; syn_outcome::SYNS], closes: bool) -> Syn {
+        let mut run = Run::new();
+        run.syn(
+            listener(&format!("10.0.0.1:{port}"), "10.0.0.2:4000"),
+            |record| {
+                record.socket.sk = sk;
+                record.totals[..syn_outcome::SYNS].copy_from_slice(&totals);
+            },
+        );
+        let Ok(Event {
+            body: Body::Syn(mut syn),
+            ..
+        }) = decode(&run.fed[0])
+        else {
+            panic!("a SYN record decodes");
+        };
+        if closes {
+            syn.socket.state = TcpState::Close;
+        }
+        syn
+    }
+
+    proptest! {
+        /// arrivals = added + cookies + drops in every summary, and together they are what the sockets
+        /// counted, whichever of them closed or spoke out of turn.
+        #[test]
+        fn summaries_add_up(
+            records in prop::collection::vec(
+                (80..82_u16, 1..4_u64, any::<[u8; syn_outcome::SYNS]>(), any::<bool>()),
+                1..60,
+            ),
+        ) {
+            let mut listeners = Listeners::new(16);
+            let mut highest = std::collections::BTreeMap::new();
+            for (port, sk, totals, closes) in records {
+                let totals = totals.map(u64::from);
+                let syn = syn(port, sk, totals, closes);
+                listeners.apply(&syn, Ktime(1));
+                let known = highest.entry((port, sk)).or_insert([0; syn_outcome::SYNS]);
+                for (known, total) in known.iter_mut().zip(totals) {
+                    *known = total.max(*known);
+                }
+            }
+            for (key, service) in listeners.services.iter() {
+                let counted: u64 = highest
+                    .iter()
+                    .filter(|((port, _), _)| *port == key.local.port())
+                    .flat_map(|(_, totals)| totals)
+                    .sum();
+                prop_assert_eq!(service.arrivals(), counted);
+            }
+            let (summaries, left_out) = listeners.summaries(Ktime(2), true, true);
+            prop_assert_eq!(left_out, 0);
+            for summary in summaries {
+                prop_assert_eq!(
+                    summary.syn_arrivals,
+                    summary.syn_added + summary.syn_cookies_sent + summary.syn_drops
+                );
+                prop_assert!(summary.members > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn summaries_are_of_the_busiest() {
+        let mut listeners = Listeners::new(100);
+        for port in 1..=70 {
+            let mut totals = [0; syn_outcome::SYNS];
+            totals[syn_outcome::ADDED] = u64::from(port);
+            listeners.apply(&syn(port, u64::from(port), totals, false), Ktime(1));
+        }
+        let (summaries, left_out) = listeners.summaries(Ktime(2), true, true);
+        let ports: Vec<u16> = summaries
+            .iter()
+            .map(|summary| summary.local.port())
+            .collect();
+        assert_eq!(ports, (7..=70).rev().collect::<Vec<_>>());
+        assert_eq!(left_out, 6);
+    }
+
+    #[test]
+    fn an_evicted_socket_is_no_member_of_its_listener() {
+        let mut listeners = Listeners::new(2);
+        for sk in 1..=3 {
+            listeners.apply(&syn(80, sk, [1; syn_outcome::SYNS], false), Ktime(1));
+        }
+        let key = ListenerKey::of(&syn(80, 1, [0; syn_outcome::SYNS], false).socket);
+        let members: Vec<u64> = listeners
+            .get(&key)
+            .unwrap()
+            .members
+            .iter()
+            .map(|member| member.sk)
+            .collect();
+        assert_eq!(members, [2, 3]);
+        assert_eq!(listeners.evicted(), 1);
     }
 }

@@ -3,6 +3,10 @@
 use std::{collections::BTreeSet, path::Path};
 
 use boon::{Compiler, SchemaIndex, Schemas};
+use conntracer::{
+    sink::{Account, Line, json::Json, text::Text},
+    table::listener::Summary,
+};
 use serde_json::Value;
 
 use crate::{recorded, run, stderr, stdout, text};
@@ -101,4 +105,53 @@ fn times_are_the_recorded_hosts() {
     let lines = lines(&["replay", text(recording.path())]);
     assert_eq!(lines[0]["time"], "2023-11-14T22:13:21.000000000Z");
     assert_eq!(lines[1]["time"], "2023-11-14T22:13:22.000000000Z");
+}
+
+/// A replay has no `stats` lines: this one is made by hand.
+#[test]
+fn stats_keep_the_contract() {
+    let owner = conntracer::finding::Owner {
+        pid: 1,
+        comm: "server".to_owned(),
+        uid: 33,
+        cgroup_id: 7,
+        source: "listener".into(),
+    };
+    let busy = Summary {
+        local: "[::]:80".parse().unwrap(),
+        netns: 4026,
+        owner: Some(owner),
+        members: 4,
+        accepts_per_s: Some(12.5),
+        since_last_accept_s: Some(0.25),
+        ack_backlog: 3,
+        peak_ack_backlog: 17,
+        max_ack_backlog: 16,
+        syn_arrivals: 6,
+        syn_added: 3,
+        syn_cookies_sent: 2,
+        syn_drops: 1,
+    };
+    let unknown = Summary {
+        owner: None,
+        accepts_per_s: None,
+        since_last_accept_s: None,
+        ..busy.clone()
+    };
+    let account = Account {
+        listeners: vec![busy, unknown],
+        listeners_left_out: 1,
+        ..Account::default()
+    };
+    let line = Line::Stats(Box::new(account));
+    let host = std::sync::Arc::new(recorded::host());
+    let mut text = Vec::new();
+    Json::new(host.clone()).render(&line, &mut text);
+    let json: Value = serde_json::from_slice(&text).unwrap();
+    Schema::published().accepts(&json).unwrap();
+    insta::assert_json_snapshot!(json["listeners"]);
+
+    text.clear();
+    Text::new(host, false).render(&line, &mut text);
+    insta::assert_snapshot!(String::from_utf8(text).unwrap());
 }

@@ -285,7 +285,7 @@ fn tcp() -> Tcp {
     }
 }
 
-fn host() -> Host {
+pub(crate) fn host() -> Host {
     let refused = vec![Refusal {
         rung: Rung::Fentry,
         reason: "Operation not permitted".to_owned(),

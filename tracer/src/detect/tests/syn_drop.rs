@@ -1,13 +1,17 @@
 use std::time::Duration;
 
-use conntracer_common::record::{syn_evidence, syn_outcome};
+use conntracer_common::{
+    record::{Socket, listener_flag, syn_evidence, syn_outcome},
+    tcp::state,
+};
 use rstest::rstest;
 
 use super::evidence;
 use crate::{
     detect::Thresholds,
     finding::{Certainty, FindingKind, Status, Subject, Value},
-    testing::{Run, listener},
+    kernel::plan::{HookPlan, Rung},
+    testing::{Run, host, listener},
 };
 
 #[rstest]
@@ -181,4 +185,223 @@ fn the_words_name_queue_limit_and_remedy() {
         syn.last_accept_ns = 1_000_000_000_000;
     });
     insta::assert_json_snapshot!(run.only());
+}
+
+/// One socket of a group that shares an address.
+fn member(number: u64) -> Socket {
+    let mut socket = listener("10.0.0.1:80", "10.0.0.2:4000");
+    socket.sk += number;
+    socket
+}
+
+/// A run on a host whose hooks got these rungs.
+fn on(rungs: &[(&str, Rung)]) -> Run {
+    let mut host = host();
+    host.plan.hooks = rungs
+        .iter()
+        .map(|(hook, rung)| HookPlan {
+            hook: (*hook).to_owned(),
+            rung: *rung,
+            attached: Vec::new(),
+            refused: Vec::new(),
+            blind_to: None,
+        })
+        .collect();
+    Run::on(Thresholds::default(), host)
+}
+
+#[test]
+fn the_worst_member_lends_its_queue_and_the_drops_are_split() {
+    let mut run = Run::new();
+    for (number, drops, limit) in [(0, 0, 1024), (1, 7, 1), (2, 30, 2), (3, 0, 1024)] {
+        run.syn(member(number), |syn| {
+            syn.totals[syn_outcome::ADDED] = 10;
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = drops;
+            syn.max_ack_backlog = limit;
+            syn.peak_ack_backlog = limit.min(2) + 1;
+            syn.ack_backlog = 0;
+            syn.flags = listener_flag::REUSEPORT;
+        });
+    }
+    run.pass(Duration::from_secs(11));
+    run.finish();
+    let finding = run.only();
+    assert_eq!(finding.count, 37);
+    for (name, value) in [
+        ("members", 4),
+        ("members_dropping", 2),
+        ("worst_member_drops", 30),
+        ("max_ack_backlog", 2),
+        ("peak_ack_backlog", 3),
+        ("syn_arrivals", 77),
+    ] {
+        assert_eq!(evidence(finding, name), &Value::Count(value), "{name}");
+    }
+    assert_eq!(
+        evidence(finding, "drops_by_member"),
+        &Value::Text("30, 7".into())
+    );
+    assert!(
+        finding
+            .summary
+            .contains("3 waiting at the worst of 4 sockets"),
+        "{}",
+        finding.summary
+    );
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn a_member_that_closed_still_counts_and_is_no_member() {
+    let mut run = Run::new();
+    for number in 0..2 {
+        run.syn(member(number), |syn| {
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 10;
+        });
+    }
+    run.syn(member(0), |syn| {
+        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 15;
+        syn.socket.state = state::CLOSE;
+    });
+    run.pass(Duration::from_secs(11));
+    let finding = run.only();
+    assert_eq!(finding.count, 25);
+    assert_eq!(evidence(finding, "members"), &Value::Count(1));
+    assert_eq!(evidence(finding, "members_dropping"), &Value::Count(2));
+    assert_eq!(
+        evidence(finding, "drops_by_member"),
+        &Value::Text("15, 10".into())
+    );
+}
+
+#[test]
+fn a_socket_at_an_address_in_the_kernel_that_was_anothers_takes_its_place() {
+    let mut run = Run::new();
+    for born in 1..4 {
+        run.syn(member(0), |syn| {
+            syn.socket.born_ns += born;
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 5;
+        });
+    }
+    run.pass(Duration::from_secs(11));
+    assert_eq!(run.only().count, 15);
+    assert_eq!(evidence(run.only(), "members"), &Value::Count(1));
+}
+
+#[rstest]
+#[case::capped(4096, 4096, true)]
+#[case::asked_for(128, 4096, false)]
+#[case::not_known(128, 0, false)]
+fn a_backlog_that_somaxconn_cut_is_said(
+    #[case] limit: u32,
+    #[case] somaxconn: u32,
+    #[case] said: bool,
+) {
+    let mut run = Run::new();
+    run.syn(member(0), |syn| {
+        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1;
+        syn.max_ack_backlog = limit;
+        syn.somaxconn = somaxconn;
+    });
+    let capped = run
+        .only()
+        .evidence
+        .iter()
+        .any(|evidence| evidence.name == "backlog_capped_by_somaxconn");
+    assert_eq!(capped, said);
+}
+
+/// A full queue from which somebody takes one connection every 100 ms, for as long as `accepting`, and
+/// which drops a SYN each time.
+fn drained(run: &mut Run, steps: u64, accepting: u64) {
+    for step in 0..steps {
+        let accepted = step.min(accepting);
+        let last_accept_ns = run.ktime_ns();
+        run.syn(member(0), |syn| {
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = step + 1;
+            syn.totals[syn_outcome::COMPLETED] = accepted + 2;
+            if accepting > 0 {
+                syn.totals[syn_outcome::ACCEPTED] = accepted;
+                syn.last_accept_ns = last_accept_ns - 100_000_000 * (step - accepted);
+            }
+        });
+        run.pass(Duration::from_millis(100));
+    }
+}
+
+#[rstest]
+#[case::accepting(50, "accepts 10.0/s", "accept faster")]
+#[case::stalled(20, "nothing was accepted for 3.0 s", "does not call accept()")]
+fn the_acceptor_is_told_by_its_rate_or_by_its_stall(
+    #[case] accepting: u64,
+    #[case] said: &str,
+    #[case] advice: &str,
+) {
+    let mut run = on(&[("accept", Rung::Fentry), ("ack", Rung::Fentry)]);
+    drained(&mut run, 50, accepting);
+    run.finish();
+    let finding = run.only();
+    assert!(finding.summary.ends_with(said), "{}", finding.summary);
+    assert!(finding.advice[0].contains(advice), "{:?}", finding.advice);
+}
+
+#[test]
+fn what_left_the_queue_is_concluded_where_accept_is_not_seen() {
+    let mut run = on(&[("accept", Rung::Tracepoint), ("ack", Rung::Tracepoint)]);
+    for step in 0..50_u64 {
+        run.syn(member(0), |syn| {
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = step + 1;
+            // One more each time joins the queue of two, so one each time leaves it; none from 30 on.
+            syn.totals[syn_outcome::COMPLETED] = 2 + step.min(30);
+        });
+        run.pass(Duration::from_millis(100));
+    }
+    run.finish();
+    let finding = run.only();
+    assert_eq!(evidence(finding, "accepted"), &Value::Count(30));
+    assert!(
+        finding
+            .summary
+            .ends_with("nothing was accepted for 1.9 s, by the length of its queue"),
+        "{}",
+        finding.summary
+    );
+}
+
+#[test]
+fn what_was_in_the_queue_before_the_tracer_was_not_accepted() {
+    let mut run = on(&[("accept", Rung::Tracepoint), ("ack", Rung::Tracepoint)]);
+    for drops in 1..3 {
+        run.syn(member(0), |syn| {
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = drops;
+        });
+        run.pass(Duration::from_secs(2));
+    }
+    let finding = run.only();
+    assert_eq!(evidence(finding, "accepted"), &Value::Count(0));
+    assert!(
+        finding
+            .summary
+            .ends_with("its queue was not seen to shrink yet"),
+        "{}",
+        finding.summary
+    );
+}
+
+#[test]
+fn the_acceptors_of_a_group_are_not_known_on_the_tracepoint_rung() {
+    let mut run = on(&[("accept", Rung::Tracepoint), ("ack", Rung::Tracepoint)]);
+    for number in 0..2 {
+        run.syn(member(number), |syn| {
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = number;
+        });
+    }
+    let finding = run.only();
+    assert!(
+        finding
+            .summary
+            .ends_with("how fast it accepts is not known on this rung"),
+        "{}",
+        finding.summary
+    );
 }

@@ -1,0 +1,372 @@
+//! `syn_drop` and `syn_cookies`: a listener turned clients away, and why.
+//!
+//! **Rule.** Opens at the first drop of a cause at a listener, stays open while that cause drops,
+//! resolves after [`super::SynDrop::quiet_s`] without one. The count is the kernel half's own total
+//! of that cause since the finding began, so that rate-limited records lose nothing.
+//!
+//! **Causes.** `accept_queue_full` (the SYN found the accept queue full), `ack_overflow` (the third
+//! ACK did: the client believes it is connected, and counts once however often it repeats its ACK),
+//! `abort_on_overflow` (the same where `tcp_abort_on_overflow` answers with a RST), `syn_queue_full`,
+//! `syn_queue_pressure` (the last quarter of `tcp_max_syn_backlog`), `no_route` (back to the client),
+//! `other`. A listener is an address, with all the sockets that share it (`SO_REUSEPORT`): the worst of
+//! them, which dropped the most, lends its queue to the words. A cookie in place of a stored request is `syn_cookies`: service goes on, without window
+//! scaling and SACK where timestamps are off.
+//!
+//! **False positives.** None known for drops: each one cost a client at least a second. Cookies are
+//! not reported where `tcp_syncookies` is 2, which asks for them always.
+
+mod words;
+
+use std::collections::BTreeMap;
+
+use conntracer_common::record::{SynTotals, syn_outcome};
+
+use super::{Context, Life};
+use crate::{
+    event::{Owner, Syn},
+    finding::{FindingKind, Ktime},
+    kernel::{host::Host, plan::Rung},
+    source::SocketId,
+    table::listener::{Acceptor, ListenerKey, Listeners, Service, Summary},
+};
+
+/// Sockets of one listener whose share of the drops is kept apart; a server has one for each CPU or worker.
+const SHARES: usize = 64;
+
+/// What a listener did instead of creating a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    AcceptQueueFull,
+    AckOverflow,
+    AbortOnOverflow,
+    SynQueueFull,
+    SynQueuePressure,
+    NoRoute,
+    Other,
+    Cookies,
+}
+
+impl Cause {
+    const ALL: [Self; 8] = [
+        Self::AcceptQueueFull,
+        Self::AckOverflow,
+        Self::AbortOnOverflow,
+        Self::SynQueueFull,
+        Self::SynQueuePressure,
+        Self::NoRoute,
+        Self::Other,
+        Self::Cookies,
+    ];
+
+    const fn kind(self) -> FindingKind {
+        match self {
+            Self::Cookies => FindingKind::SynCookies,
+            _ => FindingKind::SynDrop,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::AcceptQueueFull => "accept_queue_full",
+            Self::AckOverflow => "ack_overflow",
+            Self::AbortOnOverflow => "abort_on_overflow",
+            Self::SynQueueFull | Self::Cookies => "syn_queue_full",
+            Self::SynQueuePressure => "syn_queue_pressure",
+            Self::NoRoute => "no_route",
+            Self::Other => "other",
+        }
+    }
+
+    /// Whether it is the third ACK that is refused.
+    const fn is_of_ack(self) -> bool {
+        matches!(self, Self::AckOverflow | Self::AbortOnOverflow)
+    }
+
+    /// How many clients these totals turned away for this cause.
+    const fn of(self, totals: &SynTotals) -> u64 {
+        match self {
+            Self::AcceptQueueFull => totals[syn_outcome::ACCEPT_QUEUE_FULL],
+            Self::AckOverflow => totals[syn_outcome::VICTIMS],
+            // A client that is sent a RST does not repeat its ACK: each is another one.
+            Self::AbortOnOverflow => totals[syn_outcome::ABORTED],
+            Self::NoRoute => totals[syn_outcome::NO_ROUTE],
+            Self::SynQueueFull => totals[syn_outcome::SYN_QUEUE_FULL],
+            Self::SynQueuePressure => totals[syn_outcome::SYN_QUEUE_PRESSURE],
+            Self::Other => {
+                totals[syn_outcome::OTHER].saturating_add(totals[syn_outcome::ACK_OTHER])
+            }
+            Self::Cookies => totals[syn_outcome::COOKIE],
+        }
+    }
+}
+
+/// One cause at one listener.
+#[derive(Clone, Debug, Default)]
+struct Drops {
+    life: Option<Life>,
+    count: u64,
+    /// Third ACKs refused, those that clients repeated among them.
+    acks: u64,
+    since: Ktime,
+    last: Ktime,
+    /// The cause was concluded from fields at least once.
+    by_fields: bool,
+    /// Of `count`, what each socket of the listener dropped, closed ones included.
+    shares: BTreeMap<SocketId, u64>,
+}
+
+impl Drops {
+    /// What an update is worth a line for.
+    const fn moved(&self) -> u64 {
+        self.count.saturating_add(self.acks)
+    }
+
+    fn share(&mut self, id: SocketId, more: u64) {
+        if more > 0 && (self.shares.contains_key(&id) || self.shares.len() < SHARES) {
+            let share = self.shares.entry(id).or_default();
+            *share = share.saturating_add(more);
+        }
+    }
+
+    /// The socket that dropped the most; of several alike, the one with the lowest address.
+    fn worst(&self) -> Option<(SocketId, u64)> {
+        self.shares
+            .iter()
+            .rev()
+            .max_by_key(|(_, count)| **count)
+            .map(|(id, count)| (*id, *count))
+    }
+}
+
+/// What a listener dropped, cause by cause.
+type Causes = [Drops; Cause::ALL.len()];
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct SynDrop {
+    listeners: Listeners,
+    /// Only listeners with an open finding, which are in the table, too.
+    drops: BTreeMap<ListenerKey, Causes>,
+    /// Open findings by id.
+    open: BTreeMap<u64, (ListenerKey, usize)>,
+}
+
+impl SynDrop {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            listeners: Listeners::new(limit),
+            drops: BTreeMap::new(),
+            open: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) const fn evicted(&self) -> u64 {
+        self.listeners.evicted()
+    }
+
+    /// The busiest listeners in numbers, and how many more there are.
+    pub(crate) fn summaries(&self, host: &Host, now: Ktime) -> (Vec<Summary>, u64) {
+        self.listeners
+            .summaries(now, sees_accepts(host), tells_members_apart(host))
+    }
+
+    pub(crate) fn syn(&mut self, syn: &Syn, cx: &mut Context<'_>) {
+        let key = ListenerKey::of(&syn.socket);
+        let applied = self.listeners.apply(syn, cx.now);
+        if let Some((key, service)) = applied.gone {
+            self.resolve_all(&key, &service, cx);
+        }
+        let gained = applied.gained;
+        for (index, cause) in Cause::ALL.into_iter().enumerate() {
+            let more = cause.of(&gained);
+            let drops = self.drops.get(&key).map(|causes| &causes[index]);
+            let is_open = drops.is_some_and(|drops| drops.life.is_some());
+            let acks = if cause.is_of_ack() && (more > 0 || is_open) {
+                gained[syn_outcome::ACK_OVERFLOW]
+            } else {
+                0
+            };
+            if (more == 0 && acks == 0) || (cause == Cause::Cookies && syn.syncookies == Some(2)) {
+                continue;
+            }
+            let drops = &mut self.drops.entry(key).or_default()[index];
+            if !is_open {
+                *drops = Drops {
+                    since: cx.now,
+                    ..Drops::default()
+                };
+            }
+            drops.count = drops.count.saturating_add(more);
+            drops.share(syn.socket.id, more);
+            drops.acks = drops.acks.saturating_add(acks);
+            drops.last = cx.now;
+            drops.by_fields |= !syn.by_counters;
+            self.say(key, index, cx);
+        }
+    }
+
+    /// Opens the finding, or updates it where that is due.
+    fn say(&mut self, key: ListenerKey, index: usize, cx: &mut Context<'_>) {
+        let (Some(service), Some(causes)) = (self.listeners.get(&key), self.drops.get_mut(&key))
+        else {
+            return;
+        };
+        let drops = &mut causes[index];
+        let moved = drops.moved();
+        let draft = |drops: &Drops, cx: &Context<'_>| {
+            words::draft(
+                &Told::of(&self.listeners, &key, service, drops, cx),
+                Cause::ALL[index],
+                cx,
+            )
+        };
+        match drops.life {
+            None => {
+                let mut life = cx.open(draft(drops, cx));
+                life.said_count = moved;
+                drops.life = Some(life);
+                self.open.insert(life.id, (key, index));
+            }
+            Some(mut life) if life.due(cx.now, moved) => {
+                cx.update(&mut life, draft(drops, cx));
+                life.said_count = moved;
+                drops.life = Some(life);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Ends what is open of a listener that had to make room.
+    fn resolve_all(&mut self, key: &ListenerKey, service: &Service, cx: &mut Context<'_>) {
+        let Some(mut causes) = self.drops.remove(key) else {
+            return;
+        };
+        for (index, cause) in Cause::ALL.into_iter().enumerate() {
+            if let Some(life) = causes[index].life.take() {
+                self.open.remove(&life.id);
+                let told = Told::of(&self.listeners, key, service, &causes[index], cx);
+                let draft = words::draft(&told, cause, cx);
+                cx.resolve(life, draft);
+            }
+        }
+    }
+
+    /// Says what grew since a second or more, and resolves what is quiet.
+    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
+        self.listeners.tick(cx.now);
+        let quiet = cx.thresholds.syn_drop.quiet();
+        self.each_open(cx, |drops, cx| {
+            if cx.now.since(drops.last) >= quiet {
+                Verdict::Resolve
+            } else if drops
+                .life
+                .is_some_and(|life| life.due(cx.now, drops.moved()))
+            {
+                Verdict::Update
+            } else {
+                Verdict::Keep
+            }
+        });
+    }
+
+    /// The last word on what is still open.
+    pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
+        self.each_open(cx, |drops, _| {
+            if drops.life.is_some_and(|life| life.stale(drops.moved())) {
+                Verdict::Update
+            } else {
+                Verdict::Keep
+            }
+        });
+    }
+
+    fn each_open(&mut self, cx: &mut Context<'_>, judge: impl Fn(&Drops, &Context<'_>) -> Verdict) {
+        let (listeners, all) = (&self.listeners, &mut self.drops);
+        self.open.retain(|_, (key, index)| {
+            let (Some(service), Some(causes)) = (listeners.get(key), all.get_mut(key)) else {
+                return false;
+            };
+            let drops = &mut causes[*index];
+            let Some(mut life) = drops.life else {
+                return false;
+            };
+            let draft = |drops: &Drops, cx: &Context<'_>| {
+                let told = Told::of(listeners, key, service, drops, cx);
+                words::draft(&told, Cause::ALL[*index], cx)
+            };
+            match judge(drops, cx) {
+                Verdict::Keep => true,
+                Verdict::Update => {
+                    cx.update(&mut life, draft(drops, cx));
+                    life.said_count = drops.moved();
+                    drops.life = Some(life);
+                    true
+                }
+                Verdict::Resolve => {
+                    cx.resolve(life, draft(drops, cx));
+                    *drops = Drops::default();
+                    if causes.iter().all(|drops| drops.life.is_none()) {
+                        all.remove(key);
+                    }
+                    false
+                }
+            }
+        });
+    }
+}
+
+enum Verdict {
+    Keep,
+    Update,
+    Resolve,
+}
+
+/// Everything a finding of one cause tells of its listener.
+struct Told<'a> {
+    key: &'a ListenerKey,
+    service: &'a Service,
+    drops: &'a Drops,
+    /// The newest record of the socket that dropped the most.
+    worst: &'a Syn,
+    worst_drops: u64,
+    owner: Option<Owner>,
+    acceptor: Acceptor,
+}
+
+impl<'a> Told<'a> {
+    fn of(
+        listeners: &'a Listeners,
+        key: &'a ListenerKey,
+        service: &'a Service,
+        drops: &'a Drops,
+        cx: &Context<'_>,
+    ) -> Self {
+        let (worst, worst_drops) = drops
+            .worst()
+            .map_or((None, 0), |(id, count)| (listeners.member(key, id), count));
+        Self {
+            key,
+            service,
+            drops,
+            worst: worst.map_or(&service.latest, |member| &member.latest),
+            worst_drops,
+            owner: worst.and_then(|member| member.owner).or(service.owner),
+            acceptor: service.acceptor(cx.now, sees_accepts(cx.host), tells_members_apart(cx.host)),
+        }
+    }
+}
+
+/// Whether every accept() is counted.
+fn sees_accepts(host: &Host) -> bool {
+    !has_hook(host, "accept") || host.plan.rung("accept") == Rung::Fentry
+}
+
+/// Whether completions are counted by socket, and not by the address alone.
+fn tells_members_apart(host: &Host) -> bool {
+    !has_hook(host, "ack") || host.plan.rung("ack") != Rung::Tracepoint
+}
+
+/// A plan without the hook is that of a recording from before it was one.
+fn has_hook(host: &Host, name: &str) -> bool {
+    host.plan.hooks.iter().any(|plan| plan.hook == name)
+}

@@ -1,0 +1,312 @@
+//! The words of `syn_drop` and `syn_cookies`: evidence, summary and advice.
+
+use std::borrow::Cow;
+
+use conntracer_common::record::syn_outcome;
+
+use super::{Cause, Told};
+use crate::{
+    detect::{Context, Draft, Facts, hooks, plural, said_seconds, who},
+    event::Syn,
+    finding::Subject,
+    table::listener::{AcceptSight, Acceptor},
+};
+
+/// Shares of the drops that are told one by one.
+const SHARES_TOLD: usize = 8;
+
+pub(super) fn draft(told: &Told<'_>, cause: Cause, cx: &Context<'_>) -> Draft {
+    let drops = told.drops;
+    let doubt = cx
+        .doubt(
+            "syn_drop",
+            if cause.is_of_ack() {
+                &hooks::ACK
+            } else {
+                &hooks::SYN
+            },
+        )
+        .or_else(|| {
+            (drops.by_fields && cause != Cause::Cookies)
+                .then(|| "the cause was concluded from the listener's queue lengths".into())
+        });
+    Draft {
+        kind: cause.kind(),
+        cause: cause.name(),
+        stage: None,
+        doubt,
+        subject: Subject::Listener {
+            netns: told.key.netns,
+            local: told.key.local,
+        },
+        owner: told.owner,
+        since: drops.since,
+        last: drops.last,
+        count: drops.count,
+        summary: summary(told, cause),
+        evidence: evidence(told, cause),
+        advice: advice(told, cause),
+    }
+}
+
+fn evidence(told: &Told<'_>, cause: Cause) -> Facts {
+    let (syn, service) = (told.worst, told.service);
+    let mut facts = Facts::default()
+        .count("ack_backlog", syn.ack_backlog)
+        .count("peak_ack_backlog", peak(syn))
+        .count("max_ack_backlog", syn.max_ack_backlog);
+    if is_capped(syn) {
+        facts = facts.text("backlog_capped_by_somaxconn", "yes");
+    }
+    facts = facts
+        .count("syn_qlen", syn.syn_qlen)
+        .count("peak_syn_qlen", syn.peak_syn_qlen)
+        .count("max_syn_backlog", syn.max_syn_backlog)
+        .count("syn_arrivals", service.arrivals())
+        .count("syn_added", service.totals[syn_outcome::ADDED])
+        .count("syn_cookies_sent", service.totals[syn_outcome::COOKIE])
+        .count_if_known("syncookies", syn.syncookies.map(u64::from))
+        .count_if_known("somaxconn", syn.somaxconn.map(u64::from));
+    if cause.is_of_ack() {
+        facts = facts
+            .count("third_acks_refused", told.drops.acks)
+            .count_if_known("abort_on_overflow", syn.abort_on_overflow.map(u64::from));
+    }
+    facts = members(facts, told);
+    facts = accepts(facts, &told.acceptor);
+    if told.key.local.is_ipv6() && told.key.local.ip().is_unspecified() {
+        let families = if syn.v6_only { "IPv6" } else { "IPv6 and IPv4" };
+        facts = facts.text("takes", families);
+    }
+    let remote = service.latest.socket.remote;
+    if remote.port() != 0 {
+        facts = facts.text("last_remote", remote.to_string());
+    }
+    facts
+}
+
+/// How many sockets share the address, and how the drops split.
+fn members(facts: Facts, told: &Told<'_>) -> Facts {
+    let members = told.service.members.len();
+    let shares = &told.drops.shares;
+    if members < 2 && shares.len() < 2 {
+        return facts;
+    }
+    let mut counts: Vec<u64> = shares.values().copied().collect();
+    counts.sort_unstable_by(|a, b| b.cmp(a));
+    let mut split = counts
+        .iter()
+        .take(SHARES_TOLD)
+        .map(u64::to_string)
+        .collect::<Vec<_>>()
+        .join(", ");
+    if counts.len() > SHARES_TOLD {
+        split.push_str(", …");
+    }
+    facts
+        .count("members", members as u64)
+        .count("members_dropping", shares.len() as u64)
+        .count("worst_member_drops", told.worst_drops)
+        .text("drops_by_member", split)
+}
+
+fn accepts(facts: Facts, acceptor: &Acceptor) -> Facts {
+    let facts = match acceptor.sight {
+        AcceptSight::Seen => facts.count("accepted", acceptor.accepted),
+        AcceptSight::Inferred => facts
+            .count("accepted", acceptor.accepted)
+            .text("accepts_known_by", "the length of the queue"),
+        AcceptSight::Unknown => facts.text("accepts_known_by", "nothing on this rung"),
+    };
+    let facts = match acceptor.per_s {
+        Some(rate) => facts.number("accepts_per_s", rate),
+        None => facts,
+    };
+    match acceptor.idle {
+        Some(idle) => facts.seconds("since_last_accept_s", idle),
+        None => facts,
+    }
+}
+
+/// Longest accept queue seen.
+fn peak(syn: &Syn) -> u32 {
+    syn.peak_ack_backlog.max(syn.ack_backlog)
+}
+
+/// `listen()` cuts what it is asked for to `somaxconn` (`__sys_listen`), and does not keep the former.
+fn is_capped(syn: &Syn) -> bool {
+    syn.somaxconn == Some(syn.max_ack_backlog)
+}
+
+/// Whether the acceptor took nothing for a second or more, as far as is known.
+fn is_stalled(acceptor: &Acceptor) -> bool {
+    match acceptor.idle {
+        Some(idle) => idle.as_secs() >= 1,
+        None => acceptor.sight != AcceptSight::Unknown,
+    }
+}
+
+/// What is known of the acceptor, for a sentence.
+fn said_accepts(acceptor: &Acceptor) -> String {
+    let inferred = match acceptor.sight {
+        AcceptSight::Seen => "",
+        AcceptSight::Inferred => ", by the length of its queue",
+        AcceptSight::Unknown => {
+            return "how fast it accepts is not known on this rung".to_owned();
+        }
+    };
+    match (acceptor.idle, acceptor.per_s) {
+        (Some(idle), _) if idle.as_secs() >= 1 => {
+            format!("nothing was accepted for {}{inferred}", said_seconds(idle))
+        }
+        (Some(_), Some(rate)) => format!("accepts {rate:.1}/s{inferred}"),
+        (Some(_), None) => "accept() is called, but not often enough".to_owned(),
+        (None, _) if acceptor.sight == AcceptSight::Seen => "no accept() was seen yet".to_owned(),
+        (None, _) => "its queue was not seen to shrink yet".to_owned(),
+    }
+}
+
+fn summary(told: &Told<'_>, cause: Cause) -> String {
+    let syn = told.worst;
+    let local = told.key.local;
+    let count = told.drops.count;
+    let accepts = || said_accepts(&told.acceptor);
+    let peak = peak(syn);
+    let limit = syn.max_ack_backlog;
+    let which = if told.service.is_group() {
+        format!(" at the worst of {} sockets", told.service.members.len())
+    } else {
+        String::new()
+    };
+    match cause {
+        Cause::AcceptQueueFull => format!(
+            "{local} dropped {}: its accept queue is full ({peak} waiting{which}, limit {limit}); {}",
+            plural(count, "SYN"),
+            accepts(),
+        ),
+        Cause::AckOverflow => format!(
+            "{local} discarded the third ACK of {}: its accept queue is full ({peak} waiting{which}, \
+             limit {limit}), and the clients believe they are connected; {}",
+            plural(count, "client"),
+            accepts(),
+        ),
+        Cause::AbortOnOverflow => format!(
+            "{local} reset {} at the end of the handshake: its accept queue is full ({peak} \
+             waiting{which}, limit {limit}) and tcp_abort_on_overflow is 1; {}",
+            plural(count, "client"),
+            accepts(),
+        ),
+        Cause::SynQueueFull => format!(
+            "{local} dropped {}: its SYN queue is full ({} requests{which}, limit {limit}) and SYN \
+             cookies are off",
+            plural(count, "SYN"),
+            syn.peak_syn_qlen.max(syn.syn_qlen),
+        ),
+        Cause::SynQueuePressure => format!(
+            "{local} dropped {}: less than a quarter of tcp_max_syn_backlog ({}) was left and the \
+             clients were unknown to this host",
+            plural(count, "SYN"),
+            syn.max_syn_backlog,
+        ),
+        Cause::NoRoute => format!(
+            "{local} dropped {}: this host has no route back to the client",
+            plural(count, "SYN"),
+        ),
+        Cause::Other => format!(
+            "{local} dropped {} for want of memory, or by a security module",
+            plural(count, "connection request"),
+        ),
+        Cause::Cookies => format!(
+            "{local} answered {} with cookies: its SYN queue is full ({} requests{which}, limit \
+             {limit})",
+            plural(count, "SYN"),
+            syn.peak_syn_qlen.max(syn.syn_qlen),
+        ),
+    }
+}
+
+fn advice(told: &Told<'_>, cause: Cause) -> Vec<Cow<'static, str>> {
+    let syn = told.worst;
+    let mut advice: Vec<Cow<'static, str>> = Vec::new();
+    match cause {
+        Cause::AcceptQueueFull | Cause::AckOverflow | Cause::AbortOnOverflow => {
+            let owner = who(told.owner.as_ref());
+            advice.push(if is_stalled(&told.acceptor) {
+                format!("find out why {owner} does not call accept(): stuck, or out of workers")
+                    .into()
+            } else {
+                format!("let {owner} accept faster: more workers, or accept() until EAGAIN").into()
+            });
+            if told.service.is_group() && told.drops.shares.len() < told.service.members.len() {
+                advice.push(
+                    "look at one socket of the group, not at all: the kernel spreads clients by hash, \
+                     also to a worker that is stuck"
+                        .into(),
+                );
+            }
+            advice.push(backlog(syn));
+            if syn.abort_on_overflow == Some(true) {
+                advice.push(
+                    "set net.ipv4.tcp_abort_on_overflow to 0 (now 1): a full queue resets clients \
+                     that would have been served a second later"
+                        .into(),
+                );
+            }
+        }
+        Cause::SynQueueFull => {
+            let now = syn
+                .syncookies
+                .map_or_else(String::new, |mode| format!(" (now {mode})"));
+            advice.push(
+                format!("set net.ipv4.tcp_syncookies to 1{now}: a full queue then costs no client")
+                    .into(),
+            );
+            advice.push(backlog(syn));
+        }
+        Cause::SynQueuePressure => {
+            advice.push(
+                format!(
+                    "raise net.ipv4.tcp_max_syn_backlog (now {})",
+                    syn.max_syn_backlog
+                )
+                .into(),
+            );
+            advice.push("or set net.ipv4.tcp_syncookies to 1".into());
+        }
+        Cause::NoRoute => advice.push(
+            format!(
+                "add a route to {}: 'ip route get' in the listener's namespace says what is missing",
+                told.service.latest.socket.remote.ip()
+            )
+            .into(),
+        ),
+        Cause::Other => advice.push(
+            "look for memory pressure (TcpExt TCPMemoryPressures) and for denials in the audit log"
+                .into(),
+        ),
+        Cause::Cookies => {
+            advice.push(backlog(syn));
+            advice.push(
+                "if the SYNs are a flood of forged addresses, leave it: cookies are the defence"
+                    .into(),
+            );
+        }
+    }
+    advice
+}
+
+/// Both queues are bounded by the backlog of `listen()`, cut to `somaxconn`
+/// (`inet_csk_reqsk_queue_is_full`, `sk_acceptq_is_full`).
+fn backlog(syn: &Syn) -> Cow<'static, str> {
+    let now = syn.max_ack_backlog;
+    match syn.somaxconn {
+        Some(most) if now >= most => format!(
+            "raise net.core.somaxconn (now {most}), and the backlog passed to listen() with it"
+        ),
+        Some(most) => format!(
+            "raise the backlog passed to listen() (now {now}; net.core.somaxconn allows {most})"
+        ),
+        None => format!("raise the backlog passed to listen() (now {now}) and net.core.somaxconn"),
+    }
+    .into()
+}
