@@ -51,8 +51,6 @@ counters! {
     /// ACKs without a request that brought a valid cookie, and those that brought a wrong one.
     syncookies_recv = "TcpExt"."SyncookiesRecv";
     syncookies_failed = "TcpExt"."SyncookiesFailed";
-    out_rsts = "Tcp"."OutRsts";
-    embryonic_rsts = "TcpExt"."EmbryonicRsts";
     /// Handshakes ended by a RST, the peer's or ours.
     embryonic_rsts = "TcpExt"."EmbryonicRsts";
     /// SYNs and SYN-ACKs retransmitted.

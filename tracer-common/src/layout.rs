@@ -141,7 +141,6 @@ layout! {
     net_statistics = "net"."mib.net_statistics", optional;
     net_ip_statistics = "net"."mib.ip_statistics", optional;
     net_ipv6_statistics = "net"."mib.ipv6_statistics", optional;
-    net_tcp_statistics = "net"."mib.tcp_statistics", optional;
     /// Per-CPU pointers of a per-CPU array map: how a program learns this CPU's offset.
     bpf_array_pptrs = "bpf_array"."pptrs", optional;
 }

@@ -10,8 +10,8 @@ use std::{
 
 use conntracer_common::{
     record::{
-        self, Header, kind, listener_flag, netns_flag, owner_source, path, refusal_place, role, syn_evidence,
-        syn_outcome,
+        self, Header, kind, listener_flag, netns_flag, owner_source, path, refusal_place, role,
+        syn_evidence, syn_outcome,
     },
     stats::HOOKS,
     tcp::{AF_INET, ca, flag, pending},
@@ -21,9 +21,9 @@ use zerocopy::FromBytes;
 
 use crate::{
     event::{
-        Body, Comm, Device, Drop, Event, Loss, Netns, Opened, Owner, OwnerSource, Path, Place, Probe,
-        Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket, State, Syn, SynAck,
-        Tcp, TcpState,
+        Body, Comm, Device, Drop, Event, Loss, Netns, Opened, Owner, OwnerSource, Path, Place,
+        Probe, Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket, State, Syn,
+        SynAck, Tcp, TcpState,
     },
     finding::Ktime,
     source::SocketId,

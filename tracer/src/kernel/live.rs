@@ -31,8 +31,8 @@ use super::{
     learn_percpu_offsets,
     maps::{self, Counters},
     missed::Missed,
-    places::Places,
     netns::{CountsMap, LookMap, Namespaces, Running},
+    places::Places,
     ring::Rings,
 };
 use crate::{

@@ -13,8 +13,8 @@ mod layout;
 mod live;
 mod maps;
 mod missed;
-mod places;
 mod netns;
+mod places;
 pub mod plan;
 mod ring;
 

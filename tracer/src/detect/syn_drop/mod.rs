@@ -19,7 +19,10 @@ mod words;
 
 use std::collections::BTreeMap;
 
-use conntracer_common::record::{SynTotals, syn_outcome};
+use conntracer_common::{
+    netns::kernel,
+    record::{SynTotals, syn_outcome},
+};
 
 use super::{Context, Life};
 use crate::{
@@ -80,6 +83,18 @@ impl Cause {
     /// Whether it is the third ACK that is refused.
     const fn is_of_ack(self) -> bool {
         matches!(self, Self::AckOverflow | Self::AbortOnOverflow)
+    }
+
+    /// The kernel's counters that count it too.
+    const fn counters(self) -> &'static [usize] {
+        match self {
+            Self::AcceptQueueFull | Self::AckOverflow | Self::AbortOnOverflow => {
+                &[kernel::LISTEN_OVERFLOWS, kernel::LISTEN_DROPS]
+            }
+            Self::SynQueueFull => &[kernel::REQ_Q_FULL_DROP, kernel::LISTEN_DROPS],
+            Self::SynQueuePressure | Self::NoRoute | Self::Other => &[kernel::LISTEN_DROPS],
+            Self::Cookies => &[kernel::SYNCOOKIES_SENT, kernel::REQ_Q_FULL_DO_COOKIES],
+        }
     }
 
     /// How many clients these totals turned away for this cause.

@@ -44,7 +44,7 @@ pub(super) fn draft(told: &Told<'_>, cause: Cause, cx: &Context<'_>) -> Draft {
         last: drops.last,
         count: drops.count,
         summary: summary(told, cause),
-        evidence: evidence(told, cause),
+        evidence: cx.reconciled(evidence(told, cause), told.key.netns, cause.counters()),
         advice: advice(told, cause),
     }
 }
