@@ -51,7 +51,7 @@ pub(super) fn for_each(
     mut see: impl FnMut(u64, &[u8]),
 ) -> io::Result<()> {
     for_each_entry(map, value_size, |key, value| {
-        see(u64::from_ne_bytes(*key), value)
+        see(u64::from_ne_bytes(*key), value);
     })
 }
 

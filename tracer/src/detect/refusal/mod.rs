@@ -77,12 +77,11 @@ fn why(refusal: &Event, host: &Host) -> Option<Why> {
     let name = refusal
         .reason
         .map(|reason| host.drop_reasons.get(&reason).map_or("", String::as_str));
-    let (cause, because) = match name {
-        Some(name) => (named(name, refusal)?, None),
-        None => {
-            let (cause, because) = concluded(refusal)?;
-            (cause, Some(because))
-        }
+    let (cause, because) = if let Some(name) = name {
+        (named(name, refusal)?, None)
+    } else {
+        let (cause, because) = concluded(refusal)?;
+        (cause, Some(because))
     };
     let passes = refusal.path == Some(Path::Forward);
     (!passes || cause == Cause::Filtered).then_some(Why {
@@ -359,7 +358,7 @@ impl Refusal {
                 && let Some(life) = gone.drops.life.take()
             {
                 self.open.remove(&life.id);
-                cx.resolve(life, words::scan(&key, &gone, cx));
+                cx.resolve(life, words::scan(key, &gone, cx));
             }
         }
         let Some(scan) = self.scans.get_mut(&key) else {
@@ -446,7 +445,7 @@ impl Refusal {
                 && scan.spots >= scan_ports
                 && scan.drops.count >= cx.thresholds.syn_drop.refused_syns
             {
-                let life = cx.open(words::scan(&key, scan, cx));
+                let life = cx.open(words::scan(key, scan, cx));
                 scan.drops.life = Some(life);
                 self.open.insert(life.id, Open::Scan(key));
             }
@@ -524,7 +523,7 @@ impl Refusal {
                     let Some(scan) = self.scans.get(&key) else {
                         continue;
                     };
-                    (scan.drops, words::scan(&key, scan, cx))
+                    (scan.drops, words::scan(key, scan, cx))
                 }
             };
             let Some(mut life) = drops.life else { continue };

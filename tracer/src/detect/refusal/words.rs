@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use super::{Because, Cause, Drops, NetnsKey, Scan, SpotKey};
@@ -50,14 +50,12 @@ pub(super) fn spot(
 }
 
 /// Many of a namespace.
-pub(super) fn scan(key: &NetnsKey, scan: &Scan, cx: &Context<'_>) -> Draft {
+pub(super) fn scan(key: NetnsKey, scan: &Scan, cx: &Context<'_>) -> Draft {
     let drops = &scan.drops;
-    let address = scan
-        .address
-        .unwrap_or_else(|| match drops.latest.socket.local {
-            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            SocketAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
-        });
+    let address = scan.address.unwrap_or(match drops.latest.socket.local {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    });
     let where_to = match scan.address {
         Some(address) => format!("{} of {address}", plural(scan.spots, "port")),
         None => format!("{} of several addresses", plural(scan.spots, "port")),
@@ -65,7 +63,7 @@ pub(super) fn scan(key: &NetnsKey, scan: &Scan, cx: &Context<'_>) -> Draft {
     let mut advice = advice(key.cause, drops, key.netns);
     advice.insert(
         0,
-        if drops.remotes.count_ones() == 1 {
+        if drops.remotes.is_power_of_two() {
             format!(
                 "it reads like a scan by {}: leave it, or have it blocked upstream",
                 drops.latest.socket.remote.ip()
@@ -196,7 +194,7 @@ fn advice(cause: Cause, drops: &Drops, netns: u32) -> Vec<Cow<'static, str>> {
     let latest = &drops.latest;
     let interface = latest
         .device
-        .map_or_else(|| "IFACE".into(), |device| device.to_text());
+        .map_or_else(|| "IFACE".into(), crate::event::Device::to_text);
     let client = latest.socket.remote.ip();
     match cause {
         Cause::NoListener => Vec::new(),
