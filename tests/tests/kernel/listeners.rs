@@ -108,9 +108,7 @@ impl Clients {
 
 type Change = fn(&Socket) -> Result<()>;
 
-fn plain(_: &Socket) -> Result<()> {
-    Ok(())
-}
+const PLAIN: Change = |_| Ok(());
 
 fn shared(socket: &Socket) -> Result<()> {
     Ok(socket.set_reuse_port(true)?)
@@ -226,7 +224,7 @@ fn a_member_that_closes_loses_no_counts(#[case] short: usize) {
     Some("IPv6 and IPv4")
 )]
 #[case::v6_only(Family::V6, ANY_V6, v6_only, Family::V6, "[::]:8080", Some("IPv6"))]
-#[case::any_v4(Family::V4, ANY_V4, plain, Family::V4, "0.0.0.0:8080", None)]
+#[case::any_v4(Family::V4, ANY_V4, PLAIN, Family::V4, "0.0.0.0:8080", None)]
 #[case::v4_mapped(
     Family::V6,
     IpAddr::V6(Ipv4Addr::LOCALHOST.to_ipv6_mapped()),
@@ -271,7 +269,7 @@ fn listeners_of_two_families_do_not_mix(#[case] from: Family, #[case] name: Sock
         return;
     };
     let _listeners = [
-        clients.listen(Family::V4, ANY_V4, SMALL, plain),
+        clients.listen(Family::V4, ANY_V4, SMALL, PLAIN),
         clients.listen(Family::V6, ANY_V6, SMALL, v6_only),
     ];
     clients.overflow(OVERFLOWS);
@@ -296,7 +294,7 @@ fn a_stalled_acceptor_is_told_by_how_long_it_took_nothing(#[case] family: Family
     let Some(mut tracer) = trace(&binary, &clients.netns, &[]) else {
         return;
     };
-    let listener = clients.listen(family, family.loopback(), SMALL, plain);
+    let listener = clients.listen(family, family.loopback(), SMALL, PLAIN);
     for _ in 0..ACCEPTED {
         clients.connect(1);
         let client = clients.waiting.pop().unwrap();
@@ -342,7 +340,7 @@ fn a_slow_acceptor_is_told_by_its_rate(#[case] family: Family) {
     let Some(mut tracer) = trace(&binary, &clients.netns, &[]) else {
         return;
     };
-    let listener = clients.listen(family, family.loopback(), SMALL, plain);
+    let listener = clients.listen(family, family.loopback(), SMALL, PLAIN);
     let over = AtomicBool::new(false);
     let told = thread::scope(|scope| {
         let load = scope.spawn(|| accept_one_at_a_time(clients, &listener, &over));

@@ -215,10 +215,11 @@ impl Drop for Nginx {
 }
 
 fn config_text(directory: &str, address: SocketAddr) -> String {
-    let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+    let paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .iter()
         .map(|name| format!("  {name}_temp_path {directory}/{name};\n"))
-        .collect();
+        .collect::<Vec<_>>()
+        .concat();
     format!(
         "daemon off;\nuser root root;\nworker_processes {WORKERS};\npid {directory}/pid;\n\
          error_log {directory}/error.log;\nevents {{ worker_connections 512; }}\n\
