@@ -138,14 +138,18 @@ mod tests {
 
     #[test]
     fn a_syn_is_as_long_as_its_headers() {
-        let v4 = syn(
+        let v4 = segment(
             "10.0.0.9:1".parse().unwrap(),
             "10.0.0.1:80".parse().unwrap(),
+            SYN,
+            0,
         )
         .unwrap();
-        let v6 = syn(
+        let v6 = segment(
             "[fd00::9]:1".parse().unwrap(),
             "[fd00::1]:80".parse().unwrap(),
+            SYN,
+            0,
         )
         .unwrap();
         assert_eq!((v4.len(), v6.len()), (40, 60));
@@ -159,9 +163,11 @@ mod tests {
     #[test]
     fn mixed_families_are_refused() {
         assert!(
-            syn(
+            segment(
                 "10.0.0.9:1".parse().unwrap(),
-                "[fd00::1]:80".parse().unwrap()
+                "[fd00::1]:80".parse().unwrap(),
+                SYN,
+                0
             )
             .is_err()
         );

@@ -306,3 +306,130 @@ fn likely(
     }
     .into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        kernel::plan::{HookMode, HookPlan, Transport},
+        testing,
+    };
+
+    fn plan(hooks: &[(&str, Rung, Option<&str>)]) -> Plan {
+        Plan {
+            mode: HookMode::Auto,
+            transport: Transport::Ringbuf,
+            hooks: hooks
+                .iter()
+                .map(|(hook, rung, blind_to)| HookPlan {
+                    hook: (*hook).to_owned(),
+                    rung: *rung,
+                    attached: Vec::new(),
+                    refused: Vec::new(),
+                    blind_to: blind_to.map(str::to_owned),
+                })
+                .collect(),
+            detectors: testing::host().plan.detectors,
+        }
+    }
+
+    fn listeners() -> Plan {
+        plan(&[
+            ("syn", Rung::Tracepoint, Some("the first SYN")),
+            ("ack", Rung::Fentry, None),
+            ("cookie", Rung::Off, Some("cookies")),
+        ])
+    }
+
+    fn netns(inode: u32, kernel: u64, before: u64, after: u64) -> Netns {
+        let at = |count| {
+            let mut figures = [0; kernel::COMPARED];
+            figures[kernel::LISTEN_DROPS] = count;
+            figures
+        };
+        Netns {
+            id: NetnsId { inode, mix: 1 },
+            kernel: at(kernel),
+            before: at(before),
+            after: at(after),
+            born: true,
+            filtered: false,
+            unreadable: false,
+            uncompared: 0,
+            homeless: 0,
+        }
+    }
+
+    fn report(records: &[Netns], lost: &[u64; HOOKS.len()]) -> Reconciliation {
+        let mut reconciler = Reconciler::new();
+        for record in records {
+            reconciler.netns(record);
+        }
+        reconciler.report(&listeners(), lost)
+    }
+
+    fn drops(reconciliation: &Reconciliation) -> &Figures {
+        let counters = &reconciliation.namespaces[0].counters;
+        let drops = counters
+            .iter()
+            .find(|(counter, _)| *counter == kernel::LISTEN_DROPS);
+        &drops.unwrap().1
+    }
+
+    #[test]
+    fn what_no_hook_counts_is_not_compared_and_says_why() {
+        let report = report(&[netns(1, 3, 3, 3), netns(2, 0, 0, 0)], &[0; HOOKS.len()]);
+        assert_eq!(report.compared, 2);
+        assert_eq!(report.namespaces.len(), 1, "nothing happened in the other");
+        assert_eq!(
+            report.not_reconciled["SyncookiesRecv"],
+            "the cookie hook is off: cookies"
+        );
+        assert_eq!(
+            report.not_reconciled["OutRsts"],
+            "there is no reset_sent hook"
+        );
+        assert!(!report.not_reconciled.contains_key("ListenDrops"));
+        assert_eq!(
+            (drops(&report).residue, &drops(&report).because),
+            (0, &None)
+        );
+    }
+
+    #[test]
+    fn a_residue_has_a_likely_reason() {
+        let reason = |lost: &[u64; HOOKS.len()], kernel| {
+            let report = report(&[netns(1, kernel, 3, 4)], lost);
+            let drops = drops(&report);
+            let sum = i128::from(drops.counted) + i128::from(drops.residue);
+            assert_eq!(sum, i128::from(drops.kernel));
+            (drops.residue, drops.because.clone().unwrap())
+        };
+        let nothing = [0; HOOKS.len()];
+        let mut lost = nothing;
+        lost[conntracer_common::stats::hook::ACK as usize] = 2;
+        assert_eq!(
+            reason(&lost, 6),
+            (2, "2 events of the ack hook were lost".into())
+        );
+        assert_eq!(
+            reason(&nothing, 6),
+            (2, "the syn hook is blind to the first SYN".into())
+        );
+        let (residue, because) = reason(&nothing, 1);
+        assert_eq!(residue, -2);
+        assert!(because.contains("defect"), "{because}");
+    }
+
+    #[test]
+    fn under_a_filter_nothing_is_compared() {
+        let of_all = Netns {
+            filtered: true,
+            ..netns(0, 0, 0, 0)
+        };
+        let report = report(&[netns(1, 3, 0, 0), of_all], &[0; HOOKS.len()]);
+        assert_eq!(report.compared, 0);
+        assert!(report.namespaces.is_empty(), "{report:?}");
+        assert!(report.not_reconciled["ListenDrops"].contains("filter"));
+    }
+}

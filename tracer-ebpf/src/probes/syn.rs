@@ -26,6 +26,9 @@ use crate::{
     sock::{self, field},
 };
 
+/// The value of `net.ipv4.tcp_syncookies` that sends a cookie for every SYN.
+const ALWAYS: u8 = 2;
+
 #[fentry(function = "tcp_conn_request")]
 pub(crate) fn syn_fentry(ctx: FEntryContext) -> i32 {
     enter(SYN_BRACKET.get_ptr_mut(0), ctx.arg(2), ctx.arg(3), 0);
@@ -191,11 +194,14 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
         (outcome, syn_evidence::COUNTERS)
     } else {
         // The first SYN of this namespace on this CPU.
-        let outcome = if risen == 0 {
-            syn_outcome::ADDED
-        } else {
+        let cookies = listener::syncookies(net);
+        let outcome = if risen != 0 {
             listener::explain(entry, 1);
-            full_queue(&Bracket::now(sk, skb), listener::syncookies(net))
+            full_queue(&Bracket::now(sk, skb), cookies)
+        } else if cookies == ALWAYS {
+            syn_outcome::COOKIE
+        } else {
+            syn_outcome::ADDED
         };
         (outcome, syn_evidence::FIELDS)
     };

@@ -313,3 +313,226 @@ fn say(said: &mut Option<Netns>, record: &Netns, ktime_ns: u64, feed: &mut dyn F
     };
     feed(record.as_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, collections::HashMap};
+
+    use conntracer_common::record::syn_outcome;
+    use proptest::prelude::*;
+    use zerocopy::FromBytes;
+
+    use super::*;
+
+    const OPS: u64 = 7;
+    /// Where the list's head seems to be a namespace.
+    const HEAD: u64 = 0x9000;
+
+    /// Namespaces at the addresses of their inodes, in a list whose head comes last.
+    #[derive(Default)]
+    struct Fake {
+        lists: Vec<u32>,
+        kernel: HashMap<u32, u64>,
+        counts: HashMap<u32, u64>,
+        forgotten: Vec<u32>,
+        /// Events that the kernel counted and the kernel half has yet to; told at a look.
+        in_flight: Cell<u64>,
+    }
+
+    impl Fake {
+        fn of(lists: &[u32]) -> Self {
+            Self {
+                lists: lists.to_vec(),
+                ..Self::default()
+            }
+        }
+
+        /// A SYN dropped because the accept queue was full, as both sides count it.
+        fn overflow(&mut self, inode: u32, seen: bool) {
+            *self.kernel.entry(inode).or_default() += 1;
+            *self.counts.entry(inode).or_default() += u64::from(seen);
+        }
+    }
+
+    impl Kernel for Fake {
+        fn look(&self, net: u64) -> io::Result<Look> {
+            let net = if net == 0 { self.lists[0].into() } else { net };
+            let at = self.lists.iter().position(|inode| u64::from(*inode) == net);
+            let after = at.map_or(0, |at| at + 1);
+            let mut look = Look {
+                net,
+                next: self.lists.get(after).map_or(HEAD, |next| (*next).into()),
+                ..Look::default()
+            };
+            if let Some(at) = at {
+                let inode = self.lists[at];
+                look.ops = OPS;
+                look.id = id(inode);
+                let counted = self.kernel.get(&inode).copied().unwrap_or_default();
+                look.kernel[kernel::LISTEN_OVERFLOWS] = counted;
+                look.kernel[kernel::LISTEN_DROPS] = counted;
+            }
+            Ok(look)
+        }
+
+        fn counts(&self, id: NetnsId) -> io::Result<Counts> {
+            let mut counts = [0; count::COUNT];
+            let counted = self.counts.get(&id.inode).copied().unwrap_or_default();
+            let late = self.in_flight.get();
+            self.in_flight.set(late.saturating_sub(1));
+            counts[syn_outcome::ACCEPT_QUEUE_FULL] = counted - counted.min(late);
+            Ok(counts)
+        }
+
+        fn forget(&mut self, id: NetnsId) {
+            self.forgotten.push(id.inode);
+        }
+    }
+
+    fn id(inode: u32) -> NetnsId {
+        NetnsId { inode, mix: !inode }
+    }
+
+    fn compared(namespaces: &mut Namespaces, fake: &mut Fake) -> Vec<Netns> {
+        let mut records = Vec::new();
+        namespaces
+            .compare(fake, 1, &mut |record| {
+                records.push(Netns::read_from_bytes(record).unwrap());
+            })
+            .unwrap();
+        records
+    }
+
+    fn residues(record: &Netns) -> i64 {
+        let at = kernel::LISTEN_DROPS;
+        residue(record.kernel[at], record.before[at], record.after[at])
+    }
+
+    #[test]
+    fn what_was_before_the_baseline_is_not_compared() {
+        let mut fake = Fake::of(&[1, 2]);
+        for seen in [false, true, false] {
+            fake.overflow(2, seen);
+        }
+        let mut namespaces = Namespaces::new(Filter::default(), false);
+        namespaces.begin(&fake).unwrap();
+        fake.overflow(2, true);
+        let records = compared(&mut namespaces, &mut fake);
+        assert_eq!(records.len(), 2, "{records:?}");
+        assert_eq!(records[1].kernel[kernel::LISTEN_DROPS], 1);
+        assert_eq!(residues(&records[1]), 0);
+        assert_eq!(records[1].flags, 0);
+        assert!(compared(&mut namespaces, &mut fake).is_empty(), "no news");
+    }
+
+    #[test]
+    fn what_only_the_kernel_counted_is_the_residue() {
+        let mut fake = Fake::of(&[1]);
+        let mut namespaces = Namespaces::new(Filter::default(), false);
+        namespaces.begin(&fake).unwrap();
+        for seen in [true, false, false] {
+            fake.overflow(1, seen);
+        }
+        let records = compared(&mut namespaces, &mut fake);
+        assert_eq!(residues(&records[0]), 2);
+    }
+
+    #[test]
+    fn an_event_that_the_kernel_half_is_about_to_count_is_no_residue() {
+        let mut fake = Fake::of(&[1]);
+        let mut namespaces = Namespaces::new(Filter::default(), false);
+        namespaces.begin(&fake).unwrap();
+        fake.overflow(1, true);
+        fake.in_flight.set(3);
+        let records = compared(&mut namespaces, &mut fake);
+        assert_eq!(residues(&records[0]), 0);
+    }
+
+    #[test]
+    fn a_namespace_born_since_counts_from_zero_and_one_that_is_gone_is_forgotten() {
+        let mut fake = Fake::of(&[1, 2]);
+        let mut namespaces = Namespaces::new(Filter::default(), false);
+        namespaces.begin(&fake).unwrap();
+        fake.lists = vec![1, 3];
+        fake.overflow(3, true);
+        let records = compared(&mut namespaces, &mut fake);
+        let born = records.iter().find(|record| record.id == id(3)).unwrap();
+        assert_eq!(born.flags, netns_flag::BORN);
+        assert_eq!(born.kernel[kernel::LISTEN_DROPS], 1);
+        assert_eq!(residues(born), 0);
+        assert_eq!(fake.forgotten, [2]);
+    }
+
+    #[test]
+    fn only_what_is_asked_for_is_compared() {
+        let mut fake = Fake::of(&[1, 2]);
+        let mut asked = Filter::default();
+        asked.netns[0] = 2;
+        let mut namespaces = Namespaces::new(asked, false);
+        namespaces.begin(&fake).unwrap();
+        let records = compared(&mut namespaces, &mut fake);
+        assert_eq!(
+            records.iter().map(|record| record.id).collect::<Vec<_>>(),
+            [id(2)]
+        );
+    }
+
+    #[test]
+    fn under_a_filter_by_port_only_that_is_said() {
+        let mut fake = Fake::of(&[1]);
+        let asked = Filter {
+            port: 80,
+            ..Filter::default()
+        };
+        let mut namespaces = Namespaces::new(asked, false);
+        namespaces.begin(&fake).unwrap();
+        let records = compared(&mut namespaces, &mut fake);
+        assert_eq!(records.len(), 1);
+        assert_eq!(records[0].id, NetnsId::default());
+        assert_eq!(records[0].flags, netns_flag::FILTERED);
+    }
+
+    #[test]
+    fn more_namespaces_than_there_is_room_for_are_counted() {
+        let inodes: Vec<u32> = (1..=u32::try_from(MAX_NAMESPACES).unwrap() + 3).collect();
+        let mut fake = Fake::of(&inodes);
+        let mut namespaces = Namespaces::new(Filter::default(), false);
+        namespaces.begin(&fake).unwrap();
+        let records = compared(&mut namespaces, &mut fake);
+        assert_eq!(records.last().unwrap().uncompared, 3);
+    }
+
+    proptest! {
+        /// Whatever is counted between the readings of a baseline and of a comparison, a kernel half that
+        /// misses nothing has no residue, and one that misses more than what moved has one.
+        #[test]
+        fn the_residue_is_zero_exactly_when_the_readings_allow_it(
+            base in 0..1_000_u64,
+            base_moves in 0..5_u64,
+            counted in 0..1_000_u64,
+            moves in 0..5_u64,
+            missed in 0..20_u64,
+            at in 0..5_u64,
+            base_at in 0..5_u64,
+        ) {
+            let (at, base_at) = (at.min(moves), base_at.min(base_moves));
+            let of = |count: u64| [count; kernel::COMPARED];
+            let first = Reading {
+                before: of(base),
+                kernel: of(base + base_at),
+                after: of(base + base_moves),
+            };
+            let second = Reading {
+                before: of(base + base_moves + counted),
+                kernel: of(base + base_moves + counted + at + missed),
+                after: of(base + base_moves + counted + moves),
+            };
+            let since = second.since(&first);
+            if missed == 0 {
+                prop_assert!(since.agrees(), "{since:?}");
+            } else if missed > moves + base_moves {
+                prop_assert!(!since.agrees(), "{since:?}");
+            }
+        }
+    }
+}
