@@ -9,6 +9,7 @@ pub mod filter;
 pub mod layout;
 pub mod options;
 pub mod record;
+pub mod sketch;
 pub mod socket;
 pub mod stats;
 pub mod tcp;

@@ -46,4 +46,8 @@ pub struct Listener {
     pub drops_base: u32,
     /// How much `sk_drops` rose since for known reasons (tracepoint rung only).
     pub drops_explained: u64,
+    /// The second in which repeated SYN-ACKs were last emitted, and how many.
+    pub synacks_from_ns: u64,
+    pub synacks: u32,
+    pub pad: u32,
 }

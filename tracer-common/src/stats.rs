@@ -19,7 +19,9 @@ pub mod hook {
     pub const PROBE: u32 = 10;
     pub const DESTROY: u32 = 11;
     pub const RTO: u32 = 12;
-    pub const COUNT: u32 = 13;
+    /// Ends of requests that made no connection.
+    pub const REQUEST: u32 = 13;
+    pub const COUNT: u32 = 14;
 }
 
 /// Names of the hooks, in the order of [`hook`].
@@ -37,6 +39,7 @@ pub const HOOKS: [&str; hook::COUNT as usize] = [
     "probe",
     "destroy",
     "rto",
+    "request",
 ];
 
 /// What happened to the events of one hook on one CPU.

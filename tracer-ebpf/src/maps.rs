@@ -11,6 +11,7 @@ use conntracer_common::{
     filter::{Filter, MAX_NETNS},
     layout::{KernelFacts, KernelLayout},
     options::Options,
+    record::Sources,
     socket::{Listener, SocketState},
     stats::{HookCounters, hook},
 };
@@ -81,6 +82,15 @@ pub(crate) static LISTENERS: HashMap<u64, Listener> = HashMap::with_max_entries(
 #[map]
 pub(crate) static EMPTY_LISTENER: Array<Listener> = Array::with_max_entries(1, 0);
 
+/// Who troubles listeners, by the address of the listener's `struct sock`. LRU: a listener forgotten
+/// among 1,024 others in trouble starts anew.
+#[map]
+pub(crate) static SKETCHES: LruHashMap<u64, Sources> = LruHashMap::with_max_entries(1024, 0);
+
+/// What a new sketch is copied from: zero for ever.
+#[map]
+pub(crate) static EMPTY_SKETCH: Array<Sources> = Array::with_max_entries(1, 0);
+
 /// Where a packet's listener is looked up on the tracepoint rung.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -135,6 +145,34 @@ pub(crate) struct Bracket {
     pub(crate) cookie: u8,
     pub(crate) pad: [u8; 2],
 }
+
+/// Entry to exit of `tcp_check_req` on this CPU (kprobe rung).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Checked {
+    pub(crate) sk: u64,
+    pub(crate) skb: u64,
+    /// 0 when no call is under way.
+    pub(crate) request: u64,
+    pub(crate) stolen: u64,
+}
+
+#[map]
+pub(crate) static CHECKED: PerCpuArray<Checked> = PerCpuArray::with_max_entries(1, 0);
+
+/// Entry to exit of `reqsk_timer_handler` on this CPU: timers of one CPU follow one another.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Expiring {
+    /// 0 when no call is under way.
+    pub(crate) request: u64,
+    /// 0 when the request is not the timer's to end: it was removed already, or its listener closed.
+    pub(crate) listener: u64,
+    pub(crate) timeouts: u64,
+}
+
+#[map]
+pub(crate) static EXPIRING: PerCpuArray<Expiring> = PerCpuArray::with_max_entries(1, 0);
 
 /// The counters of this CPU that tell why a SYN was dropped.
 #[repr(C)]

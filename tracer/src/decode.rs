@@ -19,7 +19,7 @@ use zerocopy::FromBytes;
 use crate::{
     event::{
         Body, Comm, Drop, Event, Loss, Opened, Owner, OwnerSource, Probe, Reset, Retransmit,
-        RetransmitType, Role, Snapshot, Socket, State, Syn, SynAck, Tcp, TcpState,
+        RetransmitType, Role, Snapshot, Socket, Sources, State, Syn, SynAck, Tcp, TcpState,
     },
     finding::Ktime,
     source::SocketId,
@@ -73,6 +73,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::RETRANSMIT => Body::Retransmit(retransmit(&read(bytes, &header)?)?),
         kind::SYNACK => Body::SynAck(syn_ack(&read(bytes, &header)?)?),
         kind::SYN => Body::Syn(syn(&read(bytes, &header)?)?),
+        kind::SOURCES => Body::Sources(sources(&read(bytes, &header)?)),
         kind::RESET => Body::Reset(reset(&read(bytes, &header)?)?),
         kind::DROP => Body::Drop(drop(&read(bytes, &header)?)?),
         kind::PROBE => Body::Probe(probe(&read(bytes, &header)?)?),
@@ -290,6 +291,17 @@ fn syn(raw: &record::Syn) -> Result<Syn, DecodeError> {
         reuseport: raw.flags & listener_flag::REUSEPORT != 0,
         most_repeats: raw.most_repeats,
     })
+}
+
+fn sources(raw: &record::Sources) -> Sources {
+    Sources {
+        socket: socket(&raw.socket),
+        since: Ktime(raw.since_ns),
+        last: Ktime(raw.last_ns),
+        syns: raw.syns,
+        addresses: raw.addresses,
+        prefixes: raw.prefixes,
+    }
 }
 
 fn reset(raw: &record::Reset) -> Result<Reset, DecodeError> {

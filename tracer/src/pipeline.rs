@@ -20,8 +20,11 @@ use crate::{
     event::{Body, Event, TcpState},
     finding::{Finding, Ktime},
     kernel::host::Host,
-    source::SocketId,
-    table::connection::Connections,
+    source::Watched,
+    table::{
+        connection::Connections,
+        listener::{ListenerKey, ListenerTotals},
+    },
 };
 
 /// What the pipeline hands on.
@@ -64,6 +67,7 @@ pub struct Pipeline {
     thresholds: Thresholds,
     host: Arc<Host>,
     connections: Connections,
+    totals: ListenerTotals,
     syn_drop: SynDrop,
     handshake: Handshake,
     dead_peer: DeadPeer,
@@ -84,6 +88,7 @@ impl Pipeline {
         let limits = &thresholds.limits;
         Self {
             connections: Connections::new(limits.connections),
+            totals: ListenerTotals::new(limits.listeners),
             syn_drop: SynDrop::new(limits.listeners),
             handshake: Handshake::new(limits.listeners),
             dead_peer: DeadPeer::new(limits.connections),
@@ -137,7 +142,14 @@ impl Pipeline {
             }
         }
         match &event.body {
-            Body::Syn(body) => self.syn_drop.syn(body, &mut cx),
+            Body::Syn(body) => {
+                let gained = self.totals.gained(&body.socket, &body.totals);
+                self.handshake.syn(body, &gained, &mut cx);
+                let flood = self.handshake.flood(&ListenerKey::of(&body.socket), &cx);
+                self.syn_drop.syn(body, &gained, flood, &mut cx);
+                self.storm.syn_acks(&gained, &mut cx);
+            }
+            Body::Sources(body) => self.handshake.sources(body, &mut cx),
             Body::SynAck(body) => {
                 self.handshake.syn_ack(body, &mut cx);
                 self.storm.syn_ack(body, &mut cx);
@@ -183,11 +195,15 @@ impl Pipeline {
         self.storm.finish(&mut cx);
     }
 
-    /// Connections that the next poll is to show: silent ones, whose recovery no hook tells.
-    pub fn watched(&mut self) -> Vec<SocketId> {
-        let (watched, unwatched) = self.dead_peer.watched(self.thresholds.limits.watched);
+    /// What the next poll is to show: silent connections, whose recovery no hook tells, and listeners
+    /// with an open finding.
+    pub fn watched(&mut self) -> Watched {
+        let (connections, unwatched) = self.dead_peer.watched(self.thresholds.limits.watched);
         self.unwatched = unwatched;
-        watched
+        Watched {
+            connections,
+            listeners: self.handshake.watched(),
+        }
     }
 
     /// Age from which the next poll is to list half-closed sockets.
@@ -218,7 +234,9 @@ impl Pipeline {
                 .iter()
                 .fold(0, |sum, lost| sum.saturating_add(*lost)),
             connections_evicted: self.connections.evicted(),
-            listeners_evicted: self.syn_drop.evicted() + self.handshake.evicted(),
+            listeners_evicted: self.totals.evicted()
+                + self.syn_drop.evicted()
+                + self.handshake.evicted(),
             storms_evicted: self.storm.evicted(),
             dead_peers_evicted: self.dead_peer.evicted(),
             processes_evicted: self.half_closed.evicted(),

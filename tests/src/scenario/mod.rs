@@ -9,6 +9,8 @@ pub mod accept_queue;
 pub mod dead_peer;
 pub mod ghost_syns;
 pub mod half_closed;
+pub mod handshakes;
 pub mod healthy;
 pub mod lossy_path;
 pub mod short_lives;
+pub mod syn_flood;

@@ -55,7 +55,7 @@ impl Emits {
             Body::Reset(_) => kind::RESET,
             Body::Drop(_) => kind::DROP,
             Body::Probe(_) => kind::PROBE,
-            Body::Snapshot(_) | Body::Tick | Body::Loss(_) => return false,
+            Body::Sources(_) | Body::Snapshot(_) | Body::Tick | Body::Loss(_) => return false,
         };
         self.records & emit_bit(kind) != 0
     }

@@ -11,6 +11,9 @@
 //! `other`. A cookie in place of a stored request is `syn_cookies`: service goes on, without window
 //! scaling and SACK where timestamps are off.
 //!
+//! **Flood.** What fills the SYN queue may be a flood: [`super::half_open::handshake`] says so, and a
+//! finding about that queue points to its finding.
+//!
 //! **False positives.** None known for drops: each one cost a client at least a second. Cookies are
 //! not reported where `tcp_syncookies` is 2, which asks for them always.
 
@@ -22,10 +25,7 @@ use super::{Context, Draft, Facts, Life, hooks, plural, said_seconds, who};
 use crate::{
     event::{Owner, Syn},
     finding::{FindingKind, Ktime, Subject},
-    table::{
-        Bounded,
-        listener::{ListenerKey, ListenerTotals},
-    },
+    table::{Bounded, listener::ListenerKey},
 };
 
 /// What a listener did instead of creating a connection.
@@ -77,6 +77,14 @@ impl Cause {
         matches!(self, Self::AckOverflow | Self::AbortOnOverflow)
     }
 
+    /// Whether forged requests can be what fills the queue.
+    const fn is_of_syn_queue(self) -> bool {
+        matches!(
+            self,
+            Self::SynQueueFull | Self::SynQueuePressure | Self::Cookies
+        )
+    }
+
     /// How many clients these totals turned away for this cause.
     const fn of(self, totals: &SynTotals) -> u64 {
         match self {
@@ -106,9 +114,16 @@ struct Drops {
     last: Ktime,
     /// The cause was concluded from fields at least once.
     by_fields: bool,
+    /// The finding pointed to by what was last said.
+    said_flood: Option<u64>,
 }
 
 impl Drops {
+    const fn said(&mut self, life: Life, flood: Option<u64>) {
+        self.life = Some(life);
+        self.said_flood = flood;
+    }
+
     /// What an update is worth a line for.
     const fn moved(&self) -> u64 {
         self.count.saturating_add(self.acks)
@@ -122,12 +137,13 @@ struct Listener {
     /// What was counted since the listener was first seen.
     totals: SynTotals,
     drops: [Drops; Cause::ALL.len()],
+    /// The finding that says this listener is flooded.
+    flood: Option<u64>,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct SynDrop {
-    totals: ListenerTotals,
     listeners: Bounded<ListenerKey, Listener>,
     /// Open findings by id.
     open: BTreeMap<u64, (ListenerKey, usize)>,
@@ -136,25 +152,32 @@ pub(crate) struct SynDrop {
 impl SynDrop {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
-            totals: ListenerTotals::new(limit),
             listeners: Bounded::new(limit),
             open: BTreeMap::new(),
         }
     }
 
     pub(crate) const fn evicted(&self) -> u64 {
-        self.listeners.evicted() + self.totals.evicted()
+        self.listeners.evicted()
     }
 
-    pub(crate) fn syn(&mut self, syn: &Syn, cx: &mut Context<'_>) {
+    /// A listener's totals, what they gained since its last record, and the finding that says it is
+    /// flooded.
+    pub(crate) fn syn(
+        &mut self,
+        syn: &Syn,
+        gained: &SynTotals,
+        flood: Option<u64>,
+        cx: &mut Context<'_>,
+    ) {
         let key = ListenerKey::of(&syn.socket);
-        let gained = self.totals.gained(&syn.socket, &syn.totals);
         if self.listeners.touch(&key).is_none() {
             let listener = Listener {
                 owner: syn.owner,
                 latest: *syn,
                 totals: [0; syn_outcome::COUNT],
                 drops: Default::default(),
+                flood: None,
             };
             if let Some((key, mut gone)) = self.listeners.insert(key, listener) {
                 for (index, cause) in Cause::ALL.into_iter().enumerate() {
@@ -169,6 +192,7 @@ impl SynDrop {
             return;
         };
         listener.owner = syn.owner.or(listener.owner);
+        listener.flood = flood;
         let remote = listener.latest.socket.remote;
         listener.latest = *syn;
         if syn.socket.remote.port() == 0 {
@@ -176,10 +200,10 @@ impl SynDrop {
             listener.latest.socket.remote = remote;
         }
         for (total, more) in listener.totals.iter_mut().zip(gained) {
-            *total = total.saturating_add(more);
+            *total = total.saturating_add(*more);
         }
         for (index, cause) in Cause::ALL.into_iter().enumerate() {
-            let more = cause.of(&gained);
+            let more = cause.of(gained);
             let drops = &mut listener.drops[index];
             let acks = if cause.is_of_ack() && (more > 0 || drops.life.is_some()) {
                 gained[syn_outcome::ACK_OVERFLOW]
@@ -204,13 +228,13 @@ impl SynDrop {
                 None => {
                     let mut life = cx.open(draft(&key, listener, cause, cx));
                     life.said_count = moved;
-                    listener.drops[index].life = Some(life);
+                    listener.drops[index].said(life, flood);
                     self.open.insert(life.id, (key, index));
                 }
                 Some(mut life) if life.due(cx.now, moved) => {
                     cx.update(&mut life, draft(&key, listener, cause, cx));
                     life.said_count = moved;
-                    listener.drops[index].life = Some(life);
+                    listener.drops[index].said(life, flood);
                 }
                 Some(_) => {}
             }
@@ -220,13 +244,12 @@ impl SynDrop {
     /// Says what grew since a second or more, and resolves what is quiet.
     pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
         let quiet = cx.thresholds.syn_drop.quiet();
-        self.each_open(cx, |drops, cx| {
+        self.each_open(cx, |drops, points, cx| {
             if cx.now.since(drops.last) >= quiet {
                 Verdict::Resolve
-            } else if drops
-                .life
-                .is_some_and(|life| life.due(cx.now, drops.moved()))
-            {
+            } else if drops.life.is_some_and(|life| {
+                life.due(cx.now, drops.moved()) || (points && life.ripe(cx.now))
+            }) {
                 Verdict::Update
             } else {
                 Verdict::Keep
@@ -236,8 +259,8 @@ impl SynDrop {
 
     /// The last word on what is still open.
     pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
-        self.each_open(cx, |drops, _| {
-            if drops.life.is_some_and(|life| life.stale(drops.moved())) {
+        self.each_open(cx, |drops, points, _| {
+            if points || drops.life.is_some_and(|life| life.stale(drops.moved())) {
                 Verdict::Update
             } else {
                 Verdict::Keep
@@ -245,7 +268,12 @@ impl SynDrop {
         });
     }
 
-    fn each_open(&mut self, cx: &mut Context<'_>, judge: impl Fn(&Drops, &Context<'_>) -> Verdict) {
+    /// `judge` is also told whether a finding has come to point to another one, or no longer does.
+    fn each_open(
+        &mut self,
+        cx: &mut Context<'_>,
+        judge: impl Fn(&Drops, bool, &Context<'_>) -> Verdict,
+    ) {
         let listeners = &mut self.listeners;
         self.open.retain(|_, (key, index)| {
             let Some(listener) = listeners.get_mut(key) else {
@@ -254,12 +282,14 @@ impl SynDrop {
             let Some(mut life) = listener.drops[*index].life else {
                 return false;
             };
-            match judge(&listener.drops[*index], cx) {
+            let drops = &listener.drops[*index];
+            let points = Cause::ALL[*index].is_of_syn_queue() && drops.said_flood != listener.flood;
+            match judge(drops, points, cx) {
                 Verdict::Keep => true,
                 Verdict::Update => {
                     cx.update(&mut life, draft(key, listener, Cause::ALL[*index], cx));
                     life.said_count = listener.drops[*index].moved();
-                    listener.drops[*index].life = Some(life);
+                    listener.drops[*index].said(life, listener.flood);
                     true
                 }
                 Verdict::Resolve => {
@@ -321,6 +351,13 @@ fn draft(key: &ListenerKey, listener: &Listener, cause: Cause, cx: &Context<'_>)
     if syn.socket.remote.port() != 0 {
         facts = facts.text("last_remote", syn.socket.remote.to_string());
     }
+    let mut summary = summary(key, listener, cause, cx);
+    if let Some(flood) = listener.flood.filter(|_| cause.is_of_syn_queue()) {
+        facts = facts
+            .text("looks_like", "flood")
+            .count("flood_finding", flood);
+        summary = format!("{summary}; finding {flood} says that it looks like a flood");
+    }
     Draft {
         kind: cause.kind(),
         cause: cause.name(),
@@ -334,7 +371,7 @@ fn draft(key: &ListenerKey, listener: &Listener, cause: Cause, cx: &Context<'_>)
         since: drops.since,
         last: drops.last,
         count: drops.count,
-        summary: summary(key, listener, cause, cx),
+        summary,
         evidence: facts,
         advice: advice(listener, cause, cx),
     }

@@ -129,6 +129,7 @@ impl Connections {
             | Body::Accept(_)
             | Body::SynAck(_)
             | Body::Syn(_)
+            | Body::Sources(_)
             | Body::Drop(_)
             | Body::Tick
             | Body::Loss(_) => return None,
