@@ -13,7 +13,7 @@ use aya_ebpf::{
 use conntracer_common::{record::syn_outcome, stats::hook, tcp::state};
 
 use crate::{
-    maps::{CHECKED, Checked, EXPIRING, Expiring, Outcome, account, global},
+    maps::{CHECKED, Checked, EXPIRING, Outcome, account, global},
     probes::listener,
     sock::{self, field},
 };
