@@ -41,6 +41,9 @@ pub const STUCK_PORT: u16 = SERVER_PORT + 1;
 const STUCK_BACKLOG: i32 = 1;
 const STUCK_CLIENTS: u64 = 12;
 
+/// How many a backlog of 1 takes.
+const STUCK_QUEUE: u64 = 2;
+
 /// See the module.
 #[derive(Debug)]
 pub struct SynFlood {
@@ -96,20 +99,33 @@ impl SynFlood {
             ])
         })?;
         self.send(0..self.syns / 2)?;
-        self.clients = self.pair.client.run(|| {
-            (0..STUCK_CLIENTS)
+        // Those that the queue takes first: the SYNs of the others are then dropped, and the listener has
+        // no SYN-ACK to repeat, which would be among the flood's.
+        self.connect(STUCK_QUEUE)?;
+        wait::until("the other accept queue to fill", SOON, || {
+            Ok((self.counted()?.passive_opens >= STUCK_QUEUE).then_some(()))
+        })?;
+        self.connect(STUCK_CLIENTS)?;
+        wait::until("the other accept queue to overflow", SOON, || {
+            Ok((self.counted()?.listen_overflows > 0).then_some(()))
+        })?;
+        self.send(self.syns / 2..self.syns)
+    }
+
+    /// So many clients more for the other listener.
+    fn connect(&mut self, count: u64) -> Result<()> {
+        let clients = self.pair.client.run(|| {
+            (0..count)
                 .map(|_| {
                     let client = tcp(Family::V4)?;
                     abort_on_close(&client)?;
                     connect_without_waiting(&client, stuck())?;
                     Ok(client)
                 })
-                .collect::<Result<_>>()
+                .collect::<Result<Vec<_>>>()
         })?;
-        wait::until("the other accept queue to overflow", SOON, || {
-            Ok((self.counted()?.listen_overflows > 0).then_some(()))
-        })?;
-        self.send(self.syns / 2..self.syns)
+        self.clients.extend(clients);
+        Ok(())
     }
 
     /// Takes clients and listeners away: no counter moves any more.
