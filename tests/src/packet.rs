@@ -79,16 +79,15 @@ fn send_batch(raw: &Socket, packets: &[Vec<u8>]) -> Result<()> {
         let count = libc::c_uint::try_from(rest.len()).context("a batch of a few packets")?;
         // SAFETY: `rest` is `count` messages, whose parts and packets outlive the call.
         let done = unsafe { libc::sendmmsg(raw.as_raw_fd(), rest.as_mut_ptr(), count, 0) };
-        match usize::try_from(done) {
-            Ok(done) => sent += done,
-            Err(_) => {
-                let error = std::io::Error::last_os_error();
-                // The queue of the interface is full: this one is lost, as on a real wire.
-                if error.raw_os_error() != Some(libc::ENOBUFS) {
-                    return Err(error).context("sending SYNs");
-                }
-                sent += 1;
+        if let Ok(done) = usize::try_from(done) {
+            sent += done;
+        } else {
+            let error = std::io::Error::last_os_error();
+            // The queue of the interface is full: this one is lost, as on a real wire.
+            if error.raw_os_error() != Some(libc::ENOBUFS) {
+                return Err(error).context("sending SYNs");
             }
+            sent += 1;
         }
     }
     Ok(())

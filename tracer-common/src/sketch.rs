@@ -46,6 +46,7 @@ pub const fn prefix(addr: &[u32; 4]) -> [u32; 4] {
 /// zeros of its upper bits.
 #[must_use]
 #[expect(clippy::inline_always, reason = "a BPF program has no calls to spare")]
+#[expect(clippy::cast_possible_truncation, reason = "at most 64")]
 #[inline(always)]
 pub const fn rank(hash: u64, registers: usize) -> u8 {
     (hash | (registers as u64 - 1)).leading_zeros() as u8 + 1

@@ -147,7 +147,7 @@ impl Pipeline {
                 self.handshake.syn(body, &gained, &mut cx);
                 let flood = self.handshake.flood(&ListenerKey::of(&body.socket), &cx);
                 self.syn_drop.syn(body, &gained, flood, &mut cx);
-                self.storm.syn_acks(&gained, &mut cx);
+                self.storm.syn_acks(&gained, &cx);
             }
             Body::Sources(body) => self.handshake.sources(body, &mut cx),
             Body::SynAck(body) => {

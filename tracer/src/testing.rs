@@ -247,7 +247,8 @@ impl Run {
         };
         let raise = |registers: &mut [u8], hash: u64| {
             let count = registers.len();
-            let register = &mut registers[(hash % count as u64) as usize];
+            let register =
+                &mut registers[usize::try_from(hash % count as u64).expect("a register")];
             *register = (*register).max(sketch::rank(hash, count));
         };
         for source in from {

@@ -73,6 +73,11 @@ fn network(source: IpAddr) -> IpAddr {
 }
 
 /// What the registers count: Flajolet et al. 2007, figure 3, without its correction for 32-bit hashes.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "never negative; beyond 64 bits it saturates"
+)]
 fn estimate(registers: &[u8]) -> u64 {
     let count = registers.len() as f64;
     let alpha = if registers.len() == PREFIXES {
@@ -85,10 +90,13 @@ fn estimate(registers: &[u8]) -> u64 {
         .map(|register| 0.5_f64.powi(i32::from(*register)))
         .sum();
     let raw = alpha * count * count / sum;
-    let empty = registers.iter().filter(|register| **register == 0).count();
+    let empty: f64 = registers
+        .iter()
+        .map(|register| f64::from(u8::from(*register == 0)))
+        .sum();
     // Few: the share of registers hit tells better.
-    if raw <= 2.5 * count && empty > 0 {
-        (count * (count / empty as f64).ln()).round() as u64
+    if raw <= 2.5 * count && empty > 0.0 {
+        (count * (count / empty).ln()).round() as u64
     } else {
         raw.round() as u64
     }
@@ -110,10 +118,11 @@ mod tests {
         let mut crowd = Crowd::new();
         for source in sources {
             let address = hash(&source, seed);
-            let register = &mut crowd.addresses[(address % ADDRESSES as u64) as usize];
+            let register =
+                &mut crowd.addresses[usize::try_from(address % ADDRESSES as u64).unwrap()];
             *register = (*register).max(rank(address, ADDRESSES));
             let network = hash(&prefix(&source), seed);
-            let register = &mut crowd.prefixes[(network % PREFIXES as u64) as usize];
+            let register = &mut crowd.prefixes[usize::try_from(network % PREFIXES as u64).unwrap()];
             *register = (*register).max(rank(network, PREFIXES));
         }
         crowd
