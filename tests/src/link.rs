@@ -5,7 +5,7 @@
 //! ends are known to be up before the first packet.
 
 use std::{
-    net::{IpAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     os::fd::AsRawFd,
 };
 
@@ -15,7 +15,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
     link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State},
 };
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::{
     family::Family,
@@ -83,6 +83,39 @@ impl Pair {
             wait_passable((&server, family.server()), (&client, family.client()))?;
         }
         Ok(Self { server, client })
+    }
+}
+
+impl Pair {
+    /// Routes an IPv4 network from the server to the client, who is not in it: what the server sends
+    /// there vanishes without a word.
+    pub fn route_to_nowhere(&self, network: Ipv4Addr, prefix_len: u8) -> Result<()> {
+        let IpAddr::V4(gateway) = Family::V4.client() else {
+            unreachable!("an address of IPv4");
+        };
+        self.server.run(|| {
+            with_handle(async |handle: &Handle| {
+                let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                    .destination_prefix(network, prefix_len)
+                    .gateway(gateway)
+                    .build();
+                handle
+                    .route()
+                    .add(route)
+                    .execute()
+                    .await
+                    .with_context(|| format!("adding a route to {network}/{prefix_len}"))
+            })
+        })
+    }
+
+    /// Waits until what the calling CPU sent from the client before has arrived at the server: packets
+    /// of one CPU do not overtake each other on a veth pair. `netns.run` on a pinned thread.
+    pub fn wait_drained(&self) -> Result<()> {
+        wait_passable(
+            (&self.client, Family::V4.client()),
+            (&self.server, Family::V4.server()),
+        )
     }
 }
 

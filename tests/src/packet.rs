@@ -3,7 +3,10 @@
 //! Sent through a raw socket that includes the IP header, so that no connection of this host stands
 //! behind them and nobody answers the SYN-ACK, not even with a RST.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr, SocketAddrV4},
+    os::fd::AsRawFd,
+};
 
 use anyhow::{Context, Result, bail};
 use socket2::{Protocol, Socket, Type};
@@ -15,6 +18,7 @@ const TCP_HEADER: u16 = 20;
 const CHECKSUM_AT: usize = 16;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
+const RST: u8 = 0x04;
 /// What a sender without window scaling may offer at most.
 const WINDOW: u16 = u16::MAX;
 const TTL: u8 = 64;
@@ -39,39 +43,116 @@ pub fn send_ack(
     destination: SocketAddr,
     number: u32,
 ) -> Result<()> {
-    let packet = segment(source, destination, ACK, number)?;
+    let packet = segment(source, destination, ACK, sequence(source), number)?;
     send(family, &packet, destination)
 }
 
-fn syn(source: SocketAddr, destination: SocketAddr) -> Result<Vec<u8>> {
-    segment(source, destination, SYN, 0)
+/// Sends the RST with which the client of a [`send_syn`] takes it back.
+pub fn send_rst(family: Family, source: SocketAddr, destination: SocketAddr) -> Result<()> {
+    let next = sequence(source) + 1;
+    send(
+        family,
+        &segment(source, destination, RST, next, 0)?,
+        destination,
+    )
 }
 
-fn send(family: Family, packet: &[u8], destination: SocketAddr) -> Result<()> {
-    let raw = Socket::new(
+/// Sends one SYN from each of `sources`, as fast as batches of [`BATCH`] go. The kernel may drop some
+/// on the way: its counters tell how many came.
+pub fn flood(sources: impl Iterator<Item = SocketAddrV4>, destination: SocketAddrV4) -> Result<()> {
+    let raw = raw(Family::V4)?;
+    raw.connect(&SocketAddr::from(SocketAddrV4::new(*destination.ip(), 0)).into())
+        .context("connecting a raw socket")?;
+    let mut sources = sources.peekable();
+    while sources.peek().is_some() {
+        let packets = sources
+            .by_ref()
+            .take(BATCH)
+            .map(|source| syn(source.into(), destination.into()))
+            .collect::<Result<Vec<_>>>()?;
+        send_batch(&raw, &packets)?;
+    }
+    Ok(())
+}
+
+/// Packets per system call.
+const BATCH: usize = 64;
+
+fn send_batch(raw: &Socket, packets: &[Vec<u8>]) -> Result<()> {
+    let mut parts: Vec<libc::iovec> = packets
+        .iter()
+        .map(|packet| libc::iovec {
+            iov_base: packet.as_ptr().cast_mut().cast(),
+            iov_len: packet.len(),
+        })
+        .collect();
+    let mut messages: Vec<libc::mmsghdr> = parts
+        .iter_mut()
+        .map(|part| {
+            // SAFETY: all zero is a valid mmsghdr: null pointers with no lengths.
+            let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            message.msg_hdr.msg_iov = part;
+            message.msg_hdr.msg_iovlen = 1;
+            message
+        })
+        .collect();
+    let mut sent = 0;
+    while let Some(rest) = messages.get_mut(sent..).filter(|rest| !rest.is_empty()) {
+        let count = libc::c_uint::try_from(rest.len()).context("a batch of a few packets")?;
+        // SAFETY: `rest` is `count` messages, whose parts and packets outlive the call.
+        let done = unsafe { libc::sendmmsg(raw.as_raw_fd(), rest.as_mut_ptr(), count, 0) };
+        if let Ok(done) = usize::try_from(done) {
+            sent += done;
+        } else {
+            let error = std::io::Error::last_os_error();
+            // The queue of the interface is full: this one is lost, as on a real wire.
+            if error.raw_os_error() != Some(libc::ENOBUFS) {
+                return Err(error).context("sending SYNs");
+            }
+            sent += 1;
+        }
+    }
+    Ok(())
+}
+
+fn raw(family: Family) -> Result<Socket> {
+    Socket::new(
         family.domain(),
         Type::RAW,
         Some(Protocol::from(libc::IPPROTO_RAW)),
     )
-    .context("making a raw socket; this needs CAP_NET_RAW")?;
+    .context("making a raw socket; this needs CAP_NET_RAW")
+}
+
+fn send(family: Family, packet: &[u8], destination: SocketAddr) -> Result<()> {
     // A raw IPv6 socket takes no port; a raw IPv4 one ignores it.
     let to = SocketAddr::new(destination.ip(), 0);
-    raw.send_to(packet, &to.into())
+    raw(family)?
+        .send_to(packet, &to.into())
         .with_context(|| format!("sending a segment to {destination}"))?;
     Ok(())
+}
+
+/// Any initial sequence number will do; one per port tells the SYNs apart in a capture.
+fn sequence(source: SocketAddr) -> u32 {
+    u32::from(source.port())
+}
+
+fn syn(source: SocketAddr, destination: SocketAddr) -> Result<Vec<u8>> {
+    segment(source, destination, SYN, sequence(source), 0)
 }
 
 fn segment(
     source: SocketAddr,
     destination: SocketAddr,
     flags: u8,
+    sequence: u32,
     acknowledged: u32,
 ) -> Result<Vec<u8>> {
     let mut tcp = Vec::with_capacity(usize::from(TCP_HEADER));
     tcp.extend(source.port().to_be_bytes());
     tcp.extend(destination.port().to_be_bytes());
-    // Any initial sequence number will do; one per port tells the SYNs apart in a capture.
-    tcp.extend(u32::from(source.port()).to_be_bytes());
+    tcp.extend(sequence.to_be_bytes());
     tcp.extend(acknowledged.to_be_bytes());
     // Header length in 32-bit words, in the upper half of the byte.
     tcp.extend([5 << 4, flags]);
@@ -138,18 +219,14 @@ mod tests {
 
     #[test]
     fn a_syn_is_as_long_as_its_headers() {
-        let v4 = segment(
+        let v4 = syn(
             "10.0.0.9:1".parse().unwrap(),
             "10.0.0.1:80".parse().unwrap(),
-            SYN,
-            0,
         )
         .unwrap();
-        let v6 = segment(
+        let v6 = syn(
             "[fd00::9]:1".parse().unwrap(),
             "[fd00::1]:80".parse().unwrap(),
-            SYN,
-            0,
         )
         .unwrap();
         assert_eq!((v4.len(), v6.len()), (40, 60));
@@ -163,11 +240,9 @@ mod tests {
     #[test]
     fn mixed_families_are_refused() {
         assert!(
-            segment(
+            syn(
                 "10.0.0.9:1".parse().unwrap(),
-                "[fd00::1]:80".parse().unwrap(),
-                SYN,
-                0
+                "[fd00::1]:80".parse().unwrap()
             )
             .is_err()
         );

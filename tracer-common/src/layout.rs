@@ -61,6 +61,10 @@ layout! {
     skc_v6_daddr = "sock_common"."skc_v6_daddr", optional;
     skc_v6_rcv_saddr = "sock_common"."skc_v6_rcv_saddr", optional;
     skc_flags = "sock_common"."skc_flags";
+    /// Of a request: `rsk_listener`.
+    skc_listener = "sock_common"."skc_listener";
+    /// NULL once a socket or request is in no hash table.
+    skc_pprev = "sock_common"."skc_nulls_node.pprev";
     /// The bytes that hold these bit fields, at bits `reuseport_bit` and `ipv6only_bit`.
     skc_reuseport = "sock_common"."skc_reuseport", optional;
     skc_ipv6only = "sock_common"."skc_ipv6only", optional;
@@ -103,6 +107,8 @@ layout! {
     req_num_retrans = "request_sock"."num_retrans";
     /// The byte whose upper 7 bits are `num_timeout` (bit 0 is `syncookie`).
     req_num_timeout = "request_sock"."num_timeout";
+    req_timer = "request_sock"."rsk_timer";
+    treq_rcv_isn = "tcp_request_sock"."rcv_isn";
     /// The byte that holds `acked`, at bit `ireq_acked_bit`.
     ireq_acked = "inet_request_sock"."acked", optional;
 

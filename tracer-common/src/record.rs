@@ -9,7 +9,10 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::netns::{Compared, NetnsId};
+use crate::{
+    netns::{Compared, NetnsId},
+    sketch,
+};
 
 /// What a record is about; the value of [`Header::kind`].
 pub mod kind {
@@ -26,6 +29,7 @@ pub mod kind {
     pub const SNAPSHOT: u16 = 10;
     pub const TICK: u16 = 11;
     pub const LOSS: u16 = 12;
+    pub const SOURCES: u16 = 13;
     pub const REFUSAL: u16 = 14;
     pub const NETNS: u16 = 15;
 }
@@ -217,6 +221,7 @@ pub struct Retransmit {
 }
 
 /// One `tcp_retransmit_synack`: our SYN-ACK was not answered in time (or the client repeated its SYN).
+/// At most [`SYNACKS_PER_S`] a second and listener, unless asked for: `SynTotals` count all.
 /// `socket` is the listener with the request's remote end; `owner` is the listener's.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
@@ -387,6 +392,32 @@ pub struct Syn {
 /// Shortest time between two [`Syn`] records of one listener and outcome: ten a second keep a
 /// finding's figures fresh, and cap what a flood can cost.
 pub const SYN_INTERVAL_NS: u64 = 100_000_000;
+
+/// Records of repeated SYN-ACKs per listener and second: ten times what one lost burst of a handful of
+/// clients makes, and a flood costs no more than 10 kB a second.
+pub const SYNACKS_PER_S: u32 = 64;
+
+/// Who sent the SYNs that a listener had trouble with (answered by a cookie, dropped, or whose SYN-ACK
+/// was repeated): the registers of [`crate::sketch`]. Read from the kernel half's map at a poll, when
+/// they changed. Listeners of one namespace share a seed, so that those of one address can be joined:
+/// the larger of each register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Sources {
+    pub header: Header,
+    /// The listener.
+    pub socket: Socket,
+    /// ktime of the first and the last such SYN. It starts anew after [`SOURCES_QUIET_NS`] without one.
+    pub since_ns: u64,
+    pub last_ns: u64,
+    /// Troubled SYNs since then.
+    pub syns: u64,
+    pub addresses: [u8; sketch::ADDRESSES],
+    pub prefixes: [u8; sketch::PREFIXES],
+}
+
+/// Two floods further apart are two: twice the 31 s between a request's last repeat but one and its last.
+pub const SOURCES_QUIET_NS: u64 = 60_000_000_000;
 
 /// A RST sent or received.
 #[derive(
@@ -599,7 +630,7 @@ pub struct Netns {
 }
 
 /// The largest record. What is larger than half the 512-byte BPF stack is emitted from its map.
-pub const MAX_RECORD: usize = 384;
+pub const MAX_RECORD: usize = 448;
 
 const _: () = {
     assert!(size_of::<Header>() == 16);
@@ -616,6 +647,7 @@ const _: () = {
     assert!(size_of::<Refusal>() == 208);
     assert!(size_of::<Probe>() == 208);
     assert!(size_of::<Snapshot>() == 208);
-    assert!(size_of::<Syn>() <= MAX_RECORD);
     assert!(size_of::<Netns>() == 304);
+    assert!(size_of::<Sources>() == 424);
+    assert!(size_of::<Syn>() <= MAX_RECORD && size_of::<Sources>() <= MAX_RECORD);
 };

@@ -51,6 +51,10 @@ pub struct Listener {
     /// (tracepoint rung only).
     pub group_next: u64,
     pub group_previous: u64,
+    /// The second in which repeated SYN-ACKs were last emitted, and how many.
+    pub synacks_from_ns: u64,
+    pub synacks: u32,
+    pub pad: u32,
 }
 
 /// SYNs dropped on their way to one address for one reason: their cumulative record, and when it was

@@ -20,7 +20,9 @@ pub mod hook {
     pub const DESTROY: u32 = 11;
     pub const RTO: u32 = 12;
     pub const COOKIE: u32 = 13;
-    pub const COUNT: u32 = 14;
+    /// Ends of requests that made no connection.
+    pub const REQUEST: u32 = 14;
+    pub const COUNT: u32 = 15;
 }
 
 /// Names of the hooks, in the order of [`hook`].
@@ -39,6 +41,7 @@ pub const HOOKS: [&str; hook::COUNT as usize] = [
     "destroy",
     "rto",
     "cookie",
+    "request",
 ];
 
 /// What happened to the events of one hook on one CPU.

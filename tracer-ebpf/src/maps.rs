@@ -12,6 +12,7 @@ use conntracer_common::{
     layout::{KernelFacts, KernelLayout},
     netns::{Counts, Look, NetnsId},
     options::Options,
+    record::{Drop, Sources},
     socket::{Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HookCounters, hook},
 };
@@ -81,6 +82,15 @@ pub(crate) static LISTENERS: HashMap<u64, Listener> = HashMap::with_max_entries(
 /// What a new listener's entry is copied from: zero for ever.
 #[map]
 pub(crate) static EMPTY_LISTENER: Array<Listener> = Array::with_max_entries(1, 0);
+
+/// Who troubles listeners, by the address of the listener's `struct sock`. LRU: a listener forgotten
+/// among 1,024 others in trouble starts anew.
+#[map]
+pub(crate) static SKETCHES: LruHashMap<u64, Sources> = LruHashMap::with_max_entries(1024, 0);
+
+/// What a new sketch is copied from: zero for ever.
+#[map]
+pub(crate) static EMPTY_SKETCH: Array<Sources> = Array::with_max_entries(1, 0);
 
 /// Where a packet's listener is looked up: on the tracepoint rung, and for a packet that was dropped on its
 /// way to one.
@@ -193,6 +203,34 @@ pub(crate) struct Bracket {
     pub(crate) pad: [u8; 2],
 }
 
+/// Entry to exit of `tcp_check_req` on this CPU (kprobe rung).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Checked {
+    pub(crate) sk: u64,
+    pub(crate) skb: u64,
+    /// 0 when no call is under way.
+    pub(crate) request: u64,
+    pub(crate) stolen: u64,
+}
+
+#[map]
+pub(crate) static CHECKED: PerCpuArray<Checked> = PerCpuArray::with_max_entries(1, 0);
+
+/// Entry to exit of `reqsk_timer_handler` on this CPU: timers of one CPU follow one another.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Expiring {
+    /// 0 when no call is under way.
+    pub(crate) request: u64,
+    /// 0 when the request is not the timer's to end: it was removed already, or its listener closed.
+    pub(crate) listener: u64,
+    pub(crate) timeouts: u64,
+}
+
+#[map]
+pub(crate) static EXPIRING: PerCpuArray<Expiring> = PerCpuArray::with_max_entries(1, 0);
+
 /// The counters of this CPU that tell why a SYN was dropped.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -226,6 +264,11 @@ pub(crate) static LAST_DROP_MIB: LruPerCpuHashMap<u32, DropMib> =
 #[map]
 pub(crate) static LAST_MIB: LruPerCpuHashMap<u32, Mib> =
     LruPerCpuHashMap::with_max_entries(1024, 0);
+
+/// The segment that `kfree_skb` freed on this CPU: its record has no room on the stack beside what is
+/// asked about it.
+#[map]
+pub(crate) static DROPPED: PerCpuArray<Drop> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub(crate) static SYN_BRACKET: PerCpuArray<Bracket> = PerCpuArray::with_max_entries(1, 0);

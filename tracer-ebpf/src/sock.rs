@@ -11,8 +11,10 @@ use aya_ebpf::helpers::{
 use conntracer_common::{
     layout::ABSENT,
     record::{Owner, Socket, Tcp},
-    tcp::{AF_INET, AF_INET6, IPPROTO_TCP, state},
+    tcp::{AF_INET, AF_INET6, IPPROTO_TCP, flag, state},
 };
+
+use crate::maps::global;
 
 /// `SOCK_KEEPOPEN` in `enum sock_flags` (include/net/sock.h); the same in 5.10 … 7.x.
 const SOCK_KEEPOPEN: u32 = 3;
@@ -203,6 +205,26 @@ pub(crate) fn is_consumed_by_tcp(skb: u64) -> bool {
 #[inline(always)]
 pub(crate) fn is_ipv6(skb: u64) -> bool {
     u16::from_be(field!(skb, skb_protocol: u16)) == ETH_P_IPV6
+}
+
+/// Where a packet comes from; all zero for anything but IP.
+#[inline(always)]
+pub(crate) fn source_of(skb: u64) -> [u32; 4] {
+    let ip = field!(skb, skb_head: u64) + u64::from(field!(skb, skb_network_header: u16));
+    match u16::from_be(field!(skb, skb_protocol: u16)) {
+        ETH_P_IP => mapped(read(ip, 12)),
+        ETH_P_IPV6 => read(ip, 8),
+        _ => [0; 4],
+    }
+}
+
+/// Whether a segment ends the request it is for: a RST, or a SYN that is not the request's own
+/// (`tcp_check_req`). Only behind `tcp_v4/v6_rcv`, which fill `TCP_SKB_CB`.
+#[inline(always)]
+pub(crate) fn ends_request(skb: u64, rcv_isn: u32) -> bool {
+    let cb = skb + u64::from(global!(LAYOUT.skb_cb));
+    let flags = field!(cb, cb_tcp_flags: u8);
+    flags & flag::RST != 0 || (flags & flag::SYN != 0 && field!(cb, cb_seq: u32) != rcv_isn)
 }
 
 /// The part of an IPv4 header that is looked at (RFC 791), in words.

@@ -22,8 +22,8 @@ use zerocopy::FromBytes;
 use crate::{
     event::{
         Body, Comm, Device, Drop, Event, Loss, Netns, Opened, Owner, OwnerSource, Path, Place,
-        Probe, Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket, State, Syn,
-        SynAck, Tcp, TcpState,
+        Probe, Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket, Sources, State,
+        Syn, SynAck, Tcp, TcpState,
     },
     finding::Ktime,
     source::SocketId,
@@ -77,6 +77,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::RETRANSMIT => Body::Retransmit(retransmit(&read(bytes, &header)?)?),
         kind::SYNACK => Body::SynAck(syn_ack(&read(bytes, &header)?)?),
         kind::SYN => Body::Syn(syn(&read(bytes, &header)?)?),
+        kind::SOURCES => Body::Sources(sources(&read(bytes, &header)?)),
         kind::RESET => Body::Reset(reset(&read(bytes, &header)?)?),
         kind::DROP => Body::Drop(drop(&read(bytes, &header)?)?),
         kind::REFUSAL => Body::Refusal(refusal(&read(bytes, &header)?)?),
@@ -296,6 +297,17 @@ fn syn(raw: &record::Syn) -> Result<Syn, DecodeError> {
         reuseport: raw.flags & listener_flag::REUSEPORT != 0,
         most_repeats: raw.most_repeats,
     })
+}
+
+fn sources(raw: &record::Sources) -> Sources {
+    Sources {
+        socket: socket(&raw.socket),
+        since: Ktime(raw.since_ns),
+        last: Ktime(raw.last_ns),
+        syns: raw.syns,
+        addresses: raw.addresses,
+        prefixes: raw.prefixes,
+    }
 }
 
 fn reset(raw: &record::Reset) -> Result<Reset, DecodeError> {

@@ -16,14 +16,17 @@ use crate::{
         half_open::{dead_peer::DeadPeer, half_closed::HalfClosed, handshake::Handshake},
         refusal::Refusal,
         retransmit_storm::RetransmitStorm,
-        syn_drop::SynDrop,
+        syn_drop::{self, SynDrop},
     },
     event::{Body, Event, TcpState},
     finding::{Finding, Ktime},
     kernel::host::Host,
     reconcile::{Reconciler, Reconciliation},
-    source::SocketId,
-    table::{connection::Connections, listener::Summary},
+    source::Watched,
+    table::{
+        connection::Connections,
+        listener::{ListenerKey, Listeners, Summary},
+    },
 };
 
 /// What the pipeline hands on.
@@ -72,6 +75,7 @@ pub struct Pipeline {
     thresholds: Thresholds,
     host: Arc<Host>,
     connections: Connections,
+    listeners: Listeners,
     syn_drop: SynDrop,
     refusal: Refusal,
     handshake: Handshake,
@@ -94,7 +98,8 @@ impl Pipeline {
         let limits = &thresholds.limits;
         Self {
             connections: Connections::new(limits.connections),
-            syn_drop: SynDrop::new(limits.listeners),
+            listeners: Listeners::new(limits.listeners),
+            syn_drop: SynDrop::new(),
             refusal: Refusal::new(limits.refusals, limits.listeners),
             handshake: Handshake::new(limits.listeners),
             dead_peer: DeadPeer::new(limits.connections),
@@ -154,10 +159,16 @@ impl Pipeline {
         }
         match &event.body {
             Body::Syn(body) => {
+                let applied = self.listeners.apply(body, cx.now);
                 self.refusal.listening(body);
-                self.syn_drop.syn(body, &mut cx);
+                self.handshake.syn(body, &applied.gained, &mut cx);
+                let flood = self.handshake.flood(&ListenerKey::of(&body.socket), &cx);
+                self.syn_drop
+                    .syn(body, &applied, flood, &self.listeners, &mut cx);
+                self.storm.syn_acks(&applied.gained, &cx);
             }
             Body::Refusal(body) => self.refusal.refusal(body, &mut cx),
+            Body::Sources(body) => self.handshake.sources(body, &mut cx),
             Body::SynAck(body) => {
                 self.handshake.syn_ack(body, &mut cx);
                 self.storm.syn_ack(body, &mut cx);
@@ -171,7 +182,8 @@ impl Pipeline {
             Body::Reset(body) => self.dead_peer.reset(body, &mut cx),
             Body::Snapshot(body) => self.half_closed.snapshot(body, &mut cx),
             Body::Tick => {
-                self.syn_drop.tick(&mut cx);
+                self.listeners.tick(cx.now);
+                self.syn_drop.tick(&self.listeners, &mut cx);
                 self.refusal.tick(&mut cx);
                 self.handshake.tick(&mut cx);
                 self.dead_peer.tick(&mut cx);
@@ -199,7 +211,7 @@ impl Pipeline {
             last_id: &mut self.last_id,
             out: &mut |finding| out(Output::Finding(finding)),
         };
-        self.syn_drop.finish(&mut cx);
+        self.syn_drop.finish(&self.listeners, &mut cx);
         self.refusal.finish(&mut cx);
         self.handshake.finish(&mut cx);
         self.dead_peer.finish(&mut cx);
@@ -207,11 +219,15 @@ impl Pipeline {
         self.storm.finish(&mut cx);
     }
 
-    /// Connections that the next poll is to show: silent ones, whose recovery no hook tells.
-    pub fn watched(&mut self) -> Vec<SocketId> {
-        let (watched, unwatched) = self.dead_peer.watched(self.thresholds.limits.watched);
+    /// What the next poll is to show: silent connections, whose recovery no hook tells, and listeners
+    /// with an open finding.
+    pub fn watched(&mut self) -> Watched {
+        let (connections, unwatched) = self.dead_peer.watched(self.thresholds.limits.watched);
         self.unwatched = unwatched;
-        watched
+        Watched {
+            connections,
+            listeners: self.handshake.watched(),
+        }
     }
 
     /// Age from which the next poll is to list half-closed sockets.
@@ -234,7 +250,7 @@ impl Pipeline {
     /// The busiest listeners in numbers, and how many more there are.
     #[must_use]
     pub fn listeners(&self) -> (Vec<Summary>, u64) {
-        self.syn_drop.summaries(&self.host, self.now)
+        syn_drop::summaries(&self.listeners, &self.host, self.now)
     }
 
     #[must_use]
@@ -249,8 +265,8 @@ impl Pipeline {
                 .iter()
                 .fold(0, |sum, lost| sum.saturating_add(*lost)),
             connections_evicted: self.connections.evicted(),
-            listeners_evicted: self.syn_drop.evicted() + self.handshake.evicted(),
             refusals_evicted: self.refusal.evicted(),
+            listeners_evicted: self.listeners.evicted() + self.handshake.evicted(),
             storms_evicted: self.storm.evicted(),
             dead_peers_evicted: self.dead_peer.evicted(),
             processes_evicted: self.half_closed.evicted(),

@@ -13,6 +13,15 @@ pub struct SocketId {
     pub born: Ktime,
 }
 
+/// What the detectors want to see at the next poll, whatever happened to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watched {
+    /// Silent connections, whose recovery no hook tells.
+    pub connections: Vec<SocketId>,
+    /// Listeners with an open finding.
+    pub listeners: Vec<SocketId>,
+}
+
 /// A live supply of raw records. Every record it hands out is complete and starts with a
 /// [`conntracer_common::record::Header`].
 pub trait Source {
@@ -22,12 +31,13 @@ pub trait Source {
     /// Hands out everything now in the rings, in the order of `ktime_ns`.
     fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()>;
 
-    /// Asks the kernel's maps: listeners whose totals changed (`Syn` with outcome 255), SYNs dropped
-    /// before a listener (`Refusal`), a `Snapshot` of each watched socket, sockets half-closed for longer than `half_closed_ns` (`Snapshot`),
-    /// what was lost (`Loss`), and last a `Tick` with the current ktime.
+    /// Asks the kernel's maps: listeners that are watched or whose totals changed (`Syn` with outcome
+    /// 255), who troubled them since the last poll (`Sources`), SYNs dropped before a listener
+    /// (`Refusal`), a `Snapshot` of each watched connection, sockets half-closed for longer than
+    /// `half_closed_ns` (`Snapshot`), what was lost (`Loss`), and last a `Tick` with the current ktime.
     fn poll(
         &mut self,
-        watched: &[SocketId],
+        watched: &Watched,
         half_closed_ns: u64,
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()>;

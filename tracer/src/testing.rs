@@ -4,13 +4,16 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use conntracer_common::{
     record::{self, Header, Owner, Socket, Tcp, kind, owner_source, role, syn_evidence},
+    sketch,
     tcp::{AF_INET, AF_INET6, ca, state},
 };
 use proptest::prelude::*;
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::{
+    decode::decode,
     detect::Thresholds,
+    event,
     finding::{Finding, Status},
     kernel::{
         host::Host,
@@ -142,6 +145,16 @@ pub(crate) fn listener(local: &str, remote: &str) -> Socket {
     }
 }
 
+/// The event of a listener that nobody troubles.
+pub(crate) fn sources() -> event::Sources {
+    let mut run = Run::new();
+    run.sources(listener("10.0.0.1:80", "0.0.0.0:0"), std::iter::empty());
+    match decode(&run.fed[0]).map(|event| event.body) {
+        Ok(event::Body::Sources(sources)) => sources,
+        other => panic!("not what was encoded: {other:?}"),
+    }
+}
+
 /// A pipeline, what it found, and what it was fed.
 pub(crate) struct Run {
     pub(crate) pipeline: Pipeline,
@@ -239,6 +252,34 @@ impl Run {
             ..record::Syn::default()
         };
         change(&mut record);
+        self.record(&record);
+    }
+
+    /// The registers that SYNs from these addresses leave at a listener.
+    pub(crate) fn sources(&mut self, socket: Socket, from: impl Iterator<Item = [u32; 4]>) {
+        let mut record = record::Sources {
+            header: self.header::<record::Sources>(kind::SOURCES),
+            socket,
+            since_ns: self.ktime_ns,
+            last_ns: self.ktime_ns,
+            syns: 0,
+            addresses: [0; sketch::ADDRESSES],
+            prefixes: [0; sketch::PREFIXES],
+        };
+        let raise = |registers: &mut [u8], hash: u64| {
+            let count = registers.len();
+            let register =
+                &mut registers[usize::try_from(hash % count as u64).expect("a register")];
+            *register = (*register).max(sketch::rank(hash, count));
+        };
+        for source in from {
+            record.syns += 1;
+            raise(&mut record.addresses, sketch::hash(&source, 7));
+            raise(
+                &mut record.prefixes,
+                sketch::hash(&sketch::prefix(&source), 7),
+            );
+        }
         self.record(&record);
     }
 
@@ -425,6 +466,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::TICK, size_of::<record::Tick>()),
         (kind::LOSS, size_of::<record::Loss>()),
         (kind::NETNS, size_of::<record::Netns>()),
+        (kind::SOURCES, size_of::<record::Sources>()),
     ];
     let kinds = prop::sample::select(sizes.to_vec());
     (

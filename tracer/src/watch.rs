@@ -15,7 +15,7 @@ use crate::{
     kernel::host::Host,
     pipeline::{Output, Pipeline, Tallies},
     sink::{Account, Line, queue::Refused},
-    source::SocketId,
+    source::Watched,
 };
 
 /// See the module.
@@ -68,8 +68,8 @@ impl Watch {
             .finish(&mut |output| shown.take(output, lines));
     }
 
-    /// Connections the next poll is to show.
-    pub fn watched(&mut self) -> Vec<SocketId> {
+    /// What the next poll is to show.
+    pub fn watched(&mut self) -> Watched {
         self.pipeline.watched()
     }
 

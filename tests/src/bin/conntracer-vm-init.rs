@@ -178,6 +178,8 @@ impl Parameters {
         command
             .env("CONNTRACER_BIN", "/bin/conntracer")
             .env("CONNTRACER_HOOKS", &self.hooks)
+            // A tenth of what a real CPU takes in its stride.
+            .env("CONNTRACER_FLOOD_SYNS", "20000")
             .env("RUST_BACKTRACE", "1");
         command
     }

@@ -8,6 +8,7 @@
 mod doctor;
 mod emit;
 mod half_open;
+mod handshake;
 mod healthy;
 mod lifecycle;
 mod listener;

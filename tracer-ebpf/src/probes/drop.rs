@@ -4,14 +4,14 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
-    record::{Drop, Socket, kind},
+    record::{Drop, kind},
     stats::hook,
     tcp::{flag, state},
 };
 
 use crate::{
     emit::{self, Lane},
-    maps::{Outcome, account, asked_for, global},
+    maps::{DROPPED, Outcome, account, asked_for, global},
     probes::{
         ack, listener, percpu,
         refusal::{self, Freed},
@@ -62,22 +62,28 @@ fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Pac
     }
     let netns = if net == 0 { 0 } else { sock::net_inum(net) };
 
-    let socket = Socket {
-        sk: rx_sk,
-        local_addr: packet.local_addr,
-        remote_addr: packet.remote_addr,
-        netns,
-        local_port: packet.local_port,
-        remote_port: packet.remote_port,
-        family: packet.family,
-        state: if rx_sk == 0 {
-            state::CLOSE
-        } else {
-            field!(rx_sk, skc_state: u8)
-        },
-        ..Socket::default()
+    let Some(record) = DROPPED.get_ptr_mut(0) else {
+        return Outcome::Lost;
     };
-    if !socket::wanted(&socket) {
+    // SAFETY: a live per-CPU map value of plain data; the kernel does not enter a program that is running
+    // on the CPU.
+    let record = unsafe { &mut *record };
+    record.seq = packet.seq;
+    record.reason = reason;
+    record.tcp_flags = packet.flags;
+    record.socket.sk = rx_sk;
+    record.socket.local_addr = packet.local_addr;
+    record.socket.remote_addr = packet.remote_addr;
+    record.socket.netns = netns;
+    record.socket.local_port = packet.local_port;
+    record.socket.remote_port = packet.remote_port;
+    record.socket.family = packet.family;
+    record.socket.state = if rx_sk == 0 {
+        state::CLOSE
+    } else {
+        field!(rx_sk, skc_state: u8)
+    };
+    if !socket::wanted(&record.socket) {
         return Outcome::Filtered;
     }
     let counted = if args < 3 {
@@ -86,7 +92,7 @@ fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Pac
         0
     };
     if global!(OPTIONS.ack_by_skb) != 0 && packet.flags & flag::RST == 0 {
-        let sk = if socket.state == state::LISTEN && rx_sk != 0 {
+        let sk = if record.socket.state == state::LISTEN && rx_sk != 0 {
             rx_sk
         } else {
             let sk = listener::by_port(netns, packet.local_port, packet.local_addr);
@@ -122,16 +128,9 @@ fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Pac
             refused
         };
     }
-    let record = Drop {
-        header: emit::header::<Drop>(kind::DROP),
-        socket,
-        location: ctx.arg(1),
-        seq: packet.seq,
-        reason,
-        tcp_flags: packet.flags,
-        ..Drop::default()
-    };
-    let emitted = emit::emit(ctx, Lane::Bulk, &record);
+    record.header = emit::header::<Drop>(kind::DROP);
+    record.location = ctx.arg(1);
+    let emitted = emit::emit(ctx, Lane::Bulk, &*record);
     if refused == Outcome::Lost {
         refused
     } else {

@@ -5,7 +5,10 @@ use aya_log_ebpf::debug;
 use conntracer_common::{
     layout::ABSENT,
     netns::count,
-    record::{SYN_INTERVAL_NS, Socket, Syn, kind, listener_flag, owner_source, role, syn_outcome},
+    record::{
+        SYN_INTERVAL_NS, SYNACKS_PER_S, Socket, Syn, kind, listener_flag, owner_source, role,
+        syn_outcome,
+    },
     socket::Listener,
     tcp::state,
 };
@@ -16,7 +19,7 @@ use crate::{
         Client, EMPTY_LISTENER, LISTEN_PORTS, LISTENERS, ListenKey, Outcome, VICTIMS, add,
         asked_for, global,
     },
-    probes::{netns, socket},
+    probes::{netns, socket, sources},
     sock::{self, field},
 };
 
@@ -137,6 +140,7 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     };
     let outcome = said(ctx, entry, ALL, lane);
     leave_group(&socket, next, previous);
+    sources::forget(sk);
     match LISTENERS.remove(sk) {
         Ok(()) => outcome,
         Err(_) => Outcome::Lost,
@@ -155,6 +159,18 @@ pub(crate) fn entry<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut Listener, O
         "listener {:x} is older than the tracer: adopted without an owner", sk
     );
     Ok(entry)
+}
+
+/// [`entry`] for what comes of a request: its listener may have closed meanwhile, and must not be adopted.
+#[inline(always)]
+pub(crate) fn entry_of_request<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut Listener, Outcome> {
+    if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
+        return Ok(entry);
+    }
+    if field!(sk, skc_state: u8) != state::LISTEN {
+        return Err(Outcome::Filtered);
+    }
+    entry(ctx, sk)
 }
 
 const fn key(netns: u32, port: u16, addr: [u32; 4]) -> ListenKey {
@@ -193,6 +209,47 @@ pub(crate) fn count(entry: *mut Listener, total: usize) {
         unsafe { add((&raw mut (*entry).syn.totals).cast::<u64>().add(total), 1) };
     }
 }
+
+/// [`count`] for what is no outcome of a packet and not said by itself: the poll shows it, and so does
+/// the listener's end.
+#[inline(always)]
+pub(crate) fn count_aside(entry: *mut Listener, total: usize) {
+    count(entry, total);
+    // SAFETY: a live map value of plain data; the helper has no preconditions.
+    unsafe {
+        (*entry).emitted |= 1 << total;
+        (*entry).syn.last_ns = bpf_ktime_get_ns();
+    }
+}
+
+/// A SYN-ACK was repeated. Says whether a record of it is within the listener's budget.
+#[inline(always)]
+pub(crate) fn repeated(entry: *mut Listener, repeats_before: u8, acked: u8) -> bool {
+    count_aside(entry, syn_outcome::REPEATED);
+    if acked != 0 {
+        count(entry, syn_outcome::REPEATED_ACKED);
+    }
+    if repeats_before == 0 {
+        count(entry, syn_outcome::REQUESTS_REPEATED);
+    }
+    let repeats = repeats_before.saturating_add(1);
+    // SAFETY: a live map value of plain data; where CPUs mix, a record more or less is emitted.
+    unsafe {
+        if repeats > (*entry).syn.most_repeats {
+            (*entry).syn.most_repeats = repeats;
+        }
+        let now = (*entry).syn.last_ns;
+        if now.wrapping_sub((*entry).synacks_from_ns) >= SYNACKS_INTERVAL_NS {
+            (*entry).synacks_from_ns = now;
+            (*entry).synacks = 0;
+        }
+        (*entry).synacks = (*entry).synacks.wrapping_add(1);
+        (*entry).synacks <= SYNACKS_PER_S
+    }
+}
+
+/// What [`SYNACKS_PER_S`] counts in.
+const SYNACKS_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// A third ACK made a connection, after so many repeated SYN-ACKs.
 #[inline(always)]
@@ -281,6 +338,9 @@ pub(crate) fn outcome<C: EbpfContext>(
         if outcome == syn_outcome::ADDED {
             return Outcome::Aggregated;
         }
+        if outcome < syn_outcome::SYNS {
+            sources::troubled(listener, entry, &sock::source_of(skb));
+        }
         let bit = 1 << outcome;
         let first = (*entry).emitted & bit == 0;
         if !first && !asked_for(kind::SYN) && now - (*entry).emitted_ns < SYN_INTERVAL_NS {
@@ -341,6 +401,21 @@ fn is_new_victim(listener: u64, skb: u64) -> bool {
     // An LRU map has room for whatever is new; where two CPUs race for it the second is no loss.
     let _raced = VICTIMS.insert(client, now, 0);
     true
+}
+
+/// Brings a listener's queues and settings up to date for the poll that is to read them; one of another
+/// birth is another listener.
+#[inline(always)]
+pub(crate) fn refreshed(sk: u64, born_ns: u64) {
+    if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
+        // SAFETY: a live map value of plain data.
+        let entry = unsafe { &mut *entry };
+        if entry.syn.socket.born_ns == born_ns {
+            entry.syn.ack_backlog = field!(sk, sk_ack_backlog: u32);
+            entry.syn.syn_qlen = field!(sk, icsk_qlen: u32);
+            settings(entry, sk);
+        }
+    }
 }
 
 /// What bounds the listener's queues, and what its namespace does when they are full.

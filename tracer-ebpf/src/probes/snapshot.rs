@@ -11,7 +11,7 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{Outcome, SOCKETS},
-    probes::socket,
+    probes::{listener, socket},
     sock,
 };
 
@@ -26,6 +26,13 @@ pub(crate) fn snapshot(ctx: RawTracePointContext) -> i32 {
     } else {
         gone(&ctx, sk, born_ns);
     }
+    0
+}
+
+/// The same for a listener: nothing is emitted, its entry in `LISTENERS` is brought up to date.
+#[raw_tracepoint]
+pub(crate) fn refresh(ctx: RawTracePointContext) -> i32 {
+    listener::refreshed(ctx.arg(0), ctx.arg(1));
     0
 }
 

@@ -9,8 +9,8 @@ use conntracer_common::{
 
 use crate::{
     emit::{self, Lane},
-    maps::{LISTENERS, Outcome, account, global},
-    probes::{netns, socket},
+    maps::{Outcome, account, asked_for, global},
+    probes::{listener, netns, socket, sources},
     sock::{self, field},
 };
 
@@ -23,6 +23,8 @@ fn try_synack(ctx: &BtfTracePointContext) -> Outcome {
     let listener: u64 = ctx.arg(0);
     let request: u64 = ctx.arg(1);
     netns::count(sock::net_of(request), count::SYN_ACK_REPEATED);
+    let num_retrans = field!(request, req_num_retrans: u8);
+    let acked = (field!(request, ireq_acked: u8) >> (global!(FACTS.ireq_acked_bit) & 7)) & 1;
     // A request sock begins with a sock_common, filled like a full socket's.
     let mut record = SynAck {
         header: emit::header::<SynAck>(kind::SYNACK),
@@ -30,21 +32,27 @@ fn try_synack(ctx: &BtfTracePointContext) -> Outcome {
         ack_backlog: field!(listener, sk_ack_backlog: u32),
         max_ack_backlog: field!(listener, sk_max_ack_backlog: u32),
         syn_qlen: field!(listener, icsk_qlen: u32),
-        num_retrans: field!(request, req_num_retrans: u8),
+        num_retrans,
         num_timeout: field!(request, req_num_timeout: u8) >> 1,
-        acked: (field!(request, ireq_acked: u8) >> (global!(FACTS.ireq_acked_bit) & 7)) & 1,
+        acked,
         ..SynAck::default()
     };
     sock::fill_common(request, &mut record.socket);
     if !socket::wanted(&record.socket) {
         return Outcome::Filtered;
     }
+    record.socket.sk = listener;
+    // Not known where a filter names the remote end, which a listener has none of: then every record goes.
+    if let Ok(entry) = listener::entry_of_request(ctx, listener) {
+        let within_budget = listener::repeated(entry, num_retrans, acked);
+        sources::troubled(listener, entry, &record.socket.remote_addr);
+        if !within_budget && !asked_for(kind::SYNACK) {
+            return Outcome::Aggregated;
+        }
+        // SAFETY: a live map value of plain data.
+        record.socket.born_ns = unsafe { (*entry).syn.socket.born_ns };
+    }
     // A request lives no longer than its listener.
     socket::inherit(listener, u64::MAX, &mut record.owner);
-    record.socket.sk = listener;
-    // SAFETY: plain data.
-    if let Some(entry) = unsafe { LISTENERS.get(listener) } {
-        record.socket.born_ns = entry.syn.socket.born_ns;
-    }
     emit::emit(ctx, Lane::Bulk, &record)
 }

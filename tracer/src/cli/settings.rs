@@ -56,7 +56,9 @@ impl Emits {
             Body::Drop(_) => kind::DROP,
             Body::Refusal(_) => kind::REFUSAL,
             Body::Probe(_) => kind::PROBE,
-            Body::Snapshot(_) | Body::Tick | Body::Loss(_) | Body::Netns(_) => return false,
+            Body::Sources(_) | Body::Snapshot(_) | Body::Tick | Body::Loss(_) | Body::Netns(_) => {
+                return false;
+            }
         };
         self.records & emit_bit(kind) != 0
     }

@@ -53,7 +53,12 @@ pub(crate) struct Life {
 impl Life {
     /// Whether an update is worth a line: the count moved, and the last line is a second old.
     pub(crate) fn due(&self, now: Ktime, count: u64) -> bool {
-        count != self.said_count && now.since(self.said_at) >= UPDATE_INTERVAL
+        count != self.said_count && self.ripe(now)
+    }
+
+    /// Whether the last line is a second old.
+    pub(crate) fn ripe(&self, now: Ktime) -> bool {
+        now.since(self.said_at) >= UPDATE_INTERVAL
     }
 
     /// Whether the last line no longer tells the count.
@@ -252,7 +257,7 @@ pub(crate) mod hooks {
     pub(crate) const SYN: [u32; 1] = [hook::SYN];
     pub(crate) const ACK: [u32; 1] = [hook::ACK];
     pub(crate) const REFUSAL: [u32; 1] = [hook::DROP];
-    pub(crate) const HANDSHAKE: [u32; 1] = [hook::SYNACK];
+    pub(crate) const HANDSHAKE: [u32; 2] = [hook::SYNACK, hook::REQUEST];
     pub(crate) const DEAD_PEER: [u32; 3] = [hook::RETRANSMIT, hook::PROBE, hook::STATE];
     pub(crate) const STORM: [u32; 2] = [hook::RETRANSMIT, hook::SYNACK];
 }

@@ -52,9 +52,12 @@ pub struct HalfOpen {
     /// Opens `handshake` when so many requests of one listener needed a repeat within 4 s. Default 5:
     /// what one lost burst of a handful of clients does not reach.
     pub synack_requests: u64,
-    /// Distinct unanswering sources from which on it reads like a flood of forged addresses. Default
-    /// 64: more than the clients one broken path usually has within a SYN-ACK's 63 s.
+    /// Distinct sources of SYNs in trouble from which on it reads like a flood of forged addresses.
+    /// Default 64: more than the clients one broken path usually has within a SYN-ACK's 63 s.
     pub flood_sources: u64,
+    /// Share of completed handshakes below which it does. Default 0.1: forged addresses complete none,
+    /// and a flood that is not ten times the real clients needs no finding of its own.
+    pub flood_completed: f64,
     /// Opens `dead_peer` at so many consecutive retransmission timeouts. Default 3, `tcp_retries1`:
     /// where the kernel itself starts to doubt the path; on a LAN that is 1.4 s of silence.
     pub timeouts: u8,
@@ -78,6 +81,7 @@ impl Default for HalfOpen {
             synack_repeats: 2,
             synack_requests: 5,
             flood_sources: 64,
+            flood_completed: 0.1,
             timeouts: 3,
             probes: 2,
             half_closed_after_s: 60,
@@ -174,14 +178,16 @@ impl Thresholds {
                 ));
             }
         }
-        for (key, share) in [("ratio", storm.ratio), ("explained", storm.explained)] {
+        let half_open = &self.half_open;
+        for (key, share) in [
+            ("retransmit_storm.ratio", storm.ratio),
+            ("retransmit_storm.explained", storm.explained),
+            ("half_open.flood_completed", half_open.flood_completed),
+        ] {
             if !(0.0..=1.0).contains(&share) {
-                return Err(format!(
-                    "detect.retransmit_storm.{key} is {share}: set a share from 0 to 1"
-                ));
+                return Err(format!("detect.{key} is {share}: set a share from 0 to 1"));
             }
         }
-        let half_open = &self.half_open;
         let limits = &self.limits;
         for (key, number) in [
             (

@@ -103,6 +103,7 @@ impl Named<'_> {
                 map.serialize_entry("syn_qlen", &body.syn_qlen)?;
                 map.serialize_entry("max_syn_backlog", &body.max_syn_backlog)
             }
+            Body::Sources(body) => map.serialize_entry("syns", &body.syns),
             Body::Reset(body) => {
                 let direction = if body.received { "receive" } else { "transmit" };
                 map.serialize_entry("network.io.direction", direction)?;

@@ -13,6 +13,7 @@ use std::{borrow::Cow, net::SocketAddr, time::Duration};
 use conntracer_common::{
     netns::{Compared, NetnsId},
     record::SynTotals,
+    sketch,
     stats::HOOKS,
     tcp::state,
 };
@@ -42,6 +43,7 @@ pub enum Body {
     Retransmit(Retransmit),
     SynAck(SynAck),
     Syn(Syn),
+    Sources(Sources),
     Reset(Reset),
     Drop(Drop),
     Refusal(Refusal),
@@ -338,6 +340,19 @@ pub struct Syn {
     pub most_repeats: u8,
 }
 
+/// Who sent the SYNs a listener had trouble with: the registers of [`conntracer_common::sketch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sources {
+    /// The listener.
+    pub socket: Socket,
+    /// The first and the last of these SYNs.
+    pub since: Ktime,
+    pub last: Ktime,
+    pub syns: u64,
+    pub addresses: [u8; sketch::ADDRESSES],
+    pub prefixes: [u8; sketch::PREFIXES],
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reset {
     pub socket: Socket,
@@ -498,6 +513,7 @@ impl Body {
             Self::State(_) => "state",
             Self::Retransmit(_) | Self::SynAck(_) => "retransmit",
             Self::Syn(_) => "syn",
+            Self::Sources(_) => "sources",
             Self::Reset(_) => "reset",
             Self::Drop(_) => "drop",
             Self::Refusal(_) => "refusal",
@@ -518,6 +534,7 @@ impl Body {
             Self::Retransmit(body) => Some(&body.socket),
             Self::SynAck(body) => Some(&body.socket),
             Self::Syn(body) => Some(&body.socket),
+            Self::Sources(body) => Some(&body.socket),
             Self::Reset(body) => Some(&body.socket),
             Self::Drop(body) => Some(&body.socket),
             Self::Refusal(body) => Some(&body.socket),
@@ -541,7 +558,7 @@ impl Body {
             Self::Refusal(body) => body.owner.as_ref(),
             Self::Probe(body) => body.owner.as_ref(),
             Self::Snapshot(body) => body.owner.as_ref(),
-            Self::Tick | Self::Loss(_) | Self::Netns(_) => None,
+            Self::Sources(_) | Self::Tick | Self::Loss(_) | Self::Netns(_) => None,
         }
     }
 }

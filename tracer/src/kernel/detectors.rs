@@ -79,7 +79,7 @@ pub(super) fn plans(hooks: &[HookPlan]) -> Vec<DetectorPlan> {
         ("syn_drop", &["syn", "ack"][..]),
         ("syn_drop.refusal", &["drop"]),
         ("syn_cookies", &["syn"]),
-        ("half_open.handshake", &["synack"]),
+        ("half_open.handshake", &["synack", "request"]),
         ("half_open.dead_peer", &["retransmit", "rto", "probe"]),
         ("half_open.half_closed", &["state", "destroy"]),
         ("retransmit_storm", &["retransmit", "synack"]),

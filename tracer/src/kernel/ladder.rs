@@ -241,6 +241,37 @@ pub(super) const LADDERS: &[Ladder] = &[
         off: Some("whether third ACKs bring valid SYN cookies"),
     },
     Ladder {
+        hook: hook::REQUEST,
+        steps: &[
+            step(
+                F,
+                &[
+                    of(5, "request_fexit_5", Fexit("tcp_check_req")),
+                    on("request_timer_fexit", Fexit("reqsk_timer_handler")),
+                    on("request_timer_fentry", Fentry("reqsk_timer_handler")),
+                ],
+            ),
+            step(
+                F,
+                &[
+                    of(6, "request_fexit_6", Fexit("tcp_check_req")),
+                    on("request_timer_fexit", Fexit("reqsk_timer_handler")),
+                    on("request_timer_fentry", Fentry("reqsk_timer_handler")),
+                ],
+            ),
+            step(
+                K,
+                &[
+                    on("request_kretprobe", Kretprobe("tcp_check_req")),
+                    on("request_kprobe", Kprobe("tcp_check_req")),
+                    on("request_timer_kretprobe", Kretprobe("reqsk_timer_handler")),
+                    on("request_timer_kprobe", Kprobe("reqsk_timer_handler")),
+                ],
+            ),
+        ],
+        off: Some("how requests without a third ACK end: expired, or reset by the client"),
+    },
+    Ladder {
         hook: hook::RTO,
         steps: &[
             step(F, &[on("rto_fentry", Fentry("tcp_enter_loss"))]),
@@ -286,4 +317,4 @@ pub(super) const LADDERS: &[Ladder] = &[
 ];
 
 /// Programs that are loaded and attached to nothing: run on demand.
-pub(super) const ON_DEMAND: &[&str] = &["snapshot", "percpu_base", "netns_look"];
+pub(super) const ON_DEMAND: &[&str] = &["snapshot", "refresh", "percpu_base", "netns_look"];

@@ -15,7 +15,7 @@ use aya::{
 };
 use conntracer_common::{
     netns::{CPUS_AT_ONCE, NetnsId, count},
-    record::{Header, Loss, Refusal, Syn, SynTotals, Tick, kind},
+    record::{Header, Loss, Refusal, Sources, Syn, SynTotals, Tick, kind, syn_outcome},
     socket::{Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HOOKS, HookCounters, hook},
 };
@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     finding::Ktime,
-    source::{SocketId, Source},
+    source::{SocketId, Source, Watched},
 };
 
 /// Half-closed sockets reported at most; a leak is a leak long before.
@@ -55,6 +55,10 @@ type RefusedKey = [u8; REFUSED_KEY_BYTES];
 /// Where records go.
 type Feed<'a> = &'a mut dyn FnMut(&[u8]);
 
+/// Listeners whose queues are asked for anew at one poll: as many of a host's as may be in trouble at
+/// once, at about 1 µs each. The others are told as they stood at their last SYN.
+const MAX_REFRESHED: usize = 256;
+
 /// The attached programs, their rings and maps. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -71,6 +75,7 @@ pub struct Kernel {
     netns_look: LookMap,
     /// CPUs whose counters can be read.
     cpus: Vec<u32>,
+    sketches: MapData,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     wake: OnceCell<AsyncFd<OwnedFd>>,
     /// What the last poll saw, to say only what changed.
@@ -79,6 +84,8 @@ pub struct Kernel {
     totals: HashMap<u64, SynTotals, foldhash::quality::RandomState>,
     drop_events: u64,
     refused: HashMap<RefusedKey, (u64, u64), foldhash::quality::RandomState>,
+    /// Troubled SYNs of each listener, as last told.
+    troubled: HashMap<u64, u64, foldhash::quality::RandomState>,
     half_closed: Vec<SocketId>,
     swept_ns: u64,
 }
@@ -111,6 +118,7 @@ impl Kernel {
         };
         let netns_counts = map(&mut ebpf, "NETNS")?;
         let netns_look = map(&mut ebpf, "NETNS_LOOK")?;
+        let sketches = hash(&mut ebpf, "SKETCHES")?;
         let logger = if options.verbose {
             aya_log::EbpfLogger::init(&mut ebpf)
                 .inspect_err(|error| log::warn!("the programs' log is not available: {error}"))
@@ -133,6 +141,7 @@ impl Kernel {
             netns_counts,
             netns_look,
             cpus: cpus.unwrap_or_default(),
+            sketches,
             logger,
             wake: OnceCell::new(),
             lost: [0; HOOKS.len()],
@@ -140,6 +149,7 @@ impl Kernel {
             totals: HashMap::default(),
             drop_events: 0,
             refused: HashMap::default(),
+            troubled: HashMap::default(),
             half_closed: Vec::new(),
             swept_ns: 0,
         };
@@ -205,53 +215,94 @@ impl Kernel {
         &self.host
     }
 
-    fn snapshot_program(&self) -> io::Result<&RawTracePoint> {
-        match self.ebpf.program("snapshot") {
+    fn on_demand(&self, name: &str) -> io::Result<&RawTracePoint> {
+        match self.ebpf.program(name) {
             Some(Program::RawTracePoint(program)) => Ok(program),
-            _ => Err(io::Error::other("the eBPF object has no program snapshot")),
+            _ => Err(io::Error::other(format!(
+                "the eBPF object has no program {name}"
+            ))),
         }
     }
 
-    /// Asks for a `Snapshot` of one socket; it arrives in the bulk ring.
-    fn ask(&self, id: SocketId) -> io::Result<()> {
+    /// Runs a program on one socket: `snapshot`, whose `Snapshot` arrives in the bulk ring, or `refresh`
+    /// for a listener.
+    fn ask(&self, name: &str, id: SocketId) -> io::Result<()> {
         let mut options = RawTracePointRunOptions::new();
         options.args[0] = id.sk;
         options.args[1] = id.born.0;
-        self.snapshot_program()?
+        self.on_demand(name)?
             .test_run(options)
             .map(drop)
             .map_err(io::Error::other)
     }
 
-    /// Listeners whose totals changed since the last poll.
-    fn poll_listeners(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    /// Listeners that are watched, or whose totals changed since the last poll, as they stand now.
+    fn poll_listeners(
+        &mut self,
+        watched: &[SocketId],
+        now_ns: u64,
+        feed: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<()> {
         let mut events = HookCounters::default();
-        for hook in [hook::SYN, hook::ACK, hook::ACCEPT] {
+        for hook in [
+            hook::SYN,
+            hook::ACK,
+            hook::ACCEPT,
+            hook::SYNACK,
+            hook::REQUEST,
+        ] {
             events.add(&maps::counters(&self.counters, hook)?);
         }
-        if events.seen == self.listener_events {
+        if events.seen == self.listener_events && watched.is_empty() {
             return Ok(());
         }
         self.listener_events = events.seen;
+        let before = std::mem::take(&mut self.totals);
         let totals = &mut self.totals;
-        let mut alive = HashMap::default();
+        let mut due = watched.to_vec();
         maps::for_each(
             self.listeners.fd().as_fd(),
             size_of::<Listener>(),
             |sk, value| {
-                let Ok(Listener { mut syn, .. }) = Listener::read_from_bytes(value) else {
+                let Ok(Listener { syn, .. }) = Listener::read_from_bytes(value) else {
                     return;
                 };
-                alive.insert(sk, syn.totals);
-                if totals.get(&sk) == Some(&syn.totals) {
-                    return;
+                totals.insert(sk, syn.totals);
+                if before.get(&sk) != Some(&syn.totals) {
+                    due.push(SocketId {
+                        sk,
+                        born: Ktime(syn.socket.born_ns),
+                    });
                 }
-                syn.header = header::<Syn>(kind::SYN, now_ns);
-                syn.outcome = u8::MAX;
-                feed(syn.as_bytes());
             },
         )?;
-        self.totals = alive;
+        due.sort_unstable();
+        due.dedup();
+        for id in due.iter().take(MAX_REFRESHED) {
+            self.ask("refresh", *id)?;
+        }
+        let mut troubled = false;
+        let mut value = [0; size_of::<Listener>()];
+        for SocketId { sk, born } in due {
+            // Gone meanwhile: its last totals are in the rare ring.
+            if !maps::lookup(self.listeners.fd().as_fd(), sk, &mut value)? {
+                continue;
+            }
+            let Ok(Listener { mut syn, .. }) = Listener::read_from_bytes(&value) else {
+                continue;
+            };
+            if syn.socket.born_ns != born.0 {
+                continue;
+            }
+            troubled |= before.get(&sk).map_or(0, trouble) != trouble(&syn.totals);
+            self.totals.insert(sk, syn.totals);
+            syn.header = header::<Syn>(kind::SYN, now_ns);
+            syn.outcome = u8::MAX;
+            feed(syn.as_bytes());
+        }
+        if troubled {
+            self.poll_sources(now_ns, feed)?;
+        }
         Ok(())
     }
 
@@ -298,6 +349,26 @@ impl Kernel {
         Ok(())
     }
 
+    /// Who troubled listeners since the last poll.
+    fn poll_sources(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        let before = std::mem::take(&mut self.troubled);
+        let troubled = &mut self.troubled;
+        maps::for_each(
+            self.sketches.fd().as_fd(),
+            size_of::<Sources>(),
+            |sk, value| {
+                let Ok(mut sources) = Sources::read_from_bytes(value) else {
+                    return;
+                };
+                troubled.insert(sk, sources.syns);
+                if before.get(&sk) != Some(&sources.syns) {
+                    sources.header = header::<Sources>(kind::SOURCES, now_ns);
+                    feed(sources.as_bytes());
+                }
+            },
+        )
+    }
+
     /// Sockets in CLOSE_WAIT or FIN_WAIT2 for longer than the limit: swept for at long intervals, and
     /// asked for again at every poll.
     fn poll_half_closed(&mut self, now_ns: u64, limit_ns: u64) -> io::Result<()> {
@@ -326,7 +397,7 @@ impl Kernel {
             )?;
         }
         for id in &self.half_closed {
-            self.ask(*id)?;
+            self.ask("snapshot", *id)?;
         }
         Ok(())
     }
@@ -385,15 +456,15 @@ impl Source for Kernel {
 
     fn poll(
         &mut self,
-        watched: &[SocketId],
+        watched: &Watched,
         half_closed_ns: u64,
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
         let now_ns = ktime_ns();
-        self.poll_listeners(now_ns, feed)?;
         self.poll_refusals(now_ns, feed)?;
-        for id in watched {
-            self.ask(*id)?;
+        self.poll_listeners(&watched.listeners, now_ns, feed)?;
+        for id in &watched.connections {
+            self.ask("snapshot", *id)?;
         }
         self.poll_half_closed(now_ns, half_closed_ns)?;
         let places = &self.places;
@@ -449,9 +520,18 @@ fn map<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Cannot
         .ok_or(CannotTrace::Foreign(name))
 }
 
+/// What of a listener's totals goes into a sketch of its sources.
+fn trouble(totals: &SynTotals) -> u64 {
+    totals[syn_outcome::COOKIE..syn_outcome::SYNS]
+        .iter()
+        .fold(totals[syn_outcome::REPEATED], |sum, more| {
+            sum.wrapping_add(*more)
+        })
+}
+
 fn hash(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, CannotTrace> {
     match ebpf.take_map(name) {
-        Some(Map::HashMap(data)) => Ok(data),
+        Some(Map::HashMap(data) | Map::LruHashMap(data)) => Ok(data),
         _ => Err(CannotTrace::Foreign(name)),
     }
 }

@@ -25,7 +25,8 @@ pub(super) fn counters(map: &Counters, hook: u32) -> io::Result<HookCounters> {
     Ok(sum)
 }
 
-/// `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd`.
+/// `BPF_MAP_LOOKUP_ELEM` and `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd`.
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 /// Entries asked for at once: 64 KiB of the largest values, and more than any one hash bucket holds.
 const BATCH: usize = 256;
@@ -42,6 +43,46 @@ struct BatchAttr {
     map_fd: u32,
     elem_flags: u64,
     flags: u64,
+}
+
+/// The member of `union bpf_attr` for one entry.
+#[repr(C)]
+#[derive(Default)]
+struct EntryAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Reads one entry of a hash map with 8-byte keys into `value`, which is as large as the map's values;
+/// whether there is one.
+pub(super) fn lookup(map: BorrowedFd<'_>, key: u64, value: &mut [u8]) -> io::Result<bool> {
+    let mut attr = EntryAttr {
+        map_fd: u32::try_from(map.as_raw_fd()).map_err(io::Error::other)?,
+        key: (&raw const key).addr() as u64,
+        value: value.as_mut_ptr().addr() as u64,
+        ..EntryAttr::default()
+    };
+    // SAFETY: `attr` is the entry member of bpf_attr; its pointers name a live key and a buffer that the
+    // caller made as large as a value.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_LOOKUP_ELEM,
+            (&raw mut attr).cast::<libc::c_void>(),
+            size_of::<EntryAttr>(),
+        )
+    };
+    if result == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => Ok(false),
+        _ => Err(error),
+    }
 }
 
 /// [`for_each_entry`] of a map whose keys are addresses.

@@ -19,7 +19,7 @@ use crate::{
     detect::Thresholds,
     recording::Reader,
     sink::{Renderer, json::Json, queue::WhenFull},
-    source::SocketId,
+    source::Watched,
     testing,
 };
 
@@ -66,7 +66,7 @@ impl Source for Fake {
 
     fn poll(
         &mut self,
-        _watched: &[SocketId],
+        _watched: &Watched,
         _half_closed_ns: u64,
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {

@@ -220,6 +220,7 @@ impl Text {
                 probe.result,
             ),
             Body::Snapshot(snapshot) => format!("  {:?}", snapshot.socket.state),
+            Body::Sources(sources) => format!("  {} SYNs in trouble", sources.syns),
             Body::Loss(loss) => format!(" {} lost {}", loss.hook_name(), loss.lost),
         }
     }

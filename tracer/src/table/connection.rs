@@ -129,6 +129,7 @@ impl Connections {
             | Body::Accept(_)
             | Body::SynAck(_)
             | Body::Syn(_)
+            | Body::Sources(_)
             | Body::Drop(_)
             | Body::Refusal(_)
             | Body::Tick

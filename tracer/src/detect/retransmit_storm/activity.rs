@@ -65,11 +65,12 @@ impl Tally {
         self.peer_spoke += u64::from(segments.peer_spoke);
         self.sent = self.sent.saturating_add(segments.sent);
         if segments.failed {
-            self.failed += segments.count;
+            self.failed = self.failed.saturating_add(segments.count);
             return;
         }
-        self.segments += segments.count;
-        self.types[segments.kind as usize] += segments.count;
+        self.segments = self.segments.saturating_add(segments.count);
+        let of_type = &mut self.types[segments.kind as usize];
+        *of_type = of_type.saturating_add(segments.count);
         if segments.full {
             self.full += segments.count;
         }
@@ -78,10 +79,10 @@ impl Tally {
     fn joined(&self, later: &Self) -> Self {
         let mut sum = *later;
         for (sum, more) in sum.types.iter_mut().zip(self.types) {
-            *sum += more;
+            *sum = sum.saturating_add(more);
         }
-        sum.segments += self.segments;
-        sum.failed += self.failed;
+        sum.segments = sum.segments.saturating_add(self.segments);
+        sum.failed = sum.failed.saturating_add(self.failed);
         sum.full += self.full;
         sum.sent = sum.sent.saturating_add(self.sent);
         sum.progress += self.progress;
@@ -97,7 +98,9 @@ impl Tally {
 
     /// Retransmitted segments that carried data (or a FIN).
     pub(super) const fn data(&self) -> u64 {
-        self.segments - self.of(RetransmitType::Syn) - self.of(RetransmitType::SynAck)
+        self.segments
+            .saturating_sub(self.of(RetransmitType::Syn))
+            .saturating_sub(self.of(RetransmitType::SynAck))
     }
 
     /// Share of retransmitted among sent data segments, where the kernel counts those.
@@ -231,7 +234,7 @@ impl<C: Copy + PartialEq> Activity<C> {
     /// Segments that left and those that did not.
     pub(super) fn moved(&self) -> u64 {
         let total = self.total();
-        total.segments + total.failed
+        total.segments.saturating_add(total.failed)
     }
 
     pub(super) fn since(&self) -> Ktime {

@@ -12,7 +12,8 @@
 //! **Count.** Every segment the scope sent again since its activity began, from before the opening to
 //! the end, so that it equals `Tcp RetransSegs` of a namespace that has just this storm. What did not
 //! leave the host (`tcp_retransmit_skb` with an error) is counted apart. Repeated SYN-ACKs count, but
-//! open nothing: [`super::half_open::handshake`] tells what they mean.
+//! open nothing: [`super::half_open::handshake`] tells what they mean. Those of a flood, of which not
+//! every one is a record, are in the host's count from the listeners' totals, and not in a remote's.
 //!
 //! **False positives.** A link that loses several percent by nature; raise the ratio there. A burst
 //! that is repaired at once, stray tail loss probes and RTO backoff of a single dead peer open
@@ -22,6 +23,8 @@ mod activity;
 mod words;
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use conntracer_common::record::{SynTotals, syn_outcome};
 
 use self::activity::{Activity, Segments};
 use super::{Context, RetransmitStorm as Thresholds};
@@ -60,6 +63,8 @@ pub(crate) struct RetransmitStorm {
     connections: Bounded<ConnectionKey, OfConnection>,
     remotes: Bounded<RemoteKey, Activity<ConnectionKey>>,
     host: Activity<RemoteKey>,
+    /// Repeated SYN-ACKs counted as records, and as the listeners' totals tell.
+    syn_acks: [u64; 2],
     open: BTreeMap<u64, Scope>,
 }
 
@@ -69,6 +74,7 @@ impl RetransmitStorm {
             connections: Bounded::new(connections),
             remotes: Bounded::new(remotes),
             host: Activity::new(Ktime(0)),
+            syn_acks: [0; 2],
             open: BTreeMap::new(),
         }
     }
@@ -113,20 +119,28 @@ impl RetransmitStorm {
     }
 
     pub(crate) fn syn_ack(&mut self, body: &SynAck, cx: &mut Context<'_>) {
-        let segments = Segments {
-            kind: RetransmitType::SynAck,
-            count: 1,
-            failed: false,
-            full: false,
-            sent: 0,
-            progress: false,
-            peer_spoke: false,
-        };
+        let segments = syn_acks(1);
         let key = RemoteKey {
             netns: body.socket.netns,
             remote: body.socket.remote.ip(),
         };
+        self.syn_acks[0] = self.syn_acks[0].saturating_add(1);
         self.widen(key, &segments, None, cx);
+    }
+
+    /// What a listener's totals gained: repeated SYN-ACKs of which no record came.
+    pub(crate) fn syn_acks(&mut self, gained: &SynTotals, cx: &Context<'_>) {
+        let [counted, told] = &mut self.syn_acks;
+        *told = told.saturating_add(gained[syn_outcome::REPEATED]);
+        let uncounted = told.saturating_sub(*counted);
+        if uncounted == 0 {
+            return;
+        }
+        *counted = *told;
+        let storm = &cx.thresholds.retransmit_storm;
+        let segments = syn_acks(uncounted);
+        self.host
+            .add(&segments, false, storm.host_per_s, storm.quiet(), cx.now);
     }
 
     /// Counts for the connection; says which it is and whether its activity just began.
@@ -301,6 +315,18 @@ impl RetransmitStorm {
                 Scope::Host => last_word(&mut self.host, cx, words::host),
             }
         }
+    }
+}
+
+const fn syn_acks(count: u64) -> Segments {
+    Segments {
+        kind: RetransmitType::SynAck,
+        count,
+        failed: false,
+        full: false,
+        sent: 0,
+        progress: false,
+        peer_spoke: false,
     }
 }
 

@@ -12,6 +12,9 @@
 //! them, which dropped the most, lends its queue to the words. A cookie in place of a stored request is `syn_cookies`: service goes on, without window
 //! scaling and SACK where timestamps are off.
 //!
+//! **Flood.** What fills the SYN queue may be a flood: [`super::half_open::handshake`] says so, and a
+//! finding about that queue points to its finding.
+//!
 //! **False positives.** None known for drops: each one cost a client at least a second. Cookies are
 //! not reported where `tcp_syncookies` is 2, which asks for them always.
 
@@ -30,7 +33,7 @@ use crate::{
     finding::{FindingKind, Ktime},
     kernel::{host::Host, plan::Rung},
     source::SocketId,
-    table::listener::{Acceptor, ListenerKey, Listeners, Service, Summary},
+    table::listener::{Acceptor, Applied, ListenerKey, Listeners, Service, Summary},
 };
 
 /// Sockets of one listener whose share of the drops is kept apart; a server has one for each CPU or worker.
@@ -80,6 +83,14 @@ impl Cause {
         }
     }
 
+    /// Whether forged requests can be what fills the queue.
+    const fn is_of_syn_queue(self) -> bool {
+        matches!(
+            self,
+            Self::SynQueueFull | Self::SynQueuePressure | Self::Cookies
+        )
+    }
+
     /// Whether it is the third ACK that is refused.
     const fn is_of_ack(self) -> bool {
         matches!(self, Self::AckOverflow | Self::AbortOnOverflow)
@@ -126,11 +137,20 @@ struct Drops {
     last: Ktime,
     /// The cause was concluded from fields at least once.
     by_fields: bool,
+    /// The finding that says this listener is flooded, and the one that was last pointed to.
+    flood: Option<u64>,
+    said_flood: Option<u64>,
     /// Of `count`, what each socket of the listener dropped, closed ones included.
     shares: BTreeMap<SocketId, u64>,
 }
 
 impl Drops {
+    const fn said(&mut self, mut life: Life) {
+        life.said_count = self.moved();
+        self.life = Some(life);
+        self.said_flood = self.flood;
+    }
+
     /// What an update is worth a line for.
     const fn moved(&self) -> u64 {
         self.count.saturating_add(self.acks)
@@ -159,7 +179,6 @@ type Causes = [Drops; Cause::ALL.len()];
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct SynDrop {
-    listeners: Listeners,
     /// Only listeners with an open finding, which are in the table, too.
     drops: BTreeMap<ListenerKey, Causes>,
     /// Open findings by id.
@@ -167,31 +186,33 @@ pub(crate) struct SynDrop {
 }
 
 impl SynDrop {
-    pub(crate) fn new(limit: usize) -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
-            listeners: Listeners::new(limit),
             drops: BTreeMap::new(),
             open: BTreeMap::new(),
         }
     }
 
-    pub(crate) const fn evicted(&self) -> u64 {
-        self.listeners.evicted()
-    }
-
-    /// The busiest listeners in numbers, and how many more there are.
-    pub(crate) fn summaries(&self, host: &Host, now: Ktime) -> (Vec<Summary>, u64) {
-        self.listeners
-            .summaries(now, sees_accepts(host), tells_members_apart(host))
-    }
-
-    pub(crate) fn syn(&mut self, syn: &Syn, cx: &mut Context<'_>) {
+    /// A listener's record, what it changed in the table, and the finding that says the listener is
+    /// flooded.
+    pub(crate) fn syn(
+        &mut self,
+        syn: &Syn,
+        applied: &Applied,
+        flood: Option<u64>,
+        listeners: &Listeners,
+        cx: &mut Context<'_>,
+    ) {
         let key = ListenerKey::of(&syn.socket);
-        let applied = self.listeners.apply(syn, cx.now);
-        if let Some((key, service)) = applied.gone {
-            self.resolve_all(&key, &service, cx);
+        if let Some((key, service)) = &applied.gone {
+            self.resolve_all(key, service, listeners, cx);
         }
         let gained = applied.gained;
+        if let Some(causes) = self.drops.get_mut(&key) {
+            for (drops, cause) in causes.iter_mut().zip(Cause::ALL) {
+                drops.flood = flood.filter(|_| cause.is_of_syn_queue());
+            }
+        }
         for (index, cause) in Cause::ALL.into_iter().enumerate() {
             let more = cause.of(&gained);
             let drops = self.drops.get(&key).map(|causes| &causes[index]);
@@ -208,6 +229,7 @@ impl SynDrop {
             if !is_open {
                 *drops = Drops {
                     since: cx.now,
+                    flood: flood.filter(|_| cause.is_of_syn_queue()),
                     ..Drops::default()
                 };
             }
@@ -216,50 +238,53 @@ impl SynDrop {
             drops.acks = drops.acks.saturating_add(acks);
             drops.last = cx.now;
             drops.by_fields |= !syn.by_counters;
-            self.say(key, index, cx);
+            self.say(key, index, listeners, cx);
         }
     }
 
     /// Opens the finding, or updates it where that is due.
-    fn say(&mut self, key: ListenerKey, index: usize, cx: &mut Context<'_>) {
-        let (Some(service), Some(causes)) = (self.listeners.get(&key), self.drops.get_mut(&key))
-        else {
+    fn say(&mut self, key: ListenerKey, index: usize, listeners: &Listeners, cx: &mut Context<'_>) {
+        let (Some(service), Some(causes)) = (listeners.get(&key), self.drops.get_mut(&key)) else {
             return;
         };
         let drops = &mut causes[index];
         let moved = drops.moved();
         let draft = |drops: &Drops, cx: &Context<'_>| {
             words::draft(
-                &Told::of(&self.listeners, &key, service, drops, cx),
+                &Told::of(listeners, &key, service, drops, cx),
                 Cause::ALL[index],
                 cx,
             )
         };
         match drops.life {
             None => {
-                let mut life = cx.open(draft(drops, cx));
-                life.said_count = moved;
-                drops.life = Some(life);
+                let life = cx.open(draft(drops, cx));
+                drops.said(life);
                 self.open.insert(life.id, (key, index));
             }
             Some(mut life) if life.due(cx.now, moved) => {
                 cx.update(&mut life, draft(drops, cx));
-                life.said_count = moved;
-                drops.life = Some(life);
+                drops.said(life);
             }
             Some(_) => {}
         }
     }
 
     /// Ends what is open of a listener that had to make room.
-    fn resolve_all(&mut self, key: &ListenerKey, service: &Service, cx: &mut Context<'_>) {
+    fn resolve_all(
+        &mut self,
+        key: &ListenerKey,
+        service: &Service,
+        listeners: &Listeners,
+        cx: &mut Context<'_>,
+    ) {
         let Some(mut causes) = self.drops.remove(key) else {
             return;
         };
         for (index, cause) in Cause::ALL.into_iter().enumerate() {
             if let Some(life) = causes[index].life.take() {
                 self.open.remove(&life.id);
-                let told = Told::of(&self.listeners, key, service, &causes[index], cx);
+                let told = Told::of(listeners, key, service, &causes[index], cx);
                 let draft = words::draft(&told, cause, cx);
                 cx.resolve(life, draft);
             }
@@ -267,16 +292,15 @@ impl SynDrop {
     }
 
     /// Says what grew since a second or more, and resolves what is quiet.
-    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
-        self.listeners.tick(cx.now);
+    pub(crate) fn tick(&mut self, listeners: &Listeners, cx: &mut Context<'_>) {
         let quiet = cx.thresholds.syn_drop.quiet();
-        self.each_open(cx, |drops, cx| {
+        self.each_open(listeners, cx, |drops, cx| {
+            let points = drops.flood != drops.said_flood;
             if cx.now.since(drops.last) >= quiet {
                 Verdict::Resolve
-            } else if drops
-                .life
-                .is_some_and(|life| life.due(cx.now, drops.moved()))
-            {
+            } else if drops.life.is_some_and(|life| {
+                life.due(cx.now, drops.moved()) || (points && life.ripe(cx.now))
+            }) {
                 Verdict::Update
             } else {
                 Verdict::Keep
@@ -285,9 +309,11 @@ impl SynDrop {
     }
 
     /// The last word on what is still open.
-    pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
-        self.each_open(cx, |drops, _| {
-            if drops.life.is_some_and(|life| life.stale(drops.moved())) {
+    pub(crate) fn finish(&mut self, listeners: &Listeners, cx: &mut Context<'_>) {
+        self.each_open(listeners, cx, |drops, _| {
+            if drops.flood != drops.said_flood
+                || drops.life.is_some_and(|life| life.stale(drops.moved()))
+            {
                 Verdict::Update
             } else {
                 Verdict::Keep
@@ -295,8 +321,13 @@ impl SynDrop {
         });
     }
 
-    fn each_open(&mut self, cx: &mut Context<'_>, judge: impl Fn(&Drops, &Context<'_>) -> Verdict) {
-        let (listeners, all) = (&self.listeners, &mut self.drops);
+    fn each_open(
+        &mut self,
+        listeners: &Listeners,
+        cx: &mut Context<'_>,
+        judge: impl Fn(&Drops, &Context<'_>) -> Verdict,
+    ) {
+        let all = &mut self.drops;
         self.open.retain(|_, (key, index)| {
             let (Some(service), Some(causes)) = (listeners.get(key), all.get_mut(key)) else {
                 return false;
@@ -313,8 +344,7 @@ impl SynDrop {
                 Verdict::Keep => true,
                 Verdict::Update => {
                     cx.update(&mut life, draft(drops, cx));
-                    life.said_count = drops.moved();
-                    drops.life = Some(life);
+                    drops.said(life);
                     true
                 }
                 Verdict::Resolve => {
@@ -369,6 +399,11 @@ impl<'a> Told<'a> {
             acceptor: service.acceptor(cx.now, sees_accepts(cx.host), tells_members_apart(cx.host)),
         }
     }
+}
+
+/// The busiest listeners in numbers, and how many more there are.
+pub(crate) fn summaries(listeners: &Listeners, host: &Host, now: Ktime) -> (Vec<Summary>, u64) {
+    listeners.summaries(now, sees_accepts(host), tells_members_apart(host))
 }
 
 /// Whether every accept() is counted.

@@ -43,7 +43,13 @@ pub(super) fn draft(told: &Told<'_>, cause: Cause, cx: &Context<'_>) -> Draft {
         since: drops.since,
         last: drops.last,
         count: drops.count,
-        summary: summary(told, cause),
+        summary: match drops.flood {
+            Some(flood) => format!(
+                "{}; finding {flood} says that it looks like a flood",
+                summary(told, cause)
+            ),
+            None => summary(told, cause),
+        },
         evidence: cx.reconciled(evidence(told, cause), told.key.netns, cause.counters()),
         advice: advice(told, cause),
     }
@@ -82,7 +88,12 @@ fn evidence(told: &Told<'_>, cause: Cause) -> Facts {
     if remote.port() != 0 {
         facts = facts.text("last_remote", remote.to_string());
     }
-    facts
+    match told.drops.flood {
+        Some(flood) => facts
+            .text("looks_like", "flood")
+            .count("flood_finding", flood),
+        None => facts,
+    }
 }
 
 /// How many sockets share the address, and how the drops split.

@@ -68,7 +68,7 @@ fn a_silent_peer_is_suspected_at_the_third_timeout_and_confirmed_when_the_kernel
     assert_eq!(finding.certainty, Certainty::Exact);
     // Three retransmissions and the timeout at which it gave up: TcpExt TCPTimeouts.
     assert_eq!(finding.count, 4);
-    assert!(run.pipeline.watched().is_empty());
+    assert!(run.pipeline.watched().connections.is_empty());
     run.assert_replays(Thresholds::default());
 }
 
@@ -76,7 +76,7 @@ fn a_silent_peer_is_suspected_at_the_third_timeout_and_confirmed_when_the_kernel
 fn a_peer_that_answers_again_is_recovered() {
     let mut run = Run::new();
     timeouts(&mut run, LOCAL, REMOTE, 4);
-    assert_eq!(run.pipeline.watched().len(), 1);
+    assert_eq!(run.pipeline.watched().connections.len(), 1);
     run.pass(Duration::from_millis(500));
     run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
         snapshot.tcp.snd_una = 3000;
@@ -86,7 +86,7 @@ fn a_peer_that_answers_again_is_recovered() {
     assert_eq!(finding.status, Status::Resolved);
     assert_eq!(finding.stage.as_deref(), Some("recovered"));
     assert_eq!(finding.count, 4);
-    assert!(run.pipeline.watched().is_empty());
+    assert!(run.pipeline.watched().connections.is_empty());
 }
 
 #[test]

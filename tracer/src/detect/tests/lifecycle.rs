@@ -72,7 +72,7 @@ fn watching_is_bounded_and_what_is_not_watched_is_counted() {
     for port in 4000..4010 {
         run.retransmit(socket("10.0.0.1:80", &format!("10.0.0.2:{port}")), |_| {});
     }
-    assert_eq!(run.pipeline.watched().len(), 3);
+    assert_eq!(run.pipeline.watched().connections.len(), 3);
     assert_eq!(run.pipeline.tallies().unwatched, 7);
 }
 

@@ -96,6 +96,8 @@ fn each_cause_is_its_own_finding() {
     let found: Vec<_> = run
         .findings
         .iter()
+        // The repeats among the totals are another detector's.
+        .filter(|finding| finding.kind != FindingKind::HalfOpen)
         .map(|finding| (finding.kind, finding.cause.as_ref(), finding.count))
         .collect();
     assert_eq!(

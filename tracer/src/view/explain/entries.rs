@@ -339,10 +339,16 @@ every connection over a bad path pays for it.",
 This host answered a SYN, and repeats its SYN-ACK because no third ACK comes. The evidence says for how
 many requests, from how many addresses, and whether the ACK did arrive and was thrown away.
 
-One address: that client, or the path back to it, is broken. Capture on both ends; a SYN-ACK that leaves
-here and does not arrive there is a firewall, an asymmetric route or a NAT. Several: look for what they
-share. Very many, each with one request: forged addresses; keep net.ipv4.tcp_syncookies at 1, and
-filter upstream.
+`looks_like` reads it. `one_client`: that client, or the path back to it, is broken. Capture on both
+ends; a SYN-ACK that leaves here and does not arrive there is a firewall, an asymmetric route or a NAT.
+`one_prefix`: clients of one network (/24, /48), whose path is. `several_clients`: look for what they
+share. `flood`: very many addresses (`sources`, an estimate), and next to no handshake completes
+(`completion_ratio`): they are forged; keep net.ipv4.tcp_syncookies at 1, and filter upstream. A finding
+about the listener's SYN queue then points here (`flood_finding`).
+
+How the requests ended: `completed_late` (a slow or lossy path, nobody was lost), `requests_expired`
+(nobody answered), `requests_reset` (the client did not want it any more: it had given up, or never
+asked), `requests_aborted` (this host's own RST). `syn_qlen` are those that still wait.
 
 Where the ACK was discarded, the handshake is not at fault: the accept queue is full. See
 `ack_overflow`.",
