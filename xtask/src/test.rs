@@ -32,7 +32,8 @@ pub(crate) struct Arguments {
 /// The test target that needs root and a kernel to trace.
 const LIVE_TESTS: &str = "kernel";
 
-const VM_TIMEOUT: Duration = Duration::from_mins(10);
+/// Three times what one emulated CPU of today takes for all live tests.
+const VM_TIMEOUT: Duration = Duration::from_mins(25);
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 

@@ -154,9 +154,11 @@ pub(crate) fn entry<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut Listener, O
         return Ok(entry);
     }
     let entry = insert(sk)?;
+    // By port: the log's arithmetic on a pointer would be refused where a program has it as one.
     debug!(
         ctx,
-        "listener {:x} is older than the tracer: adopted without an owner", sk
+        "the listener at port {} is older than the tracer: adopted without an owner",
+        entry.syn.socket.local_port
     );
     Ok(entry)
 }
