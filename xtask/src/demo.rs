@@ -70,6 +70,7 @@ fn in_vm(workspace: &Workspace, installation: Installation) -> Result<ExitCode> 
         lines: vec![kernel::line(DEMO_LINE)?],
         hooks: Hooks::Auto,
         filters: &[],
+        filters_between: None,
         jobs: 1,
         timeout: VM_TIMEOUT,
         keep: false,

@@ -74,6 +74,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) lines: Vec<&'static Line>,
     pub(crate) hooks: Hooks,
     pub(crate) filters: &'a [String],
+    /// The same for the lines between the oldest and the newest, where they are to run less.
+    pub(crate) filters_between: Option<&'a [String]>,
     pub(crate) jobs: usize,
     pub(crate) timeout: Duration,
     pub(crate) keep: bool,
@@ -117,6 +119,7 @@ pub(crate) fn execute(
         lines,
         hooks: arguments.hooks,
         filters: &arguments.filters,
+        filters_between: None,
         jobs: arguments.jobs.max(1),
         timeout: Duration::from_secs(arguments.timeout),
         keep: arguments.keep,
@@ -129,6 +132,14 @@ pub(crate) fn execute(
     print_table(&outcomes);
     let failed = outcomes.iter().any(|outcome| outcome.failure.is_some());
     Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// Whether a line is neither the oldest nor the newest.
+fn is_between(line: &str) -> bool {
+    ![LINES.first(), LINES.last()]
+        .into_iter()
+        .flatten()
+        .any(|end| end.name == line)
 }
 
 /// VMs at a time: each keeps one of the host's CPUs busy.
@@ -166,13 +177,25 @@ pub(crate) fn test(
     let kernels = kernel::ensure(workspace, installation, &plan.lines)?;
     let programs = programs(workspace, installation)?;
     let filter = filter_argument(plan.filters)?;
+    let filter_between = match plan.filters_between {
+        Some(filters) => filter_argument(filters)?,
+        None => filter.clone(),
+    };
 
-    let mut queue = VecDeque::new();
+    let mut queue = Vec::new();
     for hooks in plan.hooks.modes() {
         for kernel in &kernels {
-            queue.push_back((queue.len(), kernel, *hooks));
+            let filter = if is_between(kernel.line) {
+                &filter_between
+            } else {
+                &filter
+            };
+            queue.push((queue.len(), kernel, *hooks, filter));
         }
     }
+    // What runs longest first, so that no VM is left alone at the end.
+    queue.sort_by_key(|(_, kernel, ..)| is_between(kernel.line));
+    let queue = VecDeque::from(queue);
     let total = queue.len();
     let queue = Mutex::new(queue);
     let results = Mutex::new(Vec::with_capacity(total));
@@ -182,10 +205,10 @@ pub(crate) fn test(
                 loop {
                     // Neither lock is held while a VM runs, so a panic poisons nothing half-made.
                     let next = lock(&queue).pop_front();
-                    let Some((index, kernel, hooks)) = next else {
+                    let Some((index, kernel, hooks, filter)) = next else {
                         break;
                     };
-                    let outcome = test_one(workspace, plan, kernel, &programs, hooks, &filter);
+                    let outcome = test_one(workspace, plan, kernel, &programs, hooks, filter);
                     lock(&results).push((index, outcome));
                 }
             });

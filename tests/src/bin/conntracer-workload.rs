@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, reason = "the result is the output")]
 
 use std::{
+    io,
     net::SocketAddr,
     thread,
     time::{Duration, Instant},
@@ -36,6 +37,10 @@ struct Arguments {
     /// Clients, each with a server of its own.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=512))]
     threads: u16,
+    /// Print the namespace's inode first, and begin when standard input ends: a tracer can be started
+    /// that traces nothing else.
+    #[arg(long)]
+    announce: bool,
 }
 
 fn main() -> Result<()> {
@@ -43,6 +48,10 @@ fn main() -> Result<()> {
     let netns = NetNs::new()?;
     netns.set_sysctl("net/ipv4/ip_local_port_range", CLIENT_PORTS)?;
     netns.set_sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+    if arguments.announce {
+        println!("{}", netns.inode());
+        io::copy(&mut io::stdin(), &mut io::sink()).context("waiting for the end of stdin")?;
+    }
     let share = arguments.connections / u32::from(arguments.threads);
     let cpu_before = cpu_seconds();
     let started = Instant::now();

@@ -162,7 +162,13 @@ fn a_syn_flood_is_one_finding() {
     let [cookies] = cookies.as_slice() else {
         panic!("expected one finding of cookies: {run:#?}");
     };
-    assert_eq!(cookies.count, counted.req_q_full_do_cookies, "{run:#?}");
+    // By tracepoint the program may be running already when a SYN comes, which is then counted as lost.
+    let lost = run.stop.hooks["syn"].lost;
+    let all = counted.req_q_full_do_cookies;
+    assert!(
+        (all.saturating_sub(lost)..=all).contains(&cookies.count),
+        "{all} less up to {lost}: {run:#?}"
+    );
     assert_eq!(cookies.number("flood_finding"), flood.id, "{cookies:#?}");
     let drops = run.last_of(|finding| finding.finding == "syn_drop");
     for drop in &drops {
@@ -178,7 +184,11 @@ fn a_syn_flood_is_one_finding() {
             _ => drop.count,
         })
         .sum();
-    assert_eq!(dropped, counted.listen_drops, "{run:#?}");
+    let all = counted.listen_drops;
+    assert!(
+        (all.saturating_sub(lost)..=all).contains(&dropped),
+        "{all} less up to {lost}: {run:#?}"
+    );
 
     let records = run.stop.tallies["records"];
     assert!(
