@@ -32,8 +32,8 @@ pub(crate) struct Arguments {
 /// The test target that needs root and a kernel to trace.
 const LIVE_TESTS: &str = "kernel";
 
-/// Three times what one emulated CPU of today takes for all live tests.
-const VM_TIMEOUT: Duration = Duration::from_mins(25);
+/// More than twice what one emulated CPU of today takes for all live tests.
+const VM_TIMEOUT: Duration = Duration::from_mins(40);
 
 /// On the kernels between the oldest and the newest, whose hooks are those of their neighbours, the
 /// tests of IPv6 are left to `cargo xtask vm`: they would take half an hour more.

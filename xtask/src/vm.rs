@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = default_jobs())]
     jobs: usize,
     /// Seconds after which a VM is killed and counted as failed.
-    #[arg(long, default_value_t = 1500)]
+    #[arg(long, default_value_t = 2400)]
     timeout: u64,
     /// Only run tests whose name contains one of these.
     #[arg(last = true)]
