@@ -6,7 +6,7 @@ use std::{io::Write as _, net::SocketAddr};
 use conntracer_tests::{
     counters::Counters,
     family::{Family, SERVER_PORT},
-    line::{Finding, Sight, Subject},
+    line::{Finding, Sight},
     link::Pair,
     netns::NetNs,
     packet::send_syn,
@@ -21,7 +21,9 @@ use conntracer_tests::{
 use rstest::rstest;
 use socket2::Socket;
 
-use crate::support::{assert_said, assert_sound, binary, lacking, trace};
+use crate::support::{
+    assert_listener, assert_said, assert_sound, binary, is_syn_drop, lacking, overflows, trace,
+};
 
 /// A client whose third ACK is refused tries again and again, and is one victim; the finding says that it
 /// believes it is connected.
@@ -447,18 +449,6 @@ fn only<'a>(run: &'a Run, cause: &str) -> &'a Finding {
     }
 }
 
-/// What these findings make of ListenOverflows: the SYNs and every refused ACK.
-fn overflows(findings: &[&Finding]) -> u64 {
-    findings
-        .iter()
-        .map(|finding| match finding.cause.as_str() {
-            "accept_queue_full" => finding.count,
-            "ack_overflow" => finding.number("third_acks_refused"),
-            _ => panic!("nothing else was dropped: {finding:#?}"),
-        })
-        .sum()
-}
-
 /// Whether the plan promises the cause of every SYN; where it does not, the first SYN on each CPU has
 /// nothing to be compared with.
 fn is_exact(run: &Run) -> bool {
@@ -467,24 +457,4 @@ fn is_exact(run: &Run) -> bool {
         .detectors
         .iter()
         .any(|plan| plan.detector == "syn_drop" && plan.sight == Sight::Exact)
-}
-
-fn is_syn_drop(finding: &Finding) -> bool {
-    finding.finding == "syn_drop"
-}
-
-#[track_caller]
-fn assert_listener(finding: &Finding, netns: &NetNs, local: SocketAddr) {
-    assert_eq!(
-        finding.subject,
-        Subject::Listener {
-            netns: netns.inode(),
-            local
-        }
-    );
-    let owner = finding
-        .owner
-        .as_ref()
-        .expect("this process owns the listener");
-    assert_eq!(owner.pid, std::process::id());
 }

@@ -14,7 +14,7 @@ use conntracer_tests::{
 };
 use rstest::rstest;
 
-use crate::support::{assert_said, assert_sound, binary, lacking, trace};
+use crate::support::{assert_said, assert_sound, binary, is_syn_drop, lacking, trace};
 
 const DETECTOR: &str = "syn_drop.refusal";
 
@@ -236,10 +236,6 @@ fn kernels_count(counted: &Counters, obstacle: Obstacle) -> Option<u64> {
         Obstacle::Md5 => Some(counted.md5_not_found),
         Obstacle::None | Obstacle::Firewall(_) | Obstacle::SocketFilter => None,
     }
-}
-
-fn is_syn_drop(finding: &Finding) -> bool {
-    finding.finding == "syn_drop"
 }
 
 fn is_refused(error: &anyhow::Error) -> bool {

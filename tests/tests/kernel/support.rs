@@ -4,14 +4,15 @@ use std::{
     env,
     ffi::OsString,
     io::{Write, stdout},
+    net::SocketAddr,
     panic::Location,
     thread,
 };
 
 use conntracer_tests::{
     counters::Counters,
-    line::{Certainty, Sight},
-    netns::NetNs,
+    line::{Certainty, Finding, Sight, Subject},
+    netns::{COMM, NetNs},
     tracer::{Binary, NotStarted, Run, Tracer},
 };
 
@@ -209,4 +210,42 @@ pub(crate) fn assert_said(run: &Run, detector: &str) {
             Sight::Off => panic!("a finding of a detector that is off: {finding:?}"),
         }
     }
+}
+
+pub(crate) fn is_syn_drop(finding: &Finding) -> bool {
+    finding.finding == "syn_drop"
+}
+
+/// What these findings make of ListenOverflows: the SYNs and every refused ACK.
+#[track_caller]
+pub(crate) fn overflows(findings: &[&Finding]) -> u64 {
+    findings
+        .iter()
+        .map(|finding| match finding.cause.as_str() {
+            "accept_queue_full" => finding.count,
+            "ack_overflow" => finding.number("third_acks_refused"),
+            _ => panic!("nothing else was dropped: {finding:#?}"),
+        })
+        .sum()
+}
+
+/// A finding about a listener that this process made in `netns`.
+#[track_caller]
+pub(crate) fn assert_listener(finding: &Finding, netns: &NetNs, local: SocketAddr) {
+    assert_eq!(
+        finding.subject,
+        Subject::Listener {
+            netns: netns.inode(),
+            local
+        }
+    );
+    let owner = finding
+        .owner
+        .as_ref()
+        .expect("this process owns the listener");
+    assert_eq!((owner.pid, owner.comm.as_str()), (std::process::id(), COMM));
+    assert_eq!(
+        finding.certainty == Certainty::Inferred,
+        finding.because.is_some()
+    );
 }

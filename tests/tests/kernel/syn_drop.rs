@@ -1,13 +1,9 @@
 //! `syn_drop` and `syn_cookies`: every SYN and third ACK that the kernel counts as refused is in a
 //! finding, in every hook mode.
 
-use std::net::SocketAddr;
-
 use conntracer_tests::{
     counters::Counters,
     family::Family,
-    line::{Certainty, Finding, Subject},
-    netns::{COMM, NetNs},
     scenario::{
         accept_queue::{AcceptQueueFull, AckOverflow},
         ghost_syns::{Cookies, GhostSyns},
@@ -17,10 +13,10 @@ use conntracer_tests::{
 };
 use rstest::rstest;
 
-use crate::support::{assert_reconciled, assert_said, assert_sound, binary, trace};
-
-/// Both stages at which a full accept queue refuses, and both are ListenOverflows.
-const ACCEPT_QUEUE: [&str; 2] = ["accept_queue_full", "ack_overflow"];
+use crate::support::{
+    assert_listener, assert_reconciled, assert_said, assert_sound, binary, is_syn_drop, overflows,
+    trace,
+};
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -152,45 +148,10 @@ fn cookies_are_no_drops(#[case] family: Family) {
     assert_sound(&run, &server);
 }
 
-fn is_syn_drop(finding: &Finding) -> bool {
-    finding.finding == "syn_drop"
-}
-
 #[track_caller]
 fn assert_overflows(run: &Run, counted: &Counters) {
-    let refused_acks: u64 = run
-        .last_of(|finding| finding.cause == "ack_overflow")
-        .iter()
-        .map(|finding| finding.number("third_acks_refused"))
-        .sum();
-    assert_eq!(
-        run.total("syn_drop", &["accept_queue_full"]) + refused_acks,
-        counted.listen_overflows,
-        "{run:#?}"
-    );
-    let others = run
-        .last_of(|finding| is_syn_drop(finding) && !ACCEPT_QUEUE.contains(&finding.cause.as_str()));
-    assert!(others.is_empty(), "nothing else was dropped: {others:#?}");
+    let findings = run.last_of(is_syn_drop);
+    assert_eq!(overflows(&findings), counted.listen_overflows, "{run:#?}");
     let cookies = run.total("syn_cookies", &["syn_queue_full"]);
     assert_eq!(cookies, counted.req_q_full_do_cookies, "{run:#?}");
-}
-
-#[track_caller]
-fn assert_listener(finding: &Finding, netns: &NetNs, local: SocketAddr) {
-    assert_eq!(
-        finding.subject,
-        Subject::Listener {
-            netns: netns.inode(),
-            local
-        }
-    );
-    let owner = finding
-        .owner
-        .as_ref()
-        .expect("this process owns the listener");
-    assert_eq!((owner.pid, owner.comm.as_str()), (std::process::id(), COMM));
-    assert_eq!(
-        finding.certainty == Certainty::Inferred,
-        finding.because.is_some()
-    );
 }
