@@ -70,6 +70,37 @@ impl Counted {
     }
 }
 
+/// A figure of this and of the last stretch of time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stretches<T> {
+    this: T,
+    last: T,
+    from: Ktime,
+}
+
+impl<T: Copy + Default> Stretches<T> {
+    fn new(from: Ktime) -> Self {
+        Self {
+            from,
+            ..Self::default()
+        }
+    }
+
+    /// Begins the next stretch when this one is over; after a pause as long as one, the last is empty.
+    fn turn(&mut self, now: Ktime, length: Duration) {
+        let past = now.since(self.from);
+        if past >= length {
+            self.last = if past < 2 * length {
+                self.this
+            } else {
+                T::default()
+            };
+            self.this = T::default();
+            self.from = now;
+        }
+    }
+}
+
 /// SYNs that were answered, and handshakes that completed.
 #[derive(Clone, Copy, Debug, Default)]
 struct Arrivals {
@@ -122,8 +153,7 @@ struct Waiting {
     /// Requests that needed a repeat.
     requests: Counted,
     /// The same in this and in the last stretch of [`TOGETHER`].
-    together: [Counted; 2],
-    together_from: Ktime,
+    together: Stretches<Counted>,
     most_repeats: u8,
     /// What the listener's totals gained.
     totals: SynTotals,
@@ -144,8 +174,7 @@ impl Waiting {
             repeats: Counted::default(),
             discarded: Counted::default(),
             requests: Counted::default(),
-            together: [Counted::default(); 2],
-            together_from: now,
+            together: Stretches::new(now),
             most_repeats: 0,
             totals: [0; syn_outcome::COUNT],
             arrivals,
@@ -166,10 +195,10 @@ impl Waiting {
         self.repeats.by_records += 1;
         self.discarded.by_records += u64::from(body.acked);
         self.most_repeats = self.most_repeats.max(body.num_retrans.saturating_add(1));
-        self.turn(now);
+        self.together.turn(now, TOGETHER);
         if body.num_retrans == 0 {
             self.requests.by_records += 1;
-            self.together[0].by_records += 1;
+            self.together.this.by_records += 1;
         }
         self.crowd.saw(body.socket.remote.ip());
         self.stood(
@@ -198,13 +227,12 @@ impl Waiting {
                 max_ack_backlog: body.max_ack_backlog,
             },
         );
-        self.turn(now);
+        self.together.turn(now, TOGETHER);
         self.repeats.by_totals = self.totals[syn_outcome::REPEATED];
         self.discarded.by_totals = self.totals[syn_outcome::REPEATED_ACKED];
         self.requests.by_totals = self.totals[syn_outcome::REQUESTS_REPEATED];
-        self.together[0].by_totals = self.together[0]
-            .by_totals
-            .saturating_add(gained[syn_outcome::REQUESTS_REPEATED]);
+        let together = &mut self.together.this.by_totals;
+        *together = together.saturating_add(gained[syn_outcome::REQUESTS_REPEATED]);
         if gained[syn_outcome::REPEATED] > 0 {
             self.last = now;
             self.expect(self.most_repeats.max(1), now);
@@ -212,20 +240,6 @@ impl Waiting {
         if overflowed(gained) > 0 {
             self.last = now;
             self.quiet_from = self.quiet_from.max(now.after(quiet));
-        }
-    }
-
-    /// Begins the next stretch when this one is over.
-    fn turn(&mut self, now: Ktime) {
-        let past = now.since(self.together_from);
-        if past >= TOGETHER {
-            let last = if past < 2 * TOGETHER {
-                self.together[0]
-            } else {
-                Counted::default()
-            };
-            self.together = [Counted::default(), last];
-            self.together_from = now;
         }
     }
 
@@ -280,9 +294,11 @@ impl Waiting {
     }
 
     fn opens(&self, thresholds: &HalfOpen) -> bool {
-        let together = self.together[0]
+        let together = self
+            .together
+            .this
             .get()
-            .saturating_add(self.together[1].get());
+            .saturating_add(self.together.last.get());
         self.most_repeats >= thresholds.synack_repeats
             || together >= thresholds.synack_requests
             || (overflowed(&self.totals) > 0 && matches!(self.looks(thresholds), Looks::Flood))
@@ -326,8 +342,7 @@ enum Looks {
 #[derive(Debug, Default)]
 struct Listener {
     /// Arrivals in this and in the last stretch of [`LOOKBACK`].
-    arrivals: [Arrivals; 2],
-    arrivals_from: Ktime,
+    arrivals: Stretches<Arrivals>,
     /// Most repeats of one request, as its totals last told.
     most_repeats: u8,
     waiting: Option<Box<Waiting>>,
@@ -335,24 +350,15 @@ struct Listener {
 
 impl Listener {
     fn arrived(&mut self, gained: &SynTotals, now: Ktime) {
-        let past = now.since(self.arrivals_from);
-        if past >= LOOKBACK {
-            let last = if past < 2 * LOOKBACK {
-                self.arrivals[0]
-            } else {
-                Arrivals::default()
-            };
-            self.arrivals = [Arrivals::default(), last];
-            self.arrivals_from = now;
-        }
-        self.arrivals[0].add(Arrivals::of(gained));
+        self.arrivals.turn(now, LOOKBACK);
+        self.arrivals.this.add(Arrivals::of(gained));
     }
 
     /// The trouble it is in, begun anew when the last was never worth a finding and is over.
     fn trouble(&mut self, now: Ktime) -> &mut Waiting {
         self.forget_what_is_over(now);
-        let mut arrivals = self.arrivals[1];
-        arrivals.add(self.arrivals[0]);
+        let mut arrivals = self.arrivals.last;
+        arrivals.add(self.arrivals.this);
         self.waiting
             .get_or_insert_with(|| Box::new(Waiting::new(arrivals, now)))
     }
