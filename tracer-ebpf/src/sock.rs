@@ -4,9 +4,10 @@
 //! Everything goes through `bpf_probe_read_kernel`: it serves kprobes and trampolines alike, tolerates
 //! NULL and freed memory, and is not limited to the type BTF gives a pointer.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::{
-    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-    bpf_probe_read_kernel, generated,
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated,
 };
 use conntracer_common::{
     layout::ABSENT,
@@ -20,13 +21,25 @@ use crate::maps::global;
 const SOCK_KEEPOPEN: u32 = 3;
 
 /// Reads a `T` at `offset` from `base`; zero when the field is absent or the memory unreadable.
+///
+/// Without a branch on what the helper returns: the verifier would walk all that follows once for
+/// either way, for every field.
 #[inline(always)]
 pub(crate) fn read<T: Copy + Default>(base: u64, offset: u16) -> T {
     if offset == ABSENT {
         return T::default();
     }
-    // SAFETY: bpf_probe_read_kernel accepts any address and reports a fault.
-    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.unwrap_or_default()
+    let mut place = MaybeUninit::<T>::uninit();
+    // SAFETY: `place` is writable; the helper accepts any source, and on a fault zeroes `place`
+    // (kernel/trace/bpf_trace.c, `bpf_probe_read_kernel_common`), so it is initialised either way.
+    unsafe {
+        generated::bpf_probe_read_kernel(
+            place.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            (base + u64::from(offset)) as *const core::ffi::c_void,
+        );
+        place.assume_init()
+    }
 }
 
 /// Reads a `T` straight into its place in a record: no copy on a stack that has none to spare.
