@@ -91,6 +91,49 @@ macro_rules! load {
 }
 pub(crate) use load;
 
+/// How the fields of a socket are read.
+pub(crate) trait Reach {
+    /// A field at its offset; zero where the kernel has none.
+    fn get<T: Copy + Default>(base: u64, offset: u16) -> T;
+
+    /// The same, straight into its place.
+    fn get_into<T: Copy + Default>(place: &mut T, base: u64, offset: u16);
+}
+
+/// Of any address: by the helper.
+pub(crate) struct Anywhere;
+
+/// Of an argument of a BTF tracepoint: by a load (see [`load`]), as far as `struct sock` goes.
+pub(crate) struct Argument;
+
+impl Reach for Anywhere {
+    #[inline(always)]
+    fn get<T: Copy + Default>(base: u64, offset: u16) -> T {
+        read(base, offset)
+    }
+
+    #[inline(always)]
+    fn get_into<T: Copy + Default>(place: &mut T, base: u64, offset: u16) {
+        read_into(place, base, offset);
+    }
+}
+
+impl Reach for Argument {
+    #[inline(always)]
+    fn get<T: Copy + Default>(base: u64, offset: u16) -> T {
+        if offset == ABSENT {
+            return T::default();
+        }
+        // SAFETY: as in `load`.
+        unsafe { core::ptr::read_volatile((base + u64::from(offset)) as *const T) }
+    }
+
+    #[inline(always)]
+    fn get_into<T: Copy + Default>(place: &mut T, base: u64, offset: u16) {
+        *place = Self::get(base, offset);
+    }
+}
+
 /// Whether `sk` (of a BTF tracepoint) is TCP: the state tracepoint also fires for SCTP, DCCP and MPTCP.
 #[inline(always)]
 pub(crate) fn is_tcp(sk: u64) -> bool {
@@ -117,27 +160,36 @@ pub(crate) const fn mapped(addr: u32) -> [u32; 4] {
 
 /// Fills the identity of a full, request or time-wait socket: what `struct sock_common` holds.
 #[inline(always)]
-pub(crate) fn fill_common(sk: u64, socket: &mut Socket) {
+pub(crate) fn fill_common<R: Reach>(sk: u64, socket: &mut Socket) {
     socket.sk = sk;
-    socket.family = field!(sk, skc_family: u16);
+    socket.family = R::get(sk, global!(LAYOUT.skc_family));
     if socket.family == AF_INET6 {
-        field_into!(sk, skc_v6_rcv_saddr, &mut socket.local_addr);
-        field_into!(sk, skc_v6_daddr, &mut socket.remote_addr);
+        R::get_into(&mut socket.local_addr, sk, global!(LAYOUT.skc_v6_rcv_saddr));
+        R::get_into(&mut socket.remote_addr, sk, global!(LAYOUT.skc_v6_daddr));
     } else {
-        socket.local_addr = mapped(field!(sk, skc_rcv_saddr: u32));
-        socket.remote_addr = mapped(field!(sk, skc_daddr: u32));
+        socket.local_addr = mapped(R::get(sk, global!(LAYOUT.skc_rcv_saddr)));
+        socket.remote_addr = mapped(R::get(sk, global!(LAYOUT.skc_daddr)));
     }
-    socket.netns = net_inum(net_of(sk));
-    field_into!(sk, skc_num, &mut socket.local_port);
-    socket.remote_port = u16::from_be(field!(sk, skc_dport: u16));
-    field_into!(sk, skc_state, &mut socket.state);
+    socket.netns = netns_of::<R>(sk);
+    R::get_into(&mut socket.local_port, sk, global!(LAYOUT.skc_num));
+    socket.remote_port = u16::from_be(R::get(sk, global!(LAYOUT.skc_dport)));
+    R::get_into(&mut socket.state, sk, global!(LAYOUT.skc_state));
+}
+
+/// The inode of a socket's network namespace.
+#[inline(always)]
+pub(crate) fn netns_of<R: Reach>(sk: u64) -> u32 {
+    R::get(
+        R::get(sk, global!(LAYOUT.skc_net)),
+        global!(LAYOUT.net_inum),
+    )
 }
 
 /// [`fill_common`] for a full socket, whose port survives in `inet_sport` when `skc_num` is already
 /// released (at the change to CLOSE).
 #[inline(always)]
-pub(crate) fn fill_full(sk: u64, socket: &mut Socket) {
-    fill_common(sk, socket);
+pub(crate) fn fill_full<R: Reach>(sk: u64, socket: &mut Socket) {
+    fill_common::<R>(sk, socket);
     if socket.local_port == 0 {
         socket.local_port = u16::from_be(field!(sk, inet_sport: u16));
     }

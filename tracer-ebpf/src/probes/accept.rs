@@ -19,7 +19,7 @@ use crate::{
     emit::{self, Lane},
     maps::{LISTENERS, Outcome, SOCKETS, account, asked_for},
     probes::{listener, socket},
-    sock,
+    sock::{self, Anywhere},
 };
 
 /// The return value's slot is the number of parameters: 2 from 6.10 on, 4 before. A slot too small
@@ -80,7 +80,7 @@ fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
         unsafe { sock::fill_current(&mut (*entry).owner, owner_source::ACCEPT) };
     } else {
         // Older than the tracer: its handshake was not seen.
-        let outcome = socket::born(child, role::PASSIVE, listener, |owner| {
+        let outcome = socket::born::<Anywhere>(child, role::PASSIVE, listener, |owner| {
             sock::fill_current(owner, owner_source::ACCEPT);
         });
         if outcome != Outcome::Aggregated {

@@ -20,7 +20,7 @@ use crate::{
         percpu::Counted,
         socket,
     },
-    sock::{self, field},
+    sock::{self, Anywhere, field},
 };
 
 #[fentry(function = "tcp_v4_syn_recv_sock")]
@@ -95,7 +95,7 @@ fn acked<C: EbpfContext>(ctx: &C, child: u64) -> i32 {
 fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
     if child != 0 {
         listener::completed(before.sk, before.repeats, before.cookie);
-        return socket::born_of(child, before.sk);
+        return socket::born_of::<Anywhere>(child, before.sk);
     }
     let entry = match listener::entry(ctx, before.sk) {
         Ok(entry) => entry,

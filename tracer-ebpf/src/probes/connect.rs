@@ -14,24 +14,27 @@ use crate::{
     emit::{self, Lane},
     maps::{Outcome, account, asked_for},
     probes::socket,
-    sock,
+    sock::{self, Anywhere, Reach},
 };
 
 #[fentry(function = "tcp_connect")]
 pub(crate) fn connect_fentry(ctx: FEntryContext) -> i32 {
-    account(hook::CONNECT, connecting(&ctx, ctx.arg(0)))
+    account(hook::CONNECT, connecting::<Anywhere, _>(&ctx, ctx.arg(0)))
 }
 
 #[kprobe]
 pub(crate) fn connect_kprobe(ctx: ProbeContext) -> i32 {
-    account(hook::CONNECT, connecting(&ctx, ctx.arg(0).unwrap_or(0)))
+    account(
+        hook::CONNECT,
+        connecting::<Anywhere, _>(&ctx, ctx.arg(0).unwrap_or(0)),
+    )
 }
 
 /// Also called by the state hook (CLOSE → SYN_SENT) where it stands in for `tcp_connect`; the local
 /// port may not be bound yet there.
 #[inline(always)]
-pub(crate) fn connecting<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
-    let outcome = socket::born(sk, role::ACTIVE, 0, |owner| {
+pub(crate) fn connecting<R: Reach, C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
+    let outcome = socket::born::<R>(sk, role::ACTIVE, 0, |owner| {
         sock::fill_current(owner, owner_source::CONNECT);
     });
     if outcome != Outcome::Aggregated || !asked_for(kind::CONNECT) {

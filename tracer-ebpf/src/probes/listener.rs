@@ -20,7 +20,7 @@ use crate::{
         asked_for, global,
     },
     probes::{netns, socket, sources},
-    sock::{self, field},
+    sock::{self, Anywhere, Argument, field},
 };
 
 /// The value of `Syn::outcome` where no single outcome is meant.
@@ -42,7 +42,7 @@ pub(crate) fn listening(sk: u64) -> Outcome {
 #[inline(always)]
 fn insert(sk: u64) -> Result<&'static mut Listener, Outcome> {
     let mut socket = Socket::default();
-    sock::fill_full(sk, &mut socket);
+    sock::fill_full::<Anywhere>(sk, &mut socket);
     // The tracepoint fires before the state is stored.
     socket.state = state::LISTEN;
     socket.role = role::LISTENER;
@@ -270,7 +270,7 @@ pub(crate) fn completed(listener: u64, repeats: u8, cookie: u8) {
     }
 }
 
-/// The same from a child that still has its listener's address (tracepoint rung).
+/// The same from a child (of a BTF tracepoint) that still has its listener's address (tracepoint rung).
 #[inline(always)]
 pub(crate) fn completed_at(child: u64) {
     let listener = of_child(child);
@@ -305,7 +305,7 @@ pub(crate) fn completed_late_at(child: u64) {
 #[inline(always)]
 fn of_child(child: u64) -> u64 {
     let mut socket = Socket::default();
-    sock::fill_common(child, &mut socket);
+    sock::fill_common::<Argument>(child, &mut socket);
     by_port(socket.netns, socket.local_port, socket.local_addr)
 }
 

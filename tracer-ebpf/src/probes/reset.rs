@@ -13,7 +13,7 @@ use crate::{
     emit::{self, Lane},
     maps::{Outcome, SOCKETS, account, asked_for, global},
     probes::{netns, socket},
-    sock::{self, field},
+    sock::{self, Anywhere, field},
 };
 
 #[btf_tracepoint(function = "tcp_receive_reset")]
@@ -73,7 +73,7 @@ fn reset(ctx: &BtfTracePointContext, sk: u64, reason: u32, received: u8) -> Outc
     let wanted = if whole {
         socket::fill(sk, &mut record.socket, &mut record.owner)
     } else {
-        sock::fill_common(sk, &mut record.socket);
+        sock::fill_common::<Anywhere>(sk, &mut record.socket);
         socket::wanted(&record.socket)
     };
     if !wanted {

@@ -2,6 +2,7 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use conntracer_common::{
+    filter::named,
     record::{Owner, Socket, owner_source, role},
     socket::SocketState,
 };
@@ -9,7 +10,7 @@ use conntracer_common::{
 use crate::{
     maps::{EMPTY_SOCKET, LISTENERS, Outcome, SOCKETS, global},
     probes::listener,
-    sock,
+    sock::{self, Anywhere, Reach},
 };
 
 /// Whether a socket is asked for.
@@ -24,15 +25,28 @@ pub(crate) fn filters() -> bool {
     global!(FILTER.netns)[0] != 0 || global!(FILTER).has_endpoint()
 }
 
+/// [`wanted`] of a socket of which nothing was read yet: no more is than the filter asks about.
+#[inline(always)]
+fn is_wanted<R: Reach>(sk: u64) -> bool {
+    if global!(FILTER).has_endpoint() {
+        let mut socket = Socket::default();
+        sock::fill_full::<R>(sk, &mut socket);
+        wanted(&socket)
+    } else {
+        !filters() || named(&global!(FILTER.netns), sock::netns_of::<R>(sk))
+    }
+}
+
 /// Starts a connection's life: `Filtered` when nobody asks for it, `Lost` when the map is full.
 #[inline(always)]
-pub(crate) fn born(sk: u64, role: u8, listener: u64, own: impl FnOnce(&mut Owner)) -> Outcome {
-    if filters() {
-        let mut socket = Socket::default();
-        sock::fill_full(sk, &mut socket);
-        if !wanted(&socket) {
-            return Outcome::Filtered;
-        }
+pub(crate) fn born<R: Reach>(
+    sk: u64,
+    role: u8,
+    listener: u64,
+    own: impl FnOnce(&mut Owner),
+) -> Outcome {
+    if !is_wanted::<R>(sk) {
+        return Outcome::Filtered;
     }
     // SAFETY: helper without preconditions.
     let born_ns = unsafe { bpf_ktime_get_ns() };
@@ -52,8 +66,8 @@ pub(crate) fn born(sk: u64, role: u8, listener: u64, own: impl FnOnce(&mut Owner
 /// Starts a connection's life on the passive side. Its owner is its listener's until accepted: looked up
 /// when first needed, which for a healthy connection is never.
 #[inline(always)]
-pub(crate) fn born_of(child: u64, listener: u64) -> Outcome {
-    born(child, role::PASSIVE, listener, |_| ())
+pub(crate) fn born_of<R: Reach>(child: u64, listener: u64) -> Outcome {
+    born::<R>(child, role::PASSIVE, listener, |_| ())
 }
 
 /// The owner of a listener, which its children inherit until accepted. One that is younger than the
@@ -74,7 +88,7 @@ pub(crate) fn inherit(listener: u64, child_born_ns: u64, owner: &mut Owner) {
 /// Fills in what a connection is and what `SOCKETS` knows of it; false when it is not asked for.
 #[inline(always)]
 pub(crate) fn fill(sk: u64, socket: &mut Socket, owner: &mut Owner) -> bool {
-    sock::fill_full(sk, socket);
+    sock::fill_full::<Anywhere>(sk, socket);
     if filters() && !wanted(socket) {
         return false;
     }
@@ -104,7 +118,7 @@ pub(crate) fn fill_troubled(sk: u64, socket: &mut Socket, owner: &mut Owner) -> 
         // SAFETY: a live map value of plain data.
         unsafe { (*entry).troubled = 1 };
     } else if let Some(empty) = EMPTY_SOCKET.get(0) {
-        sock::fill_full(sk, socket);
+        sock::fill_full::<Anywhere>(sk, socket);
         if !wanted(socket) {
             return false;
         }

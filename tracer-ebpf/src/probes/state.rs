@@ -12,7 +12,7 @@ use crate::{
     emit::{self, Lane},
     maps::{Outcome, SOCKETS, account, asked_for, global},
     probes::{connect, listener, socket},
-    sock::{self, field, load},
+    sock::{self, Argument, field, load},
 };
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
@@ -29,14 +29,14 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     }
     let outcome = match new {
         state::SYN_SENT if global!(OPTIONS.connect_by_state) != 0 => {
-            account(hook::CONNECT, connect::connecting(ctx, sk));
+            account(hook::CONNECT, connect::connecting::<Argument, _>(ctx, sk));
             Outcome::Aggregated
         }
         // The child's own state is a copy of the listener's at this moment.
         state::SYN_RECV if old == state::LISTEN && global!(OPTIONS.ack_by_skb) != 0 => {
             // So is its address: the listener's own, which no look-up by packet could miss.
             listener::completed_at(sk);
-            socket::born_of(sk, 0)
+            socket::born_of::<Argument>(sk, 0)
         }
         state::ESTABLISHED if old == state::SYN_RECV && global!(OPTIONS.ack_by_skb) != 0 => {
             // The request's repeats became the child's retransmissions (`tcp_create_openreq_child`).
@@ -63,18 +63,20 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
 /// leak is seen all the same. That the state was left shows when the user half looks at the socket.
 #[inline(always)]
 fn half_closed(sk: u64, state: u8) -> Outcome {
-    if SOCKETS.get_ptr_mut(sk).is_none() {
-        let outcome = socket::born(sk, role::UNKNOWN, 0, |_| ());
-        if outcome != Outcome::Aggregated {
-            return outcome;
+    let entry = match SOCKETS.get_ptr_mut(sk) {
+        Some(entry) => entry,
+        None => {
+            let outcome = socket::born::<Argument>(sk, role::UNKNOWN, 0, |_| ());
+            match SOCKETS.get_ptr_mut(sk) {
+                Some(entry) => entry,
+                None => return outcome,
+            }
         }
-    }
-    if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
-        // SAFETY: a live map value of plain data; the helper has no preconditions.
-        unsafe {
-            (*entry).half_closed = state;
-            (*entry).since_ns = bpf_ktime_get_ns();
-        }
+    };
+    // SAFETY: a live map value of plain data; the helper has no preconditions.
+    unsafe {
+        (*entry).half_closed = state;
+        (*entry).since_ns = bpf_ktime_get_ns();
     }
     Outcome::Aggregated
 }

@@ -71,7 +71,7 @@ fn syn_done<C: EbpfContext>(ctx: &C, before: &Bracket) -> Outcome {
     let (outcome, evidence) = match before.counted_since() {
         Some(counted) => {
             note_dropped_cookie(sock::net_of(before.sk), &counted);
-            (by_counters(before, &counted), syn_evidence::COUNTERS)
+            (by_counters(&counted, || *before), syn_evidence::COUNTERS)
         }
         None => (by_fields(before), syn_evidence::FIELDS),
     };
@@ -86,9 +86,10 @@ fn note_dropped_cookie(net: u64, counted: &Mib) {
     }
 }
 
-/// The kernel counts ListenDrops for every SYN it drops here, and beside it why.
+/// The kernel counts ListenDrops for every SYN it drops here, and beside it why. The listener is asked for
+/// only where that does not tell.
 #[inline(always)]
-fn by_counters(listener: &Bracket, counted: &Mib) -> usize {
+fn by_counters(counted: &Mib, listener: impl FnOnce() -> Bracket) -> usize {
     if counted.drops == 0 {
         if counted.full_cookies != 0 {
             syn_outcome::COOKIE
@@ -102,7 +103,7 @@ fn by_counters(listener: &Bracket, counted: &Mib) -> usize {
     } else if counted.no_routes != 0 {
         syn_outcome::NO_ROUTE
     } else {
-        pressure_or_other(listener)
+        pressure_or_other(&listener())
     }
 }
 
@@ -190,7 +191,7 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
             listener::explain(entry, 1);
         }
         note_dropped_cookie(net, &counted.mib);
-        let outcome = by_counters(&Bracket::now(sk, skb), &counted.mib);
+        let outcome = by_counters(&counted.mib, || Bracket::now(sk, skb));
         (outcome, syn_evidence::COUNTERS)
     } else {
         // The first SYN of this namespace on this CPU.

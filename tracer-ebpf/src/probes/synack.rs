@@ -11,7 +11,7 @@ use crate::{
     emit::{self, Lane},
     maps::{Outcome, account, asked_for, global},
     probes::{listener, netns, socket, sources},
-    sock::{self, field},
+    sock::{self, Anywhere, field},
 };
 
 #[btf_tracepoint(function = "tcp_retransmit_synack")]
@@ -37,7 +37,7 @@ fn try_synack(ctx: &BtfTracePointContext) -> Outcome {
         acked,
         ..SynAck::default()
     };
-    sock::fill_common(request, &mut record.socket);
+    sock::fill_common::<Anywhere>(request, &mut record.socket);
     if !socket::wanted(&record.socket) {
         return Outcome::Filtered;
     }
