@@ -57,6 +57,7 @@ counters! {
     syn_retrans = "TcpExt"."TCPSynRetrans";
     timeouts = "TcpExt"."TCPTimeouts";
     loss_probes = "TcpExt"."TCPLossProbes";
+    ao_required = "TcpExt"."TCPAORequired";
     retrans_fail = "TcpExt"."TCPRetransFail";
     /// Fast Open connections taken.
     fast_open_passive = "TcpExt"."TCPFastOpenPassive";

@@ -17,3 +17,4 @@ pub mod scenario;
 pub mod socket;
 pub mod tracer;
 pub mod wait;
+pub mod xdp;

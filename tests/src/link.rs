@@ -205,7 +205,7 @@ fn neighbour(name: &str, address: IpAddr, mac: [u8; 6]) -> Result<()> {
     })
 }
 
-async fn find(handle: &Handle, name: &str) -> Result<LinkMessage> {
+pub(crate) async fn find(handle: &Handle, name: &str) -> Result<LinkMessage> {
     handle
         .link()
         .get()
@@ -218,7 +218,7 @@ async fn find(handle: &Handle, name: &str) -> Result<LinkMessage> {
 }
 
 /// Runs one exchange over a netlink socket of the calling thread's namespace.
-fn with_handle<T>(exchange: impl AsyncFnOnce(&Handle) -> Result<T>) -> Result<T> {
+pub(crate) fn with_handle<T>(exchange: impl AsyncFnOnce(&Handle) -> Result<T>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()

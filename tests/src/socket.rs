@@ -259,6 +259,42 @@ fn wait_readable(socket: &Socket) -> Result<()> {
     Ok(())
 }
 
+/// `TCP_AO_ADD_KEY` and its argument, `struct tcp_ao_add` (include/uapi/linux/tcp.h).
+const TCP_AO_ADD_KEY: libc::c_int = 38;
+
+#[repr(C, align(8))]
+struct AuthenticationKey {
+    address: libc::sockaddr_storage,
+    algorithm: [u8; 64],
+    ifindex: i32,
+    flags: u32,
+    reserved: u16,
+    prefix_len: u8,
+    send_id: u8,
+    receive_id: u8,
+    mac_len: u8,
+    key_flags: u8,
+    key_len: u8,
+    key: [u8; 80],
+}
+
+/// Makes `listener` want segments from `peer` authenticated (RFC 5925); false where the kernel cannot.
+pub fn want_authentication(listener: &Socket, peer: std::net::IpAddr) -> Result<bool> {
+    const ALGORITHM: &[u8] = b"hmac(sha1)";
+    // SAFETY: made of integers, for which zero is a value.
+    let mut key: AuthenticationKey = unsafe { MaybeUninit::zeroed().assume_init() };
+    put_address(&mut key.address, peer);
+    key.algorithm[..ALGORITHM.len()].copy_from_slice(ALGORITHM);
+    key.prefix_len = if peer.is_ipv4() { 32 } else { 128 };
+    (key.send_id, key.receive_id) = (100, 100);
+    key.key_len = u8::try_from(KEY.len())?;
+    key.key[..KEY.len()].copy_from_slice(KEY);
+    take_key(listener, TCP_AO_ADD_KEY, &key).context("setting TCP_AO_ADD_KEY")
+}
+
+/// What nobody who is to be refused knows.
+const KEY: &[u8] = b"secret";
+
 /// `TCP_MD5SIG` and its argument (include/uapi/linux/tcp.h).
 const TCP_MD5SIG: libc::c_int = 14;
 
@@ -274,28 +310,36 @@ struct Md5Signature {
 
 /// Makes `listener` want segments from `peer` signed (RFC 2385); false where the kernel cannot.
 pub fn want_md5(listener: &Socket, peer: std::net::IpAddr) -> Result<bool> {
-    const KEY: &[u8] = b"secret";
-    let peer = socket2::SockAddr::from(SocketAddr::new(peer, 0));
     // SAFETY: made of integers, for which zero is a value.
     let mut signature: Md5Signature = unsafe { MaybeUninit::zeroed().assume_init() };
+    put_address(&mut signature.address, peer);
+    signature.key_len = u16::try_from(KEY.len())?;
+    signature.key[..KEY.len()].copy_from_slice(KEY);
+    take_key(listener, TCP_MD5SIG, &signature).context("setting TCP_MD5SIG")
+}
+
+fn put_address(place: &mut libc::sockaddr_storage, address: std::net::IpAddr) {
+    let address = socket2::SockAddr::from(SocketAddr::new(address, 0));
     // SAFETY: a socket address fits a `sockaddr_storage`, which is what `as_ptr` points into.
     unsafe {
         std::ptr::copy_nonoverlapping(
-            peer.as_ptr().cast::<u8>(),
-            (&raw mut signature.address).cast::<u8>(),
-            peer.len() as usize,
+            address.as_ptr().cast::<u8>(),
+            core::ptr::from_mut(place).cast::<u8>(),
+            address.len() as usize,
         );
     }
-    signature.key_len = u16::try_from(KEY.len())?;
-    signature.key[..KEY.len()].copy_from_slice(KEY);
+}
+
+/// Sets an option that is a key; false where the kernel cannot.
+fn take_key<T>(listener: &Socket, option: libc::c_int, key: &T) -> Result<bool> {
     // SAFETY: the argument lives through the call, and its size is given.
     let status = unsafe {
         libc::setsockopt(
             listener.as_raw_fd(),
             libc::IPPROTO_TCP,
-            TCP_MD5SIG,
-            (&raw const signature).cast(),
-            libc::socklen_t::try_from(size_of::<Md5Signature>())?,
+            option,
+            core::ptr::from_ref(key).cast(),
+            libc::socklen_t::try_from(size_of::<T>())?,
         )
     };
     if status == 0 {
@@ -303,8 +347,8 @@ pub fn want_md5(listener: &Socket, peer: std::net::IpAddr) -> Result<bool> {
     }
     let error = std::io::Error::last_os_error();
     match error.raw_os_error() {
-        // Not built in, not allowed (FIPS), or no MD5 in the kernel.
+        // Not built in, not allowed (FIPS), or no such hash in the kernel.
         Some(libc::ENOPROTOOPT | libc::EINVAL | libc::ENOENT | libc::ENOMEM) => Ok(false),
-        _ => Err(error).context("setting TCP_MD5SIG"),
+        _ => Err(error.into()),
     }
 }

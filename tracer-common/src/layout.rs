@@ -128,6 +128,7 @@ layout! {
     dst_dev = "dst_entry"."dev";
     dev_net = "net_device"."nd_net";
     dev_name = "net_device"."name", optional;
+    dev_xdp_prog = "net_device"."xdp_prog", optional;
     dev_ifindex = "net_device"."ifindex", optional;
     rt_flags = "rtable"."rt_flags", optional;
     rt6i_flags = "rt6_info"."rt6i_flags", optional;

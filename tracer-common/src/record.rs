@@ -484,6 +484,8 @@ pub mod refusal_hint {
     /// A listener of that address and port is known; it has a socket filter.
     pub const LISTENER: u8 = 32;
     pub const SOCKET_FILTER: u8 = 64;
+    /// It was dropped before it had a route, and its device has an XDP program in generic mode.
+    pub const XDP: u8 = 128;
 }
 
 /// Which part of the kernel [`Refusal::location`] lies in; named by the user half.

@@ -11,7 +11,8 @@ use crate::{
     link::{Pair, SERVER},
     netfilter::{self, Hook},
     packet::{send_damaged_syn, send_syn},
-    socket::{deafen, listen, want_md5},
+    socket::{deafen, listen, want_authentication, want_md5},
+    xdp,
 };
 
 /// SYNs sent, each from a port of its own.
@@ -32,6 +33,10 @@ pub enum Obstacle {
     BadChecksum,
     /// The listener wants segments signed, and these are not.
     Md5,
+    /// The same by TCP's Authentication Option.
+    Authentication,
+    /// An XDP program in generic mode.
+    Xdp,
     /// The listener's own filter.
     SocketFilter,
 }
@@ -51,6 +56,7 @@ impl Refused {
         let pair = Pair::new()?;
         match obstacle {
             Obstacle::Firewall(hook) => pair.server.run(|| netfilter::drop_at(hook))?,
+            Obstacle::Xdp => pair.server.run(|| xdp::drop_all(SERVER))?,
             Obstacle::ReversePath => {
                 pair.server
                     .set_sysctl(&format!("net/ipv4/conf/{SERVER}/rp_filter"), "1")?;
@@ -76,6 +82,7 @@ impl Refused {
         let listener = self.pair.server.run(|| listen(family, address, BACKLOG))?;
         let able = match self.obstacle {
             Obstacle::Md5 => want_md5(&listener, self.source(0).ip())?,
+            Obstacle::Authentication => want_authentication(&listener, self.source(0).ip())?,
             Obstacle::SocketFilter => {
                 deafen(&listener)?;
                 true

@@ -272,7 +272,11 @@ fn listeners_of_two_namespaces_do_not_mix(#[case] family: Family) {
         });
         assert_eq!(overflows(&findings), counted.listen_overflows, "{run:#?}");
         for finding in findings {
-            assert!(finding.owner.is_some(), "{finding:#?} {:#?}", run.stop.hooks);
+            assert!(
+                finding.owner.is_some(),
+                "{finding:#?} {:#?}",
+                run.stop.hooks
+            );
             assert_listener(finding, &scenario.netns, family.loopback_listener());
         }
     }

@@ -72,7 +72,7 @@ pub(crate) fn freed(ctx: &BtfTracePointContext, syn: &Freed<'_>) -> Outcome {
     };
     if unspecified {
         key.location = ctx.arg(1);
-        key.hints = syn.counted | listener_hints(sk);
+        key.hints = syn.counted | listener_hints(sk) | device_hints(syn.skb, key.path);
     }
     let (entry, first) = match entry(&mut key) {
         Some(found) => found,
@@ -181,16 +181,12 @@ unsafe fn name_last(refusal: *mut Refusal, syn: &Freed<'_>, sk: u64) {
     }
 }
 
-/// Whether a packet was made by this host and is on its way out: it holds the socket that sent it.
-/// What comes in holds none, or one that it was matched with early.
+/// Whether a packet was made by this host and is on its way out: it holds the socket that sent it, and was
+/// not received yet. One that came over a loopback or a veth pair may hold it for a while longer
+/// (`ip_rcv_core` takes it away), others one that they were matched with early.
 #[inline(always)]
 fn is_sent_here(skb: u64) -> bool {
-    let sk = field!(skb, skb_sk: u64);
-    if sk == 0 {
-        return false;
-    }
-    let matched = field!(sk, skc_state: u8);
-    matched != state::LISTEN && matched != state::NEW_SYN_RECV && matched != state::TIME_WAIT
+    field!(skb, skb_sk: u64) != 0 && field!(skb, skb_iif: u32) == 0
 }
 
 /// What is known of the listener a packet was to reach.
@@ -202,6 +198,18 @@ fn listener_hints(sk: u64) -> u8 {
         refusal_hint::LISTENER
     } else {
         refusal_hint::LISTENER | refusal_hint::SOCKET_FILTER
+    }
+}
+
+/// What is known of the device a packet came by. In generic mode XDP drops what is a packet to the kernel
+/// already, and gives no reason (net/core/dev.c, `bpf_prog_run_generic_xdp`).
+#[inline(always)]
+fn device_hints(skb: u64, path: u8) -> u8 {
+    let dev = field!(skb, skb_dev: u64);
+    if path == path::PREROUTING && dev != 0 && field!(dev, dev_xdp_prog: u64) != 0 {
+        refusal_hint::XDP
+    } else {
+        0
     }
 }
 

@@ -77,7 +77,12 @@ fn why(refusal: &Event, host: &Host) -> Option<Why> {
     let name = refusal
         .reason
         .map(|reason| host.drop_reasons.get(&reason).map_or("", String::as_str));
-    let (cause, because) = if let Some(name) = name {
+    let by_xdp = refusal.hints & refusal_hint::XDP != 0
+        && matches!(name, None | Some("NOT_SPECIFIED"))
+        && refusal.place.is_none();
+    let (cause, because) = if by_xdp {
+        (Cause::Filtered, Some(GENERIC_XDP))
+    } else if let Some(name) = name {
         (named(name, refusal)?, None)
     } else {
         let (cause, because) = concluded(refusal)?;
@@ -87,9 +92,12 @@ fn why(refusal: &Event, host: &Host) -> Option<Why> {
     (!passes || cause == Cause::Filtered).then_some(Why {
         cause,
         because,
-        by_netfilter: !matches!(name, Some("XDP" | "TC_INGRESS")),
+        by_netfilter: !by_xdp && !matches!(name, Some("XDP" | "TC_INGRESS")),
     })
 }
+
+const GENERIC_XDP: Because = "the kernel gives no reason for it: that an XDP program dropped it is concluded \
+                             from the one at its device (ip link)";
 
 /// By the kernel's own name (include/net/dropreason-core.h).
 fn named(name: &str, refusal: &Event) -> Option<Cause> {

@@ -95,6 +95,20 @@ fn what_is_no_drop_of_a_syn_to_this_host_is_no_finding(
     assert!(run.findings.is_empty(), "{:#?}", run.findings);
 }
 
+#[test]
+fn a_drop_at_a_device_with_generic_xdp_is_concluded_to_be_its_programs() {
+    let mut run = Run::new();
+    run.refusal(socket(LOCAL, REMOTE), 5, "NOT_SPECIFIED", |refusal| {
+        refusal.path = path::PREROUTING;
+        refusal.hints = refusal_hint::XDP;
+    });
+    run.finish();
+    let finding = run.only();
+    assert_eq!((finding.cause.as_ref(), finding.count), ("filtered", 5));
+    assert_eq!(finding.certainty, Certainty::Inferred);
+    assert!(finding.because.as_ref().unwrap().contains("XDP"));
+}
+
 #[rstest]
 #[case::netfilter(refusal_place::NETFILTER, 0, "filtered")]
 #[case::route(
