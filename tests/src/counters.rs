@@ -58,6 +58,10 @@ counters! {
     timeouts = "TcpExt"."TCPTimeouts";
     loss_probes = "TcpExt"."TCPLossProbes";
     retrans_fail = "TcpExt"."TCPRetransFail";
+    /// Segments repeated because of ACKs: in recovery, and after a timeout.
+    fast_retrans = "TcpExt"."TCPFastRetrans";
+    slow_start_retrans = "TcpExt"."TCPSlowStartRetrans";
+    spurious_rtx_host_queues = "TcpExt"."TCPSpuriousRtxHostQueues";
     /// Fast Open connections taken.
     fast_open_passive = "TcpExt"."TCPFastOpenPassive";
     abort_on_timeout = "TcpExt"."TCPAbortOnTimeout";
@@ -79,6 +83,11 @@ impl Counters {
             "SyncookiesFailed" => self.syncookies_failed,
             "TCPSynRetrans" => self.syn_retrans,
             "EmbryonicRsts" => self.embryonic_rsts,
+            "TCPTimeouts" => self.timeouts,
+            "TCPFastRetrans" => self.fast_retrans,
+            "TCPSlowStartRetrans" => self.slow_start_retrans,
+            "TCPLossProbes" => self.loss_probes,
+            "TCPRetransFail" => self.retrans_fail,
             "RetransSegs" => self.retrans_segs - self.retrans_fail,
             "OutRsts" => self.out_rsts,
             _ => return None,
