@@ -61,6 +61,8 @@ counters! {
     /// Segments repeated because of ACKs: in recovery, and after a timeout.
     fast_retrans = "TcpExt"."TCPFastRetrans";
     slow_start_retrans = "TcpExt"."TCPSlowStartRetrans";
+    /// Probes of a window that has no room.
+    win_probes = "TcpExt"."TCPWinProbe";
     spurious_rtx_host_queues = "TcpExt"."TCPSpuriousRtxHostQueues";
     /// Fast Open connections taken.
     fast_open_passive = "TcpExt"."TCPFastOpenPassive";
