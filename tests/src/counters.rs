@@ -59,6 +59,12 @@ counters! {
     loss_probes = "TcpExt"."TCPLossProbes";
     ao_required = "TcpExt"."TCPAORequired";
     retrans_fail = "TcpExt"."TCPRetransFail";
+    /// Segments repeated because of ACKs: in recovery, and after a timeout.
+    fast_retrans = "TcpExt"."TCPFastRetrans";
+    slow_start_retrans = "TcpExt"."TCPSlowStartRetrans";
+    /// Probes of a window that has no room.
+    win_probes = "TcpExt"."TCPWinProbe";
+    spurious_rtx_host_queues = "TcpExt"."TCPSpuriousRtxHostQueues";
     /// Fast Open connections taken.
     fast_open_passive = "TcpExt"."TCPFastOpenPassive";
     abort_on_timeout = "TcpExt"."TCPAbortOnTimeout";
@@ -80,6 +86,11 @@ impl Counters {
             "SyncookiesFailed" => self.syncookies_failed,
             "TCPSynRetrans" => self.syn_retrans,
             "EmbryonicRsts" => self.embryonic_rsts,
+            "TCPTimeouts" => self.timeouts,
+            "TCPFastRetrans" => self.fast_retrans,
+            "TCPSlowStartRetrans" => self.slow_start_retrans,
+            "TCPLossProbes" => self.loss_probes,
+            "TCPRetransFail" => self.retrans_fail,
             "RetransSegs" => self.retrans_segs - self.retrans_fail,
             "OutRsts" => self.out_rsts,
             _ => return None,

@@ -20,6 +20,7 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBu
 use crate::{
     family::Family,
     netns::NetNs,
+    socket::{Connection, connect_without_waiting, listen, tcp},
     wait::{self, SOON},
 };
 
@@ -107,6 +108,18 @@ impl Pair {
                     .with_context(|| format!("adding a route to {network}/{prefix_len}"))
             })
         })
+    }
+
+    /// A connection from the client to a listener of the server, which is closed by then.
+    pub fn connect(&self, family: Family) -> Result<Connection> {
+        let address = family.veth_listener();
+        let listener = self.server.run(|| listen(family, address, 1))?;
+        let client = self.client.run(|| {
+            let client = tcp(family)?;
+            connect_without_waiting(&client, address)?;
+            Ok(client)
+        })?;
+        self.server.run(|| Connection::accept(&listener, client))
     }
 
     /// Waits until what the calling CPU sent from the client before has arrived at the server: packets

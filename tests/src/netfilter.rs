@@ -40,6 +40,7 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const SUBSYS_NFTABLES: u16 = 10;
 const NEW_TABLE: u16 = SUBSYS_NFTABLES << 8;
+const DELETE_TABLE: u16 = (SUBSYS_NFTABLES << 8) | 2;
 const NEW_CHAIN: u16 = (SUBSYS_NFTABLES << 8) | 3;
 const TABLE_NAME: u16 = 1;
 const CHAIN_TABLE: u16 = 1;
@@ -58,15 +59,6 @@ const CHAIN: &[u8] = b"ct-drop\0";
 
 /// Drops every packet of both families that comes to `hook`, in the calling thread's namespace.
 pub fn drop_at(hook: Hook) -> Result<()> {
-    let socket = Socket::new(
-        Domain::from(libc::AF_NETLINK),
-        Type::RAW,
-        Some(Protocol::from(libc::NETLINK_NETFILTER)),
-    )
-    .context("opening a netfilter socket")?;
-    socket
-        .set_read_timeout(Some(SOON.max(Duration::from_secs(1))))
-        .context("setting SO_RCVTIMEO")?;
     let chain_hook = [
         attribute(HOOK_NUMBER, &hook.number().to_be_bytes()),
         attribute(HOOK_PRIORITY, &hook.priority().to_be_bytes()),
@@ -81,8 +73,7 @@ pub fn drop_at(hook: Hook) -> Result<()> {
     ]
     .concat();
     let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE;
-    let batch = [
-        message(BATCH_BEGIN, libc::NLM_F_REQUEST, 0, SUBSYS_NFTABLES, &[]),
+    change(&[
         message(
             NEW_TABLE,
             flags,
@@ -91,12 +82,40 @@ pub fn drop_at(hook: Hook) -> Result<()> {
             &attribute(TABLE_NAME, TABLE),
         ),
         message(NEW_CHAIN, flags, NFPROTO_INET, 0, &chain),
+    ])
+}
+
+/// Ends [`drop_at`].
+pub fn let_pass() -> Result<()> {
+    change(&[message(
+        DELETE_TABLE,
+        libc::NLM_F_REQUEST | libc::NLM_F_ACK,
+        NFPROTO_INET,
+        0,
+        &attribute(TABLE_NAME, TABLE),
+    )])
+}
+
+/// Makes all of these changes, or none.
+fn change(messages: &[Vec<u8>]) -> Result<()> {
+    let socket = Socket::new(
+        Domain::from(libc::AF_NETLINK),
+        Type::RAW,
+        Some(Protocol::from(libc::NETLINK_NETFILTER)),
+    )
+    .context("opening a netfilter socket")?;
+    socket
+        .set_read_timeout(Some(SOON.max(Duration::from_secs(1))))
+        .context("setting SO_RCVTIMEO")?;
+    let batch = [
+        message(BATCH_BEGIN, libc::NLM_F_REQUEST, 0, SUBSYS_NFTABLES, &[]),
+        messages.concat(),
         message(BATCH_END, libc::NLM_F_REQUEST, 0, SUBSYS_NFTABLES, &[]),
     ]
     .concat();
     socket.send(&batch).context("sending a netfilter batch")?;
     let mut acknowledged = 0;
-    while acknowledged < 2 {
+    while acknowledged < messages.len() {
         acknowledged += read_acknowledgements(&socket)?;
     }
     Ok(())
@@ -118,7 +137,7 @@ fn read_acknowledgements(mut socket: &Socket) -> Result<usize> {
             bail!("netfilter answered with a message of type {kind}");
         }
         if errno != 0 {
-            return Err(std::io::Error::from_raw_os_error(-errno)).context("making a base chain");
+            return Err(std::io::Error::from_raw_os_error(-errno)).context("changing the firewall");
         }
         acknowledged += 1;
         rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();

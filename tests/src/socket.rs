@@ -243,6 +243,16 @@ impl Connection {
         })
     }
 
+    /// Local and remote address of the accepting side.
+    pub fn endpoints(&self) -> Result<(SocketAddr, SocketAddr)> {
+        let local = self.accepted.local_addr()?;
+        let remote = self.accepted.peer_addr()?;
+        Ok((
+            local.as_socket().context("not an IP address")?,
+            remote.as_socket().context("not an IP address")?,
+        ))
+    }
+
     /// Closes both ends so that nothing is sent afterwards.
     pub fn abort(self) -> Result<()> {
         abort_on_close(&self.accepted)?;

@@ -10,6 +10,7 @@ pub mod layout;
 pub mod netns;
 pub mod options;
 pub mod record;
+pub mod retransmit;
 pub mod sketch;
 pub mod socket;
 pub mod stats;

@@ -5,12 +5,12 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::record::syn_outcome;
+use crate::{record::syn_outcome, retransmit::class};
 
 /// Index into [`Counts`]. The first [`syn_outcome::OUTCOMES`] are those of [`syn_outcome`], of which the
 /// healthy ones (`ADDED`, `COMPLETED`) stay 0.
 pub mod count {
-    use super::syn_outcome;
+    use super::{class, syn_outcome};
 
     /// SYNs that were to be answered with a cookie, and then dropped.
     pub const COOKIE_DROPPED: usize = syn_outcome::OUTCOMES;
@@ -19,19 +19,25 @@ pub mod count {
     pub const COOKIE_INVALID: usize = COOKIE_DROPPED + 2;
     /// SYN-ACKs repeated, by timer or for a repeated SYN.
     pub const SYN_ACK_REPEATED: usize = COOKIE_DROPPED + 3;
-    /// SYNs of connect() repeated.
-    pub const SYN_REPEATED: usize = COOKIE_DROPPED + 4;
-    /// Segments of any kind sent again, SYNs included and SYN-ACKs not.
-    pub const RETRANSMITTED: usize = COOKIE_DROPPED + 5;
     /// Resets sent, whatever for.
-    pub const RESET_SENT: usize = COOKIE_DROPPED + 6;
+    pub const RESET_SENT: usize = COOKIE_DROPPED + 4;
     /// Requests ended by the peer's RST or SYN.
-    pub const REQUEST_RESET: usize = COOKIE_DROPPED + 7;
+    pub const REQUEST_RESET: usize = COOKIE_DROPPED + 5;
     /// Requests ended by our RST, because the accept queue was full and `tcp_abort_on_overflow` is 1.
-    pub const REQUEST_ABORTED: usize = COOKIE_DROPPED + 8;
+    pub const REQUEST_ABORTED: usize = COOKIE_DROPPED + 6;
     /// Requests given up by their timer.
-    pub const REQUEST_EXPIRED: usize = COOKIE_DROPPED + 9;
-    pub const COUNT: usize = COOKIE_DROPPED + 10;
+    pub const REQUEST_EXPIRED: usize = COOKIE_DROPPED + 7;
+    /// Timers of requests that fired, the last one included.
+    pub const REQUEST_TIMEOUT: usize = COOKIE_DROPPED + 8;
+    /// Retransmission timers of sockets that fired, also those that sent nothing.
+    pub const TIMEOUT: usize = COOKIE_DROPPED + 9;
+    /// Tail loss probes sent, those of new data included.
+    pub const LOSS_PROBE: usize = COOKIE_DROPPED + 10;
+    /// Segments that the kernel counted as sent again and could not send, of which it tells from 6.17 on.
+    pub const RETRANSMIT_FAILED: usize = COOKIE_DROPPED + 11;
+    /// Segments sent again, by [`class`]: this is the first.
+    pub const RETRANSMITTED: usize = COOKIE_DROPPED + 12;
+    pub const COUNT: usize = RETRANSMITTED + class::COUNT;
 }
 
 /// Cumulative per namespace since the kernel half first counted anything there, indexed by [`count`].
@@ -72,15 +78,17 @@ pub mod kernel {
     pub const SYNCOOKIES_FAILED: usize = 6;
     pub const SYN_RETRANS: usize = 7;
     pub const EMBRYONIC_RSTS: usize = 8;
+    pub const TIMEOUTS: usize = 9;
+    pub const FAST_RETRANS: usize = 10;
+    pub const SLOW_START_RETRANS: usize = 11;
+    pub const LOSS_PROBES: usize = 12;
+    /// `RetransSegs` that could not be sent.
+    pub const RETRANS_FAIL: usize = 13;
     /// From here on of `struct tcp_mib`; before, of `struct linux_mib`.
-    pub const TCP: usize = 9;
-    pub const RETRANS_SEGS: usize = 9;
-    pub const OUT_RSTS: usize = 10;
-    /// What conntracer counts too.
-    pub const COMPARED: usize = 11;
-    /// `RetransSegs` that could not be sent, of which no hook tells before 6.17; of `struct linux_mib`.
-    pub const RETRANS_FAIL: usize = 11;
-    pub const COUNT: usize = 12;
+    pub const TCP: usize = 14;
+    pub const RETRANS_SEGS: usize = 14;
+    pub const OUT_RSTS: usize = 15;
+    pub const COUNT: usize = 16;
 }
 
 /// The kernel's names of the counters: in its enumerations, and in /proc/net/netstat and /proc/net/snmp.
@@ -94,25 +102,26 @@ pub const KERNEL: [(&str, &str); kernel::COUNT] = [
     ("LINUX_MIB_SYNCOOKIESFAILED", "SyncookiesFailed"),
     ("LINUX_MIB_TCPSYNRETRANS", "TCPSynRetrans"),
     ("LINUX_MIB_EMBRYONICRSTS", "EmbryonicRsts"),
+    ("LINUX_MIB_TCPTIMEOUTS", "TCPTimeouts"),
+    ("LINUX_MIB_TCPFASTRETRANS", "TCPFastRetrans"),
+    ("LINUX_MIB_TCPSLOWSTARTRETRANS", "TCPSlowStartRetrans"),
+    ("LINUX_MIB_TCPLOSSPROBES", "TCPLossProbes"),
+    ("LINUX_MIB_TCPRETRANSFAIL", "TCPRetransFail"),
     ("TCP_MIB_RETRANSSEGS", "RetransSegs"),
     ("TCP_MIB_OUTRSTS", "OutRsts"),
-    ("LINUX_MIB_TCPRETRANSFAIL", "TCPRetransFail"),
 ];
 
 /// The kernel's counters of one namespace, summed over CPUs.
 pub type KernelCounts = [u64; kernel::COUNT];
 
-/// One figure for each counter that is compared.
-pub type Compared = [u64; kernel::COMPARED];
-
 /// What the kernel should have counted, by what the kernel half counted.
 #[must_use]
-pub const fn expected(counts: &Counts) -> Compared {
+pub const fn expected(counts: &Counts) -> KernelCounts {
     use self::count as c;
     use syn_outcome as o;
     let syn_overflows = counts[o::ACCEPT_QUEUE_FULL];
     let cookies = counts[o::COOKIE];
-    let mut sums = [0; kernel::COMPARED];
+    let mut sums = [0; kernel::COUNT];
     sums[kernel::LISTEN_OVERFLOWS] = syn_overflows.wrapping_add(counts[o::ACK_OVERFLOW]);
     sums[kernel::LISTEN_DROPS] = syn_overflows
         .wrapping_add(counts[o::SYN_QUEUE_FULL])
@@ -126,23 +135,31 @@ pub const fn expected(counts: &Counts) -> Compared {
     sums[kernel::SYNCOOKIES_SENT] = cookies;
     sums[kernel::SYNCOOKIES_RECV] = counts[c::COOKIE_VALID];
     sums[kernel::SYNCOOKIES_FAILED] = counts[c::COOKIE_INVALID];
-    sums[kernel::SYN_RETRANS] = counts[c::SYN_REPEATED].wrapping_add(counts[c::SYN_ACK_REPEATED]);
+    let mut again = counts[c::SYN_ACK_REPEATED];
+    let mut index = 0;
+    while index < class::COUNT {
+        again = again.wrapping_add(counts[c::RETRANSMITTED + index]);
+        index += 1;
+    }
+    sums[kernel::SYN_RETRANS] = counts[c::SYN_ACK_REPEATED]
+        .wrapping_add(counts[c::RETRANSMITTED + class::SYN as usize])
+        .wrapping_add(counts[c::RETRANSMITTED + class::SYN_ACK as usize]);
     sums[kernel::EMBRYONIC_RSTS] =
         counts[c::REQUEST_RESET].wrapping_add(counts[c::REQUEST_ABORTED]);
-    sums[kernel::RETRANS_SEGS] = counts[c::RETRANSMITTED].wrapping_add(counts[c::SYN_ACK_REPEATED]);
+    sums[kernel::TIMEOUTS] = counts[c::TIMEOUT].wrapping_add(counts[c::REQUEST_TIMEOUT]);
+    sums[kernel::FAST_RETRANS] = counts[c::RETRANSMITTED + class::FAST as usize];
+    sums[kernel::SLOW_START_RETRANS] = counts[c::RETRANSMITTED + class::SLOW_START as usize];
+    sums[kernel::LOSS_PROBES] = counts[c::LOSS_PROBE];
+    sums[kernel::RETRANS_FAIL] = counts[c::RETRANSMIT_FAILED];
+    sums[kernel::RETRANS_SEGS] = again;
     sums[kernel::OUT_RSTS] = counts[c::RESET_SENT];
     sums
 }
 
 /// The kernel's counters as they are compared: of `RetransSegs`, those that were sent.
 #[must_use]
-pub const fn comparable(counts: &KernelCounts) -> Compared {
-    let mut figures = [0; kernel::COMPARED];
-    let mut index = 0;
-    while index < kernel::COMPARED {
-        figures[index] = counts[index];
-        index += 1;
-    }
+pub const fn comparable(counts: &KernelCounts) -> KernelCounts {
+    let mut figures = *counts;
     figures[kernel::RETRANS_SEGS] =
         figures[kernel::RETRANS_SEGS].wrapping_sub(counts[kernel::RETRANS_FAIL]);
     figures

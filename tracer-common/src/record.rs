@@ -10,7 +10,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
-    netns::{Compared, NetnsId},
+    netns::{KernelCounts, NetnsId},
     sketch,
 };
 
@@ -607,6 +607,8 @@ pub mod netns_flag {
     pub const FILTERED: u8 = 2;
     /// The kernel's counters cannot be read here.
     pub const UNREADABLE: u8 = 4;
+    /// The kernel does not tell of segments that it could not send again.
+    pub const FAILURES_UNTRACED: u8 = 8;
 }
 
 /// The kernel's own counters of a network namespace and what conntracer counted there, both since the
@@ -618,10 +620,10 @@ pub mod netns_flag {
 pub struct Netns {
     pub header: Header,
     /// Indexed by [`crate::netns::kernel`].
-    pub kernel: Compared,
+    pub kernel: KernelCounts,
     /// What conntracer had counted before `kernel` was read, and after.
-    pub before: Compared,
-    pub after: Compared,
+    pub before: KernelCounts,
+    pub after: KernelCounts,
     pub id: NetnsId,
     /// Namespaces that are not compared, and counts that found no room, for want of a larger table.
     pub uncompared: u32,
@@ -649,7 +651,7 @@ const _: () = {
     assert!(size_of::<Refusal>() == 208);
     assert!(size_of::<Probe>() == 208);
     assert!(size_of::<Snapshot>() == 208);
-    assert!(size_of::<Netns>() == 304);
+    assert!(size_of::<Netns>() == 424);
     assert!(size_of::<Sources>() == 424);
     assert!(size_of::<Syn>() <= MAX_RECORD && size_of::<Sources>() <= MAX_RECORD);
 };

@@ -22,7 +22,11 @@ pub mod hook {
     pub const COOKIE: u32 = 13;
     /// Ends of requests that made no connection.
     pub const REQUEST: u32 = 14;
-    pub const COUNT: u32 = 15;
+    /// Retransmission timers that fire.
+    pub const TIMEOUT: u32 = 15;
+    /// Tail loss probes.
+    pub const LOSS_PROBE: u32 = 16;
+    pub const COUNT: u32 = 17;
 }
 
 /// Names of the hooks, in the order of [`hook`].
@@ -42,6 +46,8 @@ pub const HOOKS: [&str; hook::COUNT as usize] = [
     "rto",
     "cookie",
     "request",
+    "timeout",
+    "loss_probe",
 ];
 
 /// What happened to the events of one hook on one CPU.

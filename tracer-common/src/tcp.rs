@@ -56,6 +56,12 @@ pub mod ca {
     pub const LOSS: u8 = 4;
 }
 
+/// `TCPCB_*` of `tcp_skb_cb.sacked` (include/net/tcp.h).
+pub mod sacked {
+    pub const LOST: u8 = 0x04;
+    pub const EVER_RETRANS: u8 = 0x80;
+}
+
 /// `ICSK_TIME_*` (include/net/inet_connection_sock.h): what the socket's timer waits for.
 pub mod pending {
     pub const NONE: u8 = 0;

@@ -160,7 +160,7 @@ pub(crate) struct Client {
 pub(crate) static VICTIMS: LruHashMap<Client, u64> = LruHashMap::with_max_entries(16_384, 0);
 
 /// What went wrong in each network namespace, to be held against the kernel's own counters. 8 kB of
-/// keys and 160 kB of counts; what finds no room is counted under the key of all zeros.
+/// keys and 240 kB of counts; what finds no room is counted under the key of all zeros.
 #[map]
 pub(crate) static NETNS: HashMap<NetnsId, Counts> = HashMap::with_max_entries(1024, 0);
 
@@ -285,6 +285,9 @@ pub(crate) struct CookieBracket {
 
 #[map]
 pub(crate) static COOKIE_BRACKET: PerCpuArray<CookieBracket> = PerCpuArray::with_max_entries(1, 0);
+/// Entry to exit of `tcp_send_loss_probe` on this CPU: the socket, if it may send one.
+#[map]
+pub(crate) static LOSS_PROBE_BRACKET: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub(crate) static PROBE_BRACKET: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
 

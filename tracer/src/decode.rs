@@ -13,8 +13,9 @@ use conntracer_common::{
         self, Header, kind, listener_flag, netns_flag, owner_source, path, refusal_place, role,
         syn_evidence, syn_outcome,
     },
+    retransmit::{Attempt, class},
     stats::HOOKS,
-    tcp::{AF_INET, ca, flag, pending},
+    tcp::AF_INET,
 };
 use thiserror::Error;
 use zerocopy::FromBytes;
@@ -23,7 +24,7 @@ use crate::{
     event::{
         Body, Comm, Device, Drop, Event, Loss, Netns, Opened, Owner, OwnerSource, Path, Place,
         Probe, Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket, Sources, State,
-        Syn, SynAck, Tcp, TcpState,
+        Syn, SynAck, Tcp,
     },
     finding::Ktime,
     source::SocketId,
@@ -212,13 +213,17 @@ fn state(raw: &record::State) -> Result<State, DecodeError> {
 }
 
 fn retransmit(raw: &record::Retransmit) -> Result<Retransmit, DecodeError> {
-    let socket = socket(&raw.socket);
-    let tcp = tcp(&raw.tcp);
     Ok(Retransmit {
-        socket,
+        socket: socket(&raw.socket),
         owner: owner(&raw.owner)?,
-        tcp,
-        kind: retransmit_type(socket.state, raw.tcp_flags, &tcp),
+        tcp: tcp(&raw.tcp),
+        kind: retransmit_type(class(&Attempt {
+            state: raw.socket.state,
+            tcp_flags: raw.tcp_flags,
+            sacked: raw.sacked,
+            ca_state: raw.tcp.ca_state,
+            pending: raw.tcp.pending,
+        })),
         seq: raw.seq,
         end_seq: raw.end_seq,
         segments: raw.segs.max(1),
@@ -226,26 +231,15 @@ fn retransmit(raw: &record::Retransmit) -> Result<Retransmit, DecodeError> {
     })
 }
 
-/// Why `tcp_retransmit_skb` was called, from what it leaves in the socket. Order matters: in recovery
-/// `icsk_pending` may name any timer, so the congestion state is asked first.
-///
-/// Both the RTO's head and the segments that follow it in slow start are `Timeout`: they are repeated
-/// because a timer expired, not because an ACK told of a hole.
-fn retransmit_type(state: TcpState, tcp_flags: u8, tcp: &Tcp) -> RetransmitType {
-    if tcp_flags & flag::SYN != 0 {
-        // A Fast Open child repeats its SYN-ACK through the ordinary timer.
-        return if state == TcpState::SynRecv {
-            RetransmitType::SynAck
-        } else {
-            RetransmitType::Syn
-        };
-    }
-    match tcp.ca_state {
-        ca::LOSS => RetransmitType::Timeout,
-        ca::RECOVERY => RetransmitType::Fast,
-        ca::OPEN | ca::DISORDER | ca::CWR if tcp.pending == pending::LOSS_PROBE => {
-            RetransmitType::TailLossProbe
-        }
+/// The type of a segment, by what sent it again. What follows a retransmission timeout is `Timeout` like its
+/// first segment: it is repeated because a timer expired, not because an ACK told of a hole.
+const fn retransmit_type(class: u8) -> RetransmitType {
+    match class {
+        class::SYN => RetransmitType::Syn,
+        class::SYN_ACK => RetransmitType::SynAck,
+        class::TIMEOUT | class::SLOW_START => RetransmitType::Timeout,
+        class::FAST => RetransmitType::Fast,
+        class::LOSS_PROBE => RetransmitType::TailLossProbe,
         _ => RetransmitType::Unknown,
     }
 }
@@ -408,6 +402,7 @@ const fn netns(raw: &record::Netns) -> Netns {
         born: raw.flags & netns_flag::BORN != 0,
         filtered: raw.flags & netns_flag::FILTERED != 0,
         unreadable: raw.flags & netns_flag::UNREADABLE != 0,
+        failures_untraced: raw.flags & netns_flag::FAILURES_UNTRACED != 0,
         uncompared: raw.uncompared,
         homeless: raw.homeless,
     }
@@ -500,45 +495,15 @@ mod tests {
     }
 
     #[rstest]
-    #[case::syn(TcpState::SynSent, flag::SYN, ca::LOSS, 0, RetransmitType::Syn)]
-    #[case::fast_open_syn_ack(
-        TcpState::SynRecv, flag::SYN | flag::ACK, ca::LOSS, 0, RetransmitType::SynAck
-    )]
-    #[case::rto(TcpState::Established, flag::ACK, ca::LOSS, 0, RetransmitType::Timeout)]
-    #[case::fast_with_a_probe_armed(
-        TcpState::Established,
-        flag::ACK,
-        ca::RECOVERY,
-        pending::LOSS_PROBE,
-        RetransmitType::Fast
-    )]
-    #[case::tlp(
-        TcpState::Established,
-        flag::ACK,
-        ca::OPEN,
-        pending::LOSS_PROBE,
-        RetransmitType::TailLossProbe
-    )]
-    #[case::after_a_smaller_mtu(
-        TcpState::Established,
-        flag::ACK,
-        ca::OPEN,
-        pending::RETRANS,
-        RetransmitType::Unknown
-    )]
-    fn retransmissions_are_typed_as_the_kernel_leaves_them(
-        #[case] state: TcpState,
-        #[case] tcp_flags: u8,
-        #[case] ca_state: u8,
-        #[case] pending: u8,
-        #[case] expected: RetransmitType,
-    ) {
-        let tcp = Tcp {
-            ca_state,
-            pending,
-            ..Tcp::default()
-        };
-        assert_eq!(retransmit_type(state, tcp_flags, &tcp), expected);
+    #[case::syn(class::SYN, RetransmitType::Syn)]
+    #[case::simultaneous_open(class::SYN_ACK, RetransmitType::SynAck)]
+    #[case::timer(class::TIMEOUT, RetransmitType::Timeout)]
+    #[case::after_the_timer(class::SLOW_START, RetransmitType::Timeout)]
+    #[case::fast(class::FAST, RetransmitType::Fast)]
+    #[case::probe(class::LOSS_PROBE, RetransmitType::TailLossProbe)]
+    #[case::anything_else(class::OTHER, RetransmitType::Unknown)]
+    fn what_sent_a_segment_again_is_its_type(#[case] class: u8, #[case] expected: RetransmitType) {
+        assert_eq!(retransmit_type(class), expected);
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub enum FindingKind {
     SynCookies,
     HalfOpen,
     RetransmitStorm,
+    /// Data that waits, with probes in its place: nothing is repeated.
+    SendStall,
 }
 
 impl FindingKind {
@@ -52,6 +54,7 @@ impl FindingKind {
             Self::SynCookies => "syn_cookies",
             Self::HalfOpen => "half_open",
             Self::RetransmitStorm => "retransmit_storm",
+            Self::SendStall => "send_stall",
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::{
         half_open::{dead_peer::DeadPeer, half_closed::HalfClosed, handshake::Handshake},
         refusal::Refusal,
         retransmit_storm::RetransmitStorm,
+        send_stall::SendStalls,
         syn_drop::{self, SynDrop},
     },
     event::{Body, Event, TcpState},
@@ -58,6 +59,7 @@ pub struct Tallies {
     pub listeners_evicted: u64,
     pub refusals_evicted: u64,
     pub storms_evicted: u64,
+    pub stalls_evicted: u64,
     pub dead_peers_evicted: u64,
     pub processes_evicted: u64,
     /// Connections that should be watched and are not, at the last poll.
@@ -82,6 +84,7 @@ pub struct Pipeline {
     dead_peer: DeadPeer,
     half_closed: HalfClosed,
     storm: RetransmitStorm,
+    stalls: SendStalls,
     reconciler: Reconciler,
     now: Ktime,
     last_id: u64,
@@ -105,6 +108,7 @@ impl Pipeline {
             dead_peer: DeadPeer::new(limits.connections),
             half_closed: HalfClosed::new(limits.processes),
             storm: RetransmitStorm::new(limits.connections, limits.remotes),
+            stalls: SendStalls::new(limits.connections),
             reconciler: Reconciler::new(),
             thresholds,
             host,
@@ -153,6 +157,7 @@ impl Pipeline {
         };
         if let Some(change) = self.connections.apply(&event) {
             self.dead_peer.change(&event, &change, &mut cx);
+            self.stalls.change(&event, &change, &mut cx);
             if let Body::Retransmit(body) = &event.body {
                 self.storm.retransmit(body, &change, &mut cx);
             }
@@ -175,6 +180,7 @@ impl Pipeline {
             }
             Body::State(body) => {
                 self.dead_peer.state(body, &mut cx);
+                self.stalls.state(body, &mut cx);
                 if body.new == TcpState::Close {
                     self.connections.forget(&body.socket);
                 }
@@ -189,6 +195,7 @@ impl Pipeline {
                 self.dead_peer.tick(&mut cx);
                 self.half_closed.tick(&mut cx);
                 self.storm.tick(&mut cx);
+                self.stalls.tick(&cx);
             }
             Body::Connect(_)
             | Body::Accept(_)
@@ -217,12 +224,24 @@ impl Pipeline {
         self.dead_peer.finish(&mut cx);
         self.half_closed.finish(&mut cx);
         self.storm.finish(&mut cx);
+        self.stalls.finish(&mut cx);
     }
 
-    /// What the next poll is to show: silent connections, whose recovery no hook tells, and listeners
-    /// with an open finding.
+    /// What the next poll is to show: silent and stalled connections, whose recovery no hook tells, and
+    /// listeners with an open finding.
     pub fn watched(&mut self) -> Watched {
-        let (connections, unwatched) = self.dead_peer.watched(self.thresholds.limits.watched);
+        let limit = self.thresholds.limits.watched;
+        let (mut connections, mut unwatched) = self.dead_peer.watched(limit);
+        for id in self.stalls.watched() {
+            if connections.contains(&id) {
+                continue;
+            }
+            if connections.len() < limit {
+                connections.push(id);
+            } else {
+                unwatched += 1;
+            }
+        }
         self.unwatched = unwatched;
         Watched {
             connections,
@@ -268,6 +287,7 @@ impl Pipeline {
             refusals_evicted: self.refusal.evicted(),
             listeners_evicted: self.listeners.evicted() + self.handshake.evicted(),
             storms_evicted: self.storm.evicted(),
+            stalls_evicted: self.stalls.evicted(),
             dead_peers_evicted: self.dead_peer.evicted(),
             processes_evicted: self.half_closed.evicted(),
             unwatched: self.unwatched,

@@ -22,7 +22,7 @@ use crate::{
 const MAX_NAMESPACES: usize = 1024;
 
 /// The hooks that count what a counter counts, in the order of [`kernel`].
-const HOOKS_OF: [&[&str]; kernel::COMPARED] = [
+const HOOKS_OF: [&[&str]; kernel::COUNT] = [
     &["syn", "ack"],
     &["syn", "ack"],
     &["syn"],
@@ -32,12 +32,17 @@ const HOOKS_OF: [&[&str]; kernel::COMPARED] = [
     &["cookie"],
     &["retransmit", "synack"],
     &["request", "ack"],
+    &["timeout", "request"],
+    &["retransmit"],
+    &["retransmit"],
+    &["loss_probe"],
+    &["retransmit"],
     &["retransmit", "synack"],
     &["reset_sent"],
 ];
 
 /// The residues as a finding's evidence names them, in the order of [`kernel`].
-pub(crate) const EVIDENCE: [&str; kernel::COMPARED] = [
+pub(crate) const EVIDENCE: [&str; kernel::COUNT] = [
     "residue_listen_overflows",
     "residue_listen_drops",
     "residue_req_q_full_drop",
@@ -47,19 +52,29 @@ pub(crate) const EVIDENCE: [&str; kernel::COMPARED] = [
     "residue_syncookies_failed",
     "residue_syn_retrans",
     "residue_embryonic_rsts",
+    "residue_timeouts",
+    "residue_fast_retrans",
+    "residue_slow_start_retrans",
+    "residue_loss_probes",
+    "residue_retrans_fail",
     "residue_retrans_segs",
     "residue_out_rsts",
 ];
 
 /// Counters of the same things that are never compared, and why.
-const NEVER: [(&str, &str); 2] = [
+const NEVER: [(&str, &str); 3] = [
     (
         "AttemptFails",
         "it counts requests that were reset and connect() calls that failed, but not all of those",
     ),
     (
-        "TCPTimeouts",
-        "it counts every timer that fires, also those that send nothing, and no hook sees them all",
+        "TCPLostRetransmit",
+        "it counts repeats that are marked lost, some of which are acknowledged after all and never sent \
+         again, and the function that marks them is compiled into its callers",
+    ),
+    (
+        "TCPSpuriousRtxHostQueues",
+        "a tail loss probe that finds its segment still in this host's queue counts, and passes no hook",
     ),
 ];
 
@@ -103,7 +118,7 @@ impl Reconciler {
     /// How far the kernel's count of `counter` in a namespace is ahead of ours; `None` where it was not
     /// compared, or cannot be under `plan`.
     pub(crate) fn residue(&self, plan: &Plan, inode: u32, counter: usize) -> Option<i64> {
-        if self.refused().is_some() || why_not(plan, counter).is_some() {
+        if self.why_not(plan, counter).is_some() {
             return None;
         }
         // Of two that had the same inode the later one is meant: it is the one that was touched last.
@@ -126,6 +141,17 @@ impl Reconciler {
         }
     }
 
+    /// Why a counter cannot be compared.
+    fn why_not(&self, plan: &Plan, counter: usize) -> Option<Cow<'static, str>> {
+        if let Some(refused) = self.refused() {
+            return Some(refused.into());
+        }
+        if counter == kernel::RETRANS_FAIL && self.of_all.is_some_and(|all| all.failures_untraced) {
+            return Some("before Linux 6.17 only what was sent again is traced".into());
+        }
+        why_not(plan, counter)
+    }
+
     /// The state of every namespace where anything was counted.
     pub(crate) fn report(&self, plan: &Plan, lost: &[u64; HOOKS.len()]) -> Reconciliation {
         let mut not_reconciled: BTreeMap<&'static str, Cow<'static, str>> = NEVER
@@ -133,12 +159,8 @@ impl Reconciler {
             .map(|(counter, reason)| (counter, reason.into()))
             .collect();
         let mut compared = Vec::new();
-        for (counter, (_, name)) in KERNEL.iter().enumerate().take(kernel::COMPARED) {
-            let reason = match self.refused() {
-                Some(reason) => Some(reason.into()),
-                None => why_not(plan, counter),
-            };
-            match reason {
+        for (counter, (_, name)) in KERNEL.iter().enumerate() {
+            match self.why_not(plan, counter) {
                 Some(reason) => {
                     not_reconciled.insert(name, reason);
                 }
@@ -298,6 +320,9 @@ fn likely(
         kernel::SYN_RETRANS | kernel::RETRANS_SEGS => {
             "segments that this host could not send again, which the kernel counts all the same"
         }
+        kernel::FAST_RETRANS => {
+            "the data of a Fast Open SYN of which only the SYN was acknowledged counts as a repeat"
+        }
         kernel::OUT_RSTS => "resets that could not be allocated are counted all the same",
         kernel::SYNCOOKIES_SENT | kernel::REQ_Q_FULL_DO_COOKIES => {
             "BPF programs that make cookies are counted, and pass no hook"
@@ -343,7 +368,7 @@ mod tests {
 
     fn netns(inode: u32, kernel: u64, before: u64, after: u64) -> Netns {
         let at = |count| {
-            let mut figures = [0; kernel::COMPARED];
+            let mut figures = [0; kernel::COUNT];
             figures[kernel::LISTEN_DROPS] = count;
             figures
         };
@@ -355,6 +380,7 @@ mod tests {
             born: true,
             filtered: false,
             unreadable: false,
+            failures_untraced: false,
             uncompared: 0,
             homeless: 0,
         }

@@ -25,13 +25,14 @@ use crate::{
 /// When test time begins: not zero, which means "not seen" in records.
 const START_NS: u64 = 1_000_000_000_000;
 
-const DETECTORS: [&str; 6] = [
+const DETECTORS: [&str; 7] = [
     "syn_drop",
     "syn_drop.refusal",
     "half_open.handshake",
     "half_open.dead_peer",
     "half_open.half_closed",
     "retransmit_storm",
+    "send_stall",
 ];
 
 /// The drop reasons of [`host`], numbered as no kernel does.

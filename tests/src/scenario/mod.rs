@@ -14,5 +14,7 @@ pub mod handshakes;
 pub mod healthy;
 pub mod lossy_path;
 pub mod refused;
+pub mod repeats;
+pub mod send_stall;
 pub mod short_lives;
 pub mod syn_flood;

@@ -8,7 +8,7 @@ use conntracer_tests::{
 };
 use rstest::rstest;
 
-use crate::support::{assert_said, assert_sound, binary, trace};
+use crate::support::{assert_reconciled, assert_said, assert_sound, binary, trace};
 
 /// Segments after which a storm is a storm by any threshold.
 const SEGMENTS: u64 = 200;
@@ -35,6 +35,7 @@ fn storm_equals_retrans_segs(#[case] family: Family, #[values("ringbuf", "perf")
             finding.id == opened.id && finding.status == Status::Resolved
         })
         .unwrap();
+    let before = server.counters().unwrap();
     let run = tracer.stop().unwrap();
 
     assert_eq!(
@@ -52,6 +53,7 @@ fn storm_equals_retrans_segs(#[case] family: Family, #[values("ringbuf", "perf")
         1,
         "one connection explains it all: {run:#?}"
     );
+    assert_reconciled(&run, &server, &before);
     assert_said(&run, "retransmit_storm");
     assert_sound(&run, &server);
 }

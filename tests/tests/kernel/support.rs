@@ -145,13 +145,13 @@ pub(crate) fn assert_reconciled(run: &Run, netns: &NetNs, before: &Counters) {
     for name in ALWAYS_COMPARED {
         assert!(reconciled.counters.contains_key(name), "{name}");
     }
-    for (name, hook) in COMPARED_WITH {
-        let works = run
-            .start
-            .plan
-            .hooks
-            .iter()
-            .any(|plan| plan.hook == hook && plan.rung != "off");
+    for (name, hooks) in COMPARED_WITH {
+        let plans = &run.start.plan.hooks;
+        let works = hooks.iter().all(|hook| {
+            plans
+                .iter()
+                .any(|plan| plan.hook == *hook && plan.rung != "off")
+        });
         assert_eq!(reconciled.counters.contains_key(name), works, "{name}");
         assert_eq!(
             reconciliation.not_reconciled.contains_key(name),
@@ -162,21 +162,25 @@ pub(crate) fn assert_reconciled(run: &Run, netns: &NetNs, before: &Counters) {
 }
 
 /// Counters that every rung can compare.
-const ALWAYS_COMPARED: [&str; 7] = [
+const ALWAYS_COMPARED: [&str; 9] = [
     "ListenOverflows",
     "ListenDrops",
     "TCPReqQFullDrop",
     "TCPReqQFullDoCookies",
     "SyncookiesSent",
     "TCPSynRetrans",
+    "TCPFastRetrans",
+    "TCPSlowStartRetrans",
     "RetransSegs",
 ];
 
 /// Those that need a hook without a tracepoint.
-const COMPARED_WITH: [(&str, &str); 3] = [
-    ("SyncookiesRecv", "cookie"),
-    ("SyncookiesFailed", "cookie"),
-    ("EmbryonicRsts", "request"),
+const COMPARED_WITH: [(&str, &[&str]); 5] = [
+    ("SyncookiesRecv", &["cookie"]),
+    ("SyncookiesFailed", &["cookie"]),
+    ("EmbryonicRsts", &["request"]),
+    ("TCPTimeouts", &["timeout", "request"]),
+    ("TCPLossProbes", &["loss_probe"]),
 ];
 
 /// What a detector cannot see under this plan is said in the plan and in its findings, and what it

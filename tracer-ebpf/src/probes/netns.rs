@@ -31,6 +31,12 @@ pub(crate) fn count_many(net: u64, index: usize, by: u64) {
     }
 }
 
+/// Whether the namespace of a `struct net` is asked for.
+#[inline(always)]
+pub(crate) fn wanted(net: u64) -> bool {
+    named(&global!(FILTER.netns), sock::net_inum(net))
+}
+
 /// The counts of a namespace that is asked for; of all that found no room when the map is full.
 #[inline(always)]
 fn entry(net: u64) -> Option<*mut Counts> {
@@ -114,7 +120,7 @@ fn add_counters(look: &mut Look, of_linux: u64, of_tcp: u64) {
         // SAFETY: within the arrays.
         unsafe {
             let at = core::ptr::read_volatile((&raw const FACTS.mib_compared[0]).add(index));
-            let of = if index >= kernel::TCP && index != kernel::RETRANS_FAIL {
+            let of = if index >= kernel::TCP {
                 of_tcp
             } else {
                 of_linux

@@ -1,7 +1,8 @@
 //! Keepalive and zero-window probes: `tcp_write_wakeup(sk, mib)`, where `mib` tells which.
 //!
-//! The first probe after silence is healthy and costs no record; one sent while an earlier one is
-//! unanswered is a record.
+//! The first probe after silence is healthy and costs no record; one sent while an earlier one is unanswered
+//! is a record. So is a window probe that is not the first, though the peer answers: it shows how long data
+//! has waited; and any that this host drops.
 
 use aya_ebpf::{
     EbpfContext,
@@ -55,13 +56,16 @@ pub(crate) fn probe_kretprobe(ctx: RetProbeContext) -> i32 {
 fn probed<C: EbpfContext>(ctx: &C, sk: u64, mib: u32, result: i32) -> Outcome {
     // Probes before this one: the caller counts this one after it is sent.
     let unanswered = field!(sk, icsk_probes_out: u8);
-    if unanswered == 0 && !asked_for(kind::PROBE) {
+    let keepalive = mib == u32::from(global!(FACTS.mib_tcp_keepalive));
+    // Raised by every window probe until the window opens (`tcp_send_probe0`, `tcp_ack_probe`).
+    let waits = !keepalive && (field!(sk, icsk_backoff: u8) != 0 || result < 0);
+    if unanswered == 0 && !waits && !asked_for(kind::PROBE) {
         return Outcome::Aggregated;
     }
     let mut record = Probe {
         header: emit::header::<Probe>(kind::PROBE),
         result,
-        keepalive: u8::from(mib == u32::from(global!(FACTS.mib_tcp_keepalive))),
+        keepalive: u8::from(keepalive),
         ..Probe::default()
     };
     if !socket::fill_troubled(sk, &mut record.socket, &mut record.owner) {

@@ -128,7 +128,11 @@ pub(crate) fn request_timer_kretprobe(ctx: RetProbeContext) -> i32 {
 fn timer_fires(timer: u64) -> i32 {
     let request = timer.wrapping_sub(u64::from(global!(LAYOUT.req_timer)));
     let listener = field!(request, skc_listener: u64);
-    let ours = field!(request, skc_pprev: u64) != 0 && is_listening(listener);
+    let listening = is_listening(listener);
+    if listening {
+        netns::count(sock::net_of(listener), count::REQUEST_TIMEOUT);
+    }
+    let ours = field!(request, skc_pprev: u64) != 0 && listening;
     if let Some(expiring) = EXPIRING.get_ptr_mut(0) {
         // SAFETY: a live per-CPU map value; nothing else runs timers on this CPU before the exit.
         unsafe {

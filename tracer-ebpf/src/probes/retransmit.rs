@@ -4,8 +4,8 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
     netns::count,
     record::{Retransmit, kind},
+    retransmit::{Attempt, class, is_untried},
     stats::hook,
-    tcp::flag,
 };
 
 use crate::{
@@ -23,7 +23,7 @@ pub(crate) fn retransmit(ctx: BtfTracePointContext) -> i32 {
 fn try_retransmit(ctx: &BtfTracePointContext) -> Outcome {
     let sk: u64 = ctx.arg(0);
     let skb: u64 = ctx.arg(1);
-    sent(ctx, sk, skb);
+    counted(ctx, sk, skb);
     let mut record = Retransmit {
         header: emit::header::<Retransmit>(kind::RETRANSMIT),
         ..Retransmit::default()
@@ -60,16 +60,23 @@ fn segments(cb: u64) -> u32 {
     if segs == 0 { 1 } else { segs }
 }
 
-/// Counts in the namespace what was sent again.
+/// Counts in the namespace what was sent again, by class, and what could not be sent.
 #[inline(always)]
-fn sent(ctx: &BtfTracePointContext, sk: u64, skb: u64) {
-    if error(ctx) != 0 {
-        return;
-    }
+fn counted(ctx: &BtfTracePointContext, sk: u64, skb: u64) {
     let cb = skb + u64::from(global!(LAYOUT.skb_cb));
-    let net = sock::net_of(sk);
-    netns::count_many(net, count::RETRANSMITTED, u64::from(segments(cb)));
-    if field!(cb, cb_tcp_flags: u8) & flag::SYN != 0 {
-        netns::count(net, count::SYN_REPEATED);
-    }
+    let index = match error(ctx) {
+        0 => {
+            count::RETRANSMITTED
+                + usize::from(class(&Attempt {
+                    state: field!(sk, skc_state: u8),
+                    tcp_flags: field!(cb, cb_tcp_flags: u8),
+                    sacked: field!(cb, cb_sacked: u8),
+                    ca_state: field!(sk, icsk_ca_state: u8) & 0x1f,
+                    pending: field!(sk, icsk_pending: u8),
+                }))
+        }
+        errno if is_untried(errno) => return,
+        _ => count::RETRANSMIT_FAILED,
+    };
+    netns::count_many(sock::net_of(sk), index, u64::from(segments(cb)));
 }

@@ -1,5 +1,5 @@
 //! Every retransmission timeout, also those that send nothing because the segment never left the host:
-//! `tcp_enter_loss`, or the change of the congestion state to Loss.
+//! `tcp_enter_loss`, or the change of the congestion state to Loss. How many there were is `timeout`'s.
 
 use aya_ebpf::{
     EbpfContext,

@@ -7,6 +7,7 @@
 pub(crate) mod half_open;
 pub(crate) mod refusal;
 pub(crate) mod retransmit_storm;
+pub(crate) mod send_stall;
 pub(crate) mod syn_drop;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ use std::{borrow::Cow, time::Duration};
 
 use conntracer_common::stats::{HOOKS, hook};
 
-pub use thresholds::{HalfOpen, Limits, RetransmitStorm, SynDrop, Thresholds};
+pub use thresholds::{HalfOpen, Limits, RetransmitStorm, SendStall, SynDrop, Thresholds};
 
 use crate::{
     event::Owner,
@@ -259,5 +260,6 @@ pub(crate) mod hooks {
     pub(crate) const REFUSAL: [u32; 1] = [hook::DROP];
     pub(crate) const HANDSHAKE: [u32; 2] = [hook::SYNACK, hook::REQUEST];
     pub(crate) const DEAD_PEER: [u32; 3] = [hook::RETRANSMIT, hook::PROBE, hook::STATE];
+    pub(crate) const STALL: [u32; 1] = [hook::PROBE];
     pub(crate) const STORM: [u32; 2] = [hook::RETRANSMIT, hook::SYNACK];
 }

@@ -12,6 +12,7 @@ pub struct Thresholds {
     pub syn_drop: SynDrop,
     pub half_open: HalfOpen,
     pub retransmit_storm: RetransmitStorm,
+    pub send_stall: SendStall,
     pub limits: Limits,
 }
 
@@ -130,6 +131,27 @@ impl Default for RetransmitStorm {
     }
 }
 
+/// `[detect.send_stall]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SendStall {
+    /// Opens `receiver_stalled` at so many window probes in a row. Default 3: they come after 0.2, 0.6 and
+    /// 1.4 s on a LAN, and an application that reads at all opens its window within that.
+    pub probes: u8,
+    /// Opens `local_drop` at so many that did not leave this host. Default 2: the first may have met a full
+    /// queue.
+    pub failed_probes: u8,
+}
+
+impl Default for SendStall {
+    fn default() -> Self {
+        Self {
+            probes: 3,
+            failed_probes: 2,
+        }
+    }
+}
+
 /// `[detect.limits]`: what is remembered at most. What falls out is counted in
 /// [`crate::pipeline::Tallies`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,6 +219,11 @@ impl Thresholds {
             ("half_open.synack_requests", half_open.synack_requests),
             ("half_open.timeouts", u64::from(half_open.timeouts)),
             ("half_open.probes", u64::from(half_open.probes)),
+            ("send_stall.probes", u64::from(self.send_stall.probes)),
+            (
+                "send_stall.failed_probes",
+                u64::from(self.send_stall.failed_probes),
+            ),
             (
                 "half_open.half_closed_sockets",
                 half_open.half_closed_sockets,

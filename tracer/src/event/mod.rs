@@ -11,7 +11,7 @@ mod fields;
 use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
 use conntracer_common::{
-    netns::{Compared, NetnsId},
+    netns::{KernelCounts, NetnsId},
     record::SynTotals,
     sketch,
     stats::HOOKS,
@@ -482,14 +482,16 @@ pub struct Loss {
 pub struct Netns {
     pub id: NetnsId,
     /// Indexed by [`conntracer_common::netns::kernel`]; ours before the kernel's were read, and after.
-    pub kernel: Compared,
-    pub before: Compared,
-    pub after: Compared,
+    pub kernel: KernelCounts,
+    pub before: KernelCounts,
+    pub after: KernelCounts,
     /// Counted from the namespace's birth on.
     pub born: bool,
     /// Nothing can be compared: a filter is in force, or the kernel's counters cannot be read.
     pub filtered: bool,
     pub unreadable: bool,
+    /// The kernel does not tell of segments that it could not send again.
+    pub failures_untraced: bool,
     /// Namespaces not compared, and counts that found no room.
     pub uncompared: u32,
     pub homeless: u32,

@@ -41,6 +41,8 @@ pub(super) struct Attached {
     pub(super) hooks: Vec<HookPlan>,
     /// CPUs whose counters can be read; `None` where none can.
     pub(super) cpus: Option<Vec<u32>>,
+    /// Whether the kernel tells of segments that it could not send again.
+    pub(super) traces_failures: bool,
 }
 
 /// Where a hook stands on its ladder while rungs are tried.
@@ -122,6 +124,7 @@ pub(super) fn attach(
                 rings,
                 hooks,
                 cpus: None,
+                traces_failures: resolved.facts.args_tcp_retransmit_skb >= 3,
             });
         }
     }

@@ -281,6 +281,34 @@ pub(super) const LADDERS: &[Ladder] = &[
         off: Some("timeouts that send nothing because the segment never left this host"),
     },
     Ladder {
+        hook: hook::TIMEOUT,
+        steps: &[
+            step(F, &[on("timeout_fentry", Fentry("tcp_retransmit_timer"))]),
+            step(K, &[on("timeout_kprobe", Kprobe("tcp_retransmit_timer"))]),
+        ],
+        off: Some("the timeout with which the kernel gives a connection up"),
+    },
+    Ladder {
+        hook: hook::LOSS_PROBE,
+        steps: &[
+            step(
+                F,
+                &[
+                    on("loss_probe_fexit", Fexit("tcp_send_loss_probe")),
+                    on("loss_probe_fentry", Fentry("tcp_send_loss_probe")),
+                ],
+            ),
+            step(
+                K,
+                &[
+                    on("loss_probe_kretprobe", Kretprobe("tcp_send_loss_probe")),
+                    on("loss_probe_kprobe", Kprobe("tcp_send_loss_probe")),
+                ],
+            ),
+        ],
+        off: Some("tail loss probes that carry new data"),
+    },
+    Ladder {
         hook: hook::PROBE,
         steps: &[
             step(F, &[on("probe_fexit", Fexit("tcp_write_wakeup"))]),

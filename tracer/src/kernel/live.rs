@@ -15,7 +15,7 @@ use aya::{
 };
 use conntracer_common::{
     netns::{CPUS_AT_ONCE, NetnsId, count},
-    record::{Header, Loss, Refusal, Sources, Syn, SynTotals, Tick, kind, syn_outcome},
+    record::{Header, Loss, Refusal, Sources, Syn, SynTotals, Tick, kind, netns_flag, syn_outcome},
     socket::{Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HOOKS, HookCounters, hook},
 };
@@ -101,7 +101,11 @@ impl Kernel {
             rings,
             hooks: _,
             cpus,
+            traces_failures,
         } = attached;
+        let flag = |is: bool, flag: u8| if is { flag } else { 0 };
+        let limits = flag(cpus.is_none(), netns_flag::UNREADABLE)
+            | flag(!traces_failures, netns_flag::FAILURES_UNTRACED);
         let counters: Counters = map(&mut ebpf, "COUNTERS")?;
         let sockets = hash(&mut ebpf, "SOCKETS")?;
         let listeners = hash(&mut ebpf, "LISTENERS")?;
@@ -137,7 +141,7 @@ impl Kernel {
             listeners,
             refusals,
             places,
-            namespaces: Namespaces::new(options.filter, cpus.is_none()),
+            namespaces: Namespaces::new(options.filter, limits),
             netns_counts,
             netns_look,
             cpus: cpus.unwrap_or_default(),

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, io, thread};
 use aya::maps::{Array, HashMap, MapData};
 use conntracer_common::{
     filter::{Filter, named},
-    netns::{Compared, Counts, Look, NetnsId, comparable, count, expected, kernel, residue},
+    netns::{Counts, KernelCounts, Look, NetnsId, comparable, count, expected, kernel, residue},
     record::{Header, Netns, kind, netns_flag},
 };
 use zerocopy::{IntoBytes, transmute};
@@ -76,8 +76,8 @@ impl<R: Fn(u64, u32) -> io::Result<()>> Kernel for Running<'_, R> {
 #[derive(Debug)]
 pub(super) struct Namespaces {
     asked: Filter,
-    /// The kernel's counters cannot be read.
-    unreadable: bool,
+    /// Bits of [`netns_flag`] that hold for this kernel.
+    limits: u8,
     known: BTreeMap<NetnsId, Known>,
     /// The last walk saw the whole list and all of it is known: what is new at the next was born since.
     complete: bool,
@@ -95,16 +95,17 @@ struct Known {
 /// The kernel's figures, between two readings of ours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Reading {
-    before: Compared,
-    kernel: Compared,
-    after: Compared,
+    before: KernelCounts,
+    kernel: KernelCounts,
+    after: KernelCounts,
 }
 
 impl Namespaces {
-    pub(super) fn new(asked: Filter, unreadable: bool) -> Self {
+    /// `limits` are the bits of [`netns_flag`] that hold for this kernel.
+    pub(super) const fn new(asked: Filter, limits: u8) -> Self {
         Self {
             asked,
-            unreadable,
+            limits,
             known: BTreeMap::new(),
             complete: false,
             uncompared: 0,
@@ -161,16 +162,19 @@ impl Namespaces {
     }
 
     fn flags(&self) -> u8 {
-        let flag = |is: bool, flag: u8| if is { flag } else { 0 };
-        flag(self.asked.has_endpoint(), netns_flag::FILTERED)
-            | flag(self.unreadable, netns_flag::UNREADABLE)
+        let filtered = if self.asked.has_endpoint() {
+            netns_flag::FILTERED
+        } else {
+            0
+        };
+        self.limits | filtered
     }
 
     /// Walks the kernel's list, and takes the baseline of what is new. The namespaces asked for by
     /// identity, and whether the walk saw the whole list.
     fn meet(&mut self, kernel: &impl Kernel) -> io::Result<(BTreeMap<NetnsId, u64>, bool)> {
         let mut found = BTreeMap::new();
-        if self.flags() != 0 {
+        if self.flags() & (netns_flag::FILTERED | netns_flag::UNREADABLE) != 0 {
             return Ok((found, true));
         }
         let whole = walk(kernel, |look| {
@@ -232,7 +236,7 @@ impl Known {
 impl Reading {
     /// What was counted from `base` to now: between its last look and our first, at least.
     fn since(&self, base: &Self) -> Self {
-        let less = |from: &Compared, take: &Compared| {
+        let less = |from: &KernelCounts, take: &KernelCounts| {
             let mut figures = *from;
             for (figure, take) in figures.iter_mut().zip(take) {
                 *figure = figure.saturating_sub(*take);
@@ -247,8 +251,7 @@ impl Reading {
     }
 
     fn agrees(&self) -> bool {
-        (0..kernel::COMPARED)
-            .all(|at| residue(self.kernel[at], self.before[at], self.after[at]) == 0)
+        (0..kernel::COUNT).all(|at| residue(self.kernel[at], self.before[at], self.after[at]) == 0)
     }
 }
 
@@ -414,7 +417,7 @@ mod tests {
         for seen in [false, true, false] {
             fake.overflow(2, seen);
         }
-        let mut namespaces = Namespaces::new(Filter::default(), false);
+        let mut namespaces = Namespaces::new(Filter::default(), 0);
         namespaces.begin(&fake).unwrap();
         fake.overflow(2, true);
         let records = compared(&mut namespaces, &mut fake);
@@ -428,7 +431,7 @@ mod tests {
     #[test]
     fn what_only_the_kernel_counted_is_the_residue() {
         let mut fake = Fake::of(&[1]);
-        let mut namespaces = Namespaces::new(Filter::default(), false);
+        let mut namespaces = Namespaces::new(Filter::default(), 0);
         namespaces.begin(&fake).unwrap();
         for seen in [true, false, false] {
             fake.overflow(1, seen);
@@ -440,7 +443,7 @@ mod tests {
     #[test]
     fn an_event_that_the_kernel_half_is_about_to_count_is_no_residue() {
         let mut fake = Fake::of(&[1]);
-        let mut namespaces = Namespaces::new(Filter::default(), false);
+        let mut namespaces = Namespaces::new(Filter::default(), 0);
         namespaces.begin(&fake).unwrap();
         fake.overflow(1, true);
         fake.in_flight.set(3);
@@ -451,7 +454,7 @@ mod tests {
     #[test]
     fn a_namespace_born_since_counts_from_zero_and_one_that_is_gone_is_forgotten() {
         let mut fake = Fake::of(&[1, 2]);
-        let mut namespaces = Namespaces::new(Filter::default(), false);
+        let mut namespaces = Namespaces::new(Filter::default(), 0);
         namespaces.begin(&fake).unwrap();
         fake.lists = vec![1, 3];
         fake.overflow(3, true);
@@ -468,7 +471,7 @@ mod tests {
         let mut fake = Fake::of(&[1, 2]);
         let mut asked = Filter::default();
         asked.netns[0] = 2;
-        let mut namespaces = Namespaces::new(asked, false);
+        let mut namespaces = Namespaces::new(asked, 0);
         namespaces.begin(&fake).unwrap();
         let records = compared(&mut namespaces, &mut fake);
         assert_eq!(
@@ -484,7 +487,7 @@ mod tests {
             port: 80,
             ..Filter::default()
         };
-        let mut namespaces = Namespaces::new(asked, false);
+        let mut namespaces = Namespaces::new(asked, 0);
         namespaces.begin(&fake).unwrap();
         let records = compared(&mut namespaces, &mut fake);
         assert_eq!(records.len(), 1);
@@ -496,7 +499,7 @@ mod tests {
     fn more_namespaces_than_there_is_room_for_are_counted() {
         let inodes: Vec<u32> = (1..=u32::try_from(MAX_NAMESPACES).unwrap() + 3).collect();
         let mut fake = Fake::of(&inodes);
-        let mut namespaces = Namespaces::new(Filter::default(), false);
+        let mut namespaces = Namespaces::new(Filter::default(), 0);
         namespaces.begin(&fake).unwrap();
         let records = compared(&mut namespaces, &mut fake);
         assert_eq!(records.last().unwrap().uncompared, 3);
@@ -516,7 +519,7 @@ mod tests {
             base_at in 0..5_u64,
         ) {
             let (at, base_at) = (at.min(moves), base_at.min(base_moves));
-            let of = |count: u64| [count; kernel::COMPARED];
+            let of = |count: u64| [count; kernel::COUNT];
             let first = Reading {
                 before: of(base),
                 kernel: of(base + base_at),

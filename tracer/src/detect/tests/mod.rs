@@ -6,6 +6,7 @@ mod handshake;
 mod lifecycle;
 mod refusal;
 mod retransmit_storm;
+mod send_stall;
 mod syn_drop;
 
 use crate::finding::{Finding, Value};

@@ -434,13 +434,37 @@ net.ipv4.tcp_mtu_probing to 1 as a remedy on this host.",
     },
     Entry {
         word: "local_drop",
-        of: Some("retransmit_storm"),
+        of: Some("retransmit_storm and send_stall"),
         text: "\
-The segments did not leave this host: sending them failed here. The network is innocent.
+The segments did not leave this host: sending them failed here. The network is innocent. What was in flight
+before is repeated and fails (retransmit_storm); what an output firewall drops from the start never counts
+as sent, so that nothing is repeated, and window probes fail in its place although the window is open
+(send_stall).
 
 Look at the output firewall (`nft list ruleset`, counters of drop rules), at the queue (`tc -s qdisc`:
 dropped), at the link (`ip -s link`), and at the route. `conntracer --emit drop` shows the place in the
 kernel, where it names its reasons.",
+    },
+    Entry {
+        word: "send_stall",
+        of: None,
+        text: "\
+A connection has data to send and sends none of it: the persist timer asks, at growing intervals, whether
+it may. Nothing is lost and nothing is repeated, so this is no storm. `ss -to` shows timer:(persist).
+
+window_bytes tells the two cases apart: no room for a segment is the peer's doing, an open window is this
+host's.",
+    },
+    Entry {
+        word: "receiver_stalled",
+        of: Some("send_stall"),
+        text: "\
+The peer answers each probe that its buffer is full: its host and the network work, its application does not
+read. A backup that waits for its disk, a browser tab that is suspended, a consumer that hangs. What is to
+be sent waits in this host's memory, and the process that writes blocks, or buffers without bound.
+
+On the peer: `ss -tnp` (Recv-Q is full: whose socket), then what that process does. Here: a limit on what is
+queued for one peer, and a write timeout (`TCP_USER_TIMEOUT` ends such a connection too).",
     },
     Entry {
         word: "unknown",

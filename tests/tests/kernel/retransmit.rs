@@ -1,0 +1,60 @@
+//! `retransmit`: every segment that is sent again is an event with what sent it again for a type, and the
+//! types add up to the kernel's counters.
+
+use std::collections::BTreeMap;
+
+use conntracer_tests::{family::Family, scenario::repeats::Repeats, tracer::Run};
+use rstest::rstest;
+
+use crate::support::{assert_reconciled, assert_sound, binary, trace};
+
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn segments_by_type_equal_the_kernels_counters(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let scenario = Repeats::new(family).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(tracer) = trace(&binary, &server, &["--emit", "retransmit"]) else {
+        return;
+    };
+    scenario.provoke().unwrap();
+    let counted = server.counters().unwrap();
+    let run = tracer.stop().unwrap();
+
+    let sent = segments(&run);
+    let of = |kind: &str| sent.get(kind).copied().unwrap_or_default();
+    assert_eq!(
+        sent.values().sum::<u64>(),
+        counted.retrans_segs - counted.retrans_fail,
+        "{sent:?} {counted:?}"
+    );
+    assert_eq!(of("syn"), counted.syn_retrans, "{sent:?} {counted:?}");
+    assert_eq!(of("fast"), counted.fast_retrans, "{sent:?} {counted:?}");
+    assert!(of("fast") > 0 && of("tail_loss_probe") > 0, "{sent:?}");
+    assert!(
+        of("timeout") > counted.slow_start_retrans,
+        "{sent:?} {counted:?}"
+    );
+    // Probes that carry new data repeat nothing.
+    assert!(
+        of("tail_loss_probe") <= counted.loss_probes,
+        "{sent:?} {counted:?}"
+    );
+    assert_eq!(of("unknown"), 0, "{sent:?}");
+    assert_reconciled(&run, &server, &counted);
+    assert_sound(&run, &server);
+}
+
+/// Segments that left, by type.
+fn segments(run: &Run) -> BTreeMap<&str, u64> {
+    let mut sent = BTreeMap::new();
+    for (kind, event) in run.events() {
+        assert_eq!(kind, "retransmit");
+        if event.get("errno").is_none() {
+            let of_type = event["tcp.retransmit.type"].as_str().expect("a type");
+            *sent.entry(of_type).or_default() += event["segments"].as_u64().expect("segments");
+        }
+    }
+    sent
+}

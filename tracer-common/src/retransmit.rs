@@ -1,0 +1,160 @@
+//! Why a segment is sent again, from what `tcp_retransmit_skb` finds in the socket and in the buffer.
+//!
+//! One function for both halves: the kernel half counts by it, the user half types records by it, so that
+//! the two cannot differ. That a repeat was spurious is known only afterwards (a duplicate SACK, an undo):
+//! it is a count beside the types, never a type of its own.
+
+use crate::tcp::{ca, flag, pending, sacked, state};
+
+/// What the kernel leaves to tell by, at the tracepoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attempt {
+    /// `skc_state`.
+    pub state: u8,
+    /// `tcp_skb_cb.tcp_flags` and `tcp_skb_cb.sacked` of the buffer.
+    pub tcp_flags: u8,
+    pub sacked: u8,
+    /// `icsk_ca_state` and `icsk_pending`.
+    pub ca_state: u8,
+    pub pending: u8,
+}
+
+/// What sent a segment again. Each is counted by another counter of the kernel, or by none.
+pub mod class {
+    /// The timer of connect().
+    pub const SYN: u8 = 0;
+    /// The timer of a full socket that sent a SYN-ACK: a simultaneous open.
+    pub const SYN_ACK: u8 = 1;
+    /// The retransmission timer: the first segment that is not acknowledged.
+    pub const TIMEOUT: u8 = 2;
+    /// ACKs after a retransmission timeout: what else it took for lost (`TCPSlowStartRetrans`).
+    pub const SLOW_START: u8 = 3;
+    /// ACKs that told of a hole (`TCPFastRetrans`).
+    pub const FAST: u8 = 4;
+    /// The tail loss probe's timer (RFC 8985, 7).
+    pub const LOSS_PROBE: u8 = 5;
+    /// None of these: the data of a SYN that only the SYN was acknowledged of.
+    pub const OTHER: u8 = 6;
+    pub const COUNT: usize = 7;
+}
+
+/// One of [`class`].
+///
+/// Only what is marked lost is repeated by ACKs (`tcp_xmit_retransmit_queue`), and a tail loss probe takes
+/// the last segment although it is not: that tells them apart in recovery too, where a probe's timer may
+/// have been armed before. The retransmission timer is the only one that is no longer pending when it
+/// repeats (`tcp_write_timer_handler`), and only it and a smaller path MTU lead to the state Loss.
+#[must_use]
+#[inline]
+pub const fn class(attempt: &Attempt) -> u8 {
+    if attempt.tcp_flags & flag::SYN != 0 {
+        return if attempt.state == state::SYN_RECV {
+            class::SYN_ACK
+        } else {
+            class::SYN
+        };
+    }
+    if attempt.pending == pending::LOSS_PROBE && attempt.sacked & sacked::LOST == 0 {
+        return class::LOSS_PROBE;
+    }
+    if attempt.ca_state == ca::LOSS {
+        return if attempt.pending == pending::NONE {
+            class::TIMEOUT
+        } else {
+            class::SLOW_START
+        };
+    }
+    if attempt.ca_state == ca::RECOVERY {
+        class::FAST
+    } else {
+        class::OTHER
+    }
+}
+
+/// Errors of `__tcp_retransmit_skb` before it counts the segment: nothing was tried
+/// (net/ipv4/tcp_output.c). All others are counted by `RetransSegs` and by `TCPRetransFail`.
+#[must_use]
+#[inline]
+pub const fn is_untried(errno: u32) -> bool {
+    matches!(errno, EAGAIN | ENOMEM | EBUSY | EHOSTUNREACH)
+}
+
+/// Beyond the peer's window.
+const EAGAIN: u32 = 11;
+/// No memory to split or copy the buffer.
+const ENOMEM: u32 = 12;
+/// What was sent before has not left this host's queue.
+const EBUSY: u32 = 16;
+/// No route any more.
+const EHOSTUNREACH: u32 = 113;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ESTABLISHED: Attempt = Attempt {
+        state: state::ESTABLISHED,
+        tcp_flags: flag::ACK,
+        sacked: sacked::EVER_RETRANS | sacked::LOST,
+        ca_state: ca::OPEN,
+        pending: pending::RETRANS,
+    };
+
+    #[test]
+    fn handshakes_are_told_by_their_flags() {
+        let syn = Attempt {
+            state: state::SYN_SENT,
+            tcp_flags: flag::SYN,
+            ca_state: ca::LOSS,
+            pending: pending::NONE,
+            ..ESTABLISHED
+        };
+        assert_eq!(class(&syn), class::SYN);
+        let syn_ack = Attempt {
+            state: state::SYN_RECV,
+            tcp_flags: flag::SYN | flag::ACK,
+            ..syn
+        };
+        assert_eq!(class(&syn_ack), class::SYN_ACK);
+    }
+
+    #[test]
+    fn the_timer_is_told_from_the_acks_that_follow_it() {
+        let timeout = Attempt {
+            ca_state: ca::LOSS,
+            pending: pending::NONE,
+            ..ESTABLISHED
+        };
+        assert_eq!(class(&timeout), class::TIMEOUT);
+        for pending in [pending::RETRANS, pending::LOSS_PROBE, pending::REO_TIMEOUT] {
+            let after = Attempt { pending, ..timeout };
+            assert_eq!(class(&after), class::SLOW_START);
+        }
+    }
+
+    #[test]
+    fn a_probe_is_told_by_what_is_not_lost_in_every_congestion_state() {
+        for ca_state in [ca::OPEN, ca::DISORDER, ca::CWR, ca::RECOVERY] {
+            let probe = Attempt {
+                sacked: sacked::EVER_RETRANS,
+                ca_state,
+                pending: pending::LOSS_PROBE,
+                ..ESTABLISHED
+            };
+            assert_eq!(class(&probe), class::LOSS_PROBE);
+        }
+        for pending in [pending::NONE, pending::RETRANS, pending::LOSS_PROBE] {
+            let fast = Attempt {
+                ca_state: ca::RECOVERY,
+                pending,
+                ..ESTABLISHED
+            };
+            assert_eq!(class(&fast), class::FAST);
+        }
+    }
+
+    #[test]
+    fn what_no_loss_explains_is_not_guessed() {
+        assert_eq!(class(&ESTABLISHED), class::OTHER);
+    }
+}

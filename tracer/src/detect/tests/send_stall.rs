@@ -1,0 +1,80 @@
+use std::time::Duration;
+
+use conntracer_common::{record, tcp::pending};
+
+use super::evidence;
+use crate::{
+    detect::Thresholds,
+    finding::{FindingKind, Status, Value},
+    testing::{Run, socket},
+};
+
+const LOCAL: &str = "10.0.0.1:80";
+const REMOTE: &str = "10.0.0.2:4000";
+
+/// Window probes as the kernel half tells them from the second on, to a peer with a window of so many bytes.
+fn probes(run: &mut Run, count: u8, window: u32, result: i32) {
+    for backoff in 1..count {
+        run.pass(Duration::from_millis(200 << backoff));
+        run.probe(socket(LOCAL, REMOTE), |probe| {
+            probe.keepalive = 0;
+            probe.result = result;
+            stall(&mut probe.tcp, window);
+            probe.tcp.backoff = backoff;
+        });
+    }
+}
+
+fn stall(tcp: &mut record::Tcp, window: u32) {
+    tcp.snd_wnd = window;
+    tcp.mss = 1448;
+    tcp.write_seq = 5000;
+    tcp.pending = pending::PROBE0;
+}
+
+#[test]
+fn a_receiver_that_does_not_read_is_no_storm() {
+    let mut run = Run::new();
+    probes(&mut run, 5, 0, 0);
+    let finding = run.only();
+    assert_eq!(finding.kind, FindingKind::SendStall);
+    assert_eq!(
+        (finding.cause.as_ref(), finding.count),
+        ("receiver_stalled", 5)
+    );
+    assert_eq!(evidence(finding, "unsent_bytes"), &Value::Count(5000));
+    assert_eq!(run.pipeline.watched().connections.len(), 1);
+    run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
+        stall(&mut snapshot.tcp, 0);
+    });
+    assert_ne!(run.only().status, Status::Resolved);
+    run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
+        snapshot.tcp.packets_out = 3;
+        snapshot.tcp.pending = pending::RETRANS;
+    });
+    let finding = run.only();
+    assert_eq!(finding.status, Status::Resolved);
+    assert_eq!(finding.stage.as_deref(), Some("resumed"));
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn probes_that_this_host_drops_with_the_window_open_are_its_own_doing() {
+    let mut run = Run::new();
+    probes(&mut run, 2, 64_000, -1);
+    let finding = run.only();
+    assert_eq!(finding.kind, FindingKind::SendStall);
+    assert_eq!((finding.cause.as_ref(), finding.count), ("local_drop", 2));
+    run.closed(socket(LOCAL, REMOTE), |_| {});
+    assert_eq!(run.only().stage.as_deref(), Some("closed"));
+}
+
+#[test]
+fn a_short_wait_is_nothing() {
+    let mut run = Run::new();
+    probes(&mut run, 2, 0, 0);
+    run.retransmit(socket(LOCAL, REMOTE), |_| {});
+    probes(&mut run, 2, 0, 0);
+    run.finish();
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+}
