@@ -41,6 +41,7 @@ pub enum FindingKind {
     SynCookies,
     HalfOpen,
     RetransmitStorm,
+    ConnectFailure,
 }
 
 impl FindingKind {
@@ -52,6 +53,7 @@ impl FindingKind {
             Self::SynCookies => "syn_cookies",
             Self::HalfOpen => "half_open",
             Self::RetransmitStorm => "retransmit_storm",
+            Self::ConnectFailure => "connect_failure",
         }
     }
 }
@@ -103,6 +105,11 @@ pub enum Subject {
     Remote {
         netns: u32,
         remote: std::net::IpAddr,
+    },
+    /// One remote end, with its port; port 0 stands for all ports.
+    Peer {
+        netns: u32,
+        remote: SocketAddr,
     },
     Process {
         netns: u32,

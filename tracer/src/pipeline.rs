@@ -13,6 +13,7 @@ use crate::{
     decode::decode,
     detect::{
         Context, Thresholds,
+        connect_failure::ConnectFailure,
         half_open::{dead_peer::DeadPeer, half_closed::HalfClosed, handshake::Handshake},
         refusal::Refusal,
         retransmit_storm::RetransmitStorm,
@@ -60,6 +61,7 @@ pub struct Tallies {
     pub storms_evicted: u64,
     pub dead_peers_evicted: u64,
     pub processes_evicted: u64,
+    pub failures_evicted: u64,
     /// Connections that should be watched and are not, at the last poll.
     pub unwatched: u64,
     /// Namespaces not compared with the kernel's counters, those forgotten after they were, and counts
@@ -82,6 +84,7 @@ pub struct Pipeline {
     dead_peer: DeadPeer,
     half_closed: HalfClosed,
     storm: RetransmitStorm,
+    connect_failure: ConnectFailure,
     reconciler: Reconciler,
     now: Ktime,
     last_id: u64,
@@ -105,6 +108,7 @@ impl Pipeline {
             dead_peer: DeadPeer::new(limits.connections),
             half_closed: HalfClosed::new(limits.processes),
             storm: RetransmitStorm::new(limits.connections, limits.remotes),
+            connect_failure: ConnectFailure::new(limits.failures),
             reconciler: Reconciler::new(),
             thresholds,
             host,
@@ -168,6 +172,7 @@ impl Pipeline {
                 self.storm.syn_acks(&applied.gained, &cx);
             }
             Body::Refusal(body) => self.refusal.refusal(body, &mut cx),
+            Body::Failure(body) => self.connect_failure.failure(body, &mut cx),
             Body::Sources(body) => self.handshake.sources(body, &mut cx),
             Body::SynAck(body) => {
                 self.handshake.syn_ack(body, &mut cx);
@@ -189,6 +194,7 @@ impl Pipeline {
                 self.dead_peer.tick(&mut cx);
                 self.half_closed.tick(&mut cx);
                 self.storm.tick(&mut cx);
+                self.connect_failure.tick(&mut cx);
             }
             Body::Connect(_)
             | Body::Accept(_)
@@ -217,6 +223,7 @@ impl Pipeline {
         self.dead_peer.finish(&mut cx);
         self.half_closed.finish(&mut cx);
         self.storm.finish(&mut cx);
+        self.connect_failure.finish(&mut cx);
     }
 
     /// What the next poll is to show: silent connections, whose recovery no hook tells, and listeners
@@ -270,6 +277,7 @@ impl Pipeline {
             storms_evicted: self.storm.evicted(),
             dead_peers_evicted: self.dead_peer.evicted(),
             processes_evicted: self.half_closed.evicted(),
+            failures_evicted: self.connect_failure.evicted(),
             unwatched: self.unwatched,
             netns_uncompared,
             netns_evicted: self.reconciler.evicted(),
