@@ -41,6 +41,8 @@ counters! {
     out_rsts = "Tcp"."OutRsts";
     passive_opens = "Tcp"."PassiveOpens";
     active_opens = "Tcp"."ActiveOpens";
+    /// Connections that failed before they were established, on either side.
+    attempt_fails = "Tcp"."AttemptFails";
     estab_resets = "Tcp"."EstabResets";
     /// SYNs and third ACKs refused because the accept queue was full.
     listen_overflows = "TcpExt"."ListenOverflows";

@@ -183,6 +183,10 @@ pub enum Subject {
         netns: u32,
         remote: IpAddr,
     },
+    Peer {
+        netns: u32,
+        remote: SocketAddr,
+    },
     Process {
         netns: u32,
         pid: u32,
@@ -199,6 +203,7 @@ impl Subject {
             Self::Listener { netns, .. }
             | Self::Connection { netns, .. }
             | Self::Remote { netns, .. }
+            | Self::Peer { netns, .. }
             | Self::Process { netns, .. } => Some(*netns),
             Self::Host => None,
         }

@@ -124,6 +124,11 @@ pub fn connect_with_data(socket: &Socket) -> Result<()> {
     set_tcp_option(socket, libc::TCP_FASTOPEN_CONNECT, 1).context("setting TCP_FASTOPEN_CONNECT")
 }
 
+/// Makes connect() give up after so many repeats of its SYN.
+pub fn repeat_syns(socket: &Socket, repeats: i32) -> Result<()> {
+    set_tcp_option(socket, libc::TCP_SYNCNT, repeats).context("setting TCP_SYNCNT")
+}
+
 fn set_tcp_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> std::io::Result<()> {
     let size = libc::socklen_t::try_from(size_of_val(&value)).expect("an int is small");
     // SAFETY: the kernel reads `size` bytes of `value`.

@@ -194,6 +194,16 @@ impl Tracer {
             .with_context(|| format!("the plan does not speak of {detector}"))
     }
 
+    /// Whether a hook is attached.
+    #[must_use]
+    pub fn has_hook(&self, hook: &str) -> bool {
+        self.start
+            .plan
+            .hooks
+            .iter()
+            .any(|plan| plan.hook == hook && plan.rung != "off")
+    }
+
     /// Waits for a finding, among those printed already and those to come.
     pub fn wait_for(
         &mut self,

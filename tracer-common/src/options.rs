@@ -20,4 +20,7 @@ pub struct Options {
     pub ack_by_skb: u8,
     /// 1: `consume_skb` stands in for `tcp_conn_request`.
     pub syn_by_skb: u8,
+    /// 1: what connect() returns is not seen, and the state hook concludes what it can.
+    pub failure_by_state: u8,
+    pub pad: [u8; 3],
 }

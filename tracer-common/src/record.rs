@@ -32,6 +32,8 @@ pub mod kind {
     pub const SOURCES: u16 = 13;
     pub const REFUSAL: u16 = 14;
     pub const NETNS: u16 = 15;
+    pub const FAILURE: u16 = 21;
+    pub const ENDING: u16 = 22;
 }
 
 /// Where a socket's owner was learned; DESIGN.md's `owner_source`.
@@ -543,6 +545,50 @@ pub struct Refusal {
 /// time, and must leave the ring to others. The poll brings what was left out.
 pub const REFUSAL_INTERVAL_NS: u64 = 10_000_000;
 
+/// Bits of [`Failure::how`].
+pub mod failure_how {
+    /// A RST answered.
+    pub const RESET: u8 = 1;
+    /// connect() failed at once: no SYN was sent.
+    pub const AT_ONCE: u8 = 2;
+    /// The application gave up no sooner than [`super::PATIENCE_NS`] after connect().
+    pub const PATIENT: u8 = 4;
+    /// Nobody saw what connect() returned: the error is concluded from the port that was not found.
+    pub const CONCLUDED: u8 = 8;
+}
+
+/// An attempt given up sooner says nothing of the path: of two that race (RFC 8305), the slower one is
+/// dropped after some 250 ms. After this time the first SYN is repeated (RFC 6298, 2.1).
+pub const PATIENCE_NS: u64 = 1_000_000_000;
+
+/// Attempts to connect that failed, cumulative by process, remote end and error. Emitted for the first one
+/// and then at most once in [`SYN_INTERVAL_NS`], within [`REFUSAL_INTERVAL_NS`] of every CPU; polled
+/// otherwise.
+///
+/// `socket` is the last one's; remote port 0 stands for all that found the map full.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Failure {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+    /// Attempts since `first_ns`, which tells this count from an earlier one of the same key.
+    pub count: u64,
+    pub first_ns: u64,
+    pub last_ns: u64,
+    /// From connect() to the failure, the longest of all; 0 when no connect() was seen.
+    pub longest_ns: u64,
+    /// Errno (positive); 0 when the application gave up.
+    pub error: u32,
+    /// SYNs that the last one had sent.
+    pub syns: u32,
+    /// Bits of [`failure_how`].
+    pub how: u8,
+    pub pad: [u8; 7],
+}
+
 /// A keepalive or zero-window probe (`tcp_write_wakeup`).
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
@@ -649,6 +695,7 @@ const _: () = {
     assert!(size_of::<Reset>() == 128);
     assert!(size_of::<Drop>() == 144);
     assert!(size_of::<Refusal>() == 208);
+    assert!(size_of::<Failure>() == 168);
     assert!(size_of::<Probe>() == 208);
     assert!(size_of::<Snapshot>() == 208);
     assert!(size_of::<Netns>() == 424);

@@ -1,12 +1,12 @@
-//! What the kernel half keeps per socket between events: the values of the `SOCKETS`, `LISTENERS`
-//! and `REFUSALS` maps.
+//! What the kernel half keeps per socket between events: the values of the `SOCKETS`, `LISTENERS`,
+//! `REFUSALS` and `FAILURES` maps.
 //!
 //! Written by `tracer-ebpf`; the user half sweeps the former for half-closed sockets and reads the others'
 //! totals.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::record::{Owner, Refusal, Syn};
+use crate::record::{Failure, Owner, Refusal, Syn};
 
 /// One connection, from birth (or first sight) to `tcp_destroy_sock`. The key is the address of its
 /// `struct sock`.
@@ -70,3 +70,17 @@ pub struct Refused {
 
 /// Bytes of a key of the `REFUSALS` map; the record says all that is in it.
 pub const REFUSED_KEY_BYTES: usize = 40;
+
+/// One process's failed attempts to connect to one remote end: their cumulative record, and when it was
+/// last emitted.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Failed {
+    pub failure: Failure,
+    pub emitted_ns: u64,
+}
+
+/// Bytes of a key of the `FAILURES` map; the record says all that is in it.
+pub const FAILED_KEY_BYTES: usize = 32;

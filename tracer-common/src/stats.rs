@@ -26,7 +26,9 @@ pub mod hook {
     pub const TIMEOUT: u32 = 15;
     /// Tail loss probes.
     pub const LOSS_PROBE: u32 = 16;
-    pub const COUNT: u32 = 17;
+    /// What connect() returned.
+    pub const FAILURE: u32 = 17;
+    pub const COUNT: u32 = 18;
 }
 
 /// Names of the hooks, in the order of [`hook`].
@@ -48,6 +50,7 @@ pub const HOOKS: [&str; hook::COUNT as usize] = [
     "request",
     "timeout",
     "loss_probe",
+    "failure",
 ];
 
 /// What happened to the events of one hook on one CPU.

@@ -13,7 +13,7 @@ use conntracer_common::{
     netns::{Counts, Look, NetnsId},
     options::Options,
     record::{Drop, Sources},
-    socket::{Listener, REFUSED_KEY_BYTES, Refused, SocketState},
+    socket::{FAILED_KEY_BYTES, Failed, Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HookCounters, hook},
 };
 
@@ -38,6 +38,8 @@ pub(crate) static OPTIONS: Options = Options {
     connect_by_state: 0,
     ack_by_skb: 0,
     syn_by_skb: 0,
+    failure_by_state: 0,
+    pad: [0; 3],
 };
 
 /// Reads one field of a global.
@@ -142,6 +144,60 @@ pub(crate) static EMPTY_REFUSED: Array<Refused> = Array::with_max_entries(1, 0);
 /// When this CPU last emitted a `Refusal`.
 #[map]
 pub(crate) static REFUSAL_SAID: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Which attempts to connect fail alike. `port` 0 and no address: all that found `FAILURES` full.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct FailureKey {
+    pub(crate) addr: [u32; 4],
+    pub(crate) netns: u32,
+    pub(crate) pid: u32,
+    pub(crate) port: u16,
+    pub(crate) error: u16,
+    pub(crate) family: u16,
+    pub(crate) how: u8,
+    pub(crate) pad: u8,
+}
+
+const _: () = assert!(size_of::<FailureKey>() == FAILED_KEY_BYTES);
+
+/// Attempts to connect that failed. A plain hash, so that totals stay exact; the user half removes what is
+/// idle.
+#[map]
+pub(crate) static FAILURES: HashMap<FailureKey, Failed> = HashMap::with_max_entries(4096, 0);
+
+/// Those that found `FAILURES` full, one entry a process and error.
+#[map]
+pub(crate) static FAILURES_OVERFLOW: HashMap<FailureKey, Failed> =
+    HashMap::with_max_entries(256, 0);
+
+/// What a new entry of the two is copied from: zero for ever.
+#[map]
+pub(crate) static EMPTY_FAILED: Array<Failed> = Array::with_max_entries(1, 0);
+
+/// When this CPU last emitted a `Failure`.
+#[map]
+pub(crate) static FAILURE_SAID: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// `tcp_v4/v6_connect` under way, by thread: its socket and address (kprobe rung). It may sleep, so that a
+/// slot a CPU would not do. LRU: an exit that was missed leaves its entry behind.
+#[map]
+pub(crate) static CONNECTING: LruHashMap<u64, [u64; 2]> = LruHashMap::with_max_entries(1024, 0);
+
+/// The last RST of a socket on this CPU: the change of state that it leads to follows in the same call.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Rst {
+    /// 0 when there was none since.
+    pub(crate) sk: u64,
+    /// `enum sk_rst_reason`; `u32::MAX` when the kernel gives none.
+    pub(crate) reason: u32,
+    /// 1 received, 0 sent.
+    pub(crate) received: u32,
+}
+
+#[map]
+pub(crate) static LAST_RST: PerCpuArray<Rst> = PerCpuArray::with_max_entries(1, 0);
 
 /// A client whose third ACK was refused.
 #[repr(C)]

@@ -244,6 +244,18 @@ pub(crate) fn fill_current(owner: &mut Owner, source: u8) {
     owner.source = source;
 }
 
+/// Where a `struct sockaddr` points: address and port.
+#[inline(always)]
+pub(crate) fn destination(sockaddr: u64) -> ([u32; 4], u16) {
+    // Both families begin with family and port; IPv6 has its flow label before the address.
+    let addr = if read::<u16>(sockaddr, 0) == AF_INET6 {
+        read(sockaddr, 8)
+    } else {
+        mapped(read(sockaddr, 4))
+    };
+    (addr, u16::from_be(read(sockaddr, 2)))
+}
+
 /// What a packet says of itself, as its receiver sees it.
 pub(crate) struct Packet {
     pub(crate) local_addr: [u32; 4],

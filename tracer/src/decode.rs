@@ -22,9 +22,9 @@ use zerocopy::FromBytes;
 
 use crate::{
     event::{
-        Body, Comm, Device, Drop, Event, Loss, Netns, Opened, Owner, OwnerSource, Path, Place,
-        Probe, Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket, Sources, State,
-        Syn, SynAck, Tcp,
+        Body, Comm, Device, Drop, Event, Failure, Loss, Netns, Opened, Owner, OwnerSource, Path,
+        Place, Probe, Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket, Sources,
+        State, Syn, SynAck, Tcp,
     },
     finding::Ktime,
     source::SocketId,
@@ -82,6 +82,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::RESET => Body::Reset(reset(&read(bytes, &header)?)?),
         kind::DROP => Body::Drop(drop(&read(bytes, &header)?)?),
         kind::REFUSAL => Body::Refusal(refusal(&read(bytes, &header)?)?),
+        kind::FAILURE => Body::Failure(failure(&read(bytes, &header)?)?),
         kind::PROBE => Body::Probe(probe(&read(bytes, &header)?)?),
         kind::SNAPSHOT => Body::Snapshot(snapshot(&read(bytes, &header)?)?),
         kind::TICK => {
@@ -367,6 +368,20 @@ fn refusal(raw: &record::Refusal) -> Result<Refusal, DecodeError> {
         path,
         place,
         hints: raw.hints,
+    })
+}
+
+fn failure(raw: &record::Failure) -> Result<Failure, DecodeError> {
+    Ok(Failure {
+        socket: socket(&raw.socket),
+        owner: owner(&raw.owner)?,
+        count: raw.count,
+        first: Ktime(raw.first_ns),
+        last: Ktime(raw.last_ns),
+        longest: Duration::from_nanos(raw.longest_ns),
+        errno: raw.error,
+        syns: raw.syns,
+        how: raw.how,
     })
 }
 

@@ -43,6 +43,7 @@ pub enum FindingKind {
     RetransmitStorm,
     /// Data that waits, with probes in its place: nothing is repeated.
     SendStall,
+    ConnectFailure,
 }
 
 impl FindingKind {
@@ -55,6 +56,7 @@ impl FindingKind {
             Self::HalfOpen => "half_open",
             Self::RetransmitStorm => "retransmit_storm",
             Self::SendStall => "send_stall",
+            Self::ConnectFailure => "connect_failure",
         }
     }
 }
@@ -106,6 +108,11 @@ pub enum Subject {
     Remote {
         netns: u32,
         remote: std::net::IpAddr,
+    },
+    /// One remote end, with its port; port 0 stands for all ports.
+    Peer {
+        netns: u32,
+        remote: SocketAddr,
     },
     Process {
         netns: u32,

@@ -13,6 +13,7 @@ use crate::{
     decode::decode,
     detect::{
         Context, Thresholds,
+        connect_failure::ConnectFailure,
         half_open::{dead_peer::DeadPeer, half_closed::HalfClosed, handshake::Handshake},
         refusal::Refusal,
         retransmit_storm::RetransmitStorm,
@@ -62,6 +63,7 @@ pub struct Tallies {
     pub stalls_evicted: u64,
     pub dead_peers_evicted: u64,
     pub processes_evicted: u64,
+    pub failures_evicted: u64,
     /// Connections that should be watched and are not, at the last poll.
     pub unwatched: u64,
     /// Namespaces not compared with the kernel's counters, those forgotten after they were, and counts
@@ -85,6 +87,7 @@ pub struct Pipeline {
     half_closed: HalfClosed,
     storm: RetransmitStorm,
     stalls: SendStalls,
+    connect_failure: ConnectFailure,
     reconciler: Reconciler,
     now: Ktime,
     last_id: u64,
@@ -109,6 +112,7 @@ impl Pipeline {
             half_closed: HalfClosed::new(limits.processes),
             storm: RetransmitStorm::new(limits.connections, limits.remotes),
             stalls: SendStalls::new(limits.connections),
+            connect_failure: ConnectFailure::new(limits.failures),
             reconciler: Reconciler::new(),
             thresholds,
             host,
@@ -173,6 +177,7 @@ impl Pipeline {
                 self.storm.syn_acks(&applied.gained, &cx);
             }
             Body::Refusal(body) => self.refusal.refusal(body, &mut cx),
+            Body::Failure(body) => self.connect_failure.failure(body, &mut cx),
             Body::Sources(body) => self.handshake.sources(body, &mut cx),
             Body::SynAck(body) => {
                 self.handshake.syn_ack(body, &mut cx);
@@ -196,6 +201,7 @@ impl Pipeline {
                 self.half_closed.tick(&mut cx);
                 self.storm.tick(&mut cx);
                 self.stalls.tick(&cx);
+                self.connect_failure.tick(&mut cx);
             }
             Body::Connect(_)
             | Body::Accept(_)
@@ -225,6 +231,7 @@ impl Pipeline {
         self.half_closed.finish(&mut cx);
         self.storm.finish(&mut cx);
         self.stalls.finish(&mut cx);
+        self.connect_failure.finish(&mut cx);
     }
 
     /// What the next poll is to show: silent and stalled connections, whose recovery no hook tells, and
@@ -290,6 +297,7 @@ impl Pipeline {
             stalls_evicted: self.stalls.evicted(),
             dead_peers_evicted: self.dead_peer.evicted(),
             processes_evicted: self.half_closed.evicted(),
+            failures_evicted: self.connect_failure.evicted(),
             unwatched: self.unwatched,
             netns_uncompared,
             netns_evicted: self.reconciler.evicted(),

@@ -25,7 +25,7 @@ use crate::{
 /// When test time begins: not zero, which means "not seen" in records.
 const START_NS: u64 = 1_000_000_000_000;
 
-const DETECTORS: [&str; 7] = [
+const DETECTORS: [&str; 8] = [
     "syn_drop",
     "syn_drop.refusal",
     "half_open.handshake",
@@ -33,6 +33,7 @@ const DETECTORS: [&str; 7] = [
     "half_open.half_closed",
     "retransmit_storm",
     "send_stall",
+    "connect_failure",
 ];
 
 /// The drop reasons of [`host`], numbered as no kernel does.
@@ -407,6 +408,35 @@ impl Run {
         self.record(&record);
     }
 
+    /// Failed attempts to connect from `socket`, `count` in all since the test began.
+    pub(crate) fn failure(
+        &mut self,
+        socket: Socket,
+        count: u64,
+        change: impl FnOnce(&mut record::Failure),
+    ) {
+        let mut record = record::Failure {
+            header: self.header::<record::Failure>(kind::FAILURE),
+            socket: Socket {
+                state: state::SYN_SENT,
+                role: role::ACTIVE,
+                ..socket
+            },
+            owner: Owner {
+                source: owner_source::CONNECT,
+                ..owner()
+            },
+            count,
+            first_ns: START_NS,
+            last_ns: self.ktime_ns,
+            longest_ns: 2_000_000,
+            syns: 1,
+            ..record::Failure::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
     pub(crate) fn loss(&mut self, hook: u32, lost: u64) {
         let header = self.header::<record::Loss>(kind::LOSS);
         self.record(&record::Loss {
@@ -462,6 +492,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::RESET, size_of::<record::Reset>()),
         (kind::DROP, size_of::<record::Drop>()),
         (kind::REFUSAL, size_of::<record::Refusal>()),
+        (kind::FAILURE, size_of::<record::Failure>()),
         (kind::PROBE, size_of::<record::Probe>()),
         (kind::SNAPSHOT, size_of::<record::Snapshot>()),
         (kind::TICK, size_of::<record::Tick>()),

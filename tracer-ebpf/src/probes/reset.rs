@@ -11,14 +11,46 @@ use conntracer_common::{
 
 use crate::{
     emit::{self, Lane},
-    maps::{Outcome, SOCKETS, account, asked_for, global},
+    maps::{LAST_RST, Outcome, Rst, SOCKETS, account, asked_for, global},
     probes::{netns, socket},
     sock::{self, Anywhere, field},
 };
 
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub(crate) fn reset_received(ctx: BtfTracePointContext) -> i32 {
-    account(hook::RESET_RECEIVED, reset(&ctx, ctx.arg(0), u32::MAX, 1))
+    let sk: u64 = ctx.arg(0);
+    remember(sk, u32::MAX, 1);
+    account(hook::RESET_RECEIVED, reset(&ctx, sk, u32::MAX, 1))
+}
+
+/// Leaves the RST to the change of state that follows it on this CPU.
+#[inline(always)]
+fn remember(sk: u64, reason: u32, received: u32) {
+    if let Some(last) = LAST_RST.get_ptr_mut(0) {
+        // SAFETY: a live per-CPU map value.
+        unsafe {
+            *last = Rst {
+                sk,
+                reason,
+                received,
+            };
+        }
+    }
+}
+
+/// The RST that a closing socket sent or received just before; told once.
+#[inline(always)]
+pub(crate) fn last_of(sk: u64) -> Option<Rst> {
+    let last = LAST_RST.get_ptr_mut(0)?;
+    // SAFETY: as in `remember`.
+    unsafe {
+        if (*last).sk != sk {
+            return None;
+        }
+        let rst = *last;
+        (*last).sk = 0;
+        Some(rst)
+    }
 }
 
 /// `sk` is NULL where no listener was found (from 6.12 on such resets are reported), `skb` where the

@@ -11,7 +11,7 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{Outcome, SOCKETS, account, asked_for, global},
-    probes::{connect, listener, socket},
+    probes::{connect, failure, listener, socket},
     sock::{self, Argument, field, load},
 };
 
@@ -47,6 +47,7 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
         }
         state::LISTEN => listener::listening(sk),
         state::CLOSE if old == state::LISTEN => listener::closed(ctx, sk),
+        state::CLOSE if old == state::SYN_SENT => failure::closed(ctx, sk),
         state::CLOSE_WAIT | state::FIN_WAIT2 => half_closed(sk, new),
         _ => Outcome::Aggregated,
     };

@@ -55,6 +55,7 @@ impl Emits {
             Body::Reset(_) => kind::RESET,
             Body::Drop(_) => kind::DROP,
             Body::Refusal(_) => kind::REFUSAL,
+            Body::Failure(_) => kind::FAILURE,
             Body::Probe(_) => kind::PROBE,
             Body::Sources(_) | Body::Snapshot(_) | Body::Tick | Body::Loss(_) | Body::Netns(_) => {
                 return false;
@@ -74,6 +75,7 @@ const fn record_bits(kind: Emit) -> u32 {
         Emit::Reset => emit_bit(kind::RESET),
         Emit::Drop => emit_bit(kind::DROP),
         Emit::Refusal => emit_bit(kind::REFUSAL),
+        Emit::Failure => emit_bit(kind::FAILURE),
         Emit::Probe => emit_bit(kind::PROBE),
         Emit::Stats => 0,
         Emit::All => {
@@ -85,6 +87,7 @@ const fn record_bits(kind: Emit) -> u32 {
                 | record_bits(Emit::Reset)
                 | record_bits(Emit::Drop)
                 | record_bits(Emit::Refusal)
+                | record_bits(Emit::Failure)
                 | record_bits(Emit::Probe)
         }
     }

@@ -4,6 +4,8 @@
 //! ids, so that the same records make the same findings, byte for byte. What is shared by all is
 //! here: the life of a finding, how certain it is, and how its figures are written.
 
+pub(crate) mod connect_failure;
+mod errno;
 pub(crate) mod half_open;
 pub(crate) mod refusal;
 pub(crate) mod retransmit_storm;
@@ -17,7 +19,9 @@ use std::{borrow::Cow, time::Duration};
 
 use conntracer_common::stats::{HOOKS, hook};
 
-pub use thresholds::{HalfOpen, Limits, RetransmitStorm, SendStall, SynDrop, Thresholds};
+pub use thresholds::{
+    ConnectFailure, HalfOpen, Limits, RetransmitStorm, SendStall, SynDrop, Thresholds,
+};
 
 use crate::{
     event::Owner,
@@ -261,5 +265,6 @@ pub(crate) mod hooks {
     pub(crate) const HANDSHAKE: [u32; 2] = [hook::SYNACK, hook::REQUEST];
     pub(crate) const DEAD_PEER: [u32; 3] = [hook::RETRANSMIT, hook::PROBE, hook::STATE];
     pub(crate) const STALL: [u32; 1] = [hook::PROBE];
+    pub(crate) const FAILURE: [u32; 2] = [hook::STATE, hook::FAILURE];
     pub(crate) const STORM: [u32; 2] = [hook::RETRANSMIT, hook::SYNACK];
 }

@@ -13,6 +13,7 @@ pub struct Thresholds {
     pub half_open: HalfOpen,
     pub retransmit_storm: RetransmitStorm,
     pub send_stall: SendStall,
+    pub connect_failure: ConnectFailure,
     pub limits: Limits,
 }
 
@@ -152,6 +153,27 @@ impl Default for SendStall {
     }
 }
 
+/// `[detect.connect_failure]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConnectFailure {
+    /// Opens at so many failed attempts of one process to one remote end for one cause. Default 1: each
+    /// is an error that an application was told.
+    pub attempts: u64,
+    /// A remote end that nobody failed to reach for so long is forgotten. Default 60 s: what most clients
+    /// wait at most before they try again.
+    pub quiet_s: u64,
+}
+
+impl Default for ConnectFailure {
+    fn default() -> Self {
+        Self {
+            attempts: 1,
+            quiet_s: 60,
+        }
+    }
+}
+
 /// `[detect.limits]`: what is remembered at most. What falls out is counted in
 /// [`crate::pipeline::Tallies`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,6 +190,8 @@ pub struct Limits {
     pub remotes: usize,
     /// Processes with half-closed sockets. Default 4,096.
     pub processes: usize,
+    /// Remote ends that processes failed to connect to. Default 4,096: what the kernel half keeps.
+    pub failures: usize,
     /// Connections whose state is asked for at every poll. Default 4,096: about 4 ms a second.
     pub watched: usize,
 }
@@ -180,6 +204,7 @@ impl Default for Limits {
             refusals: 16_384,
             remotes: 16_384,
             processes: 4_096,
+            failures: 4_096,
             watched: 4_096,
         }
     }
@@ -235,6 +260,8 @@ impl Thresholds {
             ("syn_drop.refused_syns", self.syn_drop.refused_syns),
             ("syn_drop.scan_ports", self.syn_drop.scan_ports),
             ("limits.processes", limits.processes as u64),
+            ("limits.failures", limits.failures as u64),
+            ("connect_failure.attempts", self.connect_failure.attempts),
         ] {
             if number == 0 {
                 return Err(format!("detect.{key} is 0: set at least 1"));
@@ -247,6 +274,7 @@ impl Thresholds {
             ("refusals", limits.refusals),
             ("remotes", limits.remotes),
             ("processes", limits.processes),
+            ("failures", limits.failures),
             ("watched", limits.watched),
         ] {
             if number > 1 << 24 {
@@ -260,6 +288,12 @@ impl Thresholds {
 }
 
 impl SynDrop {
+    pub(crate) const fn quiet(&self) -> Duration {
+        Duration::from_secs(self.quiet_s)
+    }
+}
+
+impl ConnectFailure {
     pub(crate) const fn quiet(&self) -> Duration {
         Duration::from_secs(self.quiet_s)
     }

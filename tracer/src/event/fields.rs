@@ -130,6 +130,12 @@ impl Named<'_> {
                 map.serialize_entry("ifindex", &body.ifindex)?;
                 reason_entry(map, body.reason, self.host.map(|host| &host.drop_reasons))
             }
+            Body::Failure(body) => {
+                map.serialize_entry("count", &body.count)?;
+                errno_entry(map, body.errno)?;
+                map.serialize_entry("syns", &body.syns)?;
+                map.serialize_entry("longest_ms", &body.longest.as_millis())
+            }
             Body::Probe(body) => {
                 let kind = if body.keepalive {
                     "keepalive"

@@ -47,6 +47,7 @@ pub enum Body {
     Reset(Reset),
     Drop(Drop),
     Refusal(Refusal),
+    Failure(Failure),
     Probe(Probe),
     Snapshot(Snapshot),
     Tick,
@@ -437,6 +438,26 @@ pub struct Refusal {
     pub hints: u8,
 }
 
+/// Attempts to connect that failed, cumulative by process, remote end and error. `socket` is the last one's;
+/// remote port 0 stands for many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+    /// Attempts since `first`.
+    pub count: u64,
+    pub first: Ktime,
+    pub last: Ktime,
+    /// From connect() to the failure, the longest of all.
+    pub longest: Duration,
+    /// 0 when the application gave up.
+    pub errno: u32,
+    /// SYNs that the last one had sent.
+    pub syns: u32,
+    /// Bits of [`conntracer_common::record::failure_how`].
+    pub how: u8,
+}
+
 /// `net_device.name`: at most 15 bytes, NUL-padded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Device(pub [u8; 16]);
@@ -519,6 +540,7 @@ impl Body {
             Self::Reset(_) => "reset",
             Self::Drop(_) => "drop",
             Self::Refusal(_) => "refusal",
+            Self::Failure(_) => "failure",
             Self::Probe(_) => "probe",
             Self::Snapshot(_) => "snapshot",
             Self::Tick => "tick",
@@ -540,6 +562,7 @@ impl Body {
             Self::Reset(body) => Some(&body.socket),
             Self::Drop(body) => Some(&body.socket),
             Self::Refusal(body) => Some(&body.socket),
+            Self::Failure(body) => Some(&body.socket),
             Self::Probe(body) => Some(&body.socket),
             Self::Snapshot(body) => Some(&body.socket),
             Self::Tick | Self::Loss(_) | Self::Netns(_) => None,
@@ -558,6 +581,7 @@ impl Body {
             Self::Reset(body) => body.owner.as_ref(),
             Self::Drop(body) => body.owner.as_ref(),
             Self::Refusal(body) => body.owner.as_ref(),
+            Self::Failure(body) => body.owner.as_ref(),
             Self::Probe(body) => body.owner.as_ref(),
             Self::Snapshot(body) => body.owner.as_ref(),
             Self::Sources(_) | Self::Tick | Self::Loss(_) | Self::Netns(_) => None,

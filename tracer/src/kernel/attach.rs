@@ -227,6 +227,12 @@ fn load(
         connect_by_state: by_tracepoint(hook::CONNECT),
         ack_by_skb: by_tracepoint(hook::ACK),
         syn_by_skb: by_tracepoint(hook::SYN),
+        failure_by_state: u8::from(
+            climbs
+                .iter()
+                .any(|climb| climb.ladder.hook == hook::FAILURE && climb.rung() == Rung::Off),
+        ),
+        pad: [0; 3],
     };
     // The ring buffers are not used by the perf transport, but a map must have a size: one page.
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);

@@ -141,6 +141,30 @@ pub(super) const LADDERS: &[Ladder] = &[
         off: None,
     },
     Ladder {
+        hook: hook::FAILURE,
+        steps: &[
+            step(
+                F,
+                &[
+                    of(3, "failure_fexit_v4", Fexit("tcp_v4_connect")),
+                    of(3, "failure_fexit_v6", Fexit("tcp_v6_connect")),
+                ],
+            ),
+            step(
+                K,
+                &[
+                    on("failure_kretprobe", Kretprobe("tcp_v4_connect")),
+                    on("failure_kretprobe", Kretprobe("tcp_v6_connect")),
+                    on("failure_kprobe", Kprobe("tcp_v4_connect")),
+                    on("failure_kprobe", Kprobe("tcp_v6_connect")),
+                ],
+            ),
+        ],
+        off: Some(
+            "connect() that fails at once, but for want of a port: no route, or not permitted",
+        ),
+    },
+    Ladder {
         hook: hook::ACCEPT,
         steps: &[
             step(F, &[of(2, "accept_fexit_2", Fexit("inet_csk_accept"))]),

@@ -15,8 +15,11 @@ use aya::{
 };
 use conntracer_common::{
     netns::{CPUS_AT_ONCE, NetnsId, count},
-    record::{Header, Loss, Refusal, Sources, Syn, SynTotals, Tick, kind, netns_flag, syn_outcome},
-    socket::{Listener, REFUSED_KEY_BYTES, Refused, SocketState},
+    record::{
+        Failure, Header, Loss, Refusal, Sources, Syn, SynTotals, Tick, kind, netns_flag,
+        syn_outcome,
+    },
+    socket::{FAILED_KEY_BYTES, Failed, Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HOOKS, HookCounters, hook},
 };
 use rustix::time::{ClockId, clock_gettime};
@@ -52,6 +55,14 @@ const REFUSED_IDLE_NS: u64 = 120_000_000_000;
 
 type RefusedKey = [u8; REFUSED_KEY_BYTES];
 
+/// The same for a failed attempt to connect: more than a client waits before it tries again.
+const FAILED_IDLE_NS: u64 = 300_000_000_000;
+
+type FailedKey = [u8; FAILED_KEY_BYTES];
+
+/// When an entry of a kernel map began to count, and what it had counted when last told.
+type Told<K> = HashMap<K, (u64, u64), foldhash::quality::RandomState>;
+
 /// Where records go.
 type Feed<'a> = &'a mut dyn FnMut(&[u8]);
 
@@ -69,6 +80,7 @@ pub struct Kernel {
     sockets: MapData,
     listeners: MapData,
     refusals: [MapData; 2],
+    failures: [MapData; 2],
     places: Places,
     namespaces: Namespaces,
     netns_counts: CountsMap,
@@ -83,7 +95,8 @@ pub struct Kernel {
     listener_events: u64,
     totals: HashMap<u64, SynTotals, foldhash::quality::RandomState>,
     drop_events: u64,
-    refused: HashMap<RefusedKey, (u64, u64), foldhash::quality::RandomState>,
+    refused: Told<RefusedKey>,
+    failed: Told<FailedKey>,
     /// Troubled SYNs of each listener, as last told.
     troubled: HashMap<u64, u64, foldhash::quality::RandomState>,
     half_closed: Vec<SocketId>,
@@ -113,6 +126,10 @@ impl Kernel {
             hash(&mut ebpf, "REFUSALS")?,
             hash(&mut ebpf, "REFUSALS_OVERFLOW")?,
         ];
+        let failures = [
+            hash(&mut ebpf, "FAILURES")?,
+            hash(&mut ebpf, "FAILURES_OVERFLOW")?,
+        ];
         let places = if host.drop_reasons.is_empty() {
             Places::read()
                 .inspect_err(|error| log::warn!("reading /proc/kallsyms: {error}"))
@@ -140,6 +157,7 @@ impl Kernel {
             sockets,
             listeners,
             refusals,
+            failures,
             places,
             namespaces: Namespaces::new(options.filter, limits),
             netns_counts,
@@ -153,6 +171,7 @@ impl Kernel {
             totals: HashMap::default(),
             drop_events: 0,
             refused: HashMap::default(),
+            failed: HashMap::default(),
             troubled: HashMap::default(),
             half_closed: Vec::new(),
             swept_ns: 0,
@@ -353,6 +372,43 @@ impl Kernel {
         Ok(())
     }
 
+    /// Failed attempts to connect that were counted since the last poll; entries long idle are removed, as
+    /// with refusals.
+    fn poll_failures(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        let failed = &mut self.failed;
+        let mut alive = HashMap::default();
+        for map in &self.failures {
+            let mut idle = Vec::new();
+            maps::for_each_entry(
+                map.fd().as_fd(),
+                size_of::<Failed>(),
+                |key: &FailedKey, value| {
+                    let Ok(Failed { mut failure, .. }) = Failed::read_from_bytes(value) else {
+                        return;
+                    };
+                    // Without its beginning it is still being filled in.
+                    if failure.first_ns == 0 {
+                        return;
+                    }
+                    let counted = (failure.first_ns, failure.count);
+                    if failed.get(key) != Some(&counted) {
+                        failure.header = header::<Failure>(kind::FAILURE, now_ns);
+                        feed(failure.as_bytes());
+                    } else if now_ns.saturating_sub(failure.last_ns) >= FAILED_IDLE_NS {
+                        idle.push(*key);
+                        return;
+                    }
+                    alive.insert(*key, counted);
+                },
+            )?;
+            for key in &idle {
+                maps::remove(map.fd().as_fd(), key)?;
+            }
+        }
+        self.failed = alive;
+        Ok(())
+    }
+
     /// Who troubled listeners since the last poll.
     fn poll_sources(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         let before = std::mem::take(&mut self.troubled);
@@ -466,6 +522,7 @@ impl Source for Kernel {
     ) -> io::Result<()> {
         let now_ns = ktime_ns();
         self.poll_refusals(now_ns, feed)?;
+        self.poll_failures(now_ns, feed)?;
         self.poll_listeners(&watched.listeners, now_ns, feed)?;
         for id in &watched.connections {
             self.ask("snapshot", *id)?;

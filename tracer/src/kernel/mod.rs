@@ -165,6 +165,7 @@ fn release_free_memory() {
 /// Settings that findings quote and advice is phrased with.
 const SYSCTLS: &[&str] = &[
     "net.core.somaxconn",
+    "net.ipv4.ip_local_port_range",
     "net.ipv4.tcp_abort_on_overflow",
     "net.ipv4.tcp_fin_timeout",
     "net.ipv4.tcp_keepalive_intvl",

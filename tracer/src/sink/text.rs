@@ -209,6 +209,10 @@ impl Text {
                     .map(|device| format!(" by {}", Escaped(&device.to_text())))
                     .unwrap_or_default(),
             ),
+            Body::Failure(failure) => format!(
+                "  ×{}  errno {} after {} SYNs",
+                failure.count, failure.errno, failure.syns
+            ),
             Body::Probe(probe) => format!(
                 "  {} unanswered {} result {}",
                 if probe.keepalive {
@@ -487,6 +491,9 @@ impl fmt::Display for SubjectText<'_> {
             }
             Subject::Remote { netns, remote } => {
                 write!(formatter, "all connections to {remote} netns {netns}")
+            }
+            Subject::Peer { netns, remote } => {
+                write!(formatter, "connections to {remote} netns {netns}")
             }
             Subject::Process { netns, pid, comm } => {
                 write!(formatter, "process {}[{pid}] netns {netns}", Escaped(comm))

@@ -132,6 +132,7 @@ impl Connections {
             | Body::Sources(_)
             | Body::Drop(_)
             | Body::Refusal(_)
+            | Body::Failure(_)
             | Body::Tick
             | Body::Loss(_)
             | Body::Netns(_) => return None,

@@ -1,5 +1,6 @@
 //! Every rule: opens, counts exactly, resolves, stays silent on a healthy host, and replays alike.
 
+mod connect_failure;
 mod dead_peer;
 mod half_closed;
 mod handshake;

@@ -475,4 +475,87 @@ The types of the repeats do not tell why: too few, or too mixed. The rate and th
 Compare `nstat -az 'TcpExt*'` before and after: TCPLostRetransmit and TCPTimeouts speak for loss,
 TCPDSACKRecv for repeats that were not needed (reordering, or acknowledgements that came late).",
     },
+    Entry {
+        word: "connect_failure",
+        of: None,
+        text: "\
+A process of this host wanted a connection and got an error. The finding is about one process, one remote
+end and one cause; its count is of attempts, not of errors in a log, which may have been swallowed or
+retried.
+
+told_by in the evidence says how it is known: rst and icmp are packets that came back, timer is the kernel
+that waited in vain, connect is connect() itself, which sent nothing, application is the process that
+closed the socket before there was an answer. An error of EINPROGRESS or EAGAIN is none.
+
+Compare with `nstat -az TcpAttemptFails` in the namespace that the finding names: it counts what rst, icmp
+and timer told, here and on the accepting side.",
+    },
+    Entry {
+        word: "refused",
+        of: Some("connect_failure"),
+        text: "\
+The answer to the SYN was no. With a RST it came from the host itself: nothing listens on that address and
+port, or its firewall rejects with a RST. With an ICMP message a firewall on the way said it.
+
+On the other host: `ss -ltn`. A service that is being restarted refuses for a moment; one that listens on
+127.0.0.1 only refuses everybody else for ever.",
+    },
+    Entry {
+        word: "timed_out",
+        of: Some("connect_failure"),
+        text: "\
+Every SYN went unanswered until the kernel gave up: after net.ipv4.tcp_syn_retries repeats, about two
+minutes with the default of 6. The host is down, a firewall drops, or the other side's accept queue is
+full for that long.
+
+`mtr --tcp --port PORT PEER` shows how far SYNs come. If other ports of the same host answer, it is the port: a
+firewall, or a listener in trouble.",
+    },
+    Entry {
+        word: "unreachable",
+        of: Some("connect_failure"),
+        text: "\
+There is no way to the address. told_by connect: this host's own routing table has none, nothing was sent.
+told_by icmp: a router said so, or this host's own neighbour discovery did (EHOSTUNREACH after three
+seconds: nobody answers ARP).
+
+`ip route get PEER`, `ip neigh show`. ENETUNREACH for IPv6 addresses only: the name has an AAAA record, and this
+host no IPv6.",
+    },
+    Entry {
+        word: "reset",
+        of: Some("connect_failure"),
+        text: "\
+A RST came after the handshake had begun, but before the connection was established: not the answer of a
+closed port, which is refused. Middleboxes that filter by content or rate do that.",
+    },
+    Entry {
+        word: "cancelled",
+        of: Some("connect_failure"),
+        text: "\
+The application closed the socket while its SYNs were unanswered: its own connect timeout was shorter than
+the kernel's. The network's part is that of timed_out. Attempts given up within a second are not counted:
+clients that race two addresses drop the slower one.",
+    },
+    Entry {
+        word: "no_port",
+        of: Some("connect_failure"),
+        text: "\
+connect() found no free local port for this remote address and port (EADDRNOTAVAIL). Each connection holds one
+for its life, and TIME-WAIT holds it for a minute more on the side that closed first: about 28,000 ports
+allow 470 new connections a second to one remote end.
+
+`ss -tan dst PEER | awk '{print $1}' | sort | uniq -c`: many ESTAB is a leak or a missing pool, many TIME-WAIT are
+short connections. Reuse connections; widen net.ipv4.ip_local_port_range; set net.ipv4.tcp_tw_reuse to 1.
+An address that the application bound and this host does not have gives the same error.",
+    },
+    Entry {
+        word: "denied",
+        of: Some("connect_failure"),
+        text: "\
+Something forbade it. told_by connect: a prohibit rule or route of this host. told_by icmp: a firewall on
+the way answered \"administratively prohibited\" (IPv6 tells it apart from unreachable, IPv4 does not).
+
+What a cgroup program or a security module denies is refused before TCP is asked, and is not seen.",
+    },
 ];

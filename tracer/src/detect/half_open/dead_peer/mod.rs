@@ -18,9 +18,9 @@ mod words;
 
 use std::collections::BTreeMap;
 
-use self::words::{RTO_MAX, draft, errno};
+use self::words::{RTO_MAX, draft};
 use crate::{
-    detect::{Context, Life},
+    detect::{Context, Life, errno},
     event::{Body, Event, Probe, Reset, Retransmit, Snapshot, State, Tcp, TcpState},
     finding::Ktime,
     source::SocketId,

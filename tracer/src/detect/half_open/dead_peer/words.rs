@@ -4,29 +4,9 @@ use std::{borrow::Cow, time::Duration};
 
 use super::Silence;
 use crate::{
-    detect::{Context, Draft, Facts, hooks, plural, said_seconds},
+    detect::{Context, Draft, Facts, errno, hooks, plural, said_seconds},
     finding::FindingKind,
 };
-
-/// errno.h, the same on every architecture Linux's BPF runs on but MIPS and SPARC.
-pub(super) mod errno {
-    pub(in super::super) const EPIPE: u32 = 32;
-    pub(in super::super) const ENETUNREACH: u32 = 101;
-    pub(in super::super) const ECONNRESET: u32 = 104;
-    pub(in super::super) const ETIMEDOUT: u32 = 110;
-    pub(in super::super) const EHOSTDOWN: u32 = 112;
-    pub(in super::super) const EHOSTUNREACH: u32 = 113;
-
-    pub(in super::super) const fn name(errno: u32) -> &'static str {
-        match errno {
-            ENETUNREACH => "ENETUNREACH",
-            ETIMEDOUT => "ETIMEDOUT",
-            EHOSTDOWN => "EHOSTDOWN",
-            EHOSTUNREACH => "EHOSTUNREACH",
-            _ => "another error",
-        }
-    }
-}
 
 /// `TCP_RTO_MIN` and `TCP_RTO_MAX` (include/net/tcp.h).
 const RTO_MIN: Duration = Duration::from_millis(200);
@@ -71,7 +51,7 @@ pub(super) fn draft(
         facts = facts.text("keepalive", if keepalive { "on" } else { "off" });
     }
     if let Some(errno) = errno {
-        facts = facts.text("error", errno::name(errno));
+        facts = facts.text("error", errno::name(errno).unwrap_or("another error"));
     }
     let doubt = cx
         .doubt("half_open.dead_peer", &hooks::DEAD_PEER)
@@ -114,7 +94,7 @@ fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: D
     match stage {
         "confirmed" => format!(
             "{remote} is gone: the kernel gave up with {} after {tried} in {silent}",
-            errno::name(errno.unwrap_or_default()),
+            errno.and_then(errno::name).unwrap_or("another error"),
         ),
         "recovered" => format!("{remote} answers again after {tried} in {silent}"),
         "reset" => format!(

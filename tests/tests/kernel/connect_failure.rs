@@ -1,0 +1,157 @@
+//! `connect_failure`: each way in which an attempt to connect fails, by its cause.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use anyhow::Result;
+use conntracer_tests::{
+    family::Family,
+    line::{Finding, Subject},
+    link::Pair,
+    socket::{connect_without_waiting, repeat_syns, tcp, tcp_info, wait_error},
+    wait::{self, EVENTUALLY},
+};
+use rstest::rstest;
+use socket2::Socket;
+
+use crate::support::{assert_said, assert_sound, binary, trace};
+
+/// Nobody listens on them.
+const REFUSED: u16 = 9001;
+const TIMED_OUT: u16 = 9002;
+const CANCELLED: u16 = 9003;
+const ELSEWHERE: u16 = 9004;
+
+/// RFC 5737; routed to the client, who knows no way there and says so.
+const NOWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 0);
+
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn each_failed_attempt_has_its_cause(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    pair.route_to_nowhere(NOWHERE, 24).unwrap();
+    pair.client.set_sysctl("net/ipv4/ip_forward", "1").unwrap();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    let before = server.counters().unwrap();
+    let remote = |address: IpAddr, port| SocketAddr::new(address, port);
+    let refused = remote(family.client(), REFUSED);
+    let timed_out = remote(family.ghost(), TIMED_OUT);
+    let cancelled = remote(family.ghost(), CANCELLED);
+    let no_route = remote(family.stranger(), ELSEWHERE);
+    let by_icmp = remote(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 5)), ELSEWHERE);
+
+    let begin = |address| {
+        server
+            .run(|| {
+                let socket = tcp(family)?;
+                repeat_syns(&socket, 1)?;
+                connect_without_waiting(&socket, address)?;
+                Ok(socket)
+            })
+            .unwrap()
+    };
+    let waiting = begin(timed_out);
+    let impatient = begin(cancelled);
+    for _ in 0..3 {
+        assert_eq!(fail(&server, family, refused).unwrap(), libc::ECONNREFUSED);
+    }
+    for _ in 0..2 {
+        assert_eq!(fail(&server, family, no_route).unwrap(), libc::ENETUNREACH);
+    }
+    if family == Family::V4 {
+        assert_eq!(fail(&server, family, by_icmp).unwrap(), libc::ENETUNREACH);
+    }
+    wait::until("the SYN to be repeated", EVENTUALLY, || {
+        Ok((tcp_info(&impatient)?.tcpi_total_retrans > 0).then_some(()))
+    })
+    .unwrap();
+    drop(impatient);
+    let error = wait_error(&waiting, EVENTUALLY).unwrap();
+    assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
+    // Last: every later connect() would want for a port.
+    server
+        .set_sysctl("net/ipv4/ip_local_port_range", "40000 40000")
+        .unwrap();
+    let holder = begin(cancelled);
+    assert_eq!(
+        fail(&server, family, cancelled).unwrap(),
+        libc::EADDRNOTAVAIL
+    );
+    tracer
+        .wait_for("a want of ports", EVENTUALLY, |finding| {
+            finding.cause == "no_port"
+        })
+        .unwrap();
+    let after = server.counters().unwrap();
+    let sees_connect = tracer.has_hook("failure");
+    let run = tracer.stop().unwrap();
+    drop(holder);
+
+    let inode = server.inode();
+    let of = |cause: &str, to: SocketAddr| -> Option<Finding> {
+        let found = run.last_of(|finding| {
+            finding.finding == "connect_failure"
+                && finding.cause == cause
+                && finding.subject
+                    == Subject::Peer {
+                        netns: inode,
+                        remote: to,
+                    }
+        });
+        assert!(found.len() <= 1, "{run:#?}");
+        found.first().map(|finding| Finding::clone(finding))
+    };
+    let mut expected = vec![
+        ("refused", refused, 3, "rst"),
+        ("timed_out", timed_out, 1, "timer"),
+        ("cancelled", cancelled, 1, "application"),
+        ("no_port", cancelled, 1, "connect"),
+    ];
+    if family == Family::V4 {
+        expected.push(("unreachable", by_icmp, 1, "icmp"));
+    }
+    if sees_connect {
+        expected.push(("unreachable", no_route, 2, "connect"));
+    }
+    for (cause, to, count, told_by) in &expected {
+        let finding = of(cause, *to).unwrap_or_else(|| panic!("no {cause} {to}: {run:#?}"));
+        assert_eq!(finding.count, *count, "{finding:#?}");
+        assert_eq!(finding.evidence["told_by"], *told_by, "{finding:#?}");
+        let owner = finding.owner.as_ref().expect("this process connected");
+        assert_eq!(owner.pid, std::process::id());
+    }
+    assert_eq!(
+        run.last_of(|finding| finding.finding == "connect_failure")
+            .len(),
+        expected.len(),
+        "{run:#?}"
+    );
+    // The kernel's count of what came of the network; not of what the application or connect() did.
+    let counted: u64 = expected
+        .iter()
+        .filter(|(.., told_by)| matches!(*told_by, "rst" | "timer" | "icmp"))
+        .map(|(_, _, count, _)| count)
+        .sum();
+    assert_eq!((after - before).attempt_fails, counted);
+    assert_said(&run, "connect_failure");
+    assert_sound(&run, &server);
+}
+
+/// What connect() says.
+fn fail(
+    netns: &conntracer_tests::netns::NetNs,
+    family: Family,
+    address: SocketAddr,
+) -> Result<i32> {
+    netns.run(|| {
+        let socket: Socket = tcp(family)?;
+        let failed = socket.connect(&address.into()).err();
+        Ok(failed
+            .and_then(|error| error.raw_os_error())
+            .unwrap_or_default())
+    })
+}

@@ -1,0 +1,258 @@
+//! Attempts to connect that failed, cumulative by process, remote end and error: what `tcp_v4/v6_connect`
+//! returns, in the context of the caller of connect(), and the way from SYN_SENT to CLOSE.
+//!
+//! EINPROGRESS and EAGAIN are no failures. A storm of failures costs no record each.
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    macros::{fexit, kprobe, kretprobe},
+    programs::{FExitContext, ProbeContext, RetProbeContext},
+};
+use conntracer_common::{
+    record::{
+        Failure, Owner, PATIENCE_NS, REFUSAL_INTERVAL_NS, SYN_INTERVAL_NS, Socket, failure_how,
+        kind, owner_source, role,
+    },
+    socket::Failed,
+    stats::hook,
+    tcp::AF_INET,
+};
+
+use crate::{
+    emit::{self, Lane},
+    maps::{
+        CONNECTING, EMPTY_FAILED, FAILURE_SAID, FAILURES, FAILURES_OVERFLOW, FailureKey, Outcome,
+        account, add, asked_for, global,
+    },
+    probes::{reset, socket},
+    sock::{self, Anywhere, field},
+};
+
+/// include/uapi/asm-generic/errno.h.
+const EAGAIN: u32 = 11;
+const EADDRNOTAVAIL: u32 = 99;
+const EALREADY: u32 = 114;
+const EINPROGRESS: u32 = 115;
+/// `BPF_NOEXIST`: of two CPUs that meet a new key at once, the second must not clear what the first
+/// counted.
+const NO_EXIST: u64 = 1;
+
+#[fexit(function = "tcp_v4_connect")]
+pub(crate) fn failure_fexit_v4(ctx: FExitContext) -> i32 {
+    account(
+        hook::FAILURE,
+        returned(&ctx, ctx.arg(0), ctx.arg(1), ctx.arg(3)),
+    )
+}
+
+#[fexit(function = "tcp_v6_connect")]
+pub(crate) fn failure_fexit_v6(ctx: FExitContext) -> i32 {
+    let sockaddr: u64 = ctx.arg(1);
+    // To a v4-mapped address `tcp_v4_connect` was called, and has told.
+    let addr: [u32; 4] = sock::read(sockaddr, 8);
+    if addr[0] | addr[1] == 0 && addr[2] == 0xffff_u32.to_be() {
+        return 0;
+    }
+    account(
+        hook::FAILURE,
+        returned(&ctx, ctx.arg(0), sockaddr, ctx.arg(3)),
+    )
+}
+
+#[kprobe]
+pub(crate) fn failure_kprobe(ctx: ProbeContext) -> i32 {
+    // SAFETY: helper without preconditions.
+    let thread = unsafe { bpf_get_current_pid_tgid() };
+    let call = [ctx.arg(0).unwrap_or(0), ctx.arg(1).unwrap_or(0)];
+    match CONNECTING.insert(thread, call, 0) {
+        Ok(()) => 0,
+        Err(_) => account(hook::FAILURE, Outcome::Lost),
+    }
+}
+
+/// `tcp_v6_connect` calls `tcp_v4_connect` for v4-mapped addresses: the inner exit tells, and the outer one
+/// finds nothing.
+#[kretprobe]
+pub(crate) fn failure_kretprobe(ctx: RetProbeContext) -> i32 {
+    // SAFETY: helper without preconditions.
+    let thread = unsafe { bpf_get_current_pid_tgid() };
+    // SAFETY: plain data, written by this thread.
+    let Some([sk, sockaddr]) = (unsafe { CONNECTING.get(thread) }).copied() else {
+        return 0;
+    };
+    if CONNECTING.remove(thread).is_err() {
+        return 0;
+    }
+    account(hook::FAILURE, returned(&ctx, sk, sockaddr, ctx.ret()))
+}
+
+/// connect() got so far in the kernel; what follows is the state hook's.
+#[inline(always)]
+fn returned<C: EbpfContext>(ctx: &C, sk: u64, sockaddr: u64, result: i32) -> Outcome {
+    let error = result.unsigned_abs();
+    if result >= 0 || error == EINPROGRESS || error == EAGAIN || error == EALREADY {
+        return Outcome::Aggregated;
+    }
+    let mut socket = Socket::default();
+    sock::fill_full::<Anywhere>(sk, &mut socket);
+    (socket.remote_addr, socket.remote_port) = sock::destination(sockaddr);
+    socket.role = role::ACTIVE;
+    if socket::filters() && !socket::wanted(&socket) {
+        return Outcome::Filtered;
+    }
+    let mut owner = Owner::default();
+    sock::fill_current(&mut owner, owner_source::CONNECT);
+    let failure = Attempt {
+        socket: &socket,
+        owner: &owner,
+        error,
+        how: failure_how::AT_ONCE,
+        lasted_ns: 0,
+        syns: 0,
+    };
+    count(ctx, &failure)
+}
+
+/// SYN_SENT → CLOSE: refused, timed out, told by ICMP, or given up.
+#[inline(always)]
+pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
+    let mut socket = Socket::default();
+    let mut owner = Owner::default();
+    if !socket::fill(sk, &mut socket, &mut owner) {
+        return Outcome::Filtered;
+    }
+    let mut error = field!(sk, sk_err: u32);
+    let mut how = 0;
+    let mut lasted_ns = 0;
+    if socket.role == role::ACTIVE {
+        // SAFETY: helper without preconditions.
+        lasted_ns = unsafe { bpf_ktime_get_ns() } - socket.born_ns;
+    }
+    if reset::last_of(sk).is_some_and(|rst| rst.received != 0) {
+        how |= failure_how::RESET;
+    }
+    if error == 0 {
+        // `inet_hash_connect` found no port: connect() is about to say so.
+        if socket.local_port == 0 {
+            if global!(OPTIONS.failure_by_state) == 0 {
+                return Outcome::Aggregated;
+            }
+            error = EADDRNOTAVAIL;
+            how |= failure_how::AT_ONCE | failure_how::CONCLUDED;
+        } else if lasted_ns >= PATIENCE_NS {
+            how |= failure_how::PATIENT;
+        } else if field!(sk, packets_out: u32) == 0 {
+            // No SYN in flight: connect() is about to say why (or, with Fast Open, had not begun).
+            return Outcome::Aggregated;
+        }
+    }
+    let failure = Attempt {
+        socket: &socket,
+        owner: &owner,
+        error,
+        how,
+        lasted_ns,
+        syns: field!(sk, total_retrans: u32) + 1,
+    };
+    count(ctx, &failure)
+}
+
+/// One attempt that failed.
+struct Attempt<'a> {
+    socket: &'a Socket,
+    owner: &'a Owner,
+    error: u32,
+    how: u8,
+    lasted_ns: u64,
+    syns: u32,
+}
+
+/// Counts it, and says so when it is due.
+#[inline(always)]
+fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
+    let mut key = FailureKey {
+        addr: attempt.socket.remote_addr,
+        netns: attempt.socket.netns,
+        pid: attempt.owner.pid,
+        port: attempt.socket.remote_port,
+        error: attempt.error as u16,
+        family: attempt.socket.family,
+        how: attempt.how,
+        pad: 0,
+    };
+    let Some((entry, first)) = entry(&mut key) else {
+        return Outcome::Lost;
+    };
+    // SAFETY: a live map value of plain data; CPUs may mix a record's fields, never its count.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        let failure = &raw mut (*entry).failure;
+        add(&raw mut (*failure).count, 1);
+        (*failure).last_ns = now;
+        if (*failure).longest_ns < attempt.lasted_ns {
+            (*failure).longest_ns = attempt.lasted_ns;
+        }
+        let Some(said) = FAILURE_SAID.get_ptr_mut(0) else {
+            return Outcome::Aggregated;
+        };
+        let due = (first || now - (*entry).emitted_ns >= SYN_INTERVAL_NS)
+            && now - *said >= REFUSAL_INTERVAL_NS;
+        let asked = asked_for(kind::FAILURE);
+        if first || due || asked {
+            (*failure).socket = *attempt.socket;
+            (*failure).owner = *attempt.owner;
+            (*failure).error = attempt.error;
+            (*failure).syns = attempt.syns;
+            (*failure).how = attempt.how;
+            if key.port == 0 {
+                (*failure).socket.remote_addr = [0; 4];
+                (*failure).socket.remote_port = 0;
+            }
+        }
+        if first {
+            // Last: a poll takes an entry without it for unfinished.
+            (*failure).first_ns = now;
+        }
+        if !due && !asked {
+            return Outcome::Aggregated;
+        }
+        (*failure).header = emit::header::<Failure>(kind::FAILURE);
+        let lane = if due && first {
+            Lane::Urgent
+        } else if due {
+            Lane::Rare
+        } else {
+            Lane::Bulk
+        };
+        if due {
+            *said = now;
+            (*entry).emitted_ns = now;
+        }
+        emit::emit(ctx, lane, &*failure)
+    }
+}
+
+/// The entry of a key, and whether it is new; when there is no more room, the one that stands for all
+/// such, and the key with it.
+#[inline(always)]
+fn entry(key: &mut FailureKey) -> Option<(*mut Failed, bool)> {
+    if let Some(entry) = FAILURES.get_ptr_mut(&*key) {
+        return Some((entry, false));
+    }
+    let empty = EMPTY_FAILED.get(0)?;
+    let new = FAILURES.insert(&*key, empty, NO_EXIST).is_ok();
+    if let Some(entry) = FAILURES.get_ptr_mut(&*key) {
+        return Some((entry, new));
+    }
+    key.addr = [0; 4];
+    key.port = 0;
+    key.family = AF_INET;
+    if let Some(entry) = FAILURES_OVERFLOW.get_ptr_mut(&*key) {
+        return Some((entry, false));
+    }
+    let new = FAILURES_OVERFLOW.insert(&*key, empty, NO_EXIST).is_ok();
+    FAILURES_OVERFLOW
+        .get_ptr_mut(&*key)
+        .map(|entry| (entry, new))
+}
