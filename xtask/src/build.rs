@@ -85,9 +85,13 @@ pub(crate) fn test_binary(
     workspace: &Workspace,
     installation: Installation,
     name: &str,
+    profile: Profile,
 ) -> Result<PathBuf> {
     let mut command = static_cargo(workspace, installation)?;
     command.args(["build", "--package", "conntracer-tests", "--bin", name]);
+    if profile == Profile::Release {
+        command.arg("--release");
+    }
     executable(command, name)
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn execute(
         return in_vm(workspace, installation);
     }
     let conntracer = build::conntracer(workspace, installation, Profile::Release)?;
-    let demo = build::test_binary(workspace, installation, "conntracer-demo")?;
+    let demo = build::test_binary(workspace, installation, "conntracer-demo", Profile::Dev)?;
     if !process::is_root() && process::which("sudo").is_none() {
         eprintln!("running the demo in a VM: this user is not root, and there is no sudo");
         return in_vm(workspace, installation);

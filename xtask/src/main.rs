@@ -3,6 +3,7 @@
 //! its own. Nothing here is part of the tracer.
 
 mod archive;
+mod bench;
 mod build;
 mod check_object;
 mod cpio;
@@ -47,6 +48,7 @@ enum Verb {
     Test(test::Arguments),
     Vm(vm::Arguments),
     Demo(demo::Arguments),
+    Bench(bench::Arguments),
     CheckObject(check_object::Arguments),
     RecordData(record_data::Arguments),
 }
@@ -71,6 +73,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode> {
         Verb::Test(verb) => Ok(test::execute(&workspace, installation, &verb)),
         Verb::Vm(verb) => vm::execute(&workspace, installation, &verb),
         Verb::Demo(verb) => demo::execute(&workspace, installation, &verb),
+        Verb::Bench(verb) => bench::execute(&workspace, installation, &verb),
         Verb::CheckObject(verb) => check_object::execute(&workspace, installation, &verb),
         Verb::RecordData(record_data::Arguments {}) => {
             record_data::execute(&workspace, installation)

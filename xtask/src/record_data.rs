@@ -20,7 +20,12 @@ pub(crate) struct Arguments {}
 
 pub(crate) fn execute(workspace: &Workspace, installation: Installation) -> Result<ExitCode> {
     let conntracer = build::conntracer(workspace, installation, Profile::Release)?;
-    let scenarios = build::test_binary(workspace, installation, "conntracer-scenarios")?;
+    let scenarios = build::test_binary(
+        workspace,
+        installation,
+        "conntracer-scenarios",
+        Profile::Dev,
+    )?;
     let mut variable = OsString::from("CONNTRACER_BIN=");
     variable.push(conntracer);
     // `env` since sudo drops variables otherwise.

@@ -260,7 +260,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 fn programs(workspace: &Workspace, installation: Installation) -> Result<Programs> {
-    let test_binary = |name| build::test_binary(workspace, installation, name);
+    let test_binary = |name| build::test_binary(workspace, installation, name, Profile::Dev);
     Ok(Programs {
         init: test_binary("conntracer-vm-init")?,
         bin: vec![
