@@ -22,6 +22,12 @@ pub(super) struct Segments {
     pub(super) failed: bool,
     /// All of them full-sized (one MSS or more).
     pub(super) full: bool,
+    /// Bytes of the first segment that is not acknowledged, where these are it.
+    pub(super) head_bytes: Option<u32>,
+    /// The peer's window is shut: its kernel repeats in place of probing.
+    pub(super) shut: bool,
+    /// Segments that the peer said since the last record came twice.
+    pub(super) spurious: u64,
     /// Data segments their connection sent since its last record.
     pub(super) sent: u64,
     /// Their connection's peer acknowledged, or sent, something since the last record.
@@ -49,9 +55,18 @@ pub(super) struct Tally {
     pub(super) segments: u64,
     pub(super) failed: u64,
     pub(super) full: u64,
+    /// Of them, those that were not needed: they came twice.
+    pub(super) spurious: u64,
     pub(super) sent: u64,
     pub(super) progress: u64,
     pub(super) peer_spoke: u64,
+    /// Repeats of the first segment that is not acknowledged, how many of them were full-sized, and the
+    /// smallest of those in bytes.
+    pub(super) heads: u64,
+    pub(super) full_heads: u64,
+    pub(super) full_bytes: Option<u32>,
+    /// Segments repeated into a window that is shut.
+    pub(super) shut: u64,
     /// Connections that retransmitted; 0 in the scope of one.
     pub(super) connections: u64,
     first: Option<Ktime>,
@@ -64,15 +79,26 @@ impl Tally {
         self.progress += u64::from(segments.progress);
         self.peer_spoke += u64::from(segments.peer_spoke);
         self.sent = self.sent.saturating_add(segments.sent);
+        self.spurious = self.spurious.saturating_add(segments.spurious);
         if segments.failed {
             self.failed = self.failed.saturating_add(segments.count);
             return;
+        }
+        if segments.shut {
+            self.shut = self.shut.saturating_add(segments.count);
+        }
+        if let Some(bytes) = segments.head_bytes {
+            self.heads += 1;
+            if segments.full {
+                self.full_heads += 1;
+                self.full_bytes = Some(self.full_bytes.map_or(bytes, |least| least.min(bytes)));
+            }
         }
         self.segments = self.segments.saturating_add(segments.count);
         let of_type = &mut self.types[segments.kind as usize];
         *of_type = of_type.saturating_add(segments.count);
         if segments.full {
-            self.full += segments.count;
+            self.full = self.full.saturating_add(segments.count);
         }
     }
 
@@ -83,7 +109,15 @@ impl Tally {
         }
         sum.segments = sum.segments.saturating_add(self.segments);
         sum.failed = sum.failed.saturating_add(self.failed);
-        sum.full += self.full;
+        sum.full = sum.full.saturating_add(self.full);
+        sum.spurious = sum.spurious.saturating_add(self.spurious);
+        sum.shut = sum.shut.saturating_add(self.shut);
+        sum.heads += self.heads;
+        sum.full_heads += self.full_heads;
+        sum.full_bytes = match (sum.full_bytes, self.full_bytes) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
         sum.sent = sum.sent.saturating_add(self.sent);
         sum.progress += self.progress;
         sum.peer_spoke += self.peer_spoke;
@@ -101,6 +135,11 @@ impl Tally {
         self.segments
             .saturating_sub(self.of(RetransmitType::Syn))
             .saturating_sub(self.of(RetransmitType::SynAck))
+    }
+
+    /// Whether timeouts repeat the same segments over and over, with next to nothing acknowledged.
+    pub(super) const fn is_stuck(&self) -> bool {
+        self.of(RetransmitType::Timeout) > 0 && 10 * self.progress <= self.heads
     }
 
     /// Share of retransmitted among sent data segments, where the kernel counts those.

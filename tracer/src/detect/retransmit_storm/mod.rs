@@ -11,9 +11,12 @@
 //!
 //! **Count.** Every segment the scope sent again since its activity began, from before the opening to
 //! the end, so that it equals `Tcp RetransSegs` of a namespace that has just this storm. What did not
-//! leave the host (`tcp_retransmit_skb` with an error) is counted apart. Repeated SYN-ACKs count, but
-//! open nothing: [`super::half_open::handshake`] tells what they mean. Those of a flood, of which not
-//! every one is a record, are in the host's count from the listeners' totals, and not in a remote's.
+//! leave the host (`tcp_retransmit_skb` with an error, or before Linux 6.17 only `total_retrans`) is counted
+//! apart, and so is what the peer said came twice (duplicate SACKs, RFC 2883), which is part of the count.
+//! What was lost on its way here is in the count of its connection by `total_retrans`, without a type.
+//! Repeated SYN-ACKs count, but open nothing: [`super::half_open::handshake`] tells what they mean. Those
+//! of a flood, of which not every one is a record, are in the host's count from the listeners' totals, and
+//! in no other.
 //!
 //! **False positives.** A link that loses several percent by nature; raise the ratio there. A burst
 //! that is repaired at once, stray tail loss probes and RTO backoff of a single dead peer open
@@ -33,7 +36,7 @@ use crate::{
     finding::{Ktime, Subject},
     table::{
         Bounded,
-        connection::{Change, Connection, ConnectionKey},
+        connection::{Change, Connection, ConnectionKey, advanced},
     },
 };
 
@@ -53,8 +56,39 @@ enum Scope {
 
 #[derive(Debug)]
 struct OfConnection {
+    /// As of its last retransmission: other records tell of it meanwhile, a timeout's before each of these.
     connection: Connection,
     activity: Activity<()>,
+    /// [`Retransmit::duplicates`] of the last record.
+    duplicates: u32,
+}
+
+impl OfConnection {
+    /// What became of it between its last record and `body`.
+    fn since_last(&self, body: &Retransmit, segments: &mut Segments) {
+        let (before, now) = (&self.connection.tcp, &body.tcp);
+        segments.sent = now
+            .data_segs_out
+            .saturating_sub(before.data_segs_out)
+            .into();
+        segments.progress = advanced(before.snd_una, now.snd_una);
+        segments.peer_spoke = advanced(before.rcv_nxt, now.rcv_nxt);
+        segments.spurious = body.duplicates.saturating_sub(self.duplicates).into();
+    }
+
+    /// What the socket counted between its last record and `body`, and no record told: attempts that failed,
+    /// where the kernel is silent about them, and otherwise what was lost on its way here.
+    fn unseen(&self, body: &Retransmit) -> Segments {
+        let before = self.connection.tcp.total_retrans;
+        let counted = body.tcp.total_retrans.wrapping_sub(before);
+        // Of two records the newer may come first, when they are of two CPUs.
+        let counted = if counted < 1 << 31 { counted } else { 0 };
+        Segments {
+            count: counted.saturating_sub(body.counted()).into(),
+            failed: !body.failures_traced,
+            ..NOTHING
+        }
+    }
 }
 
 /// See the module.
@@ -96,26 +130,42 @@ impl RetransmitStorm {
             failed: body.errno != 0,
             full: body.tcp.mss_bytes > 0
                 && u64::from(length) >= u64::from(body.tcp.mss_bytes) * u64::from(body.segments),
-            sent: change.sent.into(),
-            progress: change.progress,
-            peer_spoke: change.peer_spoke,
+            head_bytes: (body.seq == body.tcp.snd_una).then_some(length / body.segments),
+            shut: body.tcp.snd_wnd_bytes == 0,
+            spurious: 0,
+            sent: 0,
+            progress: false,
+            peer_spoke: false,
+        };
+        let remote = RemoteKey {
+            netns: body.socket.netns,
+            remote: body.socket.remote.ip(),
         };
         // Unanswered connects are many short-lived sockets: only wider scopes make sense of them.
-        let child = if matches!(body.socket.state, TcpState::SynSent | TcpState::SynRecv) {
-            segments.sent = 0;
-            None
+        if matches!(body.socket.state, TcpState::SynSent | TcpState::SynRecv) {
+            self.widen(remote, &segments, None, cx);
+            return;
+        }
+        let key = change.connection.key;
+        if let Some(entry) = self.connections.get(&key) {
+            entry.since_last(body, &mut segments);
+            let unseen = entry.unseen(body);
+            if unseen.count > 0 {
+                let child = self.of_connection(&unseen, change, cx);
+                self.widen(remote, &unseen, Some(child), cx);
+            }
+        } else if cx.now.since(key.id.born) <= YOUNG {
+            segments.sent = body.tcp.data_segs_out.into();
         } else {
-            Some(self.of_connection(&mut segments, change, cx))
-        };
-        self.widen(
-            RemoteKey {
-                netns: body.socket.netns,
-                remote: body.socket.remote.ip(),
-            },
-            &segments,
-            child,
-            cx,
-        );
+            // What a connection sent in an hour says nothing about now: of one that is not new, only what it
+            // sent since its first retransmission is held against it.
+            segments.sent = segments.count;
+        }
+        let child = self.of_connection(&segments, change, cx);
+        if let Some(entry) = self.connections.get_mut(&key) {
+            entry.duplicates = body.duplicates;
+        }
+        self.widen(remote, &segments, Some(child), cx);
     }
 
     pub(crate) fn syn_ack(&mut self, body: &SynAck, cx: &mut Context<'_>) {
@@ -146,22 +196,17 @@ impl RetransmitStorm {
     /// Counts for the connection; says which it is and whether its activity just began.
     fn of_connection(
         &mut self,
-        segments: &mut Segments,
+        segments: &Segments,
         change: &Change<'_>,
         cx: &mut Context<'_>,
     ) -> (ConnectionKey, bool) {
         let storm = &cx.thresholds.retransmit_storm;
         let key = change.connection.key;
-        let known = self.connections.touch(&key).is_some();
-        // What a connection sent in an hour says nothing about now: of one that is not new, only what
-        // it sent since its first retransmission is held against it.
-        if !known && cx.now.since(key.id.born) > YOUNG {
-            segments.sent = segments.count;
-        }
-        if !known {
+        if self.connections.touch(&key).is_none() {
             let entry = OfConnection {
                 connection: *change.connection,
                 activity: Activity::new(cx.now),
+                duplicates: 0,
             };
             if let Some((_, mut gone)) = self.connections.insert(key, entry)
                 && let Some(life) = gone.activity.life.take()
@@ -322,13 +367,22 @@ const fn syn_acks(count: u64) -> Segments {
     Segments {
         kind: RetransmitType::SynAck,
         count,
-        failed: false,
-        full: false,
-        sent: 0,
-        progress: false,
-        peer_spoke: false,
+        ..NOTHING
     }
 }
+
+const NOTHING: Segments = Segments {
+    kind: RetransmitType::Unknown,
+    count: 0,
+    failed: false,
+    full: false,
+    head_bytes: None,
+    shut: false,
+    spurious: 0,
+    sent: 0,
+    progress: false,
+    peer_spoke: false,
+};
 
 /// Up to this age everything a connection sent belongs to its first retransmission's ratio.
 const YOUNG: Duration = Duration::from_secs(10);

@@ -231,6 +231,70 @@ fn full_sized_segments_that_fail_while_the_peer_talks_are_too_large() {
 }
 
 #[test]
+fn full_sized_segments_that_fail_while_what_follows_arrives_are_too_large() {
+    let mut run = Run::new();
+    stuck(&mut run, |event, retransmit| {
+        retransmit.end_seq = retransmit.seq + 1448;
+        // A tail loss probe and what its SACK calls for.
+        if event % 10 == 1 {
+            retransmit.seq = 2900;
+            retransmit.end_seq = 3000;
+            retransmit.tcp.ca_state = ca::OPEN;
+            retransmit.tcp.pending = pending::LOSS_PROBE;
+        } else if event % 10 == 2 {
+            retransmit.tcp.ca_state = ca::RECOVERY;
+        }
+    });
+    let finding = run.only();
+    assert_eq!(finding.cause, "path_mtu");
+    assert_eq!(evidence(finding, "lost_segment_bytes"), &Value::Count(1448));
+}
+
+#[test]
+fn what_came_twice_was_not_lost() {
+    let mut run = Run::new();
+    stuck(&mut run, |event, retransmit| {
+        retransmit.tcp.ca_state = ca::RECOVERY;
+        retransmit.tcp.snd_una = 1000 + event;
+        retransmit.dsack_dups = 7 + event;
+    });
+    let finding = run.only();
+    assert_eq!(finding.cause, "reordering");
+    assert_eq!(evidence(finding, "spurious_segments"), &Value::Count(39));
+    assert_eq!(finding.count, 40, "they are part of it");
+}
+
+#[test]
+fn repeats_into_a_shut_window_are_the_receivers() {
+    let mut run = Run::new();
+    stuck(&mut run, |_, retransmit| retransmit.tcp.snd_wnd = 0);
+    assert_eq!(run.only().cause, "receiver_stalled");
+}
+
+/// Up to 6.12 the kernel is silent about attempts that fail; later, what is missing was lost on its way.
+#[rstest]
+#[case::failed(0, 40, 78)]
+#[case::lost(1, 118, 0)]
+fn what_no_record_told_is_in_the_sockets_own_count(
+    #[case] failures_traced: u8,
+    #[case] sent: u64,
+    #[case] failed: u64,
+) {
+    let mut run = Run::new();
+    stuck(&mut run, |event, retransmit| {
+        retransmit.failures_traced = failures_traced;
+        retransmit.tcp.total_retrans = 1 + 3 * event;
+    });
+    let finding = run.only();
+    assert_eq!(finding.count, sent);
+    assert_eq!(
+        evidence(finding, "segments_not_sent"),
+        &Value::Count(failed)
+    );
+    assert_eq!(finding.cause == "local_drop", failed > 0);
+}
+
+#[test]
 fn silence_alone_means_that_the_peer_cannot_be_reached() {
     let mut run = Run::new();
     stuck(&mut run, |_, retransmit| {

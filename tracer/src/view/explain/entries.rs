@@ -457,7 +457,7 @@ host's.",
     },
     Entry {
         word: "receiver_stalled",
-        of: Some("send_stall"),
+        of: Some("retransmit_storm and send_stall"),
         text: "\
 The peer answers each probe that its buffer is full: its host and the network work, its application does not
 read. A backup that waits for its disk, a browser tab that is suspended, a consumer that hangs. What is to
@@ -465,6 +465,17 @@ be sent waits in this host's memory, and the process that writes blocks, or buff
 
 On the peer: `ss -tnp` (Recv-Q is full: whose socket), then what that process does. Here: a limit on what is
 queued for one peer, and a write timeout (`TCP_USER_TIMEOUT` ends such a connection too).",
+    },
+    Entry {
+        word: "reordering",
+        of: Some("retransmit_storm"),
+        text: "\
+The peer says (duplicate SACK, RFC 2883) that at least half of what was repeated had arrived already: nothing
+was lost. Packets overtake each other on the way, or are late, or the ACKs are.
+
+Several paths to one place: bonded links in round-robin mode, ECMP by packet, Wi-Fi. Late: a queue that
+fills and empties (bufferbloat), a host that was paused. `nstat -az TcpExtTCPDSACKRecv TcpExtTCPSpuriousRTOs
+TcpExtTCPSACKReorder` tells which.",
     },
     Entry {
         word: "unknown",
