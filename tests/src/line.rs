@@ -183,10 +183,18 @@ pub enum Subject {
         netns: u32,
         remote: IpAddr,
     },
+    Prefix {
+        netns: u32,
+        prefix: IpAddr,
+        length: u8,
+    },
     Process {
         netns: u32,
         pid: u32,
         comm: String,
+    },
+    Netns {
+        netns: u32,
     },
     Host,
 }
@@ -199,7 +207,9 @@ impl Subject {
             Self::Listener { netns, .. }
             | Self::Connection { netns, .. }
             | Self::Remote { netns, .. }
-            | Self::Process { netns, .. } => Some(*netns),
+            | Self::Prefix { netns, .. }
+            | Self::Process { netns, .. }
+            | Self::Netns { netns } => Some(*netns),
             Self::Host => None,
         }
     }

@@ -170,7 +170,7 @@ impl Pipeline {
                 let flood = self.handshake.flood(&ListenerKey::of(&body.socket), &cx);
                 self.syn_drop
                     .syn(body, &applied, flood, &self.listeners, &mut cx);
-                self.storm.syn_acks(&applied.gained, &cx);
+                self.storm.syn_acks(&applied.gained, &mut cx);
             }
             Body::Refusal(body) => self.refusal.refusal(body, &mut cx),
             Body::Sources(body) => self.handshake.sources(body, &mut cx),

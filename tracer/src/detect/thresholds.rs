@@ -101,7 +101,8 @@ pub struct RetransmitStorm {
     pub connection_per_s: f64,
     /// The same for all connections to one remote address. Default 10: two storming connections.
     pub remote_per_s: f64,
-    /// The same for the whole host. Default 50: below it, a busy server's ordinary internet losses.
+    /// The same for a network (/24, /48), a listener, a process, a network namespace and the whole host.
+    /// Default 50: below it, a busy server's ordinary internet losses.
     pub host_per_s: f64,
     /// Share of retransmitted among sent data segments from which on a connection storms. Default
     /// 0.03: there loss alone holds a connection of 50 ms round trip to about 1.6 Mbit/s (Mathis).
@@ -164,7 +165,8 @@ pub struct Limits {
     /// Addresses and ports that SYNs were dropped on their way to. Default 16,384: several times what the
     /// kernel half keeps.
     pub refusals: usize,
-    /// Remote addresses that are retransmitted to. Default 16,384.
+    /// Remote addresses that are retransmitted to, and the networks, listeners, processes and namespaces
+    /// that retransmit, together. Default 16,384.
     pub remotes: usize,
     /// Processes with half-closed sockets. Default 4,096.
     pub processes: usize,

@@ -488,6 +488,17 @@ impl fmt::Display for SubjectText<'_> {
             Subject::Remote { netns, remote } => {
                 write!(formatter, "all connections to {remote} netns {netns}")
             }
+            Subject::Prefix {
+                netns,
+                prefix,
+                length,
+            } => {
+                write!(
+                    formatter,
+                    "all connections to {prefix}/{length} netns {netns}"
+                )
+            }
+            Subject::Netns { netns } => write!(formatter, "netns {netns}"),
             Subject::Process { netns, pid, comm } => {
                 write!(formatter, "process {}[{pid}] netns {netns}", Escaped(comm))
             }

@@ -1,8 +1,9 @@
-//! What one scope (connection, remote or host) retransmitted lately: the rate over the last seconds,
+//! What one scope retransmitted lately: the rate over the last seconds,
 //! and the totals that a finding will stand on.
 
 use std::time::Duration;
 
+use super::scope::Scope;
 use crate::{detect::Life, event::RetransmitType, finding::Ktime};
 
 /// The rate is that of the last three seconds: one alone swings with RTO backoff.
@@ -148,9 +149,9 @@ impl Tally {
     }
 }
 
-/// See the module. `C` names the narrower scopes within this one.
+/// See the module.
 #[derive(Debug)]
-pub(super) struct Activity<C> {
+pub(super) struct Activity {
     pub(super) life: Option<Life>,
     buckets: [Bucket; BUCKETS],
     older: Tally,
@@ -164,10 +165,10 @@ pub(super) struct Activity<C> {
     pub(super) peak_at: Ktime,
     pub(super) onset_per_s: f64,
     /// The narrower scope with the most segments.
-    top: Option<(C, u64)>,
+    top: Option<(Scope, u64)>,
 }
 
-impl<C: Copy + PartialEq> Activity<C> {
+impl Activity {
     pub(super) fn new(now: Ktime) -> Self {
         Self {
             life: None,
@@ -281,13 +282,18 @@ impl<C: Copy + PartialEq> Activity<C> {
     }
 
     /// Notes that the narrower scope `child` has `count` segments by now.
-    pub(super) fn contributed(&mut self, child: C, count: u64) {
+    pub(super) fn contributed(&mut self, child: Scope, count: u64) {
         if self
             .top
             .is_none_or(|(top, most)| top == child || count > most)
         {
             self.top = Some((child, count));
         }
+    }
+
+    /// The narrower scope with the most segments, and how many, as last told.
+    pub(super) const fn top(&self) -> Option<(Scope, u64)> {
+        self.top
     }
 
     /// Whether one narrower scope holds `share` of this one's segments.

@@ -1,11 +1,11 @@
 //! What a storm is called: its cause, from the types of its segments and from what the peer still
 //! acknowledged, and the sentences, evidence and advice that go with it.
 
-use std::{borrow::Cow, net::IpAddr};
+use std::borrow::Cow;
 
 use super::{
     activity::{Activity, Tally},
-    remote_subject,
+    scope::{Scope, Wider},
 };
 use crate::{
     detect::{Context, Draft, Facts, hooks, plural},
@@ -136,7 +136,7 @@ impl Cause {
 
 pub(super) fn connection(
     connection: &Connection,
-    activity: &Activity<()>,
+    activity: &Activity,
     stage: &'static str,
     cx: &Context<'_>,
 ) -> Draft {
@@ -151,36 +151,21 @@ pub(super) fn connection(
     )
 }
 
-pub(super) fn remote<C: Copy + PartialEq>(
-    netns: u32,
-    remote: IpAddr,
-    activity: &Activity<C>,
+pub(super) fn wider(
+    scope: &Wider,
+    owner: Option<Owner>,
+    activity: &Activity,
     stage: &'static str,
     cx: &Context<'_>,
 ) -> Draft {
-    draft(
-        remote_subject(netns, remote),
-        None,
-        &remote.to_string(),
-        activity,
-        stage,
-        cx,
-    )
+    draft(scope.subject(), owner, &scope.said(), activity, stage, cx)
 }
 
-pub(super) fn host<C: Copy + PartialEq>(
-    activity: &Activity<C>,
-    stage: &'static str,
-    cx: &Context<'_>,
-) -> Draft {
-    draft(Subject::Host, None, "many remotes", activity, stage, cx)
-}
-
-fn draft<C: Copy + PartialEq>(
+fn draft(
     subject: Subject,
     owner: Option<Owner>,
     to: &str,
-    activity: &Activity<C>,
+    activity: &Activity,
     stage: &'static str,
     cx: &Context<'_>,
 ) -> Draft {
@@ -212,6 +197,9 @@ fn draft<C: Copy + PartialEq>(
     }
     if total.connections > 0 {
         facts = facts.count("connections", total.connections);
+    }
+    if let Some((Scope::Wider(top), count)) = activity.top() {
+        facts = facts.text("top", top.said()).count("top_segments", count);
     }
     let segments = plural(total.segments, "segment");
     let ratio = total.ratio().map_or_else(String::new, |ratio| {

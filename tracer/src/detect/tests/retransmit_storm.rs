@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    record,
+    record::{self, Socket},
     tcp::{ca, flag, pending, state},
 };
 use rstest::rstest;
@@ -169,25 +169,87 @@ fn unanswered_connects_are_the_remotes_storm() {
     );
 }
 
-#[test]
-fn many_remotes_are_the_hosts_storm() {
+/// Retransmissions of 100 connections, each of which is made by `socket` of its number.
+fn of_many(socket: impl Fn(u64) -> Socket, owned: impl Fn(u64) -> u32) -> Run {
     let mut run = Run::new();
     for round in 0..4_u32 {
-        for host in 1..=100 {
-            let remote = format!("192.0.2.{host}:4000");
-            let mut socket = socket(LOCAL, &remote);
-            socket.sk += host;
+        for number in 1..=100 {
+            let mut socket = socket(number);
+            socket.sk += number;
             run.retransmit(socket, |retransmit| {
                 retransmit.tcp.retransmits = 1;
                 retransmit.tcp.snd_una = 1000 + round;
+                retransmit.owner.pid = owned(number);
             });
         }
         run.skip(Duration::from_millis(700));
     }
     run.finish();
-    let finding = run.only();
-    assert_eq!(finding.subject, Subject::Host);
-    assert_eq!(finding.count, 400);
+    run
+}
+
+#[test]
+fn what_many_remotes_have_in_common_is_the_scope() {
+    let far = |number: u64| format!("198.{number}.100.7:4000");
+    let near = |number: u64| format!("192.0.2.{number}:4000");
+    let at = |number: u64| format!("10.0.0.1:{}", 8000 + number);
+    let same = |_| 1234;
+    let netns = 4026;
+    let scopes = [
+        (
+            of_many(
+                |number| socket(&at(number), &near(number)),
+                |number| number as u32,
+            ),
+            Subject::Prefix {
+                netns,
+                prefix: "192.0.2.0".parse().unwrap(),
+                length: 24,
+            },
+        ),
+        (
+            of_many(|number| socket(LOCAL, &far(number)), same),
+            Subject::Listener {
+                netns,
+                local: LOCAL.parse().unwrap(),
+            },
+        ),
+        (
+            of_many(|number| socket(&at(number), &far(number)), same),
+            Subject::Process {
+                netns,
+                pid: 1234,
+                comm: "server".to_owned(),
+            },
+        ),
+        (
+            of_many(
+                |number| socket(&at(number), &far(number)),
+                |number| number as u32,
+            ),
+            Subject::Netns { netns },
+        ),
+        (
+            of_many(
+                |number| Socket {
+                    netns: number as u32,
+                    ..socket(&at(number), &far(number))
+                },
+                |number| number as u32,
+            ),
+            Subject::Host,
+        ),
+    ];
+    for (run, subject) in scopes {
+        let finding = run.only();
+        assert_eq!(finding.subject, subject);
+        assert_eq!(finding.count, 400, "{subject:?}");
+        assert_eq!(
+            finding.owner.is_some(),
+            matches!(subject, Subject::Listener { .. } | Subject::Process { .. })
+        );
+        run.assert_replays(Thresholds::default());
+    }
 }
 
 #[test]

@@ -392,7 +392,9 @@ TCP is repeating far more than now and then: the rate is above the floor, and th
 too large. Each repeat is a stall that users feel: at least a round trip when acknowledgements tell
 of the hole, 200 ms and more when only the timer does.
 
-The scope is the narrowest that explains it: one connection, one remote address, or the whole host.
+The scope is the narrowest that explains it: one connection, one remote address, one network, one listener,
+one process, one network namespace, or the whole host. One remote or network: its side. One listener or
+process with many remotes: this side, its qdisc or its limits. The host: its link.
 The types in the evidence (`timeout_segments`, `fast_segments`, `tail_loss_probe_segments`) say how TCP
 noticed, and the cause is concluded from them.",
     },
