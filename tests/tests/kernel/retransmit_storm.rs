@@ -101,7 +101,12 @@ fn the_loss_of_many_transfers_is_their_remotes(#[case] loss: Loss, #[case] cause
         }
     );
     assert_eq!(opened.cause, cause, "{opened:#?}");
-    assert_eq!(ended.count, counted.retrans_segs, "{run:#?}");
+    // What the kernel skipped while a program was running is missing, and said to be (see `assert_sound`).
+    let lost = run.stop.hooks["retransmit"].lost;
+    assert!(
+        ended.count == counted.retrans_segs || (lost > 0 && ended.count < counted.retrans_segs),
+        "{counted:?} {run:#?}"
+    );
     assert_said(&run, "retransmit_storm");
     assert_sound(&run, &server);
 }

@@ -14,6 +14,9 @@ const BUCKET_NS: u64 = 1_000_000_000;
 /// segments, short enough that yesterday's strays are not among them.
 const LOOKBACK: Duration = Duration::from_secs(30);
 
+/// What is usual is learned over such a time, outside of storms: an hour's rhythm is followed, a burst is not.
+const LEARNED_OVER: Duration = Duration::from_mins(10);
+
 /// One retransmission (or what failed to be one), for every scope it belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Segments {
@@ -164,6 +167,9 @@ pub(super) struct Activity {
     pub(super) peak_per_s: u64,
     pub(super) peak_at: Ktime,
     pub(super) onset_per_s: f64,
+    /// Segments a second that are usual here, and when that was learned last.
+    usual_per_s: f64,
+    learned: Ktime,
     /// The narrower scope with the most segments.
     top: Option<(Scope, u64)>,
 }
@@ -181,8 +187,30 @@ impl Activity {
             peak_per_s: 0,
             peak_at: now,
             onset_per_s: 0.0,
+            usual_per_s: 0.0,
+            learned: now,
             top: None,
         }
+    }
+
+    /// Begins anew, with what was learned.
+    pub(super) fn renew(&mut self, now: Ktime) {
+        *self = Self {
+            usual_per_s: self.usual(now),
+            ..Self::new(now)
+        };
+    }
+
+    /// Segments a second that are usual here. What was learned fades in a straight line: powers may round
+    /// differently where a recording is replayed.
+    pub(super) fn usual(&self, now: Ktime) -> f64 {
+        let faded = now.since(self.learned).as_secs_f64() / LEARNED_OVER.as_secs_f64();
+        self.usual_per_s * (1.0 - faded).max(0.0)
+    }
+
+    fn learn(&mut self, count: u64, now: Ktime) {
+        self.usual_per_s = self.usual(now) + count as f64 / LEARNED_OVER.as_secs_f64();
+        self.learned = now;
     }
 
     /// Counts `segments`. Says whether they are the first since a pause of `quiet`.
@@ -197,7 +225,7 @@ impl Activity {
         let empty = self.recent.first.is_none() && self.older.first.is_none();
         let paused = empty || (self.life.is_none() && now.since(self.last) >= quiet);
         if paused {
-            *self = Self::new(now);
+            self.renew(now);
         } else if self.life.is_none() && now.since(self.recent_from) >= LOOKBACK {
             self.older = std::mem::take(&mut self.recent);
             self.recent_from = now;
@@ -205,6 +233,9 @@ impl Activity {
         }
         self.recent.add(segments, first_of_connection, now);
         self.last = now;
+        if self.life.is_none() {
+            self.learn(segments.count, now);
+        }
         if segments.kind != RetransmitType::SynAck {
             self.fill_bucket(segments, now);
         }

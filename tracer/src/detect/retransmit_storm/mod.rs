@@ -1,7 +1,7 @@
 //! `retransmit_storm`: so many segments are sent again that it is a condition, not an accident.
 //!
 //! **Rule.** Per connection, remote address, network, listener, process, network namespace and host: the rate over the last 3 s reaches the scope's
-//! floor, retransmissions are at least [`RetransmitStorm::ratio`] of what the connections sent, and
+//! floor and a multiple of what is usual there (learned outside of storms), retransmissions are at least [`RetransmitStorm::ratio`] of what the connections sent, and
 //! they come for longer than one burst. Opens at the segment that crosses (`onset`), updates as it
 //! grows (`peak`), resolves when the rate stayed below half the floor for
 //! [`RetransmitStorm::quiet_s`] (`end`).
@@ -23,6 +23,7 @@
 //! nothing.
 
 mod activity;
+mod course;
 mod scope;
 mod words;
 
@@ -32,6 +33,7 @@ use conntracer_common::record::{SynTotals, syn_outcome};
 
 use self::{
     activity::{Activity, Segments},
+    course::Course,
     scope::{LEVELS, Scope, Wider, levels},
 };
 use super::{Context, RetransmitStorm as Thresholds};
@@ -48,6 +50,7 @@ use crate::{
 struct OfConnection {
     /// As of its last retransmission: other records tell of it meanwhile, a timeout's before each of these.
     connection: Connection,
+    course: Course,
     activity: Activity,
     /// [`Retransmit::duplicates`] of the last record.
     duplicates: u32,
@@ -193,6 +196,7 @@ impl RetransmitStorm {
         if self.connections.touch(&key).is_none() {
             let entry = OfConnection {
                 connection: *change.connection,
+                course: Course::new(&change.connection.tcp, cx.now),
                 activity: Activity::new(cx.now),
                 duplicates: 0,
             };
@@ -202,7 +206,7 @@ impl RetransmitStorm {
                 self.open.remove(&life.id);
                 cx.resolve(
                     life,
-                    words::connection(&gone.connection, &gone.activity, "end", cx),
+                    words::connection(&gone.connection, &gone.course, &gone.activity, "end", cx),
                 );
             }
         }
@@ -217,6 +221,10 @@ impl RetransmitStorm {
             storm.quiet(),
             cx.now,
         );
+        if begun {
+            entry.course = Course::new(&change.connection.tcp, cx.now);
+        }
+        entry.course.goes_on(segments.progress, cx.now);
         (key, begun)
     }
 
@@ -316,9 +324,9 @@ impl RetransmitStorm {
         {
             let may_open =
                 !is_part && crosses(&entry.activity, storm.connection_per_s, storm, cx.now);
-            let connection = &entry.connection;
+            let (connection, course) = (&entry.connection, entry.course);
             let opened = step(&mut entry.activity, may_open, cx, |activity, stage, cx| {
-                words::connection(connection, activity, stage, cx)
+                words::connection(connection, &course, activity, stage, cx)
             });
             if let Some(id) = opened {
                 self.open.insert(id, Scope::Connection(key));
@@ -345,9 +353,9 @@ impl RetransmitStorm {
         let (connections, wider) = (&mut self.connections, &mut self.wider);
         self.open.retain(|_, scope| match scope {
             Scope::Connection(key) => connections.get_mut(key).is_some_and(|entry| {
-                let connection = &entry.connection;
+                let (connection, course) = (&entry.connection, entry.course);
                 lives(&mut entry.activity, quiet, cx, |activity, stage, cx| {
-                    words::connection(connection, activity, stage, cx)
+                    words::connection(connection, &course, activity, stage, cx)
                 })
             }),
             Scope::Wider(key) => wider.get_mut(key).is_some_and(|entry| {
@@ -374,9 +382,9 @@ impl RetransmitStorm {
             match scope {
                 Scope::Connection(key) => {
                     if let Some(entry) = self.connections.get_mut(key) {
-                        let connection = &entry.connection;
+                        let (connection, course) = (&entry.connection, entry.course);
                         last_word(&mut entry.activity, cx, |activity, stage, cx| {
-                            words::connection(connection, activity, stage, cx)
+                            words::connection(connection, &course, activity, stage, cx)
                         });
                     }
                 }
@@ -418,6 +426,7 @@ const NOTHING: Segments = Segments {
 const YOUNG: Duration = Duration::from_secs(10);
 
 fn crosses(activity: &Activity, floor: f64, storm: &Thresholds, now: Ktime) -> bool {
+    let floor = floor.max(storm.usual_factor * activity.usual(now));
     activity.storms(floor, storm.ratio, storm.burst(), now)
 }
 
@@ -458,7 +467,7 @@ fn lives(
     };
     if activity.is_over(quiet, cx.now) {
         cx.resolve(life, draft(activity, "end", cx));
-        *activity = Activity::new(cx.now);
+        activity.renew(cx.now);
         return false;
     }
     if life.due(cx.now, activity.moved()) {

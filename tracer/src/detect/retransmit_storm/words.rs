@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use super::{
     activity::{Activity, Tally},
+    course::Course,
     scope::{Scope, Wider},
 };
 use crate::{
@@ -136,19 +137,22 @@ impl Cause {
 
 pub(super) fn connection(
     connection: &Connection,
+    course: &Course,
     activity: &Activity,
     stage: &'static str,
     cx: &Context<'_>,
 ) -> Draft {
     let to = connection.remote.to_string();
-    draft(
+    let mut draft = draft(
         connection.subject(),
         connection.owner,
         &to,
         activity,
         stage,
         cx,
-    )
+    );
+    draft.evidence = course.facts(draft.evidence, &connection.tcp);
+    draft
 }
 
 pub(super) fn wider(
@@ -174,6 +178,7 @@ fn draft(
     let mut facts = Facts::default()
         .number("rate_per_s", activity.rate(cx.now))
         .number("onset_per_s", activity.onset_per_s)
+        .number("usual_per_s", activity.usual(cx.now))
         .count("peak_per_s", activity.peak_per_s)
         .seconds("peak_after_s", activity.peak_at.since(activity.since()));
     if let Some(ratio) = total.ratio() {

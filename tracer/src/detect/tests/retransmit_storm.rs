@@ -27,6 +27,8 @@ fn lossy(run: &mut Run, remote: &str, events: u32, segments: u32, sent_per_event
             retransmit.tcp.snd_una = 1000 + event * 2000;
             retransmit.tcp.snd_nxt = retransmit.tcp.snd_una + 20_000;
             retransmit.tcp.data_segs_out = 100 + event * sent_per_event;
+            retransmit.tcp.bytes_retrans = u64::from(event) * 2896;
+            retransmit.tcp.srtt_us = 20_000 + event * 1000;
         });
     }
 }
@@ -48,6 +50,17 @@ fn a_lossy_connection_opens_within_a_second_and_counts_every_segment() {
     assert_eq!(finding.stage.as_deref(), Some("end"));
     assert_eq!(finding.count, 38);
     assert_eq!(evidence(finding, "fast_segments"), &Value::Count(38));
+    // Every event acknowledges something, and the next comes 50 ms later.
+    assert_eq!(
+        evidence(finding, "longest_without_progress_s"),
+        &Value::Number(0.05)
+    );
+    assert_eq!(
+        evidence(finding, "bytes_retransmitted"),
+        &Value::Count(18 * 2896)
+    );
+    assert_eq!(evidence(finding, "srtt_before_ms"), &Value::Number(20.0));
+    assert_eq!(evidence(finding, "srtt_ms"), &Value::Number(38.0));
     run.assert_replays(Thresholds::default());
 }
 
@@ -194,13 +207,11 @@ fn what_many_remotes_have_in_common_is_the_scope() {
     let near = |number: u64| format!("192.0.2.{number}:4000");
     let at = |number: u64| format!("10.0.0.1:{}", 8000 + number);
     let same = |_| 1234;
+    let own = |number: u64| u32::try_from(number).unwrap();
     let netns = 4026;
     let scopes = [
         (
-            of_many(
-                |number| socket(&at(number), &near(number)),
-                |number| number as u32,
-            ),
+            of_many(|number| socket(&at(number), &near(number)), own),
             Subject::Prefix {
                 netns,
                 prefix: "192.0.2.0".parse().unwrap(),
@@ -223,19 +234,16 @@ fn what_many_remotes_have_in_common_is_the_scope() {
             },
         ),
         (
-            of_many(
-                |number| socket(&at(number), &far(number)),
-                |number| number as u32,
-            ),
+            of_many(|number| socket(&at(number), &far(number)), own),
             Subject::Netns { netns },
         ),
         (
             of_many(
                 |number| Socket {
-                    netns: number as u32,
+                    netns: own(number),
                     ..socket(&at(number), &far(number))
                 },
-                |number| number as u32,
+                own,
             ),
             Subject::Host,
         ),
@@ -250,6 +258,43 @@ fn what_many_remotes_have_in_common_is_the_scope() {
         );
         run.assert_replays(Thresholds::default());
     }
+}
+
+#[test]
+fn what_is_usual_is_learned_and_is_no_storm() {
+    let mut thresholds = Thresholds::default();
+    thresholds.retransmit_storm.host_per_s = 5.0;
+    let mut run = Run::with(thresholds);
+    let mut number = 0_u64;
+    let mut lose = |run: &mut Run, per_s: u32, seconds: u32| {
+        for _ in 0..per_s * seconds {
+            number += 1;
+            let mut socket = Socket {
+                netns: 1 + u32::try_from(number % 64).unwrap(),
+                ..socket(
+                    &format!("10.0.0.1:{}", 8000 + number % 97),
+                    &format!("198.{}.100.7:4000", number % 251),
+                )
+            };
+            socket.sk += number;
+            run.retransmit(socket, |retransmit| {
+                retransmit.owner.pid = u32::try_from(number % 89).unwrap();
+            });
+            run.skip(Duration::from_secs(1) / per_s);
+        }
+    };
+    lose(&mut run, 4, 900);
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+    // Above the floor, and not thrice what is usual.
+    lose(&mut run, 8, 10);
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+    lose(&mut run, 20, 5);
+    let finding = run.only();
+    assert_eq!(finding.subject, Subject::Host);
+    let Value::Number(usual) = evidence(finding, "usual_per_s") else {
+        panic!("a rate: {finding:#?}");
+    };
+    assert!((3.0..4.5).contains(usual), "{usual}");
 }
 
 #[test]
