@@ -187,10 +187,18 @@ pub enum Subject {
         netns: u32,
         remote: SocketAddr,
     },
+    Prefix {
+        netns: u32,
+        prefix: IpAddr,
+        length: u8,
+    },
     Process {
         netns: u32,
         pid: u32,
         comm: String,
+    },
+    Netns {
+        netns: u32,
     },
     Host,
 }
@@ -204,7 +212,9 @@ impl Subject {
             | Self::Connection { netns, .. }
             | Self::Remote { netns, .. }
             | Self::Peer { netns, .. }
-            | Self::Process { netns, .. } => Some(*netns),
+            | Self::Prefix { netns, .. }
+            | Self::Process { netns, .. }
+            | Self::Netns { netns } => Some(*netns),
             Self::Host => None,
         }
     }

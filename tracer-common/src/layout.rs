@@ -102,6 +102,7 @@ layout! {
     bytes_acked = "tcp_sock"."bytes_acked", optional;
     bytes_retrans = "tcp_sock"."bytes_retrans", optional;
     srtt_us = "tcp_sock"."srtt_us";
+    dsack_dups = "tcp_sock"."dsack_dups", optional;
     tlp_high_seq = "tcp_sock"."tlp_high_seq", optional;
     /// The request of a Fast Open child until its third ACK.
     fastopen_rsk = "tcp_sock"."fastopen_rsk", optional;

@@ -219,7 +219,11 @@ pub struct Retransmit {
     pub error: u32,
     pub tcp_flags: u8,
     pub sacked: u8,
-    pub pad: [u8; 6],
+    /// 1: the kernel tells of what it could not send, so that every attempt is a record.
+    pub failures_traced: u8,
+    pub pad: u8,
+    /// Segments that the peer said came twice (`tcp_sock.dsack_dups`), in the socket's life.
+    pub dsack_dups: u32,
 }
 
 /// One `tcp_retransmit_synack`: our SYN-ACK was not answered in time (or the client repeated its SYN).

@@ -229,6 +229,8 @@ fn retransmit(raw: &record::Retransmit) -> Result<Retransmit, DecodeError> {
         end_seq: raw.end_seq,
         segments: raw.segs.max(1),
         errno: raw.error,
+        failures_traced: raw.failures_traced != 0,
+        duplicates: raw.dsack_dups,
     })
 }
 

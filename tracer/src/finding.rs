@@ -114,10 +114,19 @@ pub enum Subject {
         netns: u32,
         remote: SocketAddr,
     },
+    /// A network of remotes.
+    Prefix {
+        netns: u32,
+        prefix: std::net::IpAddr,
+        length: u8,
+    },
     Process {
         netns: u32,
         pid: u32,
         comm: String,
+    },
+    Netns {
+        netns: u32,
     },
     Host,
 }

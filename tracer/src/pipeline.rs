@@ -174,7 +174,7 @@ impl Pipeline {
                 let flood = self.handshake.flood(&ListenerKey::of(&body.socket), &cx);
                 self.syn_drop
                     .syn(body, &applied, flood, &self.listeners, &mut cx);
-                self.storm.syn_acks(&applied.gained, &cx);
+                self.storm.syn_acks(&applied.gained, &mut cx);
             }
             Body::Refusal(body) => self.refusal.refusal(body, &mut cx),
             Body::Failure(body) => self.connect_failure.failure(body, &mut cx),

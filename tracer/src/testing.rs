@@ -313,6 +313,7 @@ impl Run {
             tcp: Tcp {
                 snd_una: 1000,
                 snd_nxt: 3000,
+                snd_wnd: 64_000,
                 mss: 1448,
                 ca_state: ca::LOSS,
                 retransmits: 1,

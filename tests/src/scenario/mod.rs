@@ -6,6 +6,7 @@
 //! are final.
 
 pub mod accept_queue;
+pub mod bulk;
 pub mod cookies;
 pub mod dead_peer;
 pub mod ghost_syns;

@@ -61,7 +61,7 @@ impl SendStall {
             .context("setting O_NONBLOCK")?;
         wait::until("all data to be acknowledged", EVENTUALLY, || {
             loop {
-                match (&mut { connected }).read(&mut [0; 64 * 1024]) {
+                match (&mut { connected }).read(&mut [0; 16 * 1024]) {
                     Ok(0) => break,
                     Ok(_) => {}
                     Err(error) if error.kind() == ErrorKind::WouldBlock => break,

@@ -1,12 +1,18 @@
 //! `retransmit_storm`: every segment the kernel counts as retransmitted is in the storm's count.
 
+use std::io::Write;
+
 use conntracer_tests::{
     family::Family,
     line::{Finding, Status, Subject},
-    scenario::lossy_path::LossyPath,
+    scenario::{
+        bulk::{Bulk, Loss},
+        lossy_path::LossyPath,
+    },
     wait::{EVENTUALLY, SOON},
 };
 use rstest::rstest;
+use tempfile::NamedTempFile;
 
 use crate::support::{assert_reconciled, assert_said, assert_sound, binary, trace};
 
@@ -57,6 +63,59 @@ fn storm_equals_retrans_segs(#[case] family: Family, #[values("ringbuf", "perf")
     assert_said(&run, "retransmit_storm");
     assert_sound(&run, &server);
 }
+
+/// Many transfers, all to one remote: what is repeated is exactly the namespace's, whatever is lost.
+#[rstest]
+#[case::random(Loss::Random(30), "path_loss")]
+#[case::large(Loss::LargerThan(1400), "path_mtu")]
+fn the_loss_of_many_transfers_is_their_remotes(#[case] loss: Loss, #[case] cause: &str) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = Bulk::new(Family::V4, loss).unwrap();
+    let server = scenario.pair.server.clone();
+    let mut config = NamedTempFile::new().unwrap();
+    config.write_all(QUIET).unwrap();
+    let path = config.path().to_str().unwrap();
+    let Some(mut tracer) = trace(&binary, &server, &["--config", path]) else {
+        return;
+    };
+    scenario.provoke(FEWER_SEGMENTS).unwrap();
+    let opened = tracer
+        .wait_for("a storm", SOON, |finding| {
+            is_storm(finding) && matches!(finding.subject, Subject::Remote { .. })
+        })
+        .unwrap();
+    scenario.mend().unwrap();
+    let counted = scenario.counted().unwrap();
+    let ended = tracer
+        .wait_for("its end", EVENTUALLY, |finding| {
+            finding.id == opened.id && finding.status == Status::Resolved
+        })
+        .unwrap();
+    let run = tracer.stop().unwrap();
+
+    assert_eq!(
+        opened.subject,
+        Subject::Remote {
+            netns: server.inode(),
+            remote: Family::V4.client()
+        }
+    );
+    assert_eq!(opened.cause, cause, "{opened:#?}");
+    // What the kernel skipped while a program was running is missing, and said to be (see `assert_sound`).
+    let lost = run.stop.hooks["retransmit"].lost;
+    assert!(
+        ended.count == counted.retrans_segs || (lost > 0 && ended.count < counted.retrans_segs),
+        "{counted:?} {run:#?}"
+    );
+    assert_said(&run, "retransmit_storm");
+    assert_sound(&run, &server);
+}
+
+/// The same for segments that no repeat gets through: timeouts come less and less often.
+const FEWER_SEGMENTS: u64 = 60;
+
+/// A storm need not be over for long.
+const QUIET: &[u8] = b"[detect.retransmit_storm]\nquiet_s = 5\n";
 
 fn is_storm(finding: &Finding) -> bool {
     finding.finding == "retransmit_storm"

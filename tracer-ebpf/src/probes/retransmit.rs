@@ -32,7 +32,9 @@ fn try_retransmit(ctx: &BtfTracePointContext) -> Outcome {
         return Outcome::Filtered;
     }
     sock::fill_tcp(sk, &mut record.tcp);
+    field_into!(sk, dsack_dups, &mut record.dsack_dups);
     record.error = error(ctx);
+    record.failures_traced = u8::from(traces_failures());
     // A queued skb has no headers to parse: everything is in TCP_SKB_CB.
     let cb = skb + u64::from(global!(LAYOUT.skb_cb));
     record.segs = segments(cb);
@@ -47,11 +49,16 @@ fn try_retransmit(ctx: &BtfTracePointContext) -> Outcome {
 /// From 6.17 on failed attempts are reported too, with the error.
 #[inline(always)]
 fn error(ctx: &BtfTracePointContext) -> u32 {
-    if global!(FACTS.args_tcp_retransmit_skb) >= 3 {
+    if traces_failures() {
         ctx.arg::<i32>(2).unsigned_abs()
     } else {
         0
     }
+}
+
+#[inline(always)]
+fn traces_failures() -> bool {
+    global!(FACTS.args_tcp_retransmit_skb) >= 3
 }
 
 #[inline(always)]

@@ -102,8 +102,12 @@ pub struct RetransmitStorm {
     pub connection_per_s: f64,
     /// The same for all connections to one remote address. Default 10: two storming connections.
     pub remote_per_s: f64,
-    /// The same for the whole host. Default 50: below it, a busy server's ordinary internet losses.
+    /// The same for a network (/24, /48), a listener, a process, a network namespace and the whole host.
+    /// Default 50: below it, a busy server's ordinary internet losses.
     pub host_per_s: f64,
+    /// A storm is at least so many times what is usual in its scope, where that is learned to be more than
+    /// nothing. Default 3: what chance makes of a usual rate near the floor stays below twice.
+    pub usual_factor: f64,
     /// Share of retransmitted among sent data segments from which on a connection storms. Default
     /// 0.03: there loss alone holds a connection of 50 ms round trip to about 1.6 Mbit/s (Mathis).
     pub ratio: f64,
@@ -124,6 +128,7 @@ impl Default for RetransmitStorm {
             connection_per_s: 5.0,
             remote_per_s: 10.0,
             host_per_s: 50.0,
+            usual_factor: 3.0,
             ratio: 0.03,
             burst_ms: 500,
             quiet_s: 10,
@@ -186,7 +191,8 @@ pub struct Limits {
     /// Addresses and ports that SYNs were dropped on their way to. Default 16,384: several times what the
     /// kernel half keeps.
     pub refusals: usize,
-    /// Remote addresses that are retransmitted to. Default 16,384.
+    /// Remote addresses that are retransmitted to, and the networks, listeners, processes and namespaces
+    /// that retransmit, together. Default 16,384.
     pub remotes: usize,
     /// Processes with half-closed sockets. Default 4,096.
     pub processes: usize,
@@ -224,6 +230,12 @@ impl Thresholds {
                     "detect.retransmit_storm.{key} is {rate}: set a rate above 0"
                 ));
             }
+        }
+        if !(storm.usual_factor.is_finite() && storm.usual_factor >= 0.0) {
+            return Err(format!(
+                "detect.retransmit_storm.usual_factor is {}: set 0 or more",
+                storm.usual_factor
+            ));
         }
         let half_open = &self.half_open;
         for (key, share) in [

@@ -13,6 +13,7 @@ use std::{borrow::Cow, net::SocketAddr, time::Duration};
 use conntracer_common::{
     netns::{KernelCounts, NetnsId},
     record::SynTotals,
+    retransmit::is_untried,
     sketch,
     stats::HOOKS,
     tcp::state,
@@ -290,6 +291,22 @@ pub struct Retransmit {
     pub segments: u32,
     /// Errno with which it was not sent; 0 when it was.
     pub errno: u32,
+    /// The kernel tells of what it could not send.
+    pub failures_traced: bool,
+    /// Segments that the peer said came twice, in the socket's life.
+    pub duplicates: u32,
+}
+
+impl Retransmit {
+    /// Segments that this attempt added to `total_retrans`.
+    #[must_use]
+    pub const fn counted(&self) -> u32 {
+        if self.errno != 0 && is_untried(self.errno) {
+            0
+        } else {
+            self.segments
+        }
+    }
 }
 
 /// A repeated SYN-ACK. `socket` is the listener with the request's remote end.

@@ -495,6 +495,17 @@ impl fmt::Display for SubjectText<'_> {
             Subject::Peer { netns, remote } => {
                 write!(formatter, "connections to {remote} netns {netns}")
             }
+            Subject::Prefix {
+                netns,
+                prefix,
+                length,
+            } => {
+                write!(
+                    formatter,
+                    "all connections to {prefix}/{length} netns {netns}"
+                )
+            }
+            Subject::Netns { netns } => write!(formatter, "netns {netns}"),
             Subject::Process { netns, pid, comm } => {
                 write!(formatter, "process {}[{pid}] netns {netns}", Escaped(comm))
             }

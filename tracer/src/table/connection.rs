@@ -182,7 +182,7 @@ fn in_trouble(tcp: &Tcp) -> bool {
 }
 
 /// Whether a sequence number moved forward (RFC 9293, 3.4: by less than half the space).
-const fn advanced(before: u32, now: u32) -> bool {
+pub(crate) const fn advanced(before: u32, now: u32) -> bool {
     let step = now.wrapping_sub(before);
     step != 0 && step < 1 << 31
 }

@@ -1,8 +1,9 @@
-//! What one scope (connection, remote or host) retransmitted lately: the rate over the last seconds,
+//! What one scope retransmitted lately: the rate over the last seconds,
 //! and the totals that a finding will stand on.
 
 use std::time::Duration;
 
+use super::scope::Scope;
 use crate::{detect::Life, event::RetransmitType, finding::Ktime};
 
 /// The rate is that of the last three seconds: one alone swings with RTO backoff.
@@ -13,6 +14,9 @@ const BUCKET_NS: u64 = 1_000_000_000;
 /// segments, short enough that yesterday's strays are not among them.
 const LOOKBACK: Duration = Duration::from_secs(30);
 
+/// What is usual is learned over such a time, outside of storms: an hour's rhythm is followed, a burst is not.
+const LEARNED_OVER: Duration = Duration::from_mins(10);
+
 /// One retransmission (or what failed to be one), for every scope it belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Segments {
@@ -22,6 +26,12 @@ pub(super) struct Segments {
     pub(super) failed: bool,
     /// All of them full-sized (one MSS or more).
     pub(super) full: bool,
+    /// Bytes of the first segment that is not acknowledged, where these are it.
+    pub(super) head_bytes: Option<u32>,
+    /// The peer's window is shut: its kernel repeats in place of probing.
+    pub(super) shut: bool,
+    /// Segments that the peer said since the last record came twice.
+    pub(super) spurious: u64,
     /// Data segments their connection sent since its last record.
     pub(super) sent: u64,
     /// Their connection's peer acknowledged, or sent, something since the last record.
@@ -49,9 +59,18 @@ pub(super) struct Tally {
     pub(super) segments: u64,
     pub(super) failed: u64,
     pub(super) full: u64,
+    /// Of them, those that were not needed: they came twice.
+    pub(super) spurious: u64,
     pub(super) sent: u64,
     pub(super) progress: u64,
     pub(super) peer_spoke: u64,
+    /// Repeats of the first segment that is not acknowledged, how many of them were full-sized, and the
+    /// smallest of those in bytes.
+    pub(super) heads: u64,
+    pub(super) full_heads: u64,
+    pub(super) full_bytes: Option<u32>,
+    /// Segments repeated into a window that is shut.
+    pub(super) shut: u64,
     /// Connections that retransmitted; 0 in the scope of one.
     pub(super) connections: u64,
     first: Option<Ktime>,
@@ -64,15 +83,26 @@ impl Tally {
         self.progress += u64::from(segments.progress);
         self.peer_spoke += u64::from(segments.peer_spoke);
         self.sent = self.sent.saturating_add(segments.sent);
+        self.spurious = self.spurious.saturating_add(segments.spurious);
         if segments.failed {
             self.failed = self.failed.saturating_add(segments.count);
             return;
+        }
+        if segments.shut {
+            self.shut = self.shut.saturating_add(segments.count);
+        }
+        if let Some(bytes) = segments.head_bytes {
+            self.heads += 1;
+            if segments.full {
+                self.full_heads += 1;
+                self.full_bytes = Some(self.full_bytes.map_or(bytes, |least| least.min(bytes)));
+            }
         }
         self.segments = self.segments.saturating_add(segments.count);
         let of_type = &mut self.types[segments.kind as usize];
         *of_type = of_type.saturating_add(segments.count);
         if segments.full {
-            self.full += segments.count;
+            self.full = self.full.saturating_add(segments.count);
         }
     }
 
@@ -83,7 +113,15 @@ impl Tally {
         }
         sum.segments = sum.segments.saturating_add(self.segments);
         sum.failed = sum.failed.saturating_add(self.failed);
-        sum.full += self.full;
+        sum.full = sum.full.saturating_add(self.full);
+        sum.spurious = sum.spurious.saturating_add(self.spurious);
+        sum.shut = sum.shut.saturating_add(self.shut);
+        sum.heads += self.heads;
+        sum.full_heads += self.full_heads;
+        sum.full_bytes = match (sum.full_bytes, self.full_bytes) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
         sum.sent = sum.sent.saturating_add(self.sent);
         sum.progress += self.progress;
         sum.peer_spoke += self.peer_spoke;
@@ -103,15 +141,20 @@ impl Tally {
             .saturating_sub(self.of(RetransmitType::SynAck))
     }
 
+    /// Whether timeouts repeat the same segments over and over, with next to nothing acknowledged.
+    pub(super) const fn is_stuck(&self) -> bool {
+        self.of(RetransmitType::Timeout) > 0 && 10 * self.progress <= self.heads
+    }
+
     /// Share of retransmitted among sent data segments, where the kernel counts those.
     pub(super) fn ratio(&self) -> Option<f64> {
         (self.sent > 0).then(|| (self.data() as f64 / self.sent as f64).min(1.0))
     }
 }
 
-/// See the module. `C` names the narrower scopes within this one.
+/// See the module.
 #[derive(Debug)]
-pub(super) struct Activity<C> {
+pub(super) struct Activity {
     pub(super) life: Option<Life>,
     buckets: [Bucket; BUCKETS],
     older: Tally,
@@ -124,11 +167,14 @@ pub(super) struct Activity<C> {
     pub(super) peak_per_s: u64,
     pub(super) peak_at: Ktime,
     pub(super) onset_per_s: f64,
+    /// Segments a second that are usual here, and when that was learned last.
+    usual_per_s: f64,
+    learned: Ktime,
     /// The narrower scope with the most segments.
-    top: Option<(C, u64)>,
+    top: Option<(Scope, u64)>,
 }
 
-impl<C: Copy + PartialEq> Activity<C> {
+impl Activity {
     pub(super) fn new(now: Ktime) -> Self {
         Self {
             life: None,
@@ -141,8 +187,30 @@ impl<C: Copy + PartialEq> Activity<C> {
             peak_per_s: 0,
             peak_at: now,
             onset_per_s: 0.0,
+            usual_per_s: 0.0,
+            learned: now,
             top: None,
         }
+    }
+
+    /// Begins anew, with what was learned.
+    pub(super) fn renew(&mut self, now: Ktime) {
+        *self = Self {
+            usual_per_s: self.usual(now),
+            ..Self::new(now)
+        };
+    }
+
+    /// Segments a second that are usual here. What was learned fades in a straight line: powers may round
+    /// differently where a recording is replayed.
+    pub(super) fn usual(&self, now: Ktime) -> f64 {
+        let faded = now.since(self.learned).as_secs_f64() / LEARNED_OVER.as_secs_f64();
+        self.usual_per_s * (1.0 - faded).max(0.0)
+    }
+
+    fn learn(&mut self, count: u64, now: Ktime) {
+        self.usual_per_s = self.usual(now) + count as f64 / LEARNED_OVER.as_secs_f64();
+        self.learned = now;
     }
 
     /// Counts `segments`. Says whether they are the first since a pause of `quiet`.
@@ -157,7 +225,7 @@ impl<C: Copy + PartialEq> Activity<C> {
         let empty = self.recent.first.is_none() && self.older.first.is_none();
         let paused = empty || (self.life.is_none() && now.since(self.last) >= quiet);
         if paused {
-            *self = Self::new(now);
+            self.renew(now);
         } else if self.life.is_none() && now.since(self.recent_from) >= LOOKBACK {
             self.older = std::mem::take(&mut self.recent);
             self.recent_from = now;
@@ -165,6 +233,9 @@ impl<C: Copy + PartialEq> Activity<C> {
         }
         self.recent.add(segments, first_of_connection, now);
         self.last = now;
+        if self.life.is_none() {
+            self.learn(segments.count, now);
+        }
         if segments.kind != RetransmitType::SynAck {
             self.fill_bucket(segments, now);
         }
@@ -242,13 +313,18 @@ impl<C: Copy + PartialEq> Activity<C> {
     }
 
     /// Notes that the narrower scope `child` has `count` segments by now.
-    pub(super) fn contributed(&mut self, child: C, count: u64) {
+    pub(super) fn contributed(&mut self, child: Scope, count: u64) {
         if self
             .top
             .is_none_or(|(top, most)| top == child || count > most)
         {
             self.top = Some((child, count));
         }
+    }
+
+    /// The narrower scope with the most segments, and how many, as last told.
+    pub(super) const fn top(&self) -> Option<(Scope, u64)> {
+        self.top
     }
 
     /// Whether one narrower scope holds `share` of this one's segments.

@@ -1,86 +1,119 @@
 //! `retransmit_storm`: so many segments are sent again that it is a condition, not an accident.
 //!
-//! **Rule.** Per connection, remote address and host: the rate over the last 3 s reaches the scope's
-//! floor, retransmissions are at least [`RetransmitStorm::ratio`] of what the connections sent, and
+//! **Rule.** Per connection, remote address, network, listener, process, network namespace and host: the rate over the last 3 s reaches the scope's
+//! floor and a multiple of what is usual there (learned outside of storms), retransmissions are at least [`RetransmitStorm::ratio`] of what the connections sent, and
 //! they come for longer than one burst. Opens at the segment that crosses (`onset`), updates as it
 //! grows (`peak`), resolves when the rate stayed below half the floor for
 //! [`RetransmitStorm::quiet_s`] (`end`).
 //!
-//! **Scope.** The narrowest that explains it: a wider scope stays silent while one narrower scope
+//! **Scope.** The narrowest of these, in this order, that explains it: a wider scope stays silent while one narrower scope
 //! holds [`RetransmitStorm::explained`] of its segments, and a narrower one once the wider is open.
 //!
 //! **Count.** Every segment the scope sent again since its activity began, from before the opening to
 //! the end, so that it equals `Tcp RetransSegs` of a namespace that has just this storm. What did not
-//! leave the host (`tcp_retransmit_skb` with an error) is counted apart. Repeated SYN-ACKs count, but
-//! open nothing: [`super::half_open::handshake`] tells what they mean. Those of a flood, of which not
-//! every one is a record, are in the host's count from the listeners' totals, and not in a remote's.
+//! leave the host (`tcp_retransmit_skb` with an error, or before Linux 6.17 only `total_retrans`) is counted
+//! apart, and so is what the peer said came twice (duplicate SACKs, RFC 2883), which is part of the count.
+//! What was lost on its way here is in the count of its connection by `total_retrans`, without a type.
+//! Repeated SYN-ACKs count, but open nothing: [`super::half_open::handshake`] tells what they mean. Those
+//! of a flood, of which not every one is a record, are in the host's count from the listeners' totals, and
+//! in no other.
 //!
 //! **False positives.** A link that loses several percent by nature; raise the ratio there. A burst
 //! that is repaired at once, stray tail loss probes and RTO backoff of a single dead peer open
 //! nothing.
 
 mod activity;
+mod course;
+mod scope;
 mod words;
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use conntracer_common::record::{SynTotals, syn_outcome};
 
-use self::activity::{Activity, Segments};
+use self::{
+    activity::{Activity, Segments},
+    course::Course,
+    scope::{LEVELS, Scope, Wider, levels},
+};
 use super::{Context, RetransmitStorm as Thresholds};
 use crate::{
-    event::{Retransmit, RetransmitType, SynAck, TcpState},
-    finding::{Ktime, Subject},
+    event::{Owner, Retransmit, RetransmitType, SynAck, TcpState},
+    finding::Ktime,
     table::{
         Bounded,
-        connection::{Change, Connection, ConnectionKey},
+        connection::{Change, Connection, ConnectionKey, advanced},
     },
 };
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct RemoteKey {
-    netns: u32,
-    remote: IpAddr,
-}
-
-/// A scope with an open finding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
-    Connection(ConnectionKey),
-    Remote(RemoteKey),
-    Host,
-}
-
 #[derive(Debug)]
 struct OfConnection {
+    /// As of its last retransmission: other records tell of it meanwhile, a timeout's before each of these.
     connection: Connection,
-    activity: Activity<()>,
+    course: Course,
+    activity: Activity,
+    /// [`Retransmit::duplicates`] of the last record.
+    duplicates: u32,
+}
+
+/// One scope of many connections.
+#[derive(Debug)]
+struct OfMany {
+    activity: Activity,
+    /// Where all of it is one's.
+    owner: Option<Owner>,
+}
+
+impl OfConnection {
+    /// What became of it between its last record and `body`.
+    fn since_last(&self, body: &Retransmit, segments: &mut Segments) {
+        let (before, now) = (&self.connection.tcp, &body.tcp);
+        segments.sent = now
+            .data_segs_out
+            .saturating_sub(before.data_segs_out)
+            .into();
+        segments.progress = advanced(before.snd_una, now.snd_una);
+        segments.peer_spoke = advanced(before.rcv_nxt, now.rcv_nxt);
+        segments.spurious = body.duplicates.saturating_sub(self.duplicates).into();
+    }
+
+    /// What the socket counted between its last record and `body`, and no record told: attempts that failed,
+    /// where the kernel is silent about them, and otherwise what was lost on its way here.
+    fn unseen(&self, body: &Retransmit) -> Segments {
+        let before = self.connection.tcp.total_retrans;
+        let counted = body.tcp.total_retrans.wrapping_sub(before);
+        // Of two records the newer may come first, when they are of two CPUs.
+        let counted = if counted < 1 << 31 { counted } else { 0 };
+        Segments {
+            count: counted.saturating_sub(body.counted()).into(),
+            failed: !body.failures_traced,
+            ..NOTHING
+        }
+    }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct RetransmitStorm {
     connections: Bounded<ConnectionKey, OfConnection>,
-    remotes: Bounded<RemoteKey, Activity<ConnectionKey>>,
-    host: Activity<RemoteKey>,
+    wider: Bounded<Wider, OfMany>,
     /// Repeated SYN-ACKs counted as records, and as the listeners' totals tell.
     syn_acks: [u64; 2],
     open: BTreeMap<u64, Scope>,
 }
 
 impl RetransmitStorm {
-    pub(crate) fn new(connections: usize, remotes: usize) -> Self {
+    pub(crate) fn new(connections: usize, wider: usize) -> Self {
         Self {
             connections: Bounded::new(connections),
-            remotes: Bounded::new(remotes),
-            host: Activity::new(Ktime(0)),
+            wider: Bounded::new(wider),
             syn_acks: [0; 2],
             open: BTreeMap::new(),
         }
     }
 
     pub(crate) const fn evicted(&self) -> u64 {
-        self.connections.evicted() + self.remotes.evicted()
+        self.connections.evicted() + self.wider.evicted()
     }
 
     pub(crate) fn retransmit(
@@ -96,40 +129,51 @@ impl RetransmitStorm {
             failed: body.errno != 0,
             full: body.tcp.mss_bytes > 0
                 && u64::from(length) >= u64::from(body.tcp.mss_bytes) * u64::from(body.segments),
-            sent: change.sent.into(),
-            progress: change.progress,
-            peer_spoke: change.peer_spoke,
+            head_bytes: (body.seq == body.tcp.snd_una).then_some(length / body.segments),
+            shut: body.tcp.snd_wnd_bytes == 0,
+            spurious: 0,
+            sent: 0,
+            progress: false,
+            peer_spoke: false,
         };
+        let owner = change.connection.owner;
+        let levels = levels(&body.socket, owner.as_ref());
         // Unanswered connects are many short-lived sockets: only wider scopes make sense of them.
-        let child = if matches!(body.socket.state, TcpState::SynSent | TcpState::SynRecv) {
-            segments.sent = 0;
-            None
+        if matches!(body.socket.state, TcpState::SynSent | TcpState::SynRecv) {
+            self.widen(&levels, owner, &segments, None, cx);
+            return;
+        }
+        let key = change.connection.key;
+        if let Some(entry) = self.connections.get(&key) {
+            entry.since_last(body, &mut segments);
+            let unseen = entry.unseen(body);
+            if unseen.count > 0 {
+                let child = self.of_connection(&unseen, change, cx);
+                self.widen(&levels, owner, &unseen, Some(child), cx);
+            }
+        } else if cx.now.since(key.id.born) <= YOUNG {
+            segments.sent = body.tcp.data_segs_out.into();
         } else {
-            Some(self.of_connection(&mut segments, change, cx))
-        };
-        self.widen(
-            RemoteKey {
-                netns: body.socket.netns,
-                remote: body.socket.remote.ip(),
-            },
-            &segments,
-            child,
-            cx,
-        );
+            // What a connection sent in an hour says nothing about now: of one that is not new, only what it
+            // sent since its first retransmission is held against it.
+            segments.sent = segments.count;
+        }
+        let child = self.of_connection(&segments, change, cx);
+        if let Some(entry) = self.connections.get_mut(&key) {
+            entry.duplicates = body.duplicates;
+        }
+        self.widen(&levels, owner, &segments, Some(child), cx);
     }
 
     pub(crate) fn syn_ack(&mut self, body: &SynAck, cx: &mut Context<'_>) {
         let segments = syn_acks(1);
-        let key = RemoteKey {
-            netns: body.socket.netns,
-            remote: body.socket.remote.ip(),
-        };
+        let levels = levels(&body.socket, body.owner.as_ref());
         self.syn_acks[0] = self.syn_acks[0].saturating_add(1);
-        self.widen(key, &segments, None, cx);
+        self.widen(&levels, body.owner, &segments, None, cx);
     }
 
     /// What a listener's totals gained: repeated SYN-ACKs of which no record came.
-    pub(crate) fn syn_acks(&mut self, gained: &SynTotals, cx: &Context<'_>) {
+    pub(crate) fn syn_acks(&mut self, gained: &SynTotals, cx: &mut Context<'_>) {
         let [counted, told] = &mut self.syn_acks;
         *told = told.saturating_add(gained[syn_outcome::REPEATED]);
         let uncounted = told.saturating_sub(*counted);
@@ -137,31 +181,24 @@ impl RetransmitStorm {
             return;
         }
         *counted = *told;
-        let storm = &cx.thresholds.retransmit_storm;
-        let segments = syn_acks(uncounted);
-        self.host
-            .add(&segments, false, storm.host_per_s, storm.quiet(), cx.now);
+        self.add(Wider::Host, None, &syn_acks(uncounted), false, cx);
     }
 
     /// Counts for the connection; says which it is and whether its activity just began.
     fn of_connection(
         &mut self,
-        segments: &mut Segments,
+        segments: &Segments,
         change: &Change<'_>,
         cx: &mut Context<'_>,
     ) -> (ConnectionKey, bool) {
         let storm = &cx.thresholds.retransmit_storm;
         let key = change.connection.key;
-        let known = self.connections.touch(&key).is_some();
-        // What a connection sent in an hour says nothing about now: of one that is not new, only what
-        // it sent since its first retransmission is held against it.
-        if !known && cx.now.since(key.id.born) > YOUNG {
-            segments.sent = segments.count;
-        }
-        if !known {
+        if self.connections.touch(&key).is_none() {
             let entry = OfConnection {
                 connection: *change.connection,
+                course: Course::new(&change.connection.tcp, cx.now),
                 activity: Activity::new(cx.now),
+                duplicates: 0,
             };
             if let Some((_, mut gone)) = self.connections.insert(key, entry)
                 && let Some(life) = gone.activity.life.take()
@@ -169,7 +206,7 @@ impl RetransmitStorm {
                 self.open.remove(&life.id);
                 cx.resolve(
                     life,
-                    words::connection(&gone.connection, &gone.activity, "end", cx),
+                    words::connection(&gone.connection, &gone.course, &gone.activity, "end", cx),
                 );
             }
         }
@@ -184,113 +221,159 @@ impl RetransmitStorm {
             storm.quiet(),
             cx.now,
         );
+        if begun {
+            entry.course = Course::new(&change.connection.tcp, cx.now);
+        }
+        entry.course.goes_on(segments.progress, cx.now);
         (key, begun)
     }
 
-    /// Counts for the remote and the host, then opens or updates what crossed, narrowest first.
+    /// Counts for one wider scope.
+    fn add(
+        &mut self,
+        wider: Wider,
+        owner: Option<Owner>,
+        segments: &Segments,
+        first_of_connection: bool,
+        cx: &mut Context<'_>,
+    ) {
+        if self.wider.touch(&wider).is_none() {
+            let new = OfMany {
+                activity: Activity::new(cx.now),
+                owner: None,
+            };
+            if let Some((gone, mut entry)) = self.wider.insert(wider, new)
+                && let Some(life) = entry.activity.life.take()
+            {
+                self.open.remove(&life.id);
+                cx.resolve(
+                    life,
+                    words::wider(&gone, entry.owner, &entry.activity, "end", cx),
+                );
+            }
+        }
+        let storm = &cx.thresholds.retransmit_storm;
+        if let Some(entry) = self.wider.get_mut(&wider) {
+            if wider.is_owned() {
+                entry.owner = owner.or(entry.owner);
+            }
+            entry.activity.add(
+                segments,
+                first_of_connection,
+                wider.floor(storm),
+                storm.quiet(),
+                cx.now,
+            );
+        }
+    }
+
+    /// Counts for all scopes that a connection is in, then opens or updates what crossed.
     fn widen(
         &mut self,
-        remote: RemoteKey,
+        levels: &[Option<Wider>; LEVELS],
+        owner: Option<Owner>,
         segments: &Segments,
         child: Option<(ConnectionKey, bool)>,
         cx: &mut Context<'_>,
     ) {
-        let storm = &cx.thresholds.retransmit_storm;
         let first_of_connection = child.is_some_and(|(_, begun)| begun);
-        if self.remotes.touch(&remote).is_none()
-            && let Some((key, mut gone)) = self.remotes.insert(remote, Activity::new(cx.now))
-            && let Some(life) = gone.life.take()
-        {
-            self.open.remove(&life.id);
-            cx.resolve(life, words::remote(key.netns, key.remote, &gone, "end", cx));
+        // The narrower scope with the most segments; of equals the narrowest.
+        let mut most = child.and_then(|(key, _)| {
+            let entry = self.connections.get(&key)?;
+            Some((Scope::Connection(key), entry.activity.moved()))
+        });
+        for wider in levels.iter().flatten() {
+            self.add(*wider, owner, segments, first_of_connection, cx);
+            let Some(entry) = self.wider.get_mut(wider) else {
+                continue;
+            };
+            if let Some((scope, count)) = most {
+                entry.activity.contributed(scope, count);
+            }
+            let moved = entry.activity.moved();
+            if most.is_none_or(|(_, count)| moved > count) {
+                most = Some((Scope::Wider(*wider), moved));
+            }
         }
-        let Some(of_remote) = self.remotes.get_mut(&remote) else {
-            return;
-        };
-        of_remote.add(
-            segments,
-            first_of_connection,
-            storm.remote_per_s,
-            storm.quiet(),
-            cx.now,
-        );
-        if let Some((key, _)) = child
-            && let Some(entry) = self.connections.get(&key)
-        {
-            of_remote.contributed(key, entry.activity.moved());
-        }
-        self.host.add(
-            segments,
-            first_of_connection,
-            storm.host_per_s,
-            storm.quiet(),
-            cx.now,
-        );
-        self.host.contributed(remote, of_remote.moved());
-        self.judge(remote, child.map(|(key, _)| key), cx);
+        self.judge(levels, child.map(|(key, _)| key), cx);
     }
 
-    fn judge(&mut self, remote: RemoteKey, child: Option<ConnectionKey>, cx: &mut Context<'_>) {
+    /// A scope may open when nothing narrower explains it, and nothing wider is open or about to.
+    fn judge(
+        &mut self,
+        levels: &[Option<Wider>; LEVELS],
+        child: Option<ConnectionKey>,
+        cx: &mut Context<'_>,
+    ) {
         let storm = &cx.thresholds.retransmit_storm;
-        let now = cx.now;
-        let Some(of_remote) = self.remotes.get_mut(&remote) else {
-            return;
-        };
-        let host_open = self.host.life.is_some();
-        let host_storms = crosses(&self.host, storm.host_per_s, storm, now);
-        let remote_storms = crosses(of_remote, storm.remote_per_s, storm, now);
+        let mut may_open = [false; LEVELS];
+        let mut is_part = false;
+        for (wider, may_open) in levels.iter().zip(&mut may_open).rev() {
+            let Some((wider, entry)) =
+                wider.and_then(|wider| Some((wider, self.wider.get(&wider)?)))
+            else {
+                continue;
+            };
+            let storms = crosses(&entry.activity, wider.floor(storm), storm, cx.now)
+                && !entry.activity.is_explained(storm.explained);
+            *may_open = storms && !is_part;
+            is_part |= storms || entry.activity.life.is_some();
+        }
         if let Some(key) = child
             && let Some(entry) = self.connections.get_mut(&key)
         {
-            let may_open = !host_open
-                && of_remote.life.is_none()
-                && (!remote_storms || of_remote.is_explained(storm.explained))
-                && crosses(&entry.activity, storm.connection_per_s, storm, now);
-            let connection = &entry.connection;
-            step(&mut entry.activity, may_open, cx, |activity, stage, cx| {
-                words::connection(connection, activity, stage, cx)
-            })
-            .map(|id| self.open.insert(id, Scope::Connection(key)));
+            let may_open =
+                !is_part && crosses(&entry.activity, storm.connection_per_s, storm, cx.now);
+            let (connection, course) = (&entry.connection, entry.course);
+            let opened = step(&mut entry.activity, may_open, cx, |activity, stage, cx| {
+                words::connection(connection, &course, activity, stage, cx)
+            });
+            if let Some(id) = opened {
+                self.open.insert(id, Scope::Connection(key));
+            }
         }
-        let may_open = !host_open
-            && remote_storms
-            && !of_remote.is_explained(storm.explained)
-            && (!host_storms || self.host.is_explained(storm.explained));
-        step(of_remote, may_open, cx, |activity, stage, cx| {
-            words::remote(remote.netns, remote.remote, activity, stage, cx)
-        })
-        .map(|id| self.open.insert(id, Scope::Remote(remote)));
-        let may_open = host_storms && !self.host.is_explained(storm.explained);
-        step(&mut self.host, may_open, cx, words::host).map(|id| self.open.insert(id, Scope::Host));
+        for (wider, may_open) in levels.iter().zip(may_open) {
+            let Some((wider, entry)) =
+                wider.and_then(|wider| Some((wider, self.wider.get_mut(&wider)?)))
+            else {
+                continue;
+            };
+            let owner = entry.owner;
+            let opened = step(&mut entry.activity, may_open, cx, |activity, stage, cx| {
+                words::wider(&wider, owner, activity, stage, cx)
+            });
+            if let Some(id) = opened {
+                self.open.insert(id, Scope::Wider(wider));
+            }
+        }
     }
 
     pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
         let quiet = cx.thresholds.retransmit_storm.quiet();
-        let (connections, remotes, host) =
-            (&mut self.connections, &mut self.remotes, &mut self.host);
+        let (connections, wider) = (&mut self.connections, &mut self.wider);
         self.open.retain(|_, scope| match scope {
             Scope::Connection(key) => connections.get_mut(key).is_some_and(|entry| {
-                let connection = &entry.connection;
+                let (connection, course) = (&entry.connection, entry.course);
                 lives(&mut entry.activity, quiet, cx, |activity, stage, cx| {
-                    words::connection(connection, activity, stage, cx)
+                    words::connection(connection, &course, activity, stage, cx)
                 })
             }),
-            Scope::Remote(key) => remotes.get_mut(key).is_some_and(|activity| {
-                lives(activity, quiet, cx, |activity, stage, cx| {
-                    words::remote(key.netns, key.remote, activity, stage, cx)
+            Scope::Wider(key) => wider.get_mut(key).is_some_and(|entry| {
+                let owner = entry.owner;
+                lives(&mut entry.activity, quiet, cx, |activity, stage, cx| {
+                    words::wider(key, owner, activity, stage, cx)
                 })
             }),
-            Scope::Host => lives(host, quiet, cx, words::host),
         });
         while let Some((_, entry)) = connections.oldest()
             && is_idle(&entry.activity, quiet, cx.now)
         {
             connections.pop_oldest();
         }
-        while let Some((_, activity)) = remotes.oldest()
-            && is_idle(activity, quiet, cx.now)
+        while let Some((_, entry)) = wider.oldest()
+            && is_idle(&entry.activity, quiet, cx.now)
         {
-            remotes.pop_oldest();
+            wider.pop_oldest();
         }
     }
 
@@ -299,20 +382,20 @@ impl RetransmitStorm {
             match scope {
                 Scope::Connection(key) => {
                     if let Some(entry) = self.connections.get_mut(key) {
-                        let connection = &entry.connection;
+                        let (connection, course) = (&entry.connection, entry.course);
                         last_word(&mut entry.activity, cx, |activity, stage, cx| {
-                            words::connection(connection, activity, stage, cx)
+                            words::connection(connection, &course, activity, stage, cx)
                         });
                     }
                 }
-                Scope::Remote(key) => {
-                    if let Some(activity) = self.remotes.get_mut(key) {
-                        last_word(activity, cx, |activity, stage, cx| {
-                            words::remote(key.netns, key.remote, activity, stage, cx)
+                Scope::Wider(key) => {
+                    if let Some(entry) = self.wider.get_mut(key) {
+                        let owner = entry.owner;
+                        last_word(&mut entry.activity, cx, |activity, stage, cx| {
+                            words::wider(key, owner, activity, stage, cx)
                         });
                     }
                 }
-                Scope::Host => last_word(&mut self.host, cx, words::host),
             }
         }
     }
@@ -322,32 +405,37 @@ const fn syn_acks(count: u64) -> Segments {
     Segments {
         kind: RetransmitType::SynAck,
         count,
-        failed: false,
-        full: false,
-        sent: 0,
-        progress: false,
-        peer_spoke: false,
+        ..NOTHING
     }
 }
+
+const NOTHING: Segments = Segments {
+    kind: RetransmitType::Unknown,
+    count: 0,
+    failed: false,
+    full: false,
+    head_bytes: None,
+    shut: false,
+    spurious: 0,
+    sent: 0,
+    progress: false,
+    peer_spoke: false,
+};
 
 /// Up to this age everything a connection sent belongs to its first retransmission's ratio.
 const YOUNG: Duration = Duration::from_secs(10);
 
-fn crosses<C: Copy + PartialEq>(
-    activity: &Activity<C>,
-    floor: f64,
-    storm: &Thresholds,
-    now: Ktime,
-) -> bool {
+fn crosses(activity: &Activity, floor: f64, storm: &Thresholds, now: Ktime) -> bool {
+    let floor = floor.max(storm.usual_factor * activity.usual(now));
     activity.storms(floor, storm.ratio, storm.burst(), now)
 }
 
 /// Opens or updates after an event; says the id of what it opened.
-fn step<C: Copy + PartialEq>(
-    activity: &mut Activity<C>,
+fn step(
+    activity: &mut Activity,
     may_open: bool,
     cx: &mut Context<'_>,
-    draft: impl Fn(&Activity<C>, &'static str, &Context<'_>) -> super::Draft,
+    draft: impl Fn(&Activity, &'static str, &Context<'_>) -> super::Draft,
 ) -> Option<u64> {
     match activity.life {
         None if may_open => {
@@ -368,18 +456,18 @@ fn step<C: Copy + PartialEq>(
 }
 
 /// Resolves what is over and says whether it goes on.
-fn lives<C: Copy + PartialEq>(
-    activity: &mut Activity<C>,
+fn lives(
+    activity: &mut Activity,
     quiet: Duration,
     cx: &mut Context<'_>,
-    draft: impl Fn(&Activity<C>, &'static str, &Context<'_>) -> super::Draft,
+    draft: impl Fn(&Activity, &'static str, &Context<'_>) -> super::Draft,
 ) -> bool {
     let Some(mut life) = activity.life else {
         return false;
     };
     if activity.is_over(quiet, cx.now) {
         cx.resolve(life, draft(activity, "end", cx));
-        *activity = Activity::new(cx.now);
+        activity.renew(cx.now);
         return false;
     }
     if life.due(cx.now, activity.moved()) {
@@ -390,10 +478,10 @@ fn lives<C: Copy + PartialEq>(
     true
 }
 
-fn last_word<C: Copy + PartialEq>(
-    activity: &mut Activity<C>,
+fn last_word(
+    activity: &mut Activity,
     cx: &mut Context<'_>,
-    draft: impl Fn(&Activity<C>, &'static str, &Context<'_>) -> super::Draft,
+    draft: impl Fn(&Activity, &'static str, &Context<'_>) -> super::Draft,
 ) {
     if let Some(mut life) = activity.life
         && life.stale(activity.moved())
@@ -404,11 +492,6 @@ fn last_word<C: Copy + PartialEq>(
     }
 }
 
-fn is_idle<C: Copy + PartialEq>(activity: &Activity<C>, quiet: Duration, now: Ktime) -> bool {
+fn is_idle(activity: &Activity, quiet: Duration, now: Ktime) -> bool {
     activity.life.is_none() && now.since(activity.last) >= quiet
-}
-
-/// The subject of a remote-scope finding.
-fn remote_subject(netns: u32, remote: IpAddr) -> Subject {
-    Subject::Remote { netns, remote }
 }

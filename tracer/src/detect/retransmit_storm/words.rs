@@ -1,11 +1,12 @@
 //! What a storm is called: its cause, from the types of its segments and from what the peer still
 //! acknowledged, and the sentences, evidence and advice that go with it.
 
-use std::{borrow::Cow, net::IpAddr};
+use std::borrow::Cow;
 
 use super::{
     activity::{Activity, Tally},
-    remote_subject,
+    course::Course,
+    scope::{Scope, Wider},
 };
 use crate::{
     detect::{Context, Draft, Facts, hooks, plural},
@@ -21,26 +22,40 @@ pub(super) enum Cause {
     PathLoss,
     PathMtu,
     LocalDrop,
+    ReceiverStalled,
+    Reordering,
     Unknown,
 }
 
 impl Cause {
-    /// From most to least certain. A segment that this host could not send needs no theory. Where the
-    /// peer acknowledges anything, or its duplicate ACKs called for the repeats, the path works and
-    /// loses. Where nothing comes through although the peer still talks, and only full-sized
-    /// segments were tried, size is what tells them apart. Timeouts alone mean silence.
+    /// From most to least certain. A segment that this host could not send needs no theory, nor one that
+    /// was sent into a shut window. What the peer says came twice was not lost. Where the first segment that
+    /// is not acknowledged is a full-sized one each time, and does not come through although the peer still
+    /// talks, or has what came after it, size is what tells them apart. Where the peer acknowledges
+    /// anything, or its duplicate ACKs called for the repeats, the path works and loses. Timeouts alone mean
+    /// silence.
     pub(super) fn of(tally: &Tally) -> Self {
         if tally.failed > tally.segments {
             return Self::LocalDrop;
         }
+        if 2 * tally.shut > tally.segments {
+            return Self::ReceiverStalled;
+        }
+        if tally.spurious > 0 && 2 * tally.spurious >= tally.data() {
+            return Self::Reordering;
+        }
+        let talks = tally.peer_spoke > 0 || tally.of(RetransmitType::Fast) > 0;
+        if talks && tally.is_stuck() && tally.heads == tally.full_heads {
+            return Self::PathMtu;
+        }
         if tally.progress > 0 || tally.of(RetransmitType::Fast) > 0 {
             return Self::PathLoss;
         }
-        let timeouts = tally.of(RetransmitType::Timeout);
-        if timeouts > 0 && tally.full == tally.data() && tally.peer_spoke > 0 {
-            return Self::PathMtu;
-        }
-        if timeouts + tally.of(RetransmitType::Syn) + tally.of(RetransmitType::SynAck) > 0 {
+        if tally.of(RetransmitType::Timeout)
+            + tally.of(RetransmitType::Syn)
+            + tally.of(RetransmitType::SynAck)
+            > 0
+        {
             return Self::PeerUnreachable;
         }
         Self::Unknown
@@ -52,6 +67,8 @@ impl Cause {
             Self::PathLoss => "path_loss",
             Self::PathMtu => "path_mtu",
             Self::LocalDrop => "local_drop",
+            Self::ReceiverStalled => "receiver_stalled",
+            Self::Reordering => "reordering",
             Self::Unknown => "unknown",
         }
     }
@@ -69,6 +86,10 @@ impl Cause {
                 "only full-sized segments fail while the peer still talks: they are too large for the path"
             }
             Self::LocalDrop => "most never left this host: it drops them itself",
+            Self::ReceiverStalled => "the peer's window is shut: its application does not read",
+            Self::Reordering => {
+                "the peer says that most came twice: they were late or overtaken, not lost"
+            }
             Self::Unknown => "their types do not tell why",
         }
     }
@@ -98,6 +119,15 @@ impl Cause {
             Self::LocalDrop => vec![
                 "look at this host's output firewall, its qdisc (tc -s qdisc) and the link".into(),
             ],
+            Self::ReceiverStalled => vec![
+                "look at what the peer's process does instead of reading (ss -tnp there: Recv-Q is full)"
+                    .into(),
+            ],
+            Self::Reordering => vec![
+                "look for several paths to one place (bonded links, ECMP by packet, Wi-Fi), and for ACKs \
+                 that are delayed or lost on the way back"
+                    .into(),
+            ],
             Self::Unknown => {
                 vec!["compare TcpExt counters (nstat -az 'TcpExt*') while it lasts".into()]
             }
@@ -107,51 +137,39 @@ impl Cause {
 
 pub(super) fn connection(
     connection: &Connection,
-    activity: &Activity<()>,
+    course: &Course,
+    activity: &Activity,
     stage: &'static str,
     cx: &Context<'_>,
 ) -> Draft {
     let to = connection.remote.to_string();
-    draft(
+    let mut draft = draft(
         connection.subject(),
         connection.owner,
         &to,
         activity,
         stage,
         cx,
-    )
+    );
+    draft.evidence = course.facts(draft.evidence, &connection.tcp);
+    draft
 }
 
-pub(super) fn remote<C: Copy + PartialEq>(
-    netns: u32,
-    remote: IpAddr,
-    activity: &Activity<C>,
+pub(super) fn wider(
+    scope: &Wider,
+    owner: Option<Owner>,
+    activity: &Activity,
     stage: &'static str,
     cx: &Context<'_>,
 ) -> Draft {
-    draft(
-        remote_subject(netns, remote),
-        None,
-        &remote.to_string(),
-        activity,
-        stage,
-        cx,
-    )
+    draft(scope.subject(), owner, &scope.said(), activity, stage, cx)
 }
 
-pub(super) fn host<C: Copy + PartialEq>(
-    activity: &Activity<C>,
-    stage: &'static str,
-    cx: &Context<'_>,
-) -> Draft {
-    draft(Subject::Host, None, "many remotes", activity, stage, cx)
-}
-
-fn draft<C: Copy + PartialEq>(
+fn draft(
     subject: Subject,
     owner: Option<Owner>,
     to: &str,
-    activity: &Activity<C>,
+    activity: &Activity,
     stage: &'static str,
     cx: &Context<'_>,
 ) -> Draft {
@@ -160,6 +178,7 @@ fn draft<C: Copy + PartialEq>(
     let mut facts = Facts::default()
         .number("rate_per_s", activity.rate(cx.now))
         .number("onset_per_s", activity.onset_per_s)
+        .number("usual_per_s", activity.usual(cx.now))
         .count("peak_per_s", activity.peak_per_s)
         .seconds("peak_after_s", activity.peak_at.since(activity.since()));
     if let Some(ratio) = total.ratio() {
@@ -174,9 +193,18 @@ fn draft<C: Copy + PartialEq>(
     }
     facts = facts
         .count("full_sized_segments", total.full)
+        .count("spurious_segments", total.spurious)
         .count("segments_not_sent", total.failed);
+    if cause == Cause::PathMtu
+        && let Some(bytes) = total.full_bytes
+    {
+        facts = facts.count("lost_segment_bytes", bytes);
+    }
     if total.connections > 0 {
         facts = facts.count("connections", total.connections);
+    }
+    if let Some((Scope::Wider(top), count)) = activity.top() {
+        facts = facts.text("top", top.said()).count("top_segments", count);
     }
     let segments = plural(total.segments, "segment");
     let ratio = total.ratio().map_or_else(String::new, |ratio| {

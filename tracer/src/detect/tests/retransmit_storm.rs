@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    record,
+    record::{self, Socket},
     tcp::{ca, flag, pending, state},
 };
 use rstest::rstest;
@@ -27,6 +27,8 @@ fn lossy(run: &mut Run, remote: &str, events: u32, segments: u32, sent_per_event
             retransmit.tcp.snd_una = 1000 + event * 2000;
             retransmit.tcp.snd_nxt = retransmit.tcp.snd_una + 20_000;
             retransmit.tcp.data_segs_out = 100 + event * sent_per_event;
+            retransmit.tcp.bytes_retrans = u64::from(event) * 2896;
+            retransmit.tcp.srtt_us = 20_000 + event * 1000;
         });
     }
 }
@@ -48,6 +50,17 @@ fn a_lossy_connection_opens_within_a_second_and_counts_every_segment() {
     assert_eq!(finding.stage.as_deref(), Some("end"));
     assert_eq!(finding.count, 38);
     assert_eq!(evidence(finding, "fast_segments"), &Value::Count(38));
+    // Every event acknowledges something, and the next comes 50 ms later.
+    assert_eq!(
+        evidence(finding, "longest_without_progress_s"),
+        &Value::Number(0.05)
+    );
+    assert_eq!(
+        evidence(finding, "bytes_retransmitted"),
+        &Value::Count(18 * 2896)
+    );
+    assert_eq!(evidence(finding, "srtt_before_ms"), &Value::Number(20.0));
+    assert_eq!(evidence(finding, "srtt_ms"), &Value::Number(38.0));
     run.assert_replays(Thresholds::default());
 }
 
@@ -169,25 +182,119 @@ fn unanswered_connects_are_the_remotes_storm() {
     );
 }
 
-#[test]
-fn many_remotes_are_the_hosts_storm() {
+/// Retransmissions of 100 connections, each of which is made by `socket` of its number.
+fn of_many(socket: impl Fn(u64) -> Socket, owned: impl Fn(u64) -> u32) -> Run {
     let mut run = Run::new();
     for round in 0..4_u32 {
-        for host in 1..=100 {
-            let remote = format!("192.0.2.{host}:4000");
-            let mut socket = socket(LOCAL, &remote);
-            socket.sk += host;
+        for number in 1..=100 {
+            let mut socket = socket(number);
+            socket.sk += number;
             run.retransmit(socket, |retransmit| {
                 retransmit.tcp.retransmits = 1;
                 retransmit.tcp.snd_una = 1000 + round;
+                retransmit.owner.pid = owned(number);
             });
         }
         run.skip(Duration::from_millis(700));
     }
     run.finish();
+    run
+}
+
+#[test]
+fn what_many_remotes_have_in_common_is_the_scope() {
+    let far = |number: u64| format!("198.{number}.100.7:4000");
+    let near = |number: u64| format!("192.0.2.{number}:4000");
+    let at = |number: u64| format!("10.0.0.1:{}", 8000 + number);
+    let same = |_| 1234;
+    let own = |number: u64| u32::try_from(number).unwrap();
+    let netns = 4026;
+    let scopes = [
+        (
+            of_many(|number| socket(&at(number), &near(number)), own),
+            Subject::Prefix {
+                netns,
+                prefix: "192.0.2.0".parse().unwrap(),
+                length: 24,
+            },
+        ),
+        (
+            of_many(|number| socket(LOCAL, &far(number)), same),
+            Subject::Listener {
+                netns,
+                local: LOCAL.parse().unwrap(),
+            },
+        ),
+        (
+            of_many(|number| socket(&at(number), &far(number)), same),
+            Subject::Process {
+                netns,
+                pid: 1234,
+                comm: "server".to_owned(),
+            },
+        ),
+        (
+            of_many(|number| socket(&at(number), &far(number)), own),
+            Subject::Netns { netns },
+        ),
+        (
+            of_many(
+                |number| Socket {
+                    netns: own(number),
+                    ..socket(&at(number), &far(number))
+                },
+                own,
+            ),
+            Subject::Host,
+        ),
+    ];
+    for (run, subject) in scopes {
+        let finding = run.only();
+        assert_eq!(finding.subject, subject);
+        assert_eq!(finding.count, 400, "{subject:?}");
+        assert_eq!(
+            finding.owner.is_some(),
+            matches!(subject, Subject::Listener { .. } | Subject::Process { .. })
+        );
+        run.assert_replays(Thresholds::default());
+    }
+}
+
+#[test]
+fn what_is_usual_is_learned_and_is_no_storm() {
+    let mut thresholds = Thresholds::default();
+    thresholds.retransmit_storm.host_per_s = 5.0;
+    let mut run = Run::with(thresholds);
+    let mut number = 0_u64;
+    let mut lose = |run: &mut Run, per_s: u32, seconds: u32| {
+        for _ in 0..per_s * seconds {
+            number += 1;
+            let mut socket = Socket {
+                netns: 1 + u32::try_from(number % 64).unwrap(),
+                ..socket(
+                    &format!("10.0.0.1:{}", 8000 + number % 97),
+                    &format!("198.{}.100.7:4000", number % 251),
+                )
+            };
+            socket.sk += number;
+            run.retransmit(socket, |retransmit| {
+                retransmit.owner.pid = u32::try_from(number % 89).unwrap();
+            });
+            run.skip(Duration::from_secs(1) / per_s);
+        }
+    };
+    lose(&mut run, 4, 900);
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+    // Above the floor, and not thrice what is usual.
+    lose(&mut run, 8, 10);
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+    lose(&mut run, 20, 5);
     let finding = run.only();
     assert_eq!(finding.subject, Subject::Host);
-    assert_eq!(finding.count, 400);
+    let Value::Number(usual) = evidence(finding, "usual_per_s") else {
+        panic!("a rate: {finding:#?}");
+    };
+    assert!((3.0..4.5).contains(usual), "{usual}");
 }
 
 #[test]
@@ -228,6 +335,70 @@ fn full_sized_segments_that_fail_while_the_peer_talks_are_too_large() {
     let finding = run.only();
     assert_eq!(finding.cause, "path_mtu");
     assert!(finding.because.is_some());
+}
+
+#[test]
+fn full_sized_segments_that_fail_while_what_follows_arrives_are_too_large() {
+    let mut run = Run::new();
+    stuck(&mut run, |event, retransmit| {
+        retransmit.end_seq = retransmit.seq + 1448;
+        // A tail loss probe and what its SACK calls for.
+        if event % 10 == 1 {
+            retransmit.seq = 2900;
+            retransmit.end_seq = 3000;
+            retransmit.tcp.ca_state = ca::OPEN;
+            retransmit.tcp.pending = pending::LOSS_PROBE;
+        } else if event % 10 == 2 {
+            retransmit.tcp.ca_state = ca::RECOVERY;
+        }
+    });
+    let finding = run.only();
+    assert_eq!(finding.cause, "path_mtu");
+    assert_eq!(evidence(finding, "lost_segment_bytes"), &Value::Count(1448));
+}
+
+#[test]
+fn what_came_twice_was_not_lost() {
+    let mut run = Run::new();
+    stuck(&mut run, |event, retransmit| {
+        retransmit.tcp.ca_state = ca::RECOVERY;
+        retransmit.tcp.snd_una = 1000 + event;
+        retransmit.dsack_dups = 7 + event;
+    });
+    let finding = run.only();
+    assert_eq!(finding.cause, "reordering");
+    assert_eq!(evidence(finding, "spurious_segments"), &Value::Count(39));
+    assert_eq!(finding.count, 40, "they are part of it");
+}
+
+#[test]
+fn repeats_into_a_shut_window_are_the_receivers() {
+    let mut run = Run::new();
+    stuck(&mut run, |_, retransmit| retransmit.tcp.snd_wnd = 0);
+    assert_eq!(run.only().cause, "receiver_stalled");
+}
+
+/// Up to 6.12 the kernel is silent about attempts that fail; later, what is missing was lost on its way.
+#[rstest]
+#[case::failed(0, 40, 78)]
+#[case::lost(1, 118, 0)]
+fn what_no_record_told_is_in_the_sockets_own_count(
+    #[case] failures_traced: u8,
+    #[case] sent: u64,
+    #[case] failed: u64,
+) {
+    let mut run = Run::new();
+    stuck(&mut run, |event, retransmit| {
+        retransmit.failures_traced = failures_traced;
+        retransmit.tcp.total_retrans = 1 + 3 * event;
+    });
+    let finding = run.only();
+    assert_eq!(finding.count, sent);
+    assert_eq!(
+        evidence(finding, "segments_not_sent"),
+        &Value::Count(failed)
+    );
+    assert_eq!(finding.cause == "local_drop", failed > 0);
 }
 
 #[test]

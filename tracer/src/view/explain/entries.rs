@@ -392,7 +392,9 @@ TCP is repeating far more than now and then: the rate is above the floor, and th
 too large. Each repeat is a stall that users feel: at least a round trip when acknowledgements tell
 of the hole, 200 ms and more when only the timer does.
 
-The scope is the narrowest that explains it: one connection, one remote address, or the whole host.
+The scope is the narrowest that explains it: one connection, one remote address, one network, one listener,
+one process, one network namespace, or the whole host. One remote or network: its side. One listener or
+process with many remotes: this side, its qdisc or its limits. The host: its link.
 The types in the evidence (`timeout_segments`, `fast_segments`, `tail_loss_probe_segments`) say how TCP
 noticed, and the cause is concluded from them.",
     },
@@ -457,7 +459,7 @@ host's.",
     },
     Entry {
         word: "receiver_stalled",
-        of: Some("send_stall"),
+        of: Some("retransmit_storm and send_stall"),
         text: "\
 The peer answers each probe that its buffer is full: its host and the network work, its application does not
 read. A backup that waits for its disk, a browser tab that is suspended, a consumer that hangs. What is to
@@ -465,6 +467,17 @@ be sent waits in this host's memory, and the process that writes blocks, or buff
 
 On the peer: `ss -tnp` (Recv-Q is full: whose socket), then what that process does. Here: a limit on what is
 queued for one peer, and a write timeout (`TCP_USER_TIMEOUT` ends such a connection too).",
+    },
+    Entry {
+        word: "reordering",
+        of: Some("retransmit_storm"),
+        text: "\
+The peer says (duplicate SACK, RFC 2883) that at least half of what was repeated had arrived already: nothing
+was lost. Packets overtake each other on the way, or are late, or the ACKs are.
+
+Several paths to one place: bonded links in round-robin mode, ECMP by packet, Wi-Fi. Late: a queue that
+fills and empties (bufferbloat), a host that was paused. `nstat -az TcpExtTCPDSACKRecv TcpExtTCPSpuriousRTOs
+TcpExtTCPSACKReorder` tells which.",
     },
     Entry {
         word: "unknown",
