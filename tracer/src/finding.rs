@@ -42,6 +42,7 @@ pub enum FindingKind {
     HalfOpen,
     RetransmitStorm,
     ConnectFailure,
+    ConnectionDrop,
 }
 
 impl FindingKind {
@@ -54,6 +55,7 @@ impl FindingKind {
             Self::HalfOpen => "half_open",
             Self::RetransmitStorm => "retransmit_storm",
             Self::ConnectFailure => "connect_failure",
+            Self::ConnectionDrop => "connection_drop",
         }
     }
 }

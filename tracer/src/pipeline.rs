@@ -14,6 +14,7 @@ use crate::{
     detect::{
         Context, Thresholds,
         connect_failure::ConnectFailure,
+        connection_drop::ConnectionDrop,
         half_open::{dead_peer::DeadPeer, half_closed::HalfClosed, handshake::Handshake},
         refusal::Refusal,
         retransmit_storm::RetransmitStorm,
@@ -62,6 +63,7 @@ pub struct Tallies {
     pub dead_peers_evicted: u64,
     pub processes_evicted: u64,
     pub failures_evicted: u64,
+    pub drops_evicted: u64,
     /// Connections that should be watched and are not, at the last poll.
     pub unwatched: u64,
     /// Namespaces not compared with the kernel's counters, those forgotten after they were, and counts
@@ -85,6 +87,7 @@ pub struct Pipeline {
     half_closed: HalfClosed,
     storm: RetransmitStorm,
     connect_failure: ConnectFailure,
+    connection_drop: ConnectionDrop,
     reconciler: Reconciler,
     now: Ktime,
     last_id: u64,
@@ -109,6 +112,7 @@ impl Pipeline {
             half_closed: HalfClosed::new(limits.processes),
             storm: RetransmitStorm::new(limits.connections, limits.remotes),
             connect_failure: ConnectFailure::new(limits.failures),
+            connection_drop: ConnectionDrop::new(limits.drops),
             reconciler: Reconciler::new(),
             thresholds,
             host,
@@ -173,6 +177,7 @@ impl Pipeline {
             }
             Body::Refusal(body) => self.refusal.refusal(body, &mut cx),
             Body::Failure(body) => self.connect_failure.failure(body, &mut cx),
+            Body::Ending(body) => self.connection_drop.ending(body, &mut cx),
             Body::Sources(body) => self.handshake.sources(body, &mut cx),
             Body::SynAck(body) => {
                 self.handshake.syn_ack(body, &mut cx);
@@ -195,6 +200,7 @@ impl Pipeline {
                 self.half_closed.tick(&mut cx);
                 self.storm.tick(&mut cx);
                 self.connect_failure.tick(&mut cx);
+                self.connection_drop.tick(&mut cx);
             }
             Body::Connect(_)
             | Body::Accept(_)
@@ -224,6 +230,7 @@ impl Pipeline {
         self.half_closed.finish(&mut cx);
         self.storm.finish(&mut cx);
         self.connect_failure.finish(&mut cx);
+        self.connection_drop.finish(&mut cx);
     }
 
     /// What the next poll is to show: silent connections, whose recovery no hook tells, and listeners
@@ -278,6 +285,7 @@ impl Pipeline {
             dead_peers_evicted: self.dead_peer.evicted(),
             processes_evicted: self.half_closed.evicted(),
             failures_evicted: self.connect_failure.evicted(),
+            drops_evicted: self.connection_drop.evicted(),
             unwatched: self.unwatched,
             netns_uncompared,
             netns_evicted: self.reconciler.evicted(),

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use conntracer_common::record::syn_outcome;
+use conntracer_common::record::{ending_flag, syn_outcome};
 use serde::{
     Serialize, Serializer,
     ser::{Error as _, SerializeMap},
@@ -135,6 +135,25 @@ impl Named<'_> {
                 errno_entry(map, body.errno)?;
                 map.serialize_entry("syns", &body.syns)?;
                 map.serialize_entry("longest_ms", &body.longest.as_millis())
+            }
+            Body::Ending(body) => {
+                map.serialize_entry("old_state", &body.old)?;
+                map.serialize_entry("orderly", &body.is_orderly())?;
+                map.serialize_entry("closed_first", &body.closed_first())?;
+                map.serialize_entry("reset_received", &body.has(ending_flag::RST_RECEIVED))?;
+                map.serialize_entry("reset_sent", &body.has(ending_flag::RST_SENT))?;
+                map.serialize_entry("bytes_sent", &body.tcp.bytes_acked)?;
+                map.serialize_entry("bytes_received", &body.bytes_received)?;
+                map.serialize_entry("unread_bytes", &body.unread_bytes)?;
+                if let Some(age) = body.age {
+                    map.serialize_entry("age_ms", &age.as_millis())?;
+                }
+                if let Some(idle) = body.idle {
+                    map.serialize_entry("idle_ms", &idle.as_millis())?;
+                }
+                errno_entry(map, body.errno)?;
+                reason_entry(map, body.reason, self.host.map(|host| &host.reset_reasons))?;
+                tcp_entries(map, &body.tcp)
             }
             Body::Probe(body) => {
                 let kind = if body.keepalive {

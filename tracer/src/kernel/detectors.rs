@@ -84,6 +84,7 @@ pub(super) fn plans(hooks: &[HookPlan]) -> Vec<DetectorPlan> {
         ("half_open.half_closed", &["state", "destroy"]),
         ("retransmit_storm", &["retransmit", "synack"]),
         ("connect_failure", &["state", "failure", "reset_received"]),
+        ("connection_drop", &["state", "reset_received"]),
     ]
     .into_iter()
     .map(|(detector, needs)| plan(detector, needs, hooks))

@@ -97,6 +97,7 @@ mod tests {
     #[case(FindingKind::HalfOpen)]
     #[case(FindingKind::RetransmitStorm)]
     #[case(FindingKind::ConnectFailure)]
+    #[case(FindingKind::ConnectionDrop)]
     fn every_finding_is_explained(#[case] kind: FindingKind) {
         let text = text(kind.name()).unwrap();
         assert!(text.contains("Causes: "), "{text}");
