@@ -22,7 +22,7 @@ pub(crate) fn ended(ctx: &BtfTracePointContext, sk: u64, old: u8) -> Outcome {
     let rst = reset::last_of(sk);
     let abrupt = old == state::ESTABLISHED
         || old == state::CLOSE_WAIT
-        || rst.is_some()
+        || rst.sk != 0
         || load!(sk, sk_err: u32) != 0;
     if !abrupt && !asked_for(kind::ENDING) {
         return Outcome::Aggregated;
@@ -47,15 +47,12 @@ pub(crate) fn ended(ctx: &BtfTracePointContext, sk: u64, old: u8) -> Outcome {
     field_into!(sk, sk_err_soft, &mut record.soft_error);
     record.idle_ns = idle_ns(sk);
     record.unread = unread(sk, old);
-    record.reason = u32::MAX;
+    record.reason = rst.reason;
     record.flags = 0;
-    if let Some(rst) = rst {
-        if rst.received == 0 {
-            record.flags |= ending_flag::RST_SENT;
-            record.reason = rst.reason;
-        } else {
-            record.flags |= ending_flag::RST_RECEIVED;
-        }
+    if rst.received != 0 {
+        record.flags |= ending_flag::RST_RECEIVED;
+    } else if rst.sk != 0 {
+        record.flags |= ending_flag::RST_SENT;
     }
     let flags = field!(sk, skc_flags: u64);
     if flags & SOCK_DEAD != 0 {
