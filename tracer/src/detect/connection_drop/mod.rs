@@ -160,14 +160,14 @@ struct Deaths {
 }
 
 impl Deaths {
-    const fn new(latest: Event, now: Ktime) -> Self {
+    const fn new(latest: &Event, now: Ktime) -> Self {
         Self {
             life: None,
             count: 0,
             since: now,
             last: now,
             idle: None,
-            latest,
+            latest: *latest,
         }
     }
 
@@ -192,7 +192,7 @@ impl Deaths {
         let least = Duration::from_secs(cx.thresholds.connection_drop.idle_s);
         // Timeouts are often looked at once a second, and by some in steps of a few.
         let spread = shortest / 20 + Duration::from_secs(1);
-        (self.count >= ALIKE && shortest >= least && longest - shortest <= spread)
+        (self.count >= ALIKE && shortest >= least && longest <= shortest + spread)
             .then_some(shortest)
     }
 }
@@ -235,11 +235,11 @@ impl ConnectionDrop {
         let quiet = cx.thresholds.connection_drop.quiet();
         match self.deaths.touch(&key) {
             Some(known) if known.life.is_none() && cx.now.since(known.last) >= quiet => {
-                *known = Deaths::new(*ending, cx.now);
+                *known = Deaths::new(ending, cx.now);
             }
             Some(_) => {}
             None => {
-                let gone = self.deaths.insert(key, Deaths::new(*ending, cx.now));
+                let gone = self.deaths.insert(key, Deaths::new(ending, cx.now));
                 if let Some((key, gone)) = gone
                     && let Some(life) = gone.life
                 {

@@ -140,7 +140,7 @@ fn deaths_after_the_same_idle_time_are_a_timeout() {
         "41 connections to 10.0.0.9:443 reset by 10.0.0.9:443, each idle for 350.0 s: somebody's idle \
          timeout"
     );
-    run.pass(Duration::from_secs(600));
+    run.pass(Duration::from_mins(10));
     assert_eq!(run.only().status, Status::Resolved);
     run.assert_replays(Thresholds::default());
 }

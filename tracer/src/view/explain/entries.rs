@@ -573,8 +573,8 @@ middle of a transfer: the peer crashed, or closed with data unread. All at one m
         text: "\
 This host cut the connection. `how` says by what:
 
-  closed_with_unread_data   close() while received data waits; the RST may destroy, on the peer's
-                            side, an answer that was sent before
+  closed_with_unread_data   close() while received data waits; the RST may destroy an answer
+                            that the peer has not read yet
   closed_without_linger     SO_LINGER with a time of 0: close() is a RST
   closed_before_accept      the listener was closed with complete connections in its queue
   disconnected              connect() to AF_UNSPEC, or a protocol above TCP
