@@ -122,6 +122,28 @@ impl Pair {
         self.server.run(|| Connection::accept(&listener, client))
     }
 
+    /// Takes the client's end down: the server's loses its carrier. What IPv6 had there is gone with it.
+    pub fn cut(&self) -> Result<()> {
+        self.client.run(|| {
+            with_handle(async |handle: &Handle| {
+                let index = find(handle, CLIENT).await?.header.index;
+                let message = LinkUnspec::new_with_index(index).down().build();
+                handle
+                    .link()
+                    .set(message)
+                    .execute()
+                    .await
+                    .with_context(|| format!("setting {CLIENT} down"))
+            })
+        })
+    }
+
+    /// Ends [`Pair::cut`].
+    pub fn mend(&self) -> Result<()> {
+        self.client.run(|| set_up(CLIENT))?;
+        self.client.run(|| wait_up(CLIENT))
+    }
+
     /// Waits until what the calling CPU sent from the client before has arrived at the server: packets
     /// of one CPU do not overtake each other on a veth pair. `netns.run` on a pinned thread.
     pub fn wait_drained(&self) -> Result<()> {

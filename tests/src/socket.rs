@@ -280,11 +280,15 @@ impl Connection {
     }
 }
 
-fn wait_readable(socket: &Socket) -> Result<()> {
+/// Waits for a connection to accept, or for data or the end of a connection.
+pub fn wait_readable(socket: &Socket) -> Result<()> {
     let mut polled = [PollFd::new(socket, PollFlags::IN)];
     let timeout = Timespec::try_from(SOON).context("a limit that fits a timespec")?;
-    if rustix::event::poll(&mut polled, Some(&timeout)).context("polling a listener")? == 0 {
-        bail!("waited {} s for a connection to accept", SOON.as_secs());
+    if rustix::event::poll(&mut polled, Some(&timeout)).context("polling a socket")? == 0 {
+        bail!(
+            "waited {} s for something to read or accept",
+            SOON.as_secs()
+        );
     }
     Ok(())
 }

@@ -71,7 +71,10 @@ layout! {
 
     sk_protocol = "sock"."sk_protocol";
     sk_err = "sock"."sk_err";
+    sk_err_soft = "sock"."sk_err_soft", optional;
     sk_shutdown = "sock"."sk_shutdown", optional;
+    sk_lingertime = "sock"."sk_lingertime", optional;
+    sk_socket = "sock"."sk_socket", optional;
     sk_drops = "sock"."sk_drops";
     sk_ack_backlog = "sock"."sk_ack_backlog";
     sk_max_ack_backlog = "sock"."sk_max_ack_backlog";
@@ -87,12 +90,16 @@ layout! {
     icsk_ca_state = "inet_connection_sock"."icsk_ca_state";
     icsk_rto = "inet_connection_sock"."icsk_rto";
     icsk_user_timeout = "inet_connection_sock"."icsk_user_timeout", optional;
+    icsk_lrcvtime = "inet_connection_sock"."icsk_ack.lrcvtime", optional;
     icsk_qlen = "inet_connection_sock"."icsk_accept_queue.qlen";
 
     snd_una = "tcp_sock"."snd_una";
     snd_nxt = "tcp_sock"."snd_nxt";
     write_seq = "tcp_sock"."write_seq";
     rcv_nxt = "tcp_sock"."rcv_nxt";
+    copied_seq = "tcp_sock"."copied_seq", optional;
+    lsndtime = "tcp_sock"."lsndtime", optional;
+    bytes_received = "tcp_sock"."bytes_received", optional;
     snd_wnd = "tcp_sock"."snd_wnd";
     packets_out = "tcp_sock"."packets_out";
     lost_out = "tcp_sock"."lost_out";

@@ -23,4 +23,6 @@ pub struct Options {
     /// 1: what connect() returns is not seen, and the state hook concludes what it can.
     pub failure_by_state: u8,
     pub pad: [u8; 3],
+    /// Nanoseconds of a jiffy.
+    pub tick_ns: u32,
 }

@@ -593,6 +593,46 @@ pub struct Failure {
     pub pad: [u8; 7],
 }
 
+/// Bits of [`Ending::flags`].
+pub mod ending_flag {
+    /// A RST of the peer's ended it; this host sent one just before.
+    pub const RST_RECEIVED: u8 = 1;
+    pub const RST_SENT: u8 = 2;
+    /// The application had closed the socket already (`SOCK_DEAD`).
+    pub const ORPHAN: u8 = 4;
+    /// `SO_LINGER` with a time of 0.
+    pub const NO_LINGER: u8 = 8;
+    /// No application had accepted it yet (`sk_socket` is NULL).
+    pub const NOT_ACCEPTED: u8 = 16;
+}
+
+/// How an established connection ended: with an error, without a FIN, or with a RST; every end where
+/// somebody asked for it.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Ending {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+    pub tcp: Tcp,
+    pub bytes_received: u64,
+    /// Since data was last sent or received; `u64::MAX` when none was, or the kernel does not tell.
+    pub idle_ns: u64,
+    /// `sk_err` and `sk_err_soft` (errno, positive).
+    pub error: u32,
+    pub soft_error: u32,
+    /// `enum sk_rst_reason` of a RST sent before; `u32::MAX` when the kernel gives none.
+    pub reason: u32,
+    /// Received and not read.
+    pub unread: u32,
+    pub old_state: u8,
+    /// Bits of [`ending_flag`].
+    pub flags: u8,
+    pub pad: [u8; 6],
+}
+
 /// A keepalive or zero-window probe (`tcp_write_wakeup`).
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
@@ -700,6 +740,7 @@ const _: () = {
     assert!(size_of::<Drop>() == 144);
     assert!(size_of::<Refusal>() == 208);
     assert!(size_of::<Failure>() == 168);
+    assert!(size_of::<Ending>() == 240);
     assert!(size_of::<Probe>() == 208);
     assert!(size_of::<Snapshot>() == 208);
     assert!(size_of::<Netns>() == 424);

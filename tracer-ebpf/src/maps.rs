@@ -12,7 +12,7 @@ use conntracer_common::{
     layout::{KernelFacts, KernelLayout},
     netns::{Counts, Look, NetnsId},
     options::Options,
-    record::{Drop, Sources},
+    record::{Drop, Ending, Sources},
     socket::{FAILED_KEY_BYTES, Failed, Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HookCounters, hook},
 };
@@ -40,6 +40,7 @@ pub(crate) static OPTIONS: Options = Options {
     syn_by_skb: 0,
     failure_by_state: 0,
     pad: [0; 3],
+    tick_ns: 0,
 };
 
 /// Reads one field of a global.
@@ -325,6 +326,10 @@ pub(crate) static LAST_MIB: LruPerCpuHashMap<u32, Mib> =
 /// asked about it.
 #[map]
 pub(crate) static DROPPED: PerCpuArray<Drop> = PerCpuArray::with_max_entries(1, 0);
+
+/// The connection that ended on this CPU: as with `DROPPED`.
+#[map]
+pub(crate) static ENDED: PerCpuArray<Ending> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub(crate) static SYN_BRACKET: PerCpuArray<Bracket> = PerCpuArray::with_max_entries(1, 0);

@@ -17,8 +17,10 @@ use conntracer_common::{
 
 use crate::maps::global;
 
-/// `SOCK_KEEPOPEN` in `enum sock_flags` (include/net/sock.h); the same in 5.10 … 7.x.
+/// Bits of `skc_flags`: `enum sock_flags` (include/net/sock.h), the same in 5.10 … 7.x.
 const SOCK_KEEPOPEN: u32 = 3;
+pub(crate) const SOCK_DEAD: u64 = 1 << 0;
+pub(crate) const SOCK_LINGER: u64 = 1 << 4;
 
 /// Reads a `T` at `offset` from `base`; zero when the field is absent or the memory unreadable.
 ///

@@ -109,6 +109,8 @@ pub enum Emit {
     Drop,
     /// SYNs dropped before they reached a listener, counted by where they were to go and why.
     Refusal,
+    /// A summary of each connection at its end.
+    Connection,
     /// Attempts to connect that failed, counted by process, remote end and error.
     Failure,
     /// Keepalive and window probes.

@@ -22,9 +22,9 @@ use zerocopy::FromBytes;
 
 use crate::{
     event::{
-        Body, Comm, Device, Drop, Event, Failure, Loss, Netns, Opened, Owner, OwnerSource, Path,
-        Place, Probe, Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket, Sources,
-        State, Syn, SynAck, Tcp,
+        Body, Comm, Device, Drop, Ending, Event, Failure, Loss, Netns, Opened, Owner, OwnerSource,
+        Path, Place, Probe, Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket,
+        Sources, State, Syn, SynAck, Tcp,
     },
     finding::Ktime,
     source::SocketId,
@@ -83,6 +83,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::DROP => Body::Drop(drop(&read(bytes, &header)?)?),
         kind::REFUSAL => Body::Refusal(refusal(&read(bytes, &header)?)?),
         kind::FAILURE => Body::Failure(failure(&read(bytes, &header)?)?),
+        kind::ENDING => Body::Ending(ending(&read(bytes, &header)?)?),
         kind::PROBE => Body::Probe(probe(&read(bytes, &header)?)?),
         kind::SNAPSHOT => Body::Snapshot(snapshot(&read(bytes, &header)?)?),
         kind::TICK => {
@@ -384,6 +385,25 @@ fn failure(raw: &record::Failure) -> Result<Failure, DecodeError> {
         errno: raw.error,
         syns: raw.syns,
         how: raw.how,
+    })
+}
+
+fn ending(raw: &record::Ending) -> Result<Ending, DecodeError> {
+    let socket = socket(&raw.socket);
+    let is_whole = socket.id.born != Ktime(0) && socket.role != Role::Unknown;
+    Ok(Ending {
+        socket,
+        owner: owner(&raw.owner)?,
+        tcp: tcp(&raw.tcp),
+        bytes_received: raw.bytes_received,
+        age: is_whole.then(|| Ktime(raw.header.ktime_ns).since(socket.id.born)),
+        idle: (raw.idle_ns != u64::MAX).then(|| Duration::from_nanos(raw.idle_ns)),
+        errno: raw.error,
+        soft_errno: raw.soft_error,
+        reason: reason(raw.reason),
+        unread_bytes: raw.unread,
+        old: raw.old_state.into(),
+        flags: raw.flags,
     })
 }
 

@@ -44,6 +44,7 @@ pub enum FindingKind {
     /// Data that waits, with probes in its place: nothing is repeated.
     SendStall,
     ConnectFailure,
+    ConnectionDrop,
 }
 
 impl FindingKind {
@@ -57,6 +58,7 @@ impl FindingKind {
             Self::RetransmitStorm => "retransmit_storm",
             Self::SendStall => "send_stall",
             Self::ConnectFailure => "connect_failure",
+            Self::ConnectionDrop => "connection_drop",
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     detect::{
         Context, Thresholds,
         connect_failure::ConnectFailure,
+        connection_drop::ConnectionDrop,
         half_open::{dead_peer::DeadPeer, half_closed::HalfClosed, handshake::Handshake},
         refusal::Refusal,
         retransmit_storm::RetransmitStorm,
@@ -64,6 +65,7 @@ pub struct Tallies {
     pub dead_peers_evicted: u64,
     pub processes_evicted: u64,
     pub failures_evicted: u64,
+    pub drops_evicted: u64,
     /// Connections that should be watched and are not, at the last poll.
     pub unwatched: u64,
     /// Namespaces not compared with the kernel's counters, those forgotten after they were, and counts
@@ -88,6 +90,7 @@ pub struct Pipeline {
     storm: RetransmitStorm,
     stalls: SendStalls,
     connect_failure: ConnectFailure,
+    connection_drop: ConnectionDrop,
     reconciler: Reconciler,
     now: Ktime,
     last_id: u64,
@@ -113,6 +116,7 @@ impl Pipeline {
             storm: RetransmitStorm::new(limits.connections, limits.remotes),
             stalls: SendStalls::new(limits.connections),
             connect_failure: ConnectFailure::new(limits.failures),
+            connection_drop: ConnectionDrop::new(limits.drops),
             reconciler: Reconciler::new(),
             thresholds,
             host,
@@ -178,6 +182,7 @@ impl Pipeline {
             }
             Body::Refusal(body) => self.refusal.refusal(body, &mut cx),
             Body::Failure(body) => self.connect_failure.failure(body, &mut cx),
+            Body::Ending(body) => self.connection_drop.ending(body, &mut cx),
             Body::Sources(body) => self.handshake.sources(body, &mut cx),
             Body::SynAck(body) => {
                 self.handshake.syn_ack(body, &mut cx);
@@ -202,6 +207,7 @@ impl Pipeline {
                 self.storm.tick(&mut cx);
                 self.stalls.tick(&cx);
                 self.connect_failure.tick(&mut cx);
+                self.connection_drop.tick(&mut cx);
             }
             Body::Connect(_)
             | Body::Accept(_)
@@ -232,6 +238,7 @@ impl Pipeline {
         self.storm.finish(&mut cx);
         self.stalls.finish(&mut cx);
         self.connect_failure.finish(&mut cx);
+        self.connection_drop.finish(&mut cx);
     }
 
     /// What the next poll is to show: silent and stalled connections, whose recovery no hook tells, and
@@ -298,6 +305,7 @@ impl Pipeline {
             dead_peers_evicted: self.dead_peer.evicted(),
             processes_evicted: self.half_closed.evicted(),
             failures_evicted: self.connect_failure.evicted(),
+            drops_evicted: self.connection_drop.evicted(),
             unwatched: self.unwatched,
             netns_uncompared,
             netns_evicted: self.reconciler.evicted(),

@@ -25,7 +25,7 @@ use crate::{
 /// When test time begins: not zero, which means "not seen" in records.
 const START_NS: u64 = 1_000_000_000_000;
 
-const DETECTORS: [&str; 8] = [
+const DETECTORS: [&str; 9] = [
     "syn_drop",
     "syn_drop.refusal",
     "half_open.handshake",
@@ -34,6 +34,7 @@ const DETECTORS: [&str; 8] = [
     "retransmit_storm",
     "send_stall",
     "connect_failure",
+    "connection_drop",
 ];
 
 /// The drop reasons of [`host`], numbered as no kernel does.
@@ -438,6 +439,24 @@ impl Run {
         self.record(&record);
     }
 
+    /// The end of `socket`: a RST came, unless changed.
+    pub(crate) fn ending(&mut self, socket: Socket, change: impl FnOnce(&mut record::Ending)) {
+        let mut record = record::Ending {
+            header: self.header::<record::Ending>(kind::ENDING),
+            socket,
+            owner: owner(),
+            bytes_received: 4096,
+            idle_ns: 1_000_000,
+            error: 104,
+            reason: u32::MAX,
+            old_state: state::ESTABLISHED,
+            flags: record::ending_flag::RST_RECEIVED,
+            ..record::Ending::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
     pub(crate) fn loss(&mut self, hook: u32, lost: u64) {
         let header = self.header::<record::Loss>(kind::LOSS);
         self.record(&record::Loss {
@@ -494,6 +513,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::DROP, size_of::<record::Drop>()),
         (kind::REFUSAL, size_of::<record::Refusal>()),
         (kind::FAILURE, size_of::<record::Failure>()),
+        (kind::ENDING, size_of::<record::Ending>()),
         (kind::PROBE, size_of::<record::Probe>()),
         (kind::SNAPSHOT, size_of::<record::Snapshot>()),
         (kind::TICK, size_of::<record::Tick>()),

@@ -77,11 +77,20 @@ impl DeadPeer {
     pub fn vanish(&mut self) -> Result<()> {
         socket::wait_acknowledged(&self.connection()?.accepted, EVENTUALLY)?;
         self.before = self.pair.server.counters()?;
-        let connection = self.connection()?;
-        socket::deafen(&connection.connected)?;
-        (&connection.accepted)
+        socket::deafen(&self.connection()?.connected)?;
+        self.speak()
+    }
+
+    /// The server says something.
+    pub fn speak(&self) -> Result<()> {
+        (&self.connection()?.accepted)
             .write_all(MESSAGE)
             .context("writing to a dead peer")
+    }
+
+    /// Waits until the client has acknowledged what the server said.
+    pub fn wait_answered(&self) -> Result<()> {
+        socket::wait_acknowledged(&self.connection()?.accepted, EVENTUALLY)
     }
 
     /// What the server's kernel counted since the client vanished.
@@ -91,9 +100,8 @@ impl DeadPeer {
 
     /// The client hears again, before the server has given up; returns when all is well.
     pub fn come_back(&self) -> Result<()> {
-        let connection = self.connection()?;
-        socket::hear_again(&connection.connected)?;
-        socket::wait_acknowledged(&connection.accepted, EVENTUALLY)
+        socket::hear_again(&self.connection()?.connected)?;
+        self.wait_answered()
     }
 
     /// Waits until the server's kernel gives up, and returns the errno it gives.

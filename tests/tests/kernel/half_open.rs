@@ -137,6 +137,48 @@ fn dead_peer_that_comes_back_has_recovered(#[case] family: Family) {
     assert_sound(&run, &server);
 }
 
+/// Down with the client's interface, and up again before the kernel gives up. Nothing leaves the host
+/// meanwhile; that the timeouts are seen all the same needs the rto hook, which 5.10 has no tracepoint for.
+#[test]
+fn dead_peer_whose_link_comes_back_has_recovered() {
+    let Some(binary) = binary() else { return };
+    let mut scenario = DeadPeer::new(Family::V4).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    if !tracer.has_hook("rto") {
+        assert_said(&tracer.stop().unwrap(), "half_open.dead_peer");
+        return;
+    }
+    scenario.connect().unwrap();
+    scenario.pair.cut().unwrap();
+    scenario.speak().unwrap();
+    let suspected = tracer
+        .wait_for("a suspicion", EVENTUALLY, |finding| {
+            is("dead_peer")(finding) && finding.stage.as_deref() == Some("suspected")
+        })
+        .unwrap();
+    // By the third timeout.
+    assert!(
+        suspected.number("consecutive_timeouts") <= 3,
+        "{suspected:#?}"
+    );
+    scenario.pair.mend().unwrap();
+    scenario.wait_answered().unwrap();
+    let recovered = tracer
+        .wait_for("the recovery", SOON, |finding| {
+            finding.id == suspected.id && finding.stage.as_deref() == Some("recovered")
+        })
+        .unwrap();
+    scenario.quiet().unwrap();
+    let run = tracer.stop().unwrap();
+
+    assert_eq!(recovered.status, Status::Resolved);
+    assert_eq!(run.last_of(is("dead_peer")).len(), 1, "{run:#?}");
+    assert_sound(&run, &server);
+}
+
 #[rstest]
 #[case::v4(Family::V4)]
 #[case::v6(Family::V6)]

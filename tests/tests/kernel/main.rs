@@ -6,6 +6,7 @@
 //! counted; with `CONNTRACER_MUST_TRACE` set it fails instead.
 
 mod connect_failure;
+mod connection_drop;
 mod doctor;
 mod emit;
 mod half_open;

@@ -127,7 +127,7 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
         // SAFETY: helper without preconditions.
         lasted_ns = unsafe { bpf_ktime_get_ns() } - socket.born_ns;
     }
-    if reset::last_of(sk).is_some_and(|rst| rst.received != 0) {
+    if reset::last_of(sk).received != 0 {
         how |= failure_how::RESET;
     }
     if error == 0 {

@@ -8,6 +8,7 @@ mod connect;
 mod cookie;
 mod destroy;
 mod drop;
+mod ending;
 mod failure;
 mod listener;
 mod loss_probe;

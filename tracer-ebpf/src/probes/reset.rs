@@ -38,19 +38,25 @@ fn remember(sk: u64, reason: u32, received: u32) {
     }
 }
 
-/// The RST that a closing socket sent or received just before; told once.
+/// The RST that a closing socket sent or received just before; told once. Without one `sk` is 0, which 5.10's
+/// verifier follows where it takes an `Option`'s missing value for a read of what was never written.
 #[inline(always)]
-pub(crate) fn last_of(sk: u64) -> Option<Rst> {
-    let last = LAST_RST.get_ptr_mut(0)?;
-    // SAFETY: as in `remember`.
-    unsafe {
-        if (*last).sk != sk {
-            return None;
+pub(crate) fn last_of(sk: u64) -> Rst {
+    let mut rst = Rst {
+        sk: 0,
+        reason: u32::MAX,
+        received: 0,
+    };
+    if let Some(last) = LAST_RST.get_ptr_mut(0) {
+        // SAFETY: as in `remember`.
+        unsafe {
+            if (*last).sk == sk {
+                rst = *last;
+                (*last).sk = 0;
+            }
         }
-        let rst = *last;
-        (*last).sk = 0;
-        Some(rst)
     }
+    rst
 }
 
 /// `sk` is NULL where no listener was found (from 6.12 on such resets are reported), `skb` where the
@@ -66,6 +72,10 @@ pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
     let skb: u64 = ctx.arg(1);
     // Both may be NULL to the verifier, which wants each asked before anything is read through it.
     if sk != 0 {
+        // By this host's own decision; after the change to CLOSE there is nothing left to tell.
+        if skb == 0 && field!(sk, skc_state: u8) != state::CLOSE {
+            remember(sk, reason, 0);
+        }
         netns::count(sock::net_of(sk), count::RESET_SENT);
     } else if skb != 0 {
         netns::count(sock::net_of_packet(skb), count::RESET_SENT);

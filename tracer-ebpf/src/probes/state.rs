@@ -11,7 +11,7 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{Outcome, SOCKETS, account, asked_for, global},
-    probes::{connect, failure, listener, socket},
+    probes::{connect, ending, failure, listener, socket},
     sock::{self, Argument, field, load},
 };
 
@@ -48,16 +48,25 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
         state::LISTEN => listener::listening(sk),
         state::CLOSE if old == state::LISTEN => listener::closed(ctx, sk),
         state::CLOSE if old == state::SYN_SENT => failure::closed(ctx, sk),
+        state::CLOSE if old != state::SYN_RECV && old != state::CLOSE => {
+            ending::ended(ctx, sk, old)
+        }
         state::CLOSE_WAIT | state::FIN_WAIT2 => half_closed(sk, new),
         _ => Outcome::Aggregated,
     };
-    if asked_for(kind::STATE) {
-        return said(ctx, sk, old, new, Lane::Bulk);
+    let said = if asked_for(kind::STATE) {
+        said(ctx, sk, old, new, Lane::Bulk)
+    } else if new == state::CLOSE && troubled(sk) {
+        said(ctx, sk, old, new, Lane::Rare)
+    } else {
+        return outcome;
+    };
+    // Two records of one event: it is lost when one of them is.
+    if outcome == Outcome::Lost {
+        outcome
+    } else {
+        said
     }
-    if new == state::CLOSE && troubled(sk) {
-        return said(ctx, sk, old, new, Lane::Rare);
-    }
-    outcome
 }
 
 /// Enters a half-closed state. A connection older than the tracer is adopted without an owner, so that a

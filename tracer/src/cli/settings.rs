@@ -56,6 +56,7 @@ impl Emits {
             Body::Drop(_) => kind::DROP,
             Body::Refusal(_) => kind::REFUSAL,
             Body::Failure(_) => kind::FAILURE,
+            Body::Ending(_) => kind::ENDING,
             Body::Probe(_) => kind::PROBE,
             Body::Sources(_) | Body::Snapshot(_) | Body::Tick | Body::Loss(_) | Body::Netns(_) => {
                 return false;
@@ -76,6 +77,7 @@ const fn record_bits(kind: Emit) -> u32 {
         Emit::Drop => emit_bit(kind::DROP),
         Emit::Refusal => emit_bit(kind::REFUSAL),
         Emit::Failure => emit_bit(kind::FAILURE),
+        Emit::Connection => emit_bit(kind::ENDING),
         Emit::Probe => emit_bit(kind::PROBE),
         Emit::Stats => 0,
         Emit::All => {
@@ -88,6 +90,7 @@ const fn record_bits(kind: Emit) -> u32 {
                 | record_bits(Emit::Drop)
                 | record_bits(Emit::Refusal)
                 | record_bits(Emit::Failure)
+                | record_bits(Emit::Connection)
                 | record_bits(Emit::Probe)
         }
     }

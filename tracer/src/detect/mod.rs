@@ -5,6 +5,7 @@
 //! here: the life of a finding, how certain it is, and how its figures are written.
 
 pub(crate) mod connect_failure;
+pub(crate) mod connection_drop;
 mod errno;
 pub(crate) mod half_open;
 pub(crate) mod refusal;
@@ -20,7 +21,8 @@ use std::{borrow::Cow, time::Duration};
 use conntracer_common::stats::{HOOKS, hook};
 
 pub use thresholds::{
-    ConnectFailure, HalfOpen, Limits, RetransmitStorm, SendStall, SynDrop, Thresholds,
+    ConnectFailure, ConnectionDrop, HalfOpen, Limits, RetransmitStorm, SendStall, SynDrop,
+    Thresholds,
 };
 
 use crate::{
@@ -266,5 +268,6 @@ pub(crate) mod hooks {
     pub(crate) const DEAD_PEER: [u32; 3] = [hook::RETRANSMIT, hook::PROBE, hook::STATE];
     pub(crate) const STALL: [u32; 1] = [hook::PROBE];
     pub(crate) const FAILURE: [u32; 2] = [hook::STATE, hook::FAILURE];
+    pub(crate) const DROP: [u32; 2] = [hook::STATE, hook::RESET_RECEIVED];
     pub(crate) const STORM: [u32; 2] = [hook::RETRANSMIT, hook::SYNACK];
 }

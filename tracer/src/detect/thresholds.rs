@@ -14,6 +14,7 @@ pub struct Thresholds {
     pub retransmit_storm: RetransmitStorm,
     pub send_stall: SendStall,
     pub connect_failure: ConnectFailure,
+    pub connection_drop: ConnectionDrop,
     pub limits: Limits,
 }
 
@@ -179,6 +180,37 @@ impl Default for ConnectFailure {
     }
 }
 
+/// `[detect.connection_drop]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConnectionDrop {
+    /// Opens at so many connections that died alike. Default 1: each is an error that an application was
+    /// told, or made.
+    pub connections: u64,
+    /// Deaths further apart are not one finding. Default 600 s: longer than the idle timeout of nearly every
+    /// middlebox (350 s at some clouds), so that its pattern shows.
+    pub quiet_s: u64,
+    /// Shortest idle time before a death that can be a pattern. Default 10 s: below it are the timeouts of
+    /// requests, not of idle connections.
+    pub idle_s: u64,
+}
+
+impl Default for ConnectionDrop {
+    fn default() -> Self {
+        Self {
+            connections: 1,
+            quiet_s: 600,
+            idle_s: 10,
+        }
+    }
+}
+
+impl ConnectionDrop {
+    pub(crate) const fn quiet(&self) -> Duration {
+        Duration::from_secs(self.quiet_s)
+    }
+}
+
 /// `[detect.limits]`: what is remembered at most. What falls out is counted in
 /// [`crate::pipeline::Tallies`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,6 +230,8 @@ pub struct Limits {
     pub processes: usize,
     /// Remote ends that processes failed to connect to. Default 4,096: what the kernel half keeps.
     pub failures: usize,
+    /// Remote ends, listeners and processes whose connections died alike. Default 4,096.
+    pub drops: usize,
     /// Connections whose state is asked for at every poll. Default 4,096: about 4 ms a second.
     pub watched: usize,
 }
@@ -211,6 +245,7 @@ impl Default for Limits {
             remotes: 16_384,
             processes: 4_096,
             failures: 4_096,
+            drops: 4_096,
             watched: 4_096,
         }
     }
@@ -273,6 +308,11 @@ impl Thresholds {
             ("syn_drop.scan_ports", self.syn_drop.scan_ports),
             ("limits.processes", limits.processes as u64),
             ("limits.failures", limits.failures as u64),
+            ("limits.drops", limits.drops as u64),
+            (
+                "connection_drop.connections",
+                self.connection_drop.connections,
+            ),
             ("connect_failure.attempts", self.connect_failure.attempts),
         ] {
             if number == 0 {
@@ -287,6 +327,7 @@ impl Thresholds {
             ("remotes", limits.remotes),
             ("processes", limits.processes),
             ("failures", limits.failures),
+            ("drops", limits.drops),
             ("watched", limits.watched),
         ] {
             if number > 1 << 24 {

@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use conntracer_common::record::syn_outcome;
+use conntracer_common::record::{ending_flag, syn_outcome};
 use serde::{
     Serialize, Serializer,
     ser::{Error as _, SerializeMap},
 };
 
-use super::{Body, Event, Owner, RetransmitType, Role, Socket, Tcp, TcpState};
+use super::{Body, Ending, Event, Owner, RetransmitType, Role, Socket, Tcp, TcpState};
 use crate::kernel::host::Host;
 
 impl Event {
@@ -136,6 +136,7 @@ impl Named<'_> {
                 map.serialize_entry("syns", &body.syns)?;
                 map.serialize_entry("longest_ms", &body.longest.as_millis())
             }
+            Body::Ending(body) => self.ending_entries(map, body),
             Body::Probe(body) => {
                 let kind = if body.keepalive {
                     "keepalive"
@@ -152,6 +153,26 @@ impl Named<'_> {
                 map.serialize_entry("lost", &body.lost)
             }
         }
+    }
+
+    fn ending_entries<M: SerializeMap>(&self, map: &mut M, body: &Ending) -> Result<(), M::Error> {
+        map.serialize_entry("old_state", &body.old)?;
+        map.serialize_entry("orderly", &body.is_orderly())?;
+        map.serialize_entry("closed_first", &body.closed_first())?;
+        map.serialize_entry("reset_received", &body.has(ending_flag::RST_RECEIVED))?;
+        map.serialize_entry("reset_sent", &body.has(ending_flag::RST_SENT))?;
+        map.serialize_entry("bytes_sent", &body.tcp.bytes_acked)?;
+        map.serialize_entry("bytes_received", &body.bytes_received)?;
+        map.serialize_entry("unread_bytes", &body.unread_bytes)?;
+        if let Some(age) = body.age {
+            map.serialize_entry("age_ms", &age.as_millis())?;
+        }
+        if let Some(idle) = body.idle {
+            map.serialize_entry("idle_ms", &idle.as_millis())?;
+        }
+        errno_entry(map, body.errno)?;
+        reason_entry(map, body.reason, self.host.map(|host| &host.reset_reasons))?;
+        tcp_entries(map, &body.tcp)
     }
 }
 

@@ -12,7 +12,7 @@ use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
 use conntracer_common::{
     netns::{KernelCounts, NetnsId},
-    record::SynTotals,
+    record::{SynTotals, ending_flag},
     retransmit::is_untried,
     sketch,
     stats::HOOKS,
@@ -49,6 +49,7 @@ pub enum Body {
     Drop(Drop),
     Refusal(Refusal),
     Failure(Failure),
+    Ending(Ending),
     Probe(Probe),
     Snapshot(Snapshot),
     Tick,
@@ -475,6 +476,76 @@ pub struct Failure {
     pub how: u8,
 }
 
+/// How an established connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+    pub tcp: Tcp,
+    pub bytes_received: u64,
+    /// Since the connection began; `None` when its beginning was not seen.
+    pub age: Option<Duration>,
+    /// Since data was last sent or received; `None` when none was, or the kernel does not tell.
+    pub idle: Option<Duration>,
+    /// `sk_err` and `sk_err_soft`; 0 for none.
+    pub errno: u32,
+    pub soft_errno: u32,
+    /// `enum sk_rst_reason` of a RST that this host sent before, where the kernel gives one.
+    pub reason: Option<u32>,
+    pub unread_bytes: u32,
+    pub old: TcpState,
+    /// Bits of [`conntracer_common::record::ending_flag`].
+    pub flags: u8,
+}
+
+/// Which side sent the first FIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Closer {
+    Local,
+    Remote,
+    /// Neither did: the connection was cut.
+    Nobody,
+}
+
+impl Closer {
+    /// The word of the output contract.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Remote => "remote",
+            Self::Nobody => "nobody",
+        }
+    }
+}
+
+impl Ending {
+    #[must_use]
+    pub const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Who closed first, as the state that it ended from tells.
+    #[must_use]
+    pub const fn closed_first(&self) -> Closer {
+        match self.old {
+            TcpState::CloseWait | TcpState::LastAck => Closer::Remote,
+            TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing => Closer::Local,
+            _ => Closer::Nobody,
+        }
+    }
+
+    /// An orderly end: both sides closed, and nothing cut in.
+    #[must_use]
+    pub const fn is_orderly(&self) -> bool {
+        self.errno == 0
+            && !self.has(ending_flag::RST_SENT)
+            && !self.has(ending_flag::RST_RECEIVED)
+            && !matches!(self.old, TcpState::Established | TcpState::CloseWait)
+    }
+}
+
 /// `net_device.name`: at most 15 bytes, NUL-padded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Device(pub [u8; 16]);
@@ -558,6 +629,7 @@ impl Body {
             Self::Drop(_) => "drop",
             Self::Refusal(_) => "refusal",
             Self::Failure(_) => "failure",
+            Self::Ending(_) => "connection",
             Self::Probe(_) => "probe",
             Self::Snapshot(_) => "snapshot",
             Self::Tick => "tick",
@@ -580,6 +652,7 @@ impl Body {
             Self::Drop(body) => Some(&body.socket),
             Self::Refusal(body) => Some(&body.socket),
             Self::Failure(body) => Some(&body.socket),
+            Self::Ending(body) => Some(&body.socket),
             Self::Probe(body) => Some(&body.socket),
             Self::Snapshot(body) => Some(&body.socket),
             Self::Tick | Self::Loss(_) | Self::Netns(_) => None,
@@ -599,6 +672,7 @@ impl Body {
             Self::Drop(body) => body.owner.as_ref(),
             Self::Refusal(body) => body.owner.as_ref(),
             Self::Failure(body) => body.owner.as_ref(),
+            Self::Ending(body) => body.owner.as_ref(),
             Self::Probe(body) => body.owner.as_ref(),
             Self::Snapshot(body) => body.owner.as_ref(),
             Self::Sources(_) | Self::Tick | Self::Loss(_) | Self::Netns(_) => None,

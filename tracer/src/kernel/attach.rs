@@ -233,6 +233,7 @@ fn load(
                 .any(|climb| climb.ladder.hook == hook::FAILURE && climb.rung() == Rung::Off),
         ),
         pad: [0; 3],
+        tick_ns: tick_ns(),
     };
     // The ring buffers are not used by the perf transport, but a map must have a size: one page.
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
@@ -253,6 +254,17 @@ fn load(
         .map_max_entries("BULK", bulk)
         .map_max_entries("SOCKETS", options.max_sockets)
         .load(OBJECT)?)
+}
+
+/// `TICK_NSEC`, which is the coarse clocks' resolution (kernel/time/posix-timers.c).
+fn tick_ns() -> u32 {
+    let mut tick = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `tick` is writable; on failure it stays 0, and idle times read 0.
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
+    u32::try_from(tick.tv_nsec).unwrap_or_default()
 }
 
 fn attach_step(

@@ -85,6 +85,7 @@ pub(super) fn plans(hooks: &[HookPlan]) -> Vec<DetectorPlan> {
         ("retransmit_storm", &["retransmit", "synack"]),
         ("send_stall", &["probe"]),
         ("connect_failure", &["state", "failure", "reset_received"]),
+        ("connection_drop", &["state", "reset_received"]),
     ]
     .into_iter()
     .map(|(detector, needs)| plan(detector, needs, hooks))

@@ -213,6 +213,17 @@ impl Text {
                 "  ×{}  errno {} after {} SYNs",
                 failure.count, failure.errno, failure.syns
             ),
+            Body::Ending(ending) => format!(
+                "  from {:?}  {} bytes sent, {} received{}",
+                ending.old,
+                ending.tcp.bytes_acked,
+                ending.bytes_received,
+                if ending.errno == 0 {
+                    String::new()
+                } else {
+                    format!("  errno {}", ending.errno)
+                },
+            ),
             Body::Probe(probe) => format!(
                 "  {} unanswered {} result {}",
                 if probe.keepalive {

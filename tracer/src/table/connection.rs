@@ -133,6 +133,7 @@ impl Connections {
             | Body::Drop(_)
             | Body::Refusal(_)
             | Body::Failure(_)
+            | Body::Ending(_)
             | Body::Tick
             | Body::Loss(_)
             | Body::Netns(_) => return None,

@@ -72,7 +72,7 @@ fn many_alike_are_one_finding_that_ends_when_it_is_quiet() {
         run.pass(Duration::from_secs(2));
     }
     assert_eq!(run.only().count, 900);
-    run.pass(Duration::from_secs(60));
+    run.pass(Duration::from_mins(1));
     assert_eq!(run.only().status, Status::Resolved);
     assert_eq!(run.only().count, 900);
     run.assert_replays(Thresholds::default());

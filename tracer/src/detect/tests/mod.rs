@@ -1,6 +1,7 @@
 //! Every rule: opens, counts exactly, resolves, stays silent on a healthy host, and replays alike.
 
 mod connect_failure;
+mod connection_drop;
 mod dead_peer;
 mod half_closed;
 mod handshake;

@@ -515,25 +515,33 @@ On the other host: `ss -ltn`. A service that is being restarted refuses for a mo
     },
     Entry {
         word: "timed_out",
-        of: Some("connect_failure"),
+        of: Some("connect_failure and connection_drop"),
         text: "\
 Every SYN went unanswered until the kernel gave up: after net.ipv4.tcp_syn_retries repeats, about two
 minutes with the default of 6. The host is down, a firewall drops, or the other side's accept queue is
 full for that long.
 
 `mtr --tcp --port PORT PEER` shows how far SYNs come. If other ports of the same host answer, it is the port: a
-firewall, or a listener in trouble.",
+firewall, or a listener in trouble.
+
+As the end of a connection: what was sent went unacknowledged until the kernel gave up. `how` in the evidence
+says what: data (net.ipv4.tcp_retries2, a quarter of an hour by default), keepalive or window probes,
+user_timeout (the application set TCP_USER_TIMEOUT), orphan_timeout (after close(), by
+net.ipv4.tcp_orphan_retries). half_open told of it while it was still in doubt.",
     },
     Entry {
         word: "unreachable",
-        of: Some("connect_failure"),
+        of: Some("connect_failure and connection_drop"),
         text: "\
 There is no way to the address. told_by connect: this host's own routing table has none, nothing was sent.
 told_by icmp: a router said so, or this host's own neighbour discovery did (EHOSTUNREACH after three
 seconds: nobody answers ARP).
 
 `ip route get PEER`, `ip neigh show`. ENETUNREACH for IPv6 addresses only: the name has an AAAA record, and this
-host no IPv6.",
+host no IPv6.
+
+As the end of a connection: it timed out, and an ICMP message had said why. ICMP alone never ends an
+established connection on Linux.",
     },
     Entry {
         word: "reset",
@@ -570,5 +578,52 @@ Something forbade it. told_by connect: a prohibit rule or route of this host. to
 the way answered \"administratively prohibited\" (IPv6 tells it apart from unreachable, IPv4 does not).
 
 What a cgroup program or a security module denies is refused before TCP is asked, and is not seen.",
+    },
+    Entry {
+        word: "connection_drop",
+        of: None,
+        text: "\
+An established connection died: with an error, with a RST, or without the FINs of both sides. Orderly ends
+make no finding, however short the connection was.
+
+Those that died alike are one finding: of one process, to one remote end (connections that this host
+opened) or of one listener (those that it accepted). `how` in the evidence is the exact cause, idle_least_s
+and idle_most_s tell how long no data had passed before. The last_ figures are of the latest one.
+
+Compare with `nstat -az TcpEstabResets TcpExtTCPAbortOnTimeout TcpExtTCPAbortOnClose TcpExtTCPAbortOnData` in
+the namespace that the finding names. `conntracer --emit connection` prints every end, orderly ones too.",
+    },
+    Entry {
+        word: "reset_received",
+        of: Some("connection_drop"),
+        text: "\
+The peer, or something in its name, sent a RST. The application gets ECONNRESET, or EPIPE where the peer had
+closed already and more was written.
+
+Each after the same idle time (the summary says so): a load balancer, NAT or firewall forgot the
+connection, or the peer has an idle timeout. Send keepalives more often than that, or close first. In the
+middle of a transfer: the peer crashed, or closed with data unread. All at one moment: a restart.",
+    },
+    Entry {
+        word: "reset_sent",
+        of: Some("connection_drop"),
+        text: "\
+This host cut the connection. `how` says by what:
+
+  closed_with_unread_data   close() while received data waits; the RST may destroy an answer
+                            that the peer has not read yet
+  closed_without_linger     SO_LINGER with a time of 0: close() is a RST
+  closed_before_accept      the listener was closed with complete connections in its queue
+  disconnected              connect() to AF_UNSPEC, or a protocol above TCP
+
+The first is the one that nobody means: read to the end, or shutdown(SHUT_WR) and read until 0.",
+    },
+    Entry {
+        word: "aborted",
+        of: Some("connection_drop"),
+        text: "\
+The kernel ended it, and not for what the peer did. `how` says more: killed is `ss -K` or a BPF program;
+orphan is a connection that the application had closed and the kernel could not afford any more
+(net.ipv4.tcp_max_orphans, net.ipv4.tcp_mem), or would not wait for (TCP_LINGER2 below 0).",
     },
 ];

@@ -98,6 +98,7 @@ mod tests {
     #[case(FindingKind::RetransmitStorm)]
     #[case(FindingKind::SendStall)]
     #[case(FindingKind::ConnectFailure)]
+    #[case(FindingKind::ConnectionDrop)]
     fn every_finding_is_explained(#[case] kind: FindingKind) {
         let text = text(kind.name()).unwrap();
         assert!(text.contains("Causes: "), "{text}");

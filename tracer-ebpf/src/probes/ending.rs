@@ -1,0 +1,98 @@
+//! How established connections end; no programs. An orderly end is told from the fields alone and costs no
+//! record unless somebody asked for it.
+
+use aya_ebpf::{helpers::generated::bpf_jiffies64, programs::BtfTracePointContext};
+use conntracer_common::{
+    record::{Ending, ending_flag, kind},
+    tcp::state,
+};
+
+use crate::{
+    emit::{self, Lane},
+    maps::{ENDED, Outcome, asked_for, global},
+    probes::{reset, socket},
+    sock::{self, SOCK_DEAD, SOCK_LINGER, field, field_into, load},
+};
+
+/// A connection becomes CLOSE. From ESTABLISHED and CLOSE_WAIT there is no orderly way there (`TCP_CLOSE` in
+/// `tcp_set_state` counts EstabResets for both); from the others there is, when no error and no RST came
+/// with it.
+#[inline(always)]
+pub(crate) fn ended(ctx: &BtfTracePointContext, sk: u64, old: u8) -> Outcome {
+    let rst = reset::last_of(sk);
+    let abrupt = old == state::ESTABLISHED
+        || old == state::CLOSE_WAIT
+        || rst.sk != 0
+        || load!(sk, sk_err: u32) != 0;
+    if !abrupt && !asked_for(kind::ENDING) {
+        return Outcome::Aggregated;
+    }
+    let Some(record) = ENDED.get_ptr_mut(0) else {
+        return Outcome::Lost;
+    };
+    // SAFETY: a live per-CPU map value of plain data; the kernel does not enter a program that is running
+    // on the CPU.
+    let record = unsafe { &mut *record };
+    record.socket.born_ns = 0;
+    record.socket.role = 0;
+    record.owner.source = 0;
+    if !socket::fill(sk, &mut record.socket, &mut record.owner) {
+        return Outcome::Filtered;
+    }
+    sock::fill_tcp(sk, &mut record.tcp);
+    record.header = emit::header::<Ending>(kind::ENDING);
+    record.old_state = old;
+    field_into!(sk, bytes_received, &mut record.bytes_received);
+    field_into!(sk, sk_err, &mut record.error);
+    field_into!(sk, sk_err_soft, &mut record.soft_error);
+    record.idle_ns = idle_ns(sk);
+    record.unread = unread(sk, old);
+    record.reason = rst.reason;
+    record.flags = 0;
+    if rst.received != 0 {
+        record.flags |= ending_flag::RST_RECEIVED;
+    } else if rst.sk != 0 {
+        record.flags |= ending_flag::RST_SENT;
+    }
+    let flags = field!(sk, skc_flags: u64);
+    if flags & SOCK_DEAD != 0 {
+        record.flags |= ending_flag::ORPHAN;
+    } else if field!(sk, sk_socket: u64) == 0 {
+        record.flags |= ending_flag::NOT_ACCEPTED;
+    }
+    if flags & SOCK_LINGER != 0 && field!(sk, sk_lingertime: u64) == 0 {
+        record.flags |= ending_flag::NO_LINGER;
+    }
+    emit::emit(ctx, Lane::Bulk, &*record)
+}
+
+/// Since data last went either way; `lsndtime` and `lrcvtime` are `tcp_jiffies32`, 0 when there was none.
+#[inline(always)]
+fn idle_ns(sk: u64) -> u64 {
+    let (sent, received) = (field!(sk, lsndtime: u32), field!(sk, icsk_lrcvtime: u32));
+    // SAFETY: helper without preconditions.
+    let now = unsafe { bpf_jiffies64() } as u32;
+    let mut idle = u32::MAX;
+    if sent != 0 {
+        idle = now.wrapping_sub(sent);
+    }
+    if received != 0 && now.wrapping_sub(received) < idle {
+        idle = now.wrapping_sub(received);
+    }
+    if idle == u32::MAX {
+        return u64::MAX;
+    }
+    u64::from(idle) * u64::from(global!(OPTIONS.tick_ns))
+}
+
+/// Bytes that the application did not read: `close()` drains the queue and leaves `copied_seq` as it is. A
+/// FIN has a number and is no byte.
+#[inline(always)]
+fn unread(sk: u64, old: u8) -> u32 {
+    let fin = u32::from(old == state::CLOSE_WAIT || old == state::LAST_ACK);
+    let unread = field!(sk, rcv_nxt: u32)
+        .wrapping_sub(field!(sk, copied_seq: u32))
+        .wrapping_sub(fin);
+    // An end that was read as well.
+    if unread > i32::MAX as u32 { 0 } else { unread }
+}

@@ -1,0 +1,164 @@
+//! `connection_drop`.
+
+use std::time::Duration;
+
+use conntracer_common::{
+    record::{Ending, Socket, ending_flag, role},
+    tcp::state,
+};
+use rstest::rstest;
+
+use super::evidence;
+use crate::{
+    detect::{Thresholds, errno},
+    finding::{FindingKind, Status, Subject, Value},
+    testing::{Run, socket},
+};
+
+fn service() -> Socket {
+    Socket {
+        role: role::ACTIVE,
+        ..socket("10.0.0.1:40000", "10.0.0.9:443")
+    }
+}
+
+fn ended(error: u32, old_state: u8, flags: u8) -> impl Fn(&mut Ending) {
+    move |ending| {
+        ending.error = error;
+        ending.old_state = old_state;
+        ending.flags = flags;
+    }
+}
+
+const ORPHAN_WITH_RST: u8 = ending_flag::ORPHAN | ending_flag::RST_SENT;
+
+#[rstest]
+#[case(
+    ended(errno::ECONNRESET, state::ESTABLISHED, ending_flag::RST_RECEIVED),
+    "reset_received",
+    "reset_by_peer"
+)]
+#[case(
+    ended(errno::EPIPE, state::CLOSE_WAIT, ending_flag::RST_RECEIVED),
+    "reset_received",
+    "reset_by_peer"
+)]
+#[case(
+    ended(0, state::ESTABLISHED, ending_flag::NO_LINGER),
+    "reset_sent",
+    "closed_without_linger"
+)]
+#[case(
+    ended(0, state::ESTABLISHED, ending_flag::NOT_ACCEPTED),
+    "reset_sent",
+    "closed_before_accept"
+)]
+#[case(ended(0, state::ESTABLISHED, 0), "reset_sent", "disconnected")]
+#[case(ended(errno::ETIMEDOUT, state::ESTABLISHED, 0), "timed_out", "data")]
+#[case(
+    ended(errno::ETIMEDOUT, state::FIN_WAIT1, ending_flag::ORPHAN),
+    "timed_out",
+    "orphan_timeout"
+)]
+#[case(
+    ended(errno::EHOSTUNREACH, state::ESTABLISHED, 0),
+    "unreachable",
+    "icmp"
+)]
+#[case(
+    ended(errno::ECONNABORTED, state::ESTABLISHED, ending_flag::RST_SENT),
+    "aborted",
+    "killed"
+)]
+#[case(ended(0, state::FIN_WAIT1, ORPHAN_WITH_RST), "aborted", "orphan")]
+#[case(ended(22, state::ESTABLISHED, 0), "aborted", "error")]
+fn the_fields_are_the_cause(
+    #[case] change: impl Fn(&mut Ending),
+    #[case] cause: &str,
+    #[case] how: &str,
+) {
+    let mut run = Run::new();
+    run.ending(service(), change);
+    let finding = run.only();
+    assert_eq!(finding.kind, FindingKind::ConnectionDrop);
+    assert_eq!((finding.cause.as_ref(), finding.count), (cause, 1));
+    let how = Value::Text(how.to_owned().into());
+    assert_eq!(*evidence(finding, "how"), how);
+    run.assert_replays(Thresholds::default());
+}
+
+#[rstest]
+#[case::unread(0, |ending: &mut Ending| ending.unread = 5, "closed_with_unread_data")]
+#[case::keepalive(errno::ETIMEDOUT, |ending: &mut Ending| ending.tcp.probes_out = 3, "keepalive")]
+#[case::user(errno::ETIMEDOUT, |ending: &mut Ending| ending.tcp.user_timeout_ms = 3, "user_timeout")]
+fn more_fields_tell_more(
+    #[case] error: u32,
+    #[case] change: impl Fn(&mut Ending),
+    #[case] how: &str,
+) {
+    let mut run = Run::new();
+    run.ending(service(), |ending| {
+        ended(error, state::ESTABLISHED, ending_flag::RST_SENT)(ending);
+        change(ending);
+    });
+    let how = Value::Text(how.to_owned().into());
+    assert_eq!(*evidence(run.only(), "how"), how);
+}
+
+/// What `--emit connection` brings beyond the deaths.
+#[rstest]
+#[case::we_closed_first(ended(0, state::FIN_WAIT2, ending_flag::ORPHAN))]
+#[case::the_peer_closed_first(ended(0, state::LAST_ACK, ending_flag::ORPHAN))]
+#[case::both_at_once(ended(0, state::CLOSING, 0))]
+#[case::a_reset_for_the_last_fin(
+    ended(errno::EPIPE, state::LAST_ACK, ending_flag::ORPHAN | ending_flag::RST_RECEIVED)
+)]
+fn an_orderly_end_is_no_finding(#[case] change: impl Fn(&mut Ending)) {
+    let mut run = Run::new();
+    run.ending(service(), change);
+    run.pass(Duration::from_secs(2));
+    assert!(run.findings.is_empty());
+}
+
+#[test]
+fn deaths_after_the_same_idle_time_are_a_timeout() {
+    let mut run = Run::new();
+    for port in 0..41_u16 {
+        let socket = Socket {
+            local_port: 40_000 + port,
+            ..service()
+        };
+        run.ending(socket, |ending| {
+            ending.idle_ns = 350_000_000_000 + u64::from(port) * 10_000_000;
+        });
+        run.pass(Duration::from_secs(100));
+    }
+    let finding = run.only();
+    assert_eq!(finding.count, 41);
+    assert_eq!(
+        finding.summary,
+        "41 connections to 10.0.0.9:443 reset by 10.0.0.9:443, each idle for 350.0 s: somebody's idle \
+         timeout"
+    );
+    run.pass(Duration::from_mins(10));
+    assert_eq!(run.only().status, Status::Resolved);
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn clients_of_one_listener_are_one_finding() {
+    let mut run = Run::new();
+    for port in 0..9_u16 {
+        let client = format!("10.0.1.{port}:5000");
+        run.ending(socket("10.0.0.1:80", &client), |_| {});
+    }
+    run.pass(Duration::from_secs(2));
+    assert_eq!(run.only().count, 9);
+    assert_eq!(
+        run.only().subject,
+        Subject::Listener {
+            netns: 4026,
+            local: "10.0.0.1:80".parse().expect("an address")
+        }
+    );
+}
