@@ -22,7 +22,9 @@ pub mod hook {
     pub const COOKIE: u32 = 13;
     /// Ends of requests that made no connection.
     pub const REQUEST: u32 = 14;
-    pub const COUNT: u32 = 15;
+    /// Sockets met by the walk at start.
+    pub const SEED: u32 = 15;
+    pub const COUNT: u32 = 16;
 }
 
 /// Names of the hooks, in the order of [`hook`].
@@ -42,6 +44,7 @@ pub const HOOKS: [&str; hook::COUNT as usize] = [
     "rto",
     "cookie",
     "request",
+    "seed",
 ];
 
 /// What happened to the events of one hook on one CPU.

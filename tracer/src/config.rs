@@ -111,6 +111,8 @@ pub enum Emit {
     Refusal,
     /// Keepalive and window probes.
     Probe,
+    /// Sockets that were there before conntracer, found at start.
+    Seed,
     /// The counters of every hook, each 10 s.
     Stats,
     /// All of these.

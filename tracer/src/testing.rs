@@ -131,7 +131,7 @@ pub(crate) fn socket(local: &str, remote: &str) -> Socket {
         family: if local.is_ipv4() { AF_INET } else { AF_INET6 },
         state: state::ESTABLISHED,
         role: role::PASSIVE,
-        pad: 0,
+        flags: 0,
     }
 }
 
@@ -467,6 +467,8 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::LOSS, size_of::<record::Loss>()),
         (kind::NETNS, size_of::<record::Netns>()),
         (kind::SOURCES, size_of::<record::Sources>()),
+        (kind::SEED, size_of::<record::Seed>()),
+        (kind::SEEDED, size_of::<record::Seeded>()),
     ];
     let kinds = prop::sample::select(sizes.to_vec());
     (

@@ -13,6 +13,7 @@ pub mod half_closed;
 pub mod handshakes;
 pub mod healthy;
 pub mod lossy_path;
+pub mod old;
 pub mod refused;
 pub mod short_lives;
 pub mod syn_flood;

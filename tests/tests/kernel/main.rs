@@ -18,5 +18,6 @@ mod reconcile;
 mod refused;
 mod retransmit_storm;
 mod scenario;
+mod seed;
 mod support;
 mod syn_drop;

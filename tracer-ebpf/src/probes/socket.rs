@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use conntracer_common::{
-    record::{Owner, Socket, owner_source, role},
+    record::{Owner, Socket, owner_source, role, socket_flag},
     socket::SocketState,
 };
 
@@ -27,6 +27,17 @@ pub(crate) fn filters() -> bool {
 /// Starts a connection's life: `Filtered` when nobody asks for it, `Lost` when the map is full.
 #[inline(always)]
 pub(crate) fn born(sk: u64, role: u8, listener: u64, own: impl FnOnce(&mut Owner)) -> Outcome {
+    begun(sk, role, listener, 0, own)
+}
+
+/// [`born`] for one whose birth was not seen.
+#[inline(always)]
+pub(crate) fn adopted(sk: u64, role: u8, listener: u64, own: impl FnOnce(&mut Owner)) -> Outcome {
+    begun(sk, role, listener, 1, own)
+}
+
+#[inline(always)]
+fn begun(sk: u64, role: u8, listener: u64, older: u8, own: impl FnOnce(&mut Owner)) -> Outcome {
     if filters() {
         let mut socket = Socket::default();
         sock::fill_full(sk, &mut socket);
@@ -40,6 +51,7 @@ pub(crate) fn born(sk: u64, role: u8, listener: u64, own: impl FnOnce(&mut Owner
         born_ns,
         listener,
         role,
+        older,
         ..SocketState::default()
     };
     own(&mut state.owner);
@@ -82,6 +94,7 @@ pub(crate) fn fill(sk: u64, socket: &mut Socket, owner: &mut Owner) -> bool {
     if let Some(entry) = unsafe { SOCKETS.get(sk) } {
         socket.born_ns = entry.born_ns;
         socket.role = entry.role;
+        socket.flags = u32::from(entry.older) * socket_flag::OLDER;
         *owner = entry.owner;
         if entry.role == role::PASSIVE && owner.source == owner_source::UNKNOWN {
             let listener = if entry.listener == 0 {
@@ -115,6 +128,7 @@ pub(crate) fn fill_troubled(sk: u64, socket: &mut Socket, owner: &mut Owner) -> 
             unsafe {
                 (*entry).born_ns = bpf_ktime_get_ns();
                 (*entry).troubled = 1;
+                (*entry).older = 1;
             }
         }
     }

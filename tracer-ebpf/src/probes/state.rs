@@ -64,7 +64,7 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
 #[inline(always)]
 fn half_closed(sk: u64, state: u8) -> Outcome {
     if SOCKETS.get_ptr_mut(sk).is_none() {
-        let outcome = socket::born(sk, role::UNKNOWN, 0, |_| ());
+        let outcome = socket::adopted(sk, role::UNKNOWN, 0, |_| ());
         if outcome != Outcome::Aggregated {
             return outcome;
         }

@@ -56,7 +56,13 @@ impl Emits {
             Body::Drop(_) => kind::DROP,
             Body::Refusal(_) => kind::REFUSAL,
             Body::Probe(_) => kind::PROBE,
-            Body::Sources(_) | Body::Snapshot(_) | Body::Tick | Body::Loss(_) | Body::Netns(_) => {
+            Body::Seed(_) => kind::SEED,
+            Body::Sources(_)
+            | Body::Snapshot(_)
+            | Body::Tick
+            | Body::Loss(_)
+            | Body::Netns(_)
+            | Body::Seeded(_) => {
                 return false;
             }
         };
@@ -75,6 +81,7 @@ const fn record_bits(kind: Emit) -> u32 {
         Emit::Drop => emit_bit(kind::DROP),
         Emit::Refusal => emit_bit(kind::REFUSAL),
         Emit::Probe => emit_bit(kind::PROBE),
+        Emit::Seed => emit_bit(kind::SEED),
         Emit::Stats => 0,
         Emit::All => {
             record_bits(Emit::Connect)
@@ -86,6 +93,7 @@ const fn record_bits(kind: Emit) -> u32 {
                 | record_bits(Emit::Drop)
                 | record_bits(Emit::Refusal)
                 | record_bits(Emit::Probe)
+                | record_bits(Emit::Seed)
         }
     }
 }

@@ -14,8 +14,12 @@ use aya::{
     util::online_cpus,
 };
 use conntracer_common::{
+    filter::Filter,
     netns::{CPUS_AT_ONCE, NetnsId, count},
-    record::{Header, Loss, Refusal, Sources, Syn, SynTotals, Tick, kind, syn_outcome},
+    record::{
+        Header, Loss, Owner, Refusal, Sources, Syn, SynTotals, Tick, kind, owner_source,
+        syn_outcome,
+    },
     socket::{Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HOOKS, HookCounters, hook},
 };
@@ -34,6 +38,7 @@ use super::{
     netns::{CountsMap, LookMap, Namespaces, Running},
     places::Places,
     ring::Rings,
+    seed::{self, Seeds},
 };
 use crate::{
     finding::Ktime,
@@ -58,6 +63,43 @@ type Feed<'a> = &'a mut dyn FnMut(&[u8]);
 /// Listeners whose queues are asked for anew at one poll: as many of a host's as may be in trouble at
 /// once, at about 1 µs each. The others are told as they stood at their last SYN.
 const MAX_REFRESHED: usize = 256;
+
+/// Sockets whose owner no hook told, because its program could not run at that moment, or because they
+/// are older: looked for among the open files of all processes, which costs as much as there are.
+#[derive(Debug, Default)]
+struct Unowned {
+    met: bool,
+    searched_ns: u64,
+    wait_ns: u64,
+}
+
+/// Shortest and longest time between two searches: what no process holds (a kernel thread's listener) is
+/// not found by the next one either.
+const SEARCH_NS: (u64, u64) = (1_000_000_000, 64_000_000_000);
+
+impl Unowned {
+    fn note(&mut self, owner: &Owner) {
+        self.met |= owner.source == owner_source::UNKNOWN;
+    }
+
+    /// Whether to search now; each search that is asked for again doubles the wait.
+    fn is_due(&mut self, now_ns: u64) -> bool {
+        if !std::mem::take(&mut self.met) {
+            return false;
+        }
+        let since_ns = now_ns.saturating_sub(self.searched_ns);
+        if since_ns < self.wait_ns {
+            return false;
+        }
+        self.wait_ns = if since_ns > 2 * self.wait_ns {
+            SEARCH_NS.0
+        } else {
+            (2 * self.wait_ns).min(SEARCH_NS.1)
+        };
+        self.searched_ns = now_ns;
+        true
+    }
+}
 
 /// The attached programs, their rings and maps. Dropping it detaches everything.
 pub struct Kernel {
@@ -88,6 +130,8 @@ pub struct Kernel {
     troubled: HashMap<u64, u64, foldhash::quality::RandomState>,
     half_closed: Vec<SocketId>,
     swept_ns: u64,
+    seeds: Seeds,
+    unowned: Unowned,
 }
 
 impl Kernel {
@@ -101,6 +145,7 @@ impl Kernel {
             rings,
             hooks: _,
             cpus,
+            iterators,
         } = attached;
         let counters: Counters = map(&mut ebpf, "COUNTERS")?;
         let sockets = hash(&mut ebpf, "SOCKETS")?;
@@ -152,9 +197,19 @@ impl Kernel {
             troubled: HashMap::default(),
             half_closed: Vec::new(),
             swept_ns: 0,
+            seeds: Seeds::default(),
+            unowned: Unowned::default(),
         };
         kernel.make_room_for_all()?;
         kernel.compare(None).map_err(unread)?;
+        if iterators.is_ok() {
+            kernel
+                .seed(&options.filter)
+                .map_err(|source| CannotTrace::Kernel {
+                    what: "walking the sockets that are there",
+                    source,
+                })?;
+        }
         Ok(kernel)
     }
 
@@ -166,32 +221,58 @@ impl Kernel {
             .map_err(|error| unread(io::Error::other(error)))
     }
 
+    /// Takes in what was there before the hooks were attached.
+    fn seed(&mut self, filter: &Filter) -> io::Result<()> {
+        let there = self.running(|running, namespaces| namespaces.inodes(&running))?;
+        let named = || {
+            filter
+                .netns
+                .into_iter()
+                .filter(|inode| *inode != 0)
+                .collect()
+        };
+        let asked = there.or_else(|| (filter.netns[0] != 0).then(named));
+        self.seeds = Seeds::begin(&mut self.ebpf, asked.as_ref())?;
+        Ok(())
+    }
+
     /// Takes the baseline (`None`), or compares with it.
     fn compare(&mut self, feed: Option<Feed<'_>>) -> io::Result<()> {
+        self.running(|mut running, namespaces| match feed {
+            None => namespaces.begin(&running),
+            Some(feed) => namespaces.compare(&mut running, ktime_ns(), feed),
+        })
+    }
+
+    fn running<T>(
+        &mut self,
+        act: impl FnOnce(
+            Running<'_, &dyn Fn(u64, u32) -> io::Result<()>>,
+            &mut Namespaces,
+        ) -> io::Result<T>,
+    ) -> io::Result<T> {
         let Some(Program::RawTracePoint(program)) = self.ebpf.program("netns_look") else {
             return Err(io::Error::other(
                 "the eBPF object has no program netns_look",
             ));
         };
         let highest = self.cpus.iter().copied().max().unwrap_or(0);
-        let mut running = Running {
-            run: |net, first: u32| {
-                let mut options = RawTracePointRunOptions::new();
-                options.args[0] = net;
-                options.args[1] = first.into();
-                program
-                    .test_run(options)
-                    .map(drop)
-                    .map_err(io::Error::other)
-            },
+        let run = |net, first: u32| {
+            let mut options = RawTracePointRunOptions::new();
+            options.args[0] = net;
+            options.args[1] = first.into();
+            program
+                .test_run(options)
+                .map(drop)
+                .map_err(io::Error::other)
+        };
+        let running = Running {
+            run: &run as &dyn Fn(u64, u32) -> io::Result<()>,
             look: &self.netns_look,
             counts: &mut self.netns_counts,
             runs: highest / CPUS_AT_ONCE + 1,
         };
-        match feed {
-            None => self.namespaces.begin(&running),
-            Some(feed) => self.namespaces.compare(&mut running, ktime_ns(), feed),
-        }
+        act(running, &mut self.namespaces)
     }
 
     /// A CPU that came online since has counters that were not read: everything is counted anew.
@@ -258,7 +339,7 @@ impl Kernel {
         }
         self.listener_events = events.seen;
         let before = std::mem::take(&mut self.totals);
-        let totals = &mut self.totals;
+        let (totals, unowned) = (&mut self.totals, &mut self.unowned);
         let mut due = watched.to_vec();
         maps::for_each(
             self.listeners.fd().as_fd(),
@@ -267,8 +348,13 @@ impl Kernel {
                 let Ok(Listener { syn, .. }) = Listener::read_from_bytes(value) else {
                     return;
                 };
+                // Without its birth it is still being filled in.
+                if syn.socket.born_ns == 0 {
+                    return;
+                }
                 totals.insert(sk, syn.totals);
                 if before.get(&sk) != Some(&syn.totals) {
+                    unowned.note(&syn.owner);
                     due.push(SocketId {
                         sk,
                         born: Ktime(syn.socket.born_ns),
@@ -276,6 +362,7 @@ impl Kernel {
                 }
             },
         )?;
+        self.search_owners(now_ns)?;
         due.sort_unstable();
         due.dedup();
         for id in due.iter().take(MAX_REFRESHED) {
@@ -375,7 +462,7 @@ impl Kernel {
         let interval = (limit_ns / 4).clamp(SWEEP_NS.0, SWEEP_NS.1);
         if now_ns.saturating_sub(self.swept_ns) >= interval {
             self.swept_ns = now_ns;
-            let found = &mut self.half_closed;
+            let (found, unowned) = (&mut self.half_closed, &mut self.unowned);
             found.clear();
             maps::for_each(
                 self.sockets.fd().as_fd(),
@@ -388,6 +475,7 @@ impl Kernel {
                         && now_ns.saturating_sub(state.since_ns) >= limit_ns
                         && found.len() < MAX_HALF_CLOSED
                     {
+                        unowned.note(&state.owner);
                         found.push(SocketId {
                             sk,
                             born: Ktime(state.born_ns),
@@ -395,9 +483,18 @@ impl Kernel {
                     }
                 },
             )?;
+            self.search_owners(now_ns)?;
         }
         for id in &self.half_closed {
             self.ask("snapshot", *id)?;
+        }
+        Ok(())
+    }
+
+    /// Looks for owners that are not known, where it is time to.
+    fn search_owners(&mut self, now_ns: u64) -> io::Result<()> {
+        if self.unowned.is_due(now_ns) {
+            seed::find_owners(&mut self.ebpf)?;
         }
         Ok(())
     }
@@ -461,6 +558,8 @@ impl Source for Kernel {
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
         let now_ns = ktime_ns();
+        let homeless = maps::counters(&self.counters, hook::SEED)?.lost;
+        self.seeds.list(homeless, feed)?;
         self.poll_refusals(now_ns, feed)?;
         self.poll_listeners(&watched.listeners, now_ns, feed)?;
         for id in &watched.connections {
@@ -498,14 +597,14 @@ const fn unread(source: io::Error) -> CannotTrace {
 }
 
 /// CLOCK_MONOTONIC, which is what `bpf_ktime_get_ns` reads.
-fn ktime_ns() -> u64 {
+pub(super) fn ktime_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     u64::try_from(now.tv_sec).unwrap_or_default() * 1_000_000_000
         + u64::try_from(now.tv_nsec).unwrap_or_default()
 }
 
 /// The header of a record that user space makes itself.
-fn header<T>(kind: u16, ktime_ns: u64) -> Header {
+pub(super) fn header<T>(kind: u16, ktime_ns: u64) -> Header {
     Header {
         ktime_ns,
         kind,
