@@ -15,7 +15,9 @@ use crate::{
 };
 
 /// Connections whose client has closed and whose server has not.
-pub const LEAKED: usize = 5;
+const LEAKED: usize = 5;
+/// Sockets in CLOSE_WAIT: those, and the peer of one that only shut its sending side.
+pub const CLOSE_WAITS: usize = LEAKED + 1;
 /// Connections that wait to be accepted, and handshakes whose client does not hear the answer.
 const WAITING: usize = 3;
 const EMBRYONIC: usize = 2;
@@ -39,7 +41,7 @@ impl Old {
     /// Makes connections until there are `most`, or at least `least` and `time` is over: an emulated CPU
     /// takes a hundred times as long for each.
     pub fn new(family: Family, least: usize, most: usize, time: Duration) -> Result<Self> {
-        raise_descriptors()?;
+        let most = most.min(raise_descriptors()? / PER_CONNECTION);
         let netns = NetNs::new()?;
         // An orphan in FIN_WAIT2 is to stay while conntracer starts.
         netns.set_sysctl("net/ipv4/tcp_fin_timeout", "600")?;
@@ -120,12 +122,18 @@ fn wait_state(socket: &Socket, state: u8) -> Result<()> {
     })
 }
 
-/// As many descriptors as this process may have at all.
-fn raise_descriptors() -> Result<()> {
+/// Descriptors there must be for each connection: both ends of it in three namespaces, and a quarter more
+/// for whatever else this process has open.
+const PER_CONNECTION: usize = 8;
+
+/// Takes as many descriptors as this process may have at all, and says how many that is.
+fn raise_descriptors() -> Result<usize> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         ..limit
     };
-    setrlimit(Resource::Nofile, raised).context("raising the limit of descriptors")
+    setrlimit(Resource::Nofile, raised).context("raising the limit of descriptors")?;
+    let most = raised.current.unwrap_or(u64::MAX);
+    Ok(usize::try_from(most).unwrap_or(usize::MAX))
 }

@@ -69,12 +69,13 @@ pub(crate) fn born_of(child: u64, listener: u64) -> Outcome {
 }
 
 /// The owner of a listener, which its children inherit until accepted. One that is younger than the
-/// child is another listener at a reused address.
+/// child is another listener at a reused address, unless it only was seen late.
 #[inline(always)]
 pub(crate) fn inherit(listener: u64, child_born_ns: u64, owner: &mut Owner) {
     // SAFETY: plain data; a concurrent update can at worst mix two owners of one listener.
     if let Some(entry) = unsafe { LISTENERS.get(listener) }
-        && entry.syn.socket.born_ns <= child_born_ns
+        && (entry.syn.socket.born_ns <= child_born_ns
+            || entry.syn.socket.flags & socket_flag::OLDER != 0)
     {
         *owner = entry.syn.owner;
         if owner.source != owner_source::UNKNOWN {
