@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use conntracer_common::{
-    record::{self, Header, Owner, Socket, Tcp, kind, owner_source, role, syn_evidence},
+    record::{
+        self, Header, Owner, Socket, Tcp, kind, owner_source, role, socket_flag, syn_evidence,
+    },
     sketch,
     tcp::{AF_INET, AF_INET6, ca, state},
 };
@@ -344,6 +346,23 @@ impl Run {
             socket,
             owner: owner(),
             ..record::Snapshot::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
+    /// A socket that was there before.
+    pub(crate) fn seed(&mut self, socket: Socket, change: impl FnOnce(&mut record::Seed)) {
+        let mut record = record::Seed {
+            header: self.header::<record::Seed>(kind::SEED),
+            socket: Socket {
+                flags: socket_flag::OLDER,
+                ..socket
+            },
+            owner: owner(),
+            active_ns: self.ktime_ns,
+            holders: 1,
+            ..record::Seed::default()
         };
         change(&mut record);
         self.record(&record);

@@ -265,6 +265,10 @@ mod tests {
         source.reset_received(connection);
         source.probe(connection, |_| {});
         source.loss(conntracer_common::stats::hook::SYN, 3);
+        source.seed(connection, |seed| {
+            seed.socket.state = conntracer_common::tcp::state::CLOSE_WAIT;
+            seed.since_ns = seed.active_ns;
+        });
         let host = host();
         let mut run = Run::new();
         let mut lines = Vec::new();

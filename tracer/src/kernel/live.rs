@@ -634,3 +634,36 @@ fn hash(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, CannotTrace> {
         _ => Err(CannotTrace::Foreign(name)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNKNOWN: Owner = Owner {
+        cgroup_id: 0,
+        comm: [0; 16],
+        pid: 0,
+        uid: 0,
+        source: owner_source::UNKNOWN,
+        pad: [0; 7],
+    };
+
+    #[test]
+    fn owners_that_stay_unknown_are_looked_for_ever_more_seldom() {
+        let mut unowned = Unowned::default();
+        let mut searches = Vec::new();
+        for second in 1..200 {
+            unowned.note(&UNKNOWN);
+            if unowned.is_due(second * 1_000_000_000) {
+                searches.push(second);
+            }
+        }
+        assert_eq!(searches, [1, 2, 4, 8, 16, 32, 64, 128, 192]);
+        assert!(!unowned.is_due(u64::MAX), "none is unknown");
+        unowned.note(&Owner {
+            source: owner_source::ACCEPT,
+            ..UNKNOWN
+        });
+        assert!(!unowned.is_due(u64::MAX), "none is unknown");
+    }
+}

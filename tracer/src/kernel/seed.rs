@@ -281,3 +281,34 @@ fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 fn is_number(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().iter().all(u8::is_ascii_digit)
 }
+
+#[cfg(test)]
+mod tests {
+    use conntracer_common::record::Seed;
+
+    use super::*;
+
+    #[test]
+    fn a_read_is_split_into_its_records_and_half_a_one_is_none() {
+        let record = |ktime_ns| Seed {
+            header: super::super::live::header::<Seed>(kind::SEED, ktime_ns),
+            ..Seed::default()
+        };
+        let mut bytes = record(1).as_bytes().to_vec();
+        bytes.extend(record(2).as_bytes());
+        bytes.extend(&record(3).as_bytes()[..100]);
+        let mut times = Vec::new();
+        each(&bytes, &mut |bytes| times.push(bytes[0]));
+        assert_eq!(times, [1, 2]);
+        each(&[0; 12], &mut |bytes| panic!("{bytes:?} is no record"));
+    }
+
+    #[test]
+    fn the_own_namespace_leads_into_itself_and_nothing_leads_into_none() {
+        let own = fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
+        let own = u32::try_from(own).unwrap();
+        let asked = BTreeSet::from([own, 1]);
+        let found = handles(Some(&asked));
+        assert_eq!(found.keys().copied().collect::<Vec<_>>(), [own]);
+    }
+}
