@@ -153,6 +153,7 @@ layout! {
     /// The first TCP connection below an MPTCP socket, or its listener.
     mptcp_first = "mptcp_sock"."first", optional;
     task_tgid = "task_struct"."tgid", optional;
+    task_parent = "task_struct"."real_parent", optional;
     task_comm = "task_struct"."comm", optional;
     task_cred = "task_struct"."cred", optional;
     task_cgroups = "task_struct"."cgroups", optional;

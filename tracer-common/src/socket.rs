@@ -45,7 +45,8 @@ pub struct Held {
     /// The last process found, which may hold it more than once.
     pub pid: u32,
     pub holders: u32,
-    pub pad: u32,
+    /// The parent of the owner that a search found.
+    pub parent: u32,
 }
 
 /// One listener: its cumulative record, and bookkeeping that never leaves the kernel. The key is the

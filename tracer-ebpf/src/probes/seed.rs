@@ -112,8 +112,8 @@ fn active_ns(sk: u64) -> u64 {
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
 
-/// Finds out who holds a socket. Processes come in the order of their pids; the first is the owner of
-/// what has none, whatever a hook learned stands.
+/// Finds out who holds a socket. Processes come in the order of their pids; the first, or its parent, is
+/// the owner of what has none, and whatever a hook learned stands.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub(crate) extern "C" fn seed_owners(ctx: *const FileContext) -> i32 {
@@ -152,7 +152,10 @@ fn hold(held: &mut Held, owner: &mut Owner, task: u64, search: u32) {
         held.pid = pid;
         held.holders += 1;
     }
-    if owner.source == owner_source::UNKNOWN {
+    // Pids wrap: a parent may come after the child that inherited its descriptor.
+    let is_parent = owner.source == owner_source::SEEDED && held.parent == pid;
+    if owner.source == owner_source::UNKNOWN || is_parent {
+        held.parent = field!(field!(task, task_parent: u64), task_tgid: u32);
         sock::fill_task(owner, task, owner_source::SEEDED);
     }
 }

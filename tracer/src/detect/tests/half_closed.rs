@@ -110,11 +110,11 @@ fn what_was_half_closed_before_is_so_for_that_long_at_least() {
     socket.state = state::CLOSE_WAIT;
     socket.flags = socket_flag::OLDER;
     run.snapshot(socket, |snapshot| {
-        snapshot.since_ns = socket.born_ns - 61_000_000_000;
+        snapshot.since_ns = socket.born_ns - 62_000_000_000;
         snapshot.tcp.bytes_acked = 1234;
         snapshot.tcp.total_retrans = 7;
     });
-    poll(&mut run, state::CLOSE_WAIT, 4, Duration::from_secs(60));
+    poll(&mut run, state::CLOSE_WAIT, 4, Duration::from_secs(61));
     let finding = run.only();
     assert_eq!(finding.count, 5);
     assert!(finding.summary.contains("for at least"), "{finding:#?}");
