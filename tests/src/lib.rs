@@ -13,6 +13,7 @@ pub mod link;
 pub mod netfilter;
 pub mod netns;
 pub mod packet;
+pub mod proc_net;
 pub mod scenario;
 pub mod socket;
 pub mod tracer;

@@ -108,12 +108,17 @@ layout! {
     data_segs_out = "tcp_sock"."data_segs_out", optional;
     bytes_acked = "tcp_sock"."bytes_acked", optional;
     bytes_retrans = "tcp_sock"."bytes_retrans", optional;
+    /// When TCP last did anything with the socket: CLOCK_MONOTONIC in microseconds.
+    tcp_mstamp = "tcp_sock"."tcp_mstamp", optional;
     srtt_us = "tcp_sock"."srtt_us";
     dsack_dups = "tcp_sock"."dsack_dups", optional;
     tlp_high_seq = "tcp_sock"."tlp_high_seq", optional;
     /// The request of a Fast Open child until its third ACK.
     fastopen_rsk = "tcp_sock"."fastopen_rsk", optional;
     mss_cache = "tcp_sock"."mss_cache", optional;
+
+    /// TIME_WAIT, or FIN_WAIT2 that no process holds any more.
+    tw_substate = "inet_timewait_sock"."tw_substate", optional;
 
     req_num_retrans = "request_sock"."num_retrans";
     /// The byte whose upper 7 bits are `num_timeout` (bit 0 is `syncookie`).
@@ -151,6 +156,22 @@ layout! {
     net_ops = "net"."ns.ops", optional;
     task_nsproxy = "task_struct"."nsproxy", optional;
     nsproxy_net = "nsproxy"."net_ns", optional;
+    /// From an open file to its socket, and from a task to what an owner is.
+    file_inode = "file"."f_inode", optional;
+    file_private = "file"."private_data", optional;
+    inode_mode = "inode"."i_mode", optional;
+    socket_sk = "socket"."sk", optional;
+    /// The first TCP connection below an MPTCP socket, or its listener.
+    mptcp_first = "mptcp_sock"."first", optional;
+    task_tgid = "task_struct"."tgid", optional;
+    task_parent = "task_struct"."real_parent", optional;
+    task_comm = "task_struct"."comm", optional;
+    task_cred = "task_struct"."cred", optional;
+    task_cgroups = "task_struct"."cgroups", optional;
+    cred_uid = "cred"."uid", optional;
+    css_set_cgroup = "css_set"."dfl_cgrp", optional;
+    cgroup_node = "cgroup"."kn", optional;
+    node_id = "kernfs_node"."id", optional;
     net_tcp_statistics = "net"."mib.tcp_statistics", optional;
     net_syncookies = "net"."ipv4.sysctl_tcp_syncookies", optional;
     net_max_syn_backlog = "net"."ipv4.sysctl_max_syn_backlog", optional;

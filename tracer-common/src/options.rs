@@ -9,6 +9,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 )]
 #[repr(C)]
 pub struct Options {
+    /// When the tracer began: before any hook was attached, so that whatever is older than that has not
+    /// been seen. The birth of what is found at start.
+    pub began_ns: u64,
     /// Bits of [`crate::filter::emit_bit`]: kinds of records that somebody asked for.
     pub emit: u32,
     /// 1: records travel through the perf arrays.

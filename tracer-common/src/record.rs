@@ -32,8 +32,10 @@ pub mod kind {
     pub const SOURCES: u16 = 13;
     pub const REFUSAL: u16 = 14;
     pub const NETNS: u16 = 15;
+    pub const SEED: u16 = 16;
     pub const FAILURE: u16 = 21;
     pub const ENDING: u16 = 22;
+    pub const SEEDED: u16 = 24;
 }
 
 /// Where a socket's owner was learned; DESIGN.md's `owner_source`.
@@ -51,6 +53,12 @@ pub mod role {
     pub const ACTIVE: u8 = 1;
     pub const PASSIVE: u8 = 2;
     pub const LISTENER: u8 = 3;
+}
+
+/// Bits of [`Socket::flags`].
+pub mod socket_flag {
+    /// Its birth was not seen: it is older than the tracer.
+    pub const OLDER: u32 = 1;
 }
 
 /// The first 16 bytes of every record.
@@ -111,7 +119,8 @@ pub struct Socket {
     pub state: u8,
     /// One of [`role`].
     pub role: u8,
-    pub pad: u32,
+    /// Bits of [`socket_flag`].
+    pub flags: u32,
 }
 
 /// The fields of `struct tcp_sock` and `struct inet_connection_sock` that detectors judge by.
@@ -665,6 +674,49 @@ pub struct Snapshot {
     pub since_ns: u64,
 }
 
+/// One socket that was there before the tracer, as found by the walk at start (the programs of
+/// `probes::seed`). Of a request or a socket in TIME_WAIT, only `socket`, `owner` and `num_retrans` are
+/// filled in.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Seed {
+    pub header: Header,
+    /// `born_ns` is when the tracer began, 0 when the kernel half has no room for the socket.
+    pub socket: Socket,
+    pub owner: Owner,
+    pub tcp: Tcp,
+    pub bytes_received: u64,
+    /// When the kernel last did anything with the socket (`tcp_mstamp`); 0 when not known.
+    pub active_ns: u64,
+    /// Half-closed since then or earlier; 0 when not half-closed.
+    pub since_ns: u64,
+    /// Accept queue length and limit of a listener.
+    pub ack_backlog: u32,
+    pub max_ack_backlog: u32,
+    /// Processes that hold a descriptor of it.
+    pub holders: u32,
+    /// Of a request: SYN-ACKs repeated so far.
+    pub num_retrans: u8,
+    pub pad: [u8; 3],
+}
+
+/// The walk at start is over, made by the user half: what it could not see, and how long it took.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Seeded {
+    pub header: Header,
+    /// Sockets that found no room in the kernel half's maps.
+    pub homeless: u64,
+    pub took_ns: u64,
+    /// Network namespaces walked, and those that nothing leads into.
+    pub namespaces: u32,
+    pub not_entered: u32,
+}
+
 /// Time passing: the user half writes one into the stream at every poll, so that detectors take
 /// time only from records.
 #[derive(
@@ -744,6 +796,8 @@ const _: () = {
     assert!(size_of::<Probe>() == 208);
     assert!(size_of::<Snapshot>() == 208);
     assert!(size_of::<Netns>() == 424);
+    assert!(size_of::<Seed>() == 240);
+    assert!(size_of::<Seeded>() == 40);
     assert!(size_of::<Sources>() == 424);
     assert!(size_of::<Syn>() <= MAX_RECORD && size_of::<Sources>() <= MAX_RECORD);
 };

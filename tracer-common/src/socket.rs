@@ -28,7 +28,25 @@ pub struct SocketState {
     pub role: u8,
     /// 1 once a retransmission, timeout or unanswered probe was seen: its end will be emitted.
     pub troubled: u8,
-    pub pad: [u8; 5],
+    /// 1 when its birth was not seen.
+    pub older: u8,
+    pub pad: [u8; 4],
+    pub held: Held,
+}
+
+/// Which processes hold a socket, as the last search for owners found them.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Held {
+    /// Which search that was.
+    pub search: u32,
+    /// The last process found, which may hold it more than once.
+    pub pid: u32,
+    pub holders: u32,
+    /// The parent of the owner that a search found.
+    pub parent: u32,
 }
 
 /// One listener: its cumulative record, and bookkeeping that never leaves the kernel. The key is the
@@ -55,6 +73,7 @@ pub struct Listener {
     pub synacks_from_ns: u64,
     pub synacks: u32,
     pub pad: u32,
+    pub held: Held,
 }
 
 /// SYNs dropped on their way to one address for one reason: their cumulative record, and when it was

@@ -28,7 +28,9 @@ pub mod hook {
     pub const LOSS_PROBE: u32 = 16;
     /// What connect() returned.
     pub const FAILURE: u32 = 17;
-    pub const COUNT: u32 = 18;
+    /// Sockets met by the walk at start.
+    pub const SEED: u32 = 18;
+    pub const COUNT: u32 = 19;
 }
 
 /// Names of the hooks, in the order of [`hook`].
@@ -51,6 +53,7 @@ pub const HOOKS: [&str; hook::COUNT as usize] = [
     "timeout",
     "loss_probe",
     "failure",
+    "seed",
 ];
 
 /// What happened to the events of one hook on one CPU.

@@ -12,7 +12,7 @@ use conntracer_common::{
     layout::{KernelFacts, KernelLayout},
     netns::{Counts, Look, NetnsId},
     options::Options,
-    record::{Drop, Ending, Sources},
+    record::{Drop, Ending, Seed, Sources},
     socket::{FAILED_KEY_BYTES, Failed, Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HookCounters, hook},
 };
@@ -33,6 +33,7 @@ pub(crate) static FILTER: Filter = Filter {
 };
 #[unsafe(no_mangle)]
 pub(crate) static OPTIONS: Options = Options {
+    began_ns: 0,
     emit: 0,
     perf: 0,
     connect_by_state: 0,
@@ -76,6 +77,10 @@ pub(crate) static SOCKETS: HashMap<u64, SocketState> = HashMap::with_max_entries
 /// What an adopted connection's entry is copied from: zero for ever.
 #[map]
 pub(crate) static EMPTY_SOCKET: Array<SocketState> = Array::with_max_entries(1, 0);
+
+/// Where `seed_list` makes its records.
+#[map]
+pub(crate) static SEEDING: Array<Seed> = Array::with_max_entries(1, 0);
 
 /// Listeners by the address of their `struct sock`. A plain hash: an LRU would forget listeners under
 /// pressure, and with them the attribution of every drop.

@@ -258,6 +258,19 @@ pub(crate) fn destination(sockaddr: u64) -> ([u32; 4], u16) {
     (addr, u16::from_be(read(sockaddr, 2)))
 }
 
+/// The same for any process: of a `struct task_struct`.
+#[inline(always)]
+pub(crate) fn fill_task(owner: &mut Owner, task: u64, source: u8) {
+    let css_set = field!(task, task_cgroups: u64);
+    let cgroup = field!(css_set, css_set_cgroup: u64);
+    let node = field!(cgroup, cgroup_node: u64);
+    field_into!(node, node_id, &mut owner.cgroup_id);
+    field_into!(task, task_comm, &mut owner.comm);
+    field_into!(task, task_tgid, &mut owner.pid);
+    owner.uid = field!(field!(task, task_cred: u64), cred_uid: u32);
+    owner.source = source;
+}
+
 /// What a packet says of itself, as its receiver sees it.
 pub(crate) struct Packet {
     pub(crate) local_addr: [u32; 4],

@@ -115,6 +115,8 @@ pub enum Emit {
     Failure,
     /// Keepalive and window probes.
     Probe,
+    /// Sockets that were there before conntracer, found at start.
+    Seed,
     /// The counters of every hook, each 10 s.
     Stats,
     /// All of these.

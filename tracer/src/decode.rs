@@ -11,7 +11,7 @@ use std::{
 use conntracer_common::{
     record::{
         self, Header, kind, listener_flag, netns_flag, owner_source, path, refusal_place, role,
-        syn_evidence, syn_outcome,
+        socket_flag, syn_evidence, syn_outcome,
     },
     retransmit::{Attempt, class},
     stats::HOOKS,
@@ -23,8 +23,8 @@ use zerocopy::FromBytes;
 use crate::{
     event::{
         Body, Comm, Device, Drop, Ending, Event, Failure, Loss, Netns, Opened, Owner, OwnerSource,
-        Path, Place, Probe, Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket,
-        Sources, State, Syn, SynAck, Tcp,
+        Path, Place, Probe, Refusal, Reset, Retransmit, RetransmitType, Role, Seed, Seeded,
+        Snapshot, Socket, Sources, State, Syn, SynAck, Tcp,
     },
     finding::Ktime,
     source::SocketId,
@@ -92,6 +92,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         }
         kind::LOSS => Body::Loss(loss(&read(bytes, &header)?)?),
         kind::NETNS => Body::Netns(netns(&read(bytes, &header)?)),
+        kind::SEED => Body::Seed(seed(&read(bytes, &header)?)?),
+        kind::SEEDED => Body::Seeded(seeded(&read(bytes, &header)?)),
         kind => return Err(DecodeError::Kind { kind }),
     };
     Ok(Event {
@@ -128,6 +130,7 @@ fn socket(raw: &record::Socket) -> Socket {
             role::LISTENER => Role::Listener,
             _ => Role::Unknown,
         },
+        older: raw.flags & socket_flag::OLDER != 0,
     }
 }
 
@@ -428,6 +431,31 @@ fn snapshot(raw: &record::Snapshot) -> Result<Snapshot, DecodeError> {
         tcp: tcp(&raw.tcp),
         since: (raw.since_ns != 0).then_some(Ktime(raw.since_ns)),
     })
+}
+
+fn seed(raw: &record::Seed) -> Result<Seed, DecodeError> {
+    let seen = |ns| (ns != 0).then_some(Ktime(ns));
+    Ok(Seed {
+        socket: socket(&raw.socket),
+        owner: owner(&raw.owner)?,
+        tcp: tcp(&raw.tcp),
+        bytes_received: raw.bytes_received,
+        active: seen(raw.active_ns),
+        since: seen(raw.since_ns),
+        ack_backlog: raw.ack_backlog,
+        max_ack_backlog: raw.max_ack_backlog,
+        holders: raw.holders,
+        num_retrans: raw.num_retrans,
+    })
+}
+
+const fn seeded(raw: &record::Seeded) -> Seeded {
+    Seeded {
+        homeless: raw.homeless,
+        took: Duration::from_nanos(raw.took_ns),
+        namespaces: raw.namespaces,
+        not_entered: raw.not_entered,
+    }
 }
 
 const fn netns(raw: &record::Netns) -> Netns {

@@ -29,6 +29,7 @@ use crate::{
     table::{
         connection::Connections,
         listener::{ListenerKey, Listeners, Summary},
+        seed::Seeds,
     },
 };
 
@@ -73,6 +74,8 @@ pub struct Tallies {
     pub netns_uncompared: u64,
     pub netns_evicted: u64,
     pub netns_counts_homeless: u64,
+    #[serde(flatten)]
+    pub seeds: Seeds,
 }
 
 /// See the module.
@@ -98,6 +101,7 @@ pub struct Pipeline {
     records: u64,
     decode_errors: u64,
     unwatched: u64,
+    seeds: Seeds,
 }
 
 impl Pipeline {
@@ -126,6 +130,7 @@ impl Pipeline {
             records: 0,
             decode_errors: 0,
             unwatched: 0,
+            seeds: Seeds::default(),
         }
     }
 
@@ -216,6 +221,8 @@ impl Pipeline {
             | Body::Probe(_)
             | Body::Loss(_)
             | Body::Netns(_) => {}
+            Body::Seed(body) => self.seeds.found(body),
+            Body::Seeded(body) => self.seeds.over(body),
         }
     }
 
@@ -310,6 +317,7 @@ impl Pipeline {
             netns_uncompared,
             netns_evicted: self.reconciler.evicted(),
             netns_counts_homeless,
+            seeds: self.seeds,
         }
     }
 

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use conntracer_common::{
-    record::{self, Header, Owner, Socket, Tcp, kind, owner_source, role, syn_evidence},
+    record::{
+        self, Header, Owner, Socket, Tcp, kind, owner_source, role, socket_flag, syn_evidence,
+    },
     sketch,
     tcp::{AF_INET, AF_INET6, ca, state},
 };
@@ -134,7 +136,7 @@ pub(crate) fn socket(local: &str, remote: &str) -> Socket {
         family: if local.is_ipv4() { AF_INET } else { AF_INET6 },
         state: state::ESTABLISHED,
         role: role::PASSIVE,
-        pad: 0,
+        flags: 0,
     }
 }
 
@@ -353,6 +355,23 @@ impl Run {
         self.record(&record);
     }
 
+    /// A socket that was there before.
+    pub(crate) fn seed(&mut self, socket: Socket, change: impl FnOnce(&mut record::Seed)) {
+        let mut record = record::Seed {
+            header: self.header::<record::Seed>(kind::SEED),
+            socket: Socket {
+                flags: socket_flag::OLDER,
+                ..socket
+            },
+            owner: owner(),
+            active_ns: self.ktime_ns,
+            holders: 1,
+            ..record::Seed::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
     pub(crate) fn closed(&mut self, socket: Socket, change: impl FnOnce(&mut record::State)) {
         let mut record = record::State {
             header: self.header::<record::State>(kind::STATE),
@@ -520,6 +539,8 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::LOSS, size_of::<record::Loss>()),
         (kind::NETNS, size_of::<record::Netns>()),
         (kind::SOURCES, size_of::<record::Sources>()),
+        (kind::SEED, size_of::<record::Seed>()),
+        (kind::SEEDED, size_of::<record::Seeded>()),
     ];
     let kinds = prop::sample::select(sizes.to_vec());
     (

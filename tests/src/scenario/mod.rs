@@ -14,6 +14,7 @@ pub mod half_closed;
 pub mod handshakes;
 pub mod healthy;
 pub mod lossy_path;
+pub mod old;
 pub mod refused;
 pub mod repeats;
 pub mod send_stall;

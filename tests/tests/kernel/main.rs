@@ -21,6 +21,7 @@ mod refused;
 mod retransmit;
 mod retransmit_storm;
 mod scenario;
+mod seed;
 mod send_stall;
 mod support;
 mod syn_drop;

@@ -2,7 +2,6 @@
 
 use conntracer_tests::{
     family::Family,
-    line::Figures,
     scenario::{
         accept_queue::AcceptQueueFull,
         cookies::{AlwaysCookies, FORGED, HONEST},
@@ -11,10 +10,7 @@ use conntracer_tests::{
 };
 use rstest::rstest;
 
-use crate::support::{assert_reconciled, assert_sound, binary, trace};
-
-/// What the plan calls listeners that were there before conntracer.
-const OLDER: &str = "older than conntracer";
+use crate::support::{assert_reconciled, assert_sound, binary, is_syn_drop, overflows, trace};
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -37,12 +33,12 @@ fn cookies_that_come_back_equal_syncookies_recv_and_failed(#[case] family: Famil
     assert_sound(&run, &server);
 }
 
-/// Where listeners older than conntracer are not known, what they drop is a residue, with that for a
-/// reason. The other rungs miss nothing.
+/// A listener that was there before conntracer is found at start: what it drops is counted from then on, and
+/// the finding names its owner.
 #[rstest]
 #[case::v4(Family::V4)]
 #[case::v6(Family::V6)]
-fn what_a_rung_cannot_see_is_a_residue(#[case] family: Family) {
+fn a_listener_older_than_the_tracer_leaves_no_residue(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = AcceptQueueFull::new(family).unwrap();
     scenario.open().unwrap();
@@ -50,51 +46,22 @@ fn what_a_rung_cannot_see_is_a_residue(#[case] family: Family) {
         return;
     };
     scenario.provoke().unwrap();
-    let hooks = &tracer.plan().plan.hooks;
-    let blind = hooks.iter().any(|plan| {
-        let blind_to = plan.blind_to.as_deref().unwrap_or_default();
-        plan.hook == "syn" && blind_to.contains(OLDER)
-    });
-    if !blind {
-        tracer
-            .wait_for("a syn_drop finding", SOON, |finding| {
-                finding.finding == "syn_drop"
-            })
-            .unwrap();
-    }
+    tracer
+        .wait_for("a syn_drop finding", SOON, is_syn_drop)
+        .unwrap();
     scenario.quiet().unwrap();
     let counted = scenario.netns.counters().unwrap();
     let run = tracer.stop().unwrap();
 
-    if !blind {
-        assert_reconciled(&run, &scenario.netns, &counted);
-        return;
+    let findings = run.last_of(is_syn_drop);
+    assert_eq!(overflows(&findings), counted.listen_overflows, "{run:#?}");
+    for finding in findings {
+        let owner = finding.owner.as_ref().expect("this process holds it");
+        assert_eq!(owner.pid, std::process::id(), "{finding:#?}");
+        assert_eq!(owner.source, "seeded", "{finding:#?}");
     }
-    let reconciled = run
-        .stop
-        .reconciliation
-        .namespaces
-        .iter()
-        .find(|reconciled| reconciled.netns == scenario.netns.inode())
-        .unwrap();
-    for (name, kernel) in [
-        ("ListenOverflows", counted.listen_overflows),
-        ("ListenDrops", counted.listen_drops),
-    ] {
-        let expected = Figures {
-            kernel,
-            counted: 0,
-            residue: i64::try_from(kernel).unwrap(),
-            because: reconciled.counters[name].because.clone(),
-        };
-        assert_eq!(reconciled.counters[name], expected);
-        assert!(
-            expected
-                .because
-                .is_some_and(|because| because.contains(OLDER)),
-            "{reconciled:#?}"
-        );
-    }
+    assert_reconciled(&run, &scenario.netns, &counted);
+    assert_sound(&run, &scenario.netns);
 }
 
 /// The kernel counts what a filter hides.

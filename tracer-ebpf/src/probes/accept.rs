@@ -80,7 +80,7 @@ fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
         unsafe { sock::fill_current(&mut (*entry).owner, owner_source::ACCEPT) };
     } else {
         // Older than the tracer: its handshake was not seen.
-        let outcome = socket::born::<Anywhere>(child, role::PASSIVE, listener, |owner| {
+        let outcome = socket::adopted::<Anywhere>(child, role::PASSIVE, listener, |owner| {
             sock::fill_current(owner, owner_source::ACCEPT);
         });
         if outcome != Outcome::Aggregated {

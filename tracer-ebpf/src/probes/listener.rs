@@ -1,13 +1,13 @@
 //! Listeners and what became of their SYNs and third ACKs, cumulative; no programs.
 
-use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns};
+use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use conntracer_common::{
     layout::ABSENT,
     netns::count,
     record::{
-        SYN_INTERVAL_NS, SYNACKS_PER_S, Socket, Syn, kind, listener_flag, owner_source, role,
-        syn_outcome,
+        Owner, SYN_INTERVAL_NS, SYNACKS_PER_S, Socket, Syn, kind, listener_flag, owner_source,
+        role, socket_flag, syn_outcome,
     },
     socket::Listener,
     tcp::state,
@@ -29,18 +29,37 @@ const ALL: u8 = 255;
 /// A socket starts to listen, in the context of listen()'s caller.
 #[inline(always)]
 pub(crate) fn listening(sk: u64) -> Outcome {
-    match insert(sk) {
-        Ok(entry) => {
-            sock::fill_current(&mut entry.syn.owner, owner_source::LISTENER);
-            Outcome::Aggregated
-        }
+    // SAFETY: helper without preconditions.
+    let born_ns = unsafe { bpf_ktime_get_ns() };
+    let begun = insert(sk, born_ns, 0, |owner| {
+        sock::fill_current(owner, owner_source::LISTENER);
+    });
+    match begun {
+        Ok(_) => Outcome::Aggregated,
         Err(outcome) => outcome,
     }
 }
 
-/// Starts a listener's record without an owner; `Filtered` when nobody asks for it, `Lost` when the map is full.
+/// A listener is found at start; its owner is looked for afterwards.
 #[inline(always)]
-fn insert(sk: u64) -> Result<&'static mut Listener, Outcome> {
+pub(crate) fn seeded(sk: u64) -> Outcome {
+    if LISTENERS.get_ptr_mut(sk).is_some() {
+        return Outcome::Filtered;
+    }
+    match insert(sk, global!(OPTIONS.began_ns), socket_flag::OLDER, |_| ()) {
+        Ok(_) => Outcome::Aggregated,
+        Err(outcome) => outcome,
+    }
+}
+
+/// Starts a listener's record; `Filtered` when nobody asks for it, `Lost` when the map is full.
+#[inline(always)]
+fn insert(
+    sk: u64,
+    born_ns: u64,
+    flags: u32,
+    own: impl FnOnce(&mut Owner),
+) -> Result<&'static mut Listener, Outcome> {
     let mut socket = Socket::default();
     sock::fill_full::<Anywhere>(sk, &mut socket);
     // The tracepoint fires before the state is stored.
@@ -51,17 +70,23 @@ fn insert(sk: u64) -> Result<&'static mut Listener, Outcome> {
     if !socket::wanted(&socket) {
         return Err(Outcome::Filtered);
     }
-    // SAFETY: helper without preconditions.
-    socket.born_ns = unsafe { bpf_ktime_get_ns() };
+    socket.flags = flags;
     // A `Listener` is too large for the stack beside everything else: inserted empty, filled in place.
     let empty = EMPTY_LISTENER.get(0).ok_or(Outcome::Lost)?;
-    LISTENERS.insert(sk, empty, 0).map_err(|_| Outcome::Lost)?;
+    // One that is not seen to begin to listen may be met by two at once, and begins once.
+    let once = if flags == 0 { 0 } else { BPF_NOEXIST };
+    if LISTENERS.insert(sk, empty, u64::from(once)).is_err() {
+        return LISTENERS
+            .get_ptr_mut(sk)
+            .map_or(Err(Outcome::Lost), |_| Err(Outcome::Filtered));
+    }
     let entry = LISTENERS.get_ptr_mut(sk).ok_or(Outcome::Lost)?;
     // SAFETY: a live map value of plain data.
     let entry = unsafe { &mut *entry };
+    own(&mut entry.syn.owner);
     entry.syn.socket = socket;
     entry.syn.outcome = ALL;
-    entry.syn.flags = flags(sk);
+    entry.syn.flags = listener_flags(sk);
     settings(entry, sk);
     entry.drops_base = field!(sk, sk_drops: u32);
     let key = key(socket.netns, socket.local_port, socket.local_addr);
@@ -72,6 +97,9 @@ fn insert(sk: u64) -> Result<&'static mut Listener, Outcome> {
         unsafe { (*next).group_previous = sk };
     }
     LISTEN_PORTS.insert(key, sk, 0).map_err(|_| Outcome::Lost)?;
+    // Last: without its birth an entry is still being filled in.
+    // SAFETY: a live map value; volatile, or it would be stored with the rest.
+    unsafe { core::ptr::write_volatile(&raw mut entry.syn.socket.born_ns, born_ns) };
     Ok(entry)
 }
 
@@ -153,7 +181,13 @@ pub(crate) fn entry<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut Listener, O
     if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
         return Ok(entry);
     }
-    let entry = insert(sk)?;
+    // SAFETY: helper without preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let entry = match insert(sk, now_ns, socket_flag::OLDER, |_| ()) {
+        Ok(entry) => entry,
+        // Another CPU was first, or the walk at start.
+        Err(outcome) => return LISTENERS.get_ptr_mut(sk).ok_or(outcome),
+    };
     // By port: the log's arithmetic on a pointer would be refused where a program has it as one.
     debug!(
         ctx,
@@ -452,7 +486,7 @@ pub(crate) fn aborts_on_overflow(net: u64) -> u8 {
 
 /// Bits of `listener_flag`.
 #[inline(always)]
-fn flags(sk: u64) -> u8 {
+fn listener_flags(sk: u64) -> u8 {
     let bit = |byte: u8, at: u8, flag: u8| {
         if (byte >> (at & 7)) & 1 != 0 { flag } else { 0 }
     };

@@ -20,6 +20,7 @@ mod request;
 mod reset;
 mod retransmit;
 mod rto;
+mod seed;
 mod snapshot;
 mod socket;
 mod sources;

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use conntracer_common::{
     filter::named,
-    record::{Owner, Socket, owner_source, role},
+    record::{Owner, Socket, owner_source, role, socket_flag},
     socket::SocketState,
 };
 
@@ -45,6 +45,28 @@ pub(crate) fn born<R: Reach>(
     listener: u64,
     own: impl FnOnce(&mut Owner),
 ) -> Outcome {
+    begun::<R>(sk, role, listener, 0, own)
+}
+
+/// [`born`] for one whose birth was not seen.
+#[inline(always)]
+pub(crate) fn adopted<R: Reach>(
+    sk: u64,
+    role: u8,
+    listener: u64,
+    own: impl FnOnce(&mut Owner),
+) -> Outcome {
+    begun::<R>(sk, role, listener, 1, own)
+}
+
+#[inline(always)]
+fn begun<R: Reach>(
+    sk: u64,
+    role: u8,
+    listener: u64,
+    older: u8,
+    own: impl FnOnce(&mut Owner),
+) -> Outcome {
     if !is_wanted::<R>(sk) {
         return Outcome::Filtered;
     }
@@ -54,6 +76,7 @@ pub(crate) fn born<R: Reach>(
         born_ns,
         listener,
         role,
+        older,
         ..SocketState::default()
     };
     own(&mut state.owner);
@@ -71,12 +94,13 @@ pub(crate) fn born_of<R: Reach>(child: u64, listener: u64) -> Outcome {
 }
 
 /// The owner of a listener, which its children inherit until accepted. One that is younger than the
-/// child is another listener at a reused address.
+/// child is another listener at a reused address, unless it only was seen late.
 #[inline(always)]
 pub(crate) fn inherit(listener: u64, child_born_ns: u64, owner: &mut Owner) {
     // SAFETY: plain data; a concurrent update can at worst mix two owners of one listener.
     if let Some(entry) = unsafe { LISTENERS.get(listener) }
-        && entry.syn.socket.born_ns <= child_born_ns
+        && (entry.syn.socket.born_ns <= child_born_ns
+            || entry.syn.socket.flags & socket_flag::OLDER != 0)
     {
         *owner = entry.syn.owner;
         if owner.source != owner_source::UNKNOWN {
@@ -96,6 +120,7 @@ pub(crate) fn fill(sk: u64, socket: &mut Socket, owner: &mut Owner) -> bool {
     if let Some(entry) = unsafe { SOCKETS.get(sk) } {
         socket.born_ns = entry.born_ns;
         socket.role = entry.role;
+        socket.flags = u32::from(entry.older) * socket_flag::OLDER;
         *owner = entry.owner;
         if entry.role == role::PASSIVE && owner.source == owner_source::UNKNOWN {
             let listener = if entry.listener == 0 {
@@ -129,6 +154,7 @@ pub(crate) fn fill_troubled(sk: u64, socket: &mut Socket, owner: &mut Owner) -> 
             unsafe {
                 (*entry).born_ns = bpf_ktime_get_ns();
                 (*entry).troubled = 1;
+                (*entry).older = 1;
             }
         }
     }

@@ -76,7 +76,7 @@ fn half_closed(sk: u64, state: u8) -> Outcome {
     let entry = match SOCKETS.get_ptr_mut(sk) {
         Some(entry) => entry,
         None => {
-            let outcome = socket::born::<Argument>(sk, role::UNKNOWN, 0, |_| ());
+            let outcome = socket::adopted::<Argument>(sk, role::UNKNOWN, 0, |_| ());
             match SOCKETS.get_ptr_mut(sk) {
                 Some(entry) => entry,
                 None => return outcome,

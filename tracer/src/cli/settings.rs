@@ -58,7 +58,13 @@ impl Emits {
             Body::Failure(_) => kind::FAILURE,
             Body::Ending(_) => kind::ENDING,
             Body::Probe(_) => kind::PROBE,
-            Body::Sources(_) | Body::Snapshot(_) | Body::Tick | Body::Loss(_) | Body::Netns(_) => {
+            Body::Seed(_) => kind::SEED,
+            Body::Sources(_)
+            | Body::Snapshot(_)
+            | Body::Tick
+            | Body::Loss(_)
+            | Body::Netns(_)
+            | Body::Seeded(_) => {
                 return false;
             }
         };
@@ -79,6 +85,7 @@ const fn record_bits(kind: Emit) -> u32 {
         Emit::Failure => emit_bit(kind::FAILURE),
         Emit::Connection => emit_bit(kind::ENDING),
         Emit::Probe => emit_bit(kind::PROBE),
+        Emit::Seed => emit_bit(kind::SEED),
         Emit::Stats => 0,
         Emit::All => {
             record_bits(Emit::Connect)
@@ -92,6 +99,7 @@ const fn record_bits(kind: Emit) -> u32 {
                 | record_bits(Emit::Failure)
                 | record_bits(Emit::Connection)
                 | record_bits(Emit::Probe)
+                | record_bits(Emit::Seed)
         }
     }
 }

@@ -11,8 +11,8 @@ use serde::{
     ser::{Error as _, SerializeMap},
 };
 
-use super::{Body, Ending, Event, Owner, RetransmitType, Role, Socket, Tcp, TcpState};
-use crate::kernel::host::Host;
+use super::{Body, Ending, Event, Owner, RetransmitType, Role, Seed, Socket, Tcp, TcpState};
+use crate::{finding::Ktime, kernel::host::Host};
 
 impl Event {
     /// The same fields, with drop and reset reasons named as the traced kernel names them.
@@ -62,7 +62,9 @@ impl Serialize for Named<'_> {
 impl Named<'_> {
     fn body_entries<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
         match &self.event.body {
-            Body::Connect(_) | Body::Accept(_) | Body::Tick | Body::Netns(_) => Ok(()),
+            Body::Connect(_) | Body::Accept(_) | Body::Tick | Body::Netns(_) | Body::Seeded(_) => {
+                Ok(())
+            }
             Body::State(body) => {
                 map.serialize_entry("old_state", &body.old)?;
                 map.serialize_entry("new_state", &body.new)?;
@@ -148,6 +150,7 @@ impl Named<'_> {
                 tcp_entries(map, &body.tcp)
             }
             Body::Snapshot(body) => tcp_entries(map, &body.tcp),
+            Body::Seed(body) => seed_entries(map, body, self.event.time),
             Body::Loss(body) => {
                 map.serialize_entry("hook", body.hook_name())?;
                 map.serialize_entry("lost", &body.lost)
@@ -197,6 +200,9 @@ fn socket_entries<M: SerializeMap>(map: &mut M, socket: &Socket) -> Result<(), M
     if socket.id.born.0 != 0 {
         map.serialize_entry("born_ktime_ns", &socket.id.born.0)?;
     }
+    if socket.older {
+        map.serialize_entry("older", &true)?;
+    }
     Ok(())
 }
 
@@ -217,6 +223,31 @@ fn tcp_entries<M: SerializeMap>(map: &mut M, tcp: &Tcp) -> Result<(), M::Error> 
     map.serialize_entry("consecutive_timeouts", &tcp.retransmits)?;
     map.serialize_entry("probes_unanswered", &tcp.probes_out)?;
     map.serialize_entry("backoff", &tcp.backoff)
+}
+
+/// What the kernel still knows of a socket that was there before.
+fn seed_entries<M: SerializeMap>(map: &mut M, seed: &Seed, now: Ktime) -> Result<(), M::Error> {
+    map.serialize_entry("holders", &seed.holders)?;
+    match seed.socket.state {
+        TcpState::Listen => {
+            map.serialize_entry("ack_backlog", &seed.ack_backlog)?;
+            map.serialize_entry("max_ack_backlog", &seed.max_ack_backlog)
+        }
+        TcpState::NewSynRecv => map.serialize_entry("repeats", &seed.num_retrans),
+        _ => {
+            if let Some(since) = seed.since {
+                let at_least = now.since(since).as_millis();
+                map.serialize_entry("half_closed_at_least_ms", &at_least)?;
+            }
+            let Some(active) = seed.active else {
+                return Ok(());
+            };
+            map.serialize_entry("idle_ms", &now.since(active).as_millis())?;
+            map.serialize_entry("bytes_acked", &seed.tcp.bytes_acked)?;
+            map.serialize_entry("bytes_received", &seed.bytes_received)?;
+            tcp_entries(map, &seed.tcp)
+        }
+    }
 }
 
 fn errno_entry<M: SerializeMap>(map: &mut M, errno: u32) -> Result<(), M::Error> {
@@ -261,6 +292,10 @@ mod tests {
         source.reset_received(connection);
         source.probe(connection, |_| {});
         source.loss(conntracer_common::stats::hook::SYN, 3);
+        source.seed(connection, |seed| {
+            seed.socket.state = conntracer_common::tcp::state::CLOSE_WAIT;
+            seed.since_ns = seed.active_ns;
+        });
         let host = host();
         let mut run = Run::new();
         let mut lines = Vec::new();

@@ -55,6 +55,8 @@ pub enum Body {
     Tick,
     Loss(Loss),
     Netns(Netns),
+    Seed(Seed),
+    Seeded(Seeded),
 }
 
 /// `TCP_*` states of include/net/tcp_states.h, spelled as OpenTelemetry's `network.connection.state`
@@ -184,6 +186,8 @@ pub struct Socket {
     pub remote: SocketAddr,
     pub state: TcpState,
     pub role: Role,
+    /// Its birth was not seen: it is older than conntracer.
+    pub older: bool,
 }
 
 /// The fields of `struct tcp_sock` that detectors judge by; 0 where the kernel has none.
@@ -606,6 +610,38 @@ pub struct Netns {
     pub homeless: u32,
 }
 
+/// A socket that was there before conntracer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+    /// All zero for what is no full socket: a request, TIME_WAIT, a listener.
+    pub tcp: Tcp,
+    pub bytes_received: u64,
+    /// When the kernel last did anything with it.
+    pub active: Option<Ktime>,
+    /// Half-closed since then or earlier.
+    pub since: Option<Ktime>,
+    /// Of a listener.
+    pub ack_backlog: u32,
+    pub max_ack_backlog: u32,
+    /// Processes that hold a descriptor of it.
+    pub holders: u32,
+    /// Of a request: SYN-ACKs repeated so far.
+    pub num_retrans: u8,
+}
+
+/// The walk at start is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seeded {
+    /// Sockets that found no room in the kernel half's maps.
+    pub homeless: u64,
+    pub took: Duration,
+    /// Network namespaces walked, and those that nothing leads into.
+    pub namespaces: u32,
+    pub not_entered: u32,
+}
+
 impl Loss {
     /// The hook's name.
     #[must_use]
@@ -635,10 +671,12 @@ impl Body {
             Self::Tick => "tick",
             Self::Loss(_) => "gap",
             Self::Netns(_) => "netns",
+            Self::Seed(_) => "seed",
+            Self::Seeded(_) => "seeded",
         }
     }
 
-    /// The socket it is about; `None` for `Tick`, `Loss` and `Netns`.
+    /// The socket it is about; `None` for what is about none.
     #[must_use]
     pub const fn socket(&self) -> Option<&Socket> {
         match self {
@@ -655,7 +693,8 @@ impl Body {
             Self::Ending(body) => Some(&body.socket),
             Self::Probe(body) => Some(&body.socket),
             Self::Snapshot(body) => Some(&body.socket),
-            Self::Tick | Self::Loss(_) | Self::Netns(_) => None,
+            Self::Seed(body) => Some(&body.socket),
+            Self::Tick | Self::Loss(_) | Self::Netns(_) | Self::Seeded(_) => None,
         }
     }
 
@@ -675,7 +714,10 @@ impl Body {
             Self::Ending(body) => body.owner.as_ref(),
             Self::Probe(body) => body.owner.as_ref(),
             Self::Snapshot(body) => body.owner.as_ref(),
-            Self::Sources(_) | Self::Tick | Self::Loss(_) | Self::Netns(_) => None,
+            Self::Seed(body) => body.owner.as_ref(),
+            Self::Sources(_) | Self::Tick | Self::Loss(_) | Self::Netns(_) | Self::Seeded(_) => {
+                None
+            }
         }
     }
 }

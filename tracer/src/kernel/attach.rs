@@ -21,8 +21,10 @@ use super::{
     error::CannotTrace,
     ladder::{Attachment, LADDERS, Ladder, ON_DEMAND, Step, Target},
     layout::Resolved,
+    live::ktime_ns,
     plan::{HookMode, HookPlan, Refusal, Rung, Transport},
     ring::Rings,
+    seed,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/conntracer.bpf.o"));
@@ -43,6 +45,8 @@ pub(super) struct Attached {
     pub(super) cpus: Option<Vec<u32>>,
     /// Whether the kernel tells of segments that it could not send again.
     pub(super) traces_failures: bool,
+    /// Whether what was there before can be walked, or why not.
+    pub(super) iterators: Result<(), String>,
 }
 
 /// Where a hook stands on its ladder while rungs are tried.
@@ -118,13 +122,16 @@ pub(super) fn attach(
             for name in ON_DEMAND {
                 load_on_demand(&mut ebpf, name)?;
             }
-            let hooks = climbs.into_iter().map(plan).collect();
+            let iterators = seed::load(&mut ebpf, aya_btf);
+            let mut hooks: Vec<HookPlan> = climbs.into_iter().map(plan).collect();
+            hooks.extend(iterators.as_ref().err().map(|reason| seed::without(reason)));
             return Ok(Attached {
                 ebpf,
                 rings,
                 hooks,
                 cpus: None,
                 traces_failures: resolved.facts.args_tcp_retransmit_skb >= 3,
+                iterators,
             });
         }
     }
@@ -222,6 +229,7 @@ fn load(
         )
     };
     let kernel_options = KernelOptions {
+        began_ns: ktime_ns(),
         emit: options.emit,
         perf: u8::from(options.transport == Transport::Perf),
         connect_by_state: by_tracepoint(hook::CONNECT),
@@ -323,7 +331,7 @@ fn attach_program(
 }
 
 /// One clause: the kernel's errno and, when it was the verifier, its last word.
-fn reason(error: &ProgramError) -> String {
+pub(super) fn reason(error: &ProgramError) -> String {
     let ProgramError::LoadError {
         io_error,
         verifier_log,

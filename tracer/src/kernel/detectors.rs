@@ -76,12 +76,15 @@ pub(super) fn note_resets(hooks: &mut [HookPlan], params: u8) {
 /// that matters to it.
 pub(super) fn plans(hooks: &[HookPlan]) -> Vec<DetectorPlan> {
     [
-        ("syn_drop", &["syn", "ack"][..]),
+        ("syn_drop", &["syn", "ack", "seed"][..]),
         ("syn_drop.refusal", &["drop"]),
         ("syn_cookies", &["syn"]),
-        ("half_open.handshake", &["synack", "request"]),
-        ("half_open.dead_peer", &["retransmit", "rto", "probe"]),
-        ("half_open.half_closed", &["state", "destroy"]),
+        ("half_open.handshake", &["synack", "request", "seed"]),
+        (
+            "half_open.dead_peer",
+            &["retransmit", "rto", "probe", "seed"],
+        ),
+        ("half_open.half_closed", &["state", "destroy", "seed"]),
         ("retransmit_storm", &["retransmit", "synack"]),
         ("send_stall", &["probe"]),
         ("connect_failure", &["state", "failure", "reset_received"]),

@@ -197,7 +197,7 @@ pub(super) const LADDERS: &[Ladder] = &[
             blind(
                 T,
                 &[on("syn_tracepoint", Tracepoint("consume_skb"))],
-                "listeners older than conntracer, and which member of a SO_REUSEPORT group dropped a SYN; the cause of the first SYN on each CPU is inferred from queue lengths",
+                "which member of a SO_REUSEPORT group dropped a SYN; the cause of the first SYN on each CPU is inferred from queue lengths",
             ),
         ],
         off: Some("SYNs dropped at a listener"),
@@ -232,11 +232,7 @@ pub(super) const LADDERS: &[Ladder] = &[
                     on("ack_kprobe", Kprobe("tcp_v6_syn_recv_sock")),
                 ],
             ),
-            blind(
-                T,
-                &[],
-                "third ACKs refused by listeners older than conntracer",
-            ),
+            step(T, &[]),
         ],
         off: Some("third ACKs that found the accept queue full"),
     },

@@ -14,10 +14,11 @@ use aya::{
     util::online_cpus,
 };
 use conntracer_common::{
+    filter::Filter,
     netns::{CPUS_AT_ONCE, NetnsId, count},
     record::{
-        Failure, Header, Loss, Refusal, Sources, Syn, SynTotals, Tick, kind, netns_flag,
-        syn_outcome,
+        Failure, Header, Loss, Owner, Refusal, Sources, Syn, SynTotals, Tick, kind, netns_flag,
+        owner_source, syn_outcome,
     },
     socket::{FAILED_KEY_BYTES, Failed, Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HOOKS, HookCounters, hook},
@@ -37,6 +38,7 @@ use super::{
     netns::{CountsMap, LookMap, Namespaces, Running},
     places::Places,
     ring::Rings,
+    seed::{self, Seeds},
 };
 use crate::{
     finding::Ktime,
@@ -70,6 +72,43 @@ type Feed<'a> = &'a mut dyn FnMut(&[u8]);
 /// once, at about 1 µs each. The others are told as they stood at their last SYN.
 const MAX_REFRESHED: usize = 256;
 
+/// Sockets whose owner no hook told, because its program could not run at that moment, or because they
+/// are older: looked for among the open files of all processes, which costs as much as there are.
+#[derive(Debug, Default)]
+struct Unowned {
+    met: bool,
+    searched_ns: u64,
+    wait_ns: u64,
+}
+
+/// Shortest and longest time between two searches: what no process holds (a kernel thread's listener) is
+/// not found by the next one either.
+const SEARCH_NS: (u64, u64) = (1_000_000_000, 64_000_000_000);
+
+impl Unowned {
+    fn note(&mut self, owner: &Owner) {
+        self.met |= owner.source == owner_source::UNKNOWN;
+    }
+
+    /// Whether to search now; each search that is asked for again doubles the wait.
+    fn is_due(&mut self, now_ns: u64) -> bool {
+        if !std::mem::take(&mut self.met) {
+            return false;
+        }
+        let since_ns = now_ns.saturating_sub(self.searched_ns);
+        if since_ns < self.wait_ns {
+            return false;
+        }
+        self.wait_ns = if since_ns > 2 * self.wait_ns {
+            SEARCH_NS.0
+        } else {
+            (2 * self.wait_ns).min(SEARCH_NS.1)
+        };
+        self.searched_ns = now_ns;
+        true
+    }
+}
+
 /// The attached programs, their rings and maps. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -101,6 +140,8 @@ pub struct Kernel {
     troubled: HashMap<u64, u64, foldhash::quality::RandomState>,
     half_closed: Vec<SocketId>,
     swept_ns: u64,
+    seeds: Seeds,
+    unowned: Unowned,
 }
 
 impl Kernel {
@@ -115,6 +156,7 @@ impl Kernel {
             hooks: _,
             cpus,
             traces_failures,
+            iterators,
         } = attached;
         let flag = |is: bool, flag: u8| if is { flag } else { 0 };
         let limits = flag(cpus.is_none(), netns_flag::UNREADABLE)
@@ -175,9 +217,19 @@ impl Kernel {
             troubled: HashMap::default(),
             half_closed: Vec::new(),
             swept_ns: 0,
+            seeds: Seeds::default(),
+            unowned: Unowned::default(),
         };
         kernel.make_room_for_all()?;
         kernel.compare(None).map_err(unread)?;
+        if iterators.is_ok() {
+            kernel
+                .seed(&options.filter)
+                .map_err(|source| CannotTrace::Kernel {
+                    what: "walking the sockets that are there",
+                    source,
+                })?;
+        }
         Ok(kernel)
     }
 
@@ -189,32 +241,58 @@ impl Kernel {
             .map_err(|error| unread(io::Error::other(error)))
     }
 
+    /// Takes in what was there before the hooks were attached.
+    fn seed(&mut self, filter: &Filter) -> io::Result<()> {
+        let there = self.running(|running, namespaces| namespaces.inodes(&running))?;
+        let named = || {
+            filter
+                .netns
+                .into_iter()
+                .filter(|inode| *inode != 0)
+                .collect()
+        };
+        let asked = there.or_else(|| (filter.netns[0] != 0).then(named));
+        self.seeds = Seeds::begin(&mut self.ebpf, asked.as_ref())?;
+        Ok(())
+    }
+
     /// Takes the baseline (`None`), or compares with it.
     fn compare(&mut self, feed: Option<Feed<'_>>) -> io::Result<()> {
+        self.running(|mut running, namespaces| match feed {
+            None => namespaces.begin(&running),
+            Some(feed) => namespaces.compare(&mut running, ktime_ns(), feed),
+        })
+    }
+
+    fn running<T>(
+        &mut self,
+        act: impl FnOnce(
+            Running<'_, &dyn Fn(u64, u32) -> io::Result<()>>,
+            &mut Namespaces,
+        ) -> io::Result<T>,
+    ) -> io::Result<T> {
         let Some(Program::RawTracePoint(program)) = self.ebpf.program("netns_look") else {
             return Err(io::Error::other(
                 "the eBPF object has no program netns_look",
             ));
         };
         let highest = self.cpus.iter().copied().max().unwrap_or(0);
-        let mut running = Running {
-            run: |net, first: u32| {
-                let mut options = RawTracePointRunOptions::new();
-                options.args[0] = net;
-                options.args[1] = first.into();
-                program
-                    .test_run(options)
-                    .map(drop)
-                    .map_err(io::Error::other)
-            },
+        let run = |net, first: u32| {
+            let mut options = RawTracePointRunOptions::new();
+            options.args[0] = net;
+            options.args[1] = first.into();
+            program
+                .test_run(options)
+                .map(drop)
+                .map_err(io::Error::other)
+        };
+        let running = Running {
+            run: &run as &dyn Fn(u64, u32) -> io::Result<()>,
             look: &self.netns_look,
             counts: &mut self.netns_counts,
             runs: highest / CPUS_AT_ONCE + 1,
         };
-        match feed {
-            None => self.namespaces.begin(&running),
-            Some(feed) => self.namespaces.compare(&mut running, ktime_ns(), feed),
-        }
+        act(running, &mut self.namespaces)
     }
 
     /// A CPU that came online since has counters that were not read: everything is counted anew.
@@ -281,7 +359,7 @@ impl Kernel {
         }
         self.listener_events = events.seen;
         let before = std::mem::take(&mut self.totals);
-        let totals = &mut self.totals;
+        let (totals, unowned) = (&mut self.totals, &mut self.unowned);
         let mut due = watched.to_vec();
         maps::for_each(
             self.listeners.fd().as_fd(),
@@ -290,8 +368,13 @@ impl Kernel {
                 let Ok(Listener { syn, .. }) = Listener::read_from_bytes(value) else {
                     return;
                 };
+                // Without its birth it is still being filled in.
+                if syn.socket.born_ns == 0 {
+                    return;
+                }
                 totals.insert(sk, syn.totals);
                 if before.get(&sk) != Some(&syn.totals) {
+                    unowned.note(&syn.owner);
                     due.push(SocketId {
                         sk,
                         born: Ktime(syn.socket.born_ns),
@@ -299,6 +382,7 @@ impl Kernel {
                 }
             },
         )?;
+        self.search_owners(now_ns)?;
         due.sort_unstable();
         due.dedup();
         for id in due.iter().take(MAX_REFRESHED) {
@@ -435,7 +519,7 @@ impl Kernel {
         let interval = (limit_ns / 4).clamp(SWEEP_NS.0, SWEEP_NS.1);
         if now_ns.saturating_sub(self.swept_ns) >= interval {
             self.swept_ns = now_ns;
-            let found = &mut self.half_closed;
+            let (found, unowned) = (&mut self.half_closed, &mut self.unowned);
             found.clear();
             maps::for_each(
                 self.sockets.fd().as_fd(),
@@ -448,6 +532,7 @@ impl Kernel {
                         && now_ns.saturating_sub(state.since_ns) >= limit_ns
                         && found.len() < MAX_HALF_CLOSED
                     {
+                        unowned.note(&state.owner);
                         found.push(SocketId {
                             sk,
                             born: Ktime(state.born_ns),
@@ -455,9 +540,18 @@ impl Kernel {
                     }
                 },
             )?;
+            self.search_owners(now_ns)?;
         }
         for id in &self.half_closed {
             self.ask("snapshot", *id)?;
+        }
+        Ok(())
+    }
+
+    /// Looks for owners that are not known, where it is time to.
+    fn search_owners(&mut self, now_ns: u64) -> io::Result<()> {
+        if self.unowned.is_due(now_ns) {
+            seed::find_owners(&mut self.ebpf)?;
         }
         Ok(())
     }
@@ -521,6 +615,8 @@ impl Source for Kernel {
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
         let now_ns = ktime_ns();
+        let homeless = maps::counters(&self.counters, hook::SEED)?.lost;
+        self.seeds.list(homeless, feed)?;
         self.poll_refusals(now_ns, feed)?;
         self.poll_failures(now_ns, feed)?;
         self.poll_listeners(&watched.listeners, now_ns, feed)?;
@@ -559,14 +655,14 @@ const fn unread(source: io::Error) -> CannotTrace {
 }
 
 /// CLOCK_MONOTONIC, which is what `bpf_ktime_get_ns` reads.
-fn ktime_ns() -> u64 {
+pub(super) fn ktime_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     u64::try_from(now.tv_sec).unwrap_or_default() * 1_000_000_000
         + u64::try_from(now.tv_nsec).unwrap_or_default()
 }
 
 /// The header of a record that user space makes itself.
-fn header<T>(kind: u16, ktime_ns: u64) -> Header {
+pub(super) fn header<T>(kind: u16, ktime_ns: u64) -> Header {
     Header {
         ktime_ns,
         kind,
@@ -594,5 +690,38 @@ fn hash(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, CannotTrace> {
     match ebpf.take_map(name) {
         Some(Map::HashMap(data) | Map::LruHashMap(data)) => Ok(data),
         _ => Err(CannotTrace::Foreign(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNKNOWN: Owner = Owner {
+        cgroup_id: 0,
+        comm: [0; 16],
+        pid: 0,
+        uid: 0,
+        source: owner_source::UNKNOWN,
+        pad: [0; 7],
+    };
+
+    #[test]
+    fn owners_that_stay_unknown_are_looked_for_ever_more_seldom() {
+        let mut unowned = Unowned::default();
+        let mut searches = Vec::new();
+        for second in 1..200 {
+            unowned.note(&UNKNOWN);
+            if unowned.is_due(second * 1_000_000_000) {
+                searches.push(second);
+            }
+        }
+        assert_eq!(searches, [1, 2, 4, 8, 16, 32, 64, 128, 192]);
+        assert!(!unowned.is_due(u64::MAX), "none is unknown");
+        unowned.note(&Owner {
+            source: owner_source::ACCEPT,
+            ..UNKNOWN
+        });
+        assert!(!unowned.is_due(u64::MAX), "none is unknown");
     }
 }

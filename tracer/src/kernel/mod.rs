@@ -17,6 +17,7 @@ mod netns;
 mod places;
 pub mod plan;
 mod ring;
+mod seed;
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 

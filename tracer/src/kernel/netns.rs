@@ -4,7 +4,10 @@
 //! from the kernel's memory: the figures of /proc/net/snmp and /proc/net/netstat, without a process to
 //! look through or a capability to enter. What is not known here: what a residue means.
 
-use std::{collections::BTreeMap, io, thread};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io, thread,
+};
 
 use aya::maps::{Array, HashMap, MapData};
 use conntracer_common::{
@@ -159,6 +162,17 @@ impl Namespaces {
             say(&mut self.said, &of_all, ktime_ns, feed);
         }
         Ok(())
+    }
+
+    /// The namespaces asked for that there are, `None` where the kernel's list cannot be walked.
+    pub(super) fn inodes(&self, kernel: &impl Kernel) -> io::Result<Option<BTreeSet<u32>>> {
+        let mut inodes = BTreeSet::new();
+        let whole = walk(kernel, |look| {
+            if named(&self.asked.netns, look.id.inode) {
+                inodes.insert(look.id.inode);
+            }
+        })?;
+        Ok(whole.then_some(inodes))
     }
 
     fn flags(&self) -> u8 {

@@ -139,16 +139,18 @@ impl Text {
         if let Some(socket) = event.body.socket() {
             write!(text, " {}", Ends(socket))?;
         }
-        text.push_str(&self.detail(&event.body));
+        text.push_str(&self.detail(event.time, &event.body));
         if let Some(owner) = event.body.owner() {
             write!(text, "  {}[{}]", Escaped(&owner.comm.to_text()), owner.pid)?;
         }
         writeln!(text)
     }
 
-    fn detail(&self, body: &Body) -> String {
+    fn detail(&self, time: Ktime, body: &Body) -> String {
         match body {
-            Body::Connect(_) | Body::Accept(_) | Body::Tick | Body::Netns(_) => String::new(),
+            Body::Connect(_) | Body::Accept(_) | Body::Tick | Body::Netns(_) | Body::Seeded(_) => {
+                String::new()
+            }
             Body::State(state) => {
                 let error = if state.errno == 0 {
                     String::new()
@@ -235,6 +237,19 @@ impl Text {
                 probe.result,
             ),
             Body::Snapshot(snapshot) => format!("  {:?}", snapshot.socket.state),
+            Body::Seed(seed) => format!(
+                "  {:?}{}{}",
+                seed.socket.state,
+                seed.since.map_or_else(String::new, |since| format!(
+                    " for {:.1} s at least",
+                    time.since(since).as_secs_f64()
+                )),
+                if seed.holders > 1 {
+                    format!(" held by {} processes", seed.holders)
+                } else {
+                    String::new()
+                },
+            ),
             Body::Sources(sources) => format!("  {} SYNs in trouble", sources.syns),
             Body::Loss(loss) => format!(" {} lost {}", loss.hook_name(), loss.lost),
         }

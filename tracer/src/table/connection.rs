@@ -40,6 +40,8 @@ pub struct Connection {
     pub local: SocketAddr,
     pub remote: SocketAddr,
     pub owner: Option<Owner>,
+    /// Its birth was not seen.
+    pub older: bool,
     pub tcp: Tcp,
     /// When `tcp` was read.
     pub last: Ktime,
@@ -54,6 +56,7 @@ impl Connection {
             local: socket.local,
             remote: socket.remote,
             owner,
+            older: socket.older,
             tcp,
             last,
         }
@@ -124,6 +127,7 @@ impl Connections {
             Body::Snapshot(body) if body.socket.state != TcpState::Close => {
                 (Some(&body.tcp), in_trouble(&body.tcp))
             }
+            Body::Seed(body) => (Some(&body.tcp), in_trouble(&body.tcp)),
             Body::Snapshot(_) | Body::State(_) | Body::Reset(_) => (None, false),
             Body::Connect(_)
             | Body::Accept(_)
@@ -136,7 +140,8 @@ impl Connections {
             | Body::Ending(_)
             | Body::Tick
             | Body::Loss(_)
-            | Body::Netns(_) => return None,
+            | Body::Netns(_)
+            | Body::Seeded(_) => return None,
         };
         let key = ConnectionKey::of(socket);
         if self.table.touch(&key).is_none() {

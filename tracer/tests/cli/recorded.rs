@@ -248,7 +248,7 @@ fn socket() -> Socket {
         family: AF_INET,
         state: state::ESTABLISHED,
         role: role::ACTIVE,
-        pad: 0,
+        flags: 0,
     }
 }
 

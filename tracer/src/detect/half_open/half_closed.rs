@@ -11,6 +11,9 @@
 //! descriptor leak, a steady one a slow or stuck task. FIN_WAIT2: the application shut its sending
 //! side, and the peer does not close.
 //!
+//! **Older than conntracer.** A socket that was half-closed before conntracer began is so at least since
+//! the kernel last did anything with it; its age is said to be that at least.
+//!
 //! **False positives.** Protocols that half-close by design (rsh, some proxies) stay so for as long
 //! as the other direction sends; raise the age there.
 
@@ -46,6 +49,20 @@ struct Key {
     state: TcpState,
 }
 
+/// The oldest socket of a group.
+#[derive(Clone, Copy, Debug)]
+struct Oldest {
+    /// When it entered the state, or an upper bound of that.
+    since: Ktime,
+    /// It did before conntracer began.
+    before: bool,
+    local: SocketAddr,
+    remote: SocketAddr,
+    /// What the kernel still knows of its life before.
+    bytes_acked: u64,
+    retransmitted: u32,
+}
+
 #[derive(Debug)]
 struct Group {
     owner: Option<Owner>,
@@ -54,8 +71,7 @@ struct Group {
     counting: u64,
     count: u64,
     peak: u64,
-    /// The oldest socket: when it entered the state, and its ends.
-    oldest: Option<(Ktime, SocketAddr, SocketAddr)>,
+    oldest: Option<Oldest>,
     absent_polls: u8,
     /// Counts at steps of [`SAMPLE_INTERVAL`], oldest first.
     samples: VecDeque<(Ktime, u64)>,
@@ -135,8 +151,15 @@ impl HalfClosed {
             group.oldest = None;
         }
         group.counting += 1;
-        if group.oldest.is_none_or(|(oldest, ..)| since < oldest) {
-            group.oldest = Some((since, socket.local, socket.remote));
+        if group.oldest.is_none_or(|oldest| since < oldest.since) {
+            group.oldest = Some(Oldest {
+                since,
+                before: socket.older && since < socket.id.born,
+                local: socket.local,
+                remote: socket.remote,
+                bytes_acked: body.tcp.bytes_acked,
+                retransmitted: body.tcp.total_retrans,
+            });
         }
     }
 
@@ -209,7 +232,7 @@ fn judge(key: &Key, group: &mut Group, cx: &mut Context<'_>) {
 }
 
 fn draft(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> Draft {
-    let since = group.oldest.map_or(cx.now, |(since, ..)| since);
+    let since = group.oldest.map_or(cx.now, |oldest| oldest.since);
     let mut facts = Facts::default()
         .text(
             "state",
@@ -222,10 +245,15 @@ fn draft(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> Draft {
         .count("sockets", group.count)
         .count("most_sockets", group.peak)
         .seconds("oldest_s", cx.now.since(since));
-    if let Some((_, local, remote)) = group.oldest {
+    if let Some(oldest) = group.oldest {
         facts = facts
-            .text("oldest_local", local.to_string())
-            .text("oldest_remote", remote.to_string());
+            .text("oldest_local", oldest.local.to_string())
+            .text("oldest_remote", oldest.remote.to_string());
+        if oldest.before {
+            facts = facts
+                .count("oldest_acked_bytes", oldest.bytes_acked)
+                .count("oldest_segments_retransmitted", oldest.retransmitted);
+        }
     }
     if let Some((gained, span)) = group.growth(cx.now) {
         facts = facts
@@ -257,8 +285,12 @@ fn draft(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> Draft {
 fn summary(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> String {
     let owner = who(group.owner.as_ref());
     let sockets = plural(count, "socket");
-    let oldest = group.oldest.map_or_else(String::new, |(since, ..)| {
-        format!(", the oldest for {}", said_seconds(cx.now.since(since)))
+    let oldest = group.oldest.map_or_else(String::new, |oldest| {
+        format!(
+            ", the oldest for {}{}",
+            if oldest.before { "at least " } else { "" },
+            said_seconds(cx.now.since(oldest.since))
+        )
     });
     let trend = match group.growth(cx.now) {
         Some((gained, span)) if group.leaks(cx) => {

@@ -240,3 +240,35 @@ fn timeouts_that_retransmit_nothing_are_not_blamed_on_the_peer() {
         run.only().summary
     );
 }
+
+#[test]
+fn a_peer_that_was_silent_before_is_suspected_at_once_with_what_the_kernel_still_knows() {
+    let mut run = Run::new();
+    run.seed(socket(LOCAL, REMOTE), |seed| {
+        seed.tcp.retransmits = 5;
+        seed.tcp.snd_una = 1000;
+        seed.tcp.snd_nxt = 3000;
+        seed.tcp.total_retrans = 9;
+        seed.tcp.bytes_acked = 1234;
+    });
+    let finding = run.only();
+    assert_eq!(finding.stage.as_deref(), Some("suspected"));
+    assert_eq!(finding.count, 5);
+    assert_eq!(
+        evidence(finding, "segments_retransmitted"),
+        &Value::Count(9)
+    );
+    assert_eq!(evidence(finding, "bytes_acked"), &Value::Count(1234));
+    assert_eq!(run.pipeline.watched().connections.len(), 1);
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn a_healthy_connection_that_was_there_before_is_nothing_but_counted() {
+    let mut run = Run::new();
+    run.seed(socket(LOCAL, REMOTE), |_| ());
+    run.tick();
+    assert!(run.findings.is_empty());
+    let seeds = run.pipeline.tallies().seeds;
+    assert_eq!((seeds.seeds, seeds.seed_unowned), (1, 0));
+}

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use conntracer_common::tcp::state;
+use conntracer_common::{record::socket_flag, tcp::state};
 
 use super::evidence;
 use crate::{
@@ -101,4 +101,26 @@ fn young_or_whole_connections_are_no_finding() {
     poll(&mut run, state::ESTABLISHED, 5, Duration::from_mins(10));
     run.finish();
     assert!(run.findings.is_empty(), "{:#?}", run.findings);
+}
+
+#[test]
+fn what_was_half_closed_before_is_so_for_that_long_at_least() {
+    let mut run = Run::new();
+    let mut socket = socket("10.0.0.1:80", "10.0.0.2:5000");
+    socket.state = state::CLOSE_WAIT;
+    socket.flags = socket_flag::OLDER;
+    run.snapshot(socket, |snapshot| {
+        snapshot.since_ns = socket.born_ns - 62_000_000_000;
+        snapshot.tcp.bytes_acked = 1234;
+        snapshot.tcp.total_retrans = 7;
+    });
+    poll(&mut run, state::CLOSE_WAIT, 4, Duration::from_secs(61));
+    let finding = run.only();
+    assert_eq!(finding.count, 5);
+    assert!(finding.summary.contains("for at least"), "{finding:#?}");
+    assert_eq!(evidence(finding, "oldest_acked_bytes"), &Value::Count(1234));
+    assert_eq!(
+        evidence(finding, "oldest_segments_retransmitted"),
+        &Value::Count(7)
+    );
 }

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use self::words::{RTO_MAX, draft};
 use crate::{
     detect::{Context, Life, errno},
-    event::{Body, Event, Probe, Reset, Retransmit, Snapshot, State, Tcp, TcpState},
+    event::{Body, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState},
     finding::Ktime,
     source::SocketId,
     table::{
@@ -131,6 +131,7 @@ impl DeadPeer {
             Body::Retransmit(body) => self.retransmit(event.time, body, change, cx),
             Body::Probe(body) => self.probe(event.time, body, change, cx),
             Body::Snapshot(body) => self.snapshot(event.time, body, change, cx),
+            Body::Seed(body) => self.seed(event.time, body, change, cx),
             _ => {}
         }
     }
@@ -174,6 +175,15 @@ impl DeadPeer {
         if body.socket.state == TcpState::Close {
             self.gone(change.connection.key);
         } else if !matches!(body.socket.state, TcpState::SynSent | TcpState::SynRecv)
+            && self.observe(at, &body.tcp, change, cx).is_some()
+        {
+            self.judge(change.connection.key, cx);
+        }
+    }
+
+    /// A connection that was silent before conntracer began.
+    fn seed(&mut self, at: Ktime, body: &Seed, change: &Change<'_>, cx: &mut Context<'_>) {
+        if !matches!(body.socket.state, TcpState::SynSent | TcpState::SynRecv)
             && self.observe(at, &body.tcp, change, cx).is_some()
         {
             self.judge(change.connection.key, cx);

@@ -50,6 +50,12 @@ pub(super) fn draft(
     if let Some(keepalive) = tcp.keepalive {
         facts = facts.text("keepalive", if keepalive { "on" } else { "off" });
     }
+    if connection.older {
+        // What the kernel still knows of its life before.
+        facts = facts
+            .count("bytes_acked", tcp.bytes_acked)
+            .count("segments_retransmitted", tcp.total_retrans);
+    }
     if let Some(errno) = errno {
         facts = facts.text("error", errno::name(errno).unwrap_or("another error"));
     }

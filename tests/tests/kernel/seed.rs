@@ -1,0 +1,306 @@
+//! What was there before conntracer: found once each, as the kernel's own list has it, with its owner.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use conntracer_tests::{
+    family::{Family, SERVER_PORT},
+    line::Finding,
+    netns::NetNs,
+    proc_net::{self, Socket},
+    scenario::old::{CLOSE_WAITS, Old},
+    socket::{self, connect_without_waiting, listen, tcp},
+    tracer::Run,
+    wait::{EVENTUALLY, SOON},
+};
+use rstest::rstest;
+use serde_json::Value;
+
+use crate::support::{assert_said, assert_sound, binary, trace};
+
+/// Connections within one namespace, at least and at most: three of them have ten thousand ends where a CPU is
+/// not emulated.
+const CONNECTIONS: (usize, usize) = (100, 1_667);
+
+/// Sockets in every lasting state, in three namespaces, are found once each: state, addresses and owner as
+/// /proc/net/tcp and /proc/self/fd have them. A leak that began before is a finding with its owner.
+#[test]
+fn what_was_there_is_found_once_as_the_kernel_lists_it() {
+    let Some(binary) = binary() else { return };
+    let mut old = [Family::V4, Family::V6, Family::V4].map(|family| {
+        let (least, most) = CONNECTIONS;
+        Old::new(family, least, most, Duration::from_millis(500)).unwrap()
+    });
+    let inodes = old.each_ref().map(|old| old.netns.inode());
+    let others = inodes.map(|inode| inode.to_string());
+    let mut config = tempfile::NamedTempFile::new().unwrap();
+    config
+        .write_all(b"[detect.half_open]\nhalf_closed_after_s = 1\n")
+        .unwrap();
+    let path = config.path().to_str().expect("a temporary name is ASCII");
+    let listed = old
+        .each_ref()
+        .map(|old| old.netns.run(proc_net::sockets).unwrap());
+    let held = proc_net::held().unwrap();
+    let arguments = [
+        "--emit", "seed", "--netns", &others[1], "--netns", &others[2], "--config", path,
+    ];
+    let Some(mut tracer) = trace(&binary, &old[0].netns, &arguments) else {
+        return;
+    };
+    for inode in inodes {
+        let leak = tracer
+            .wait_for("the leak of each namespace", EVENTUALLY, |finding| {
+                is_leak(finding) && finding.subject.netns() == Some(inode)
+            })
+            .unwrap();
+        assert_eq!(leak.count, CLOSE_WAITS as u64, "{leak:#?}");
+        let owner = leak.owner.as_ref().expect("this process holds them");
+        assert_eq!(
+            (owner.pid, owner.source.as_str()),
+            (std::process::id(), "seeded"),
+            "{leak:#?}"
+        );
+        assert!(leak.summary.contains("at least"), "{leak:#?}");
+    }
+    old.iter_mut().for_each(Old::mend);
+    let run = tracer.stop().unwrap();
+
+    for (inode, listed) in inodes.into_iter().zip(&listed) {
+        let found = found(&run, inode);
+        let mut expected = listed.clone();
+        expected.sort_unstable();
+        let mut ends: Vec<_> = found.iter().map(|(socket, _)| *socket).collect();
+        ends.sort_unstable();
+        let without_inodes: Vec<_> = expected
+            .iter()
+            .map(|socket| Socket {
+                inode: 0,
+                ..*socket
+            })
+            .collect();
+        assert_eq!(ends, without_inodes);
+        let events: BTreeMap<_, _> = found.into_iter().collect();
+        for socket in expected {
+            let event = events[&Socket { inode: 0, ..socket }];
+            if socket.inode != 0 {
+                assert!(held.contains(&socket.inode), "{socket:?} is another's");
+                assert_eq!(event["process.pid"], std::process::id(), "{event}");
+                assert_eq!(event["owner_source"], "seeded", "{event}");
+                assert_eq!(event["holders"], 1, "{event}");
+            } else if socket.local.port() == SERVER_PORT && event["role"] == "passive" {
+                // Not accepted yet: its listener's.
+                assert_eq!(event["process.pid"], std::process::id(), "{event}");
+                assert_eq!(event["owner_source"], "listener", "{event}");
+            }
+        }
+    }
+    let sockets: usize = listed.iter().map(Vec::len).sum();
+    let tallies = &run.stop.tallies;
+    assert_eq!(tallies["seeds"], sockets as u64, "{tallies:?}");
+    assert_eq!(tallies["seed_namespaces"], 3, "{tallies:?}");
+    assert_eq!(tallies["seed_namespaces_not_entered"], 0, "{tallies:?}");
+    assert_eq!(tallies["seed_homeless"], 0, "{tallies:?}");
+    assert_said(&run, "half_open.half_closed");
+    for (hook, account) in &run.stop.hooks {
+        assert!(account.balances(), "{hook}: {account:?}");
+    }
+}
+
+fn is_leak(finding: &Finding) -> bool {
+    finding.cause == "half_closed" && finding.evidence["state"] == "CLOSE_WAIT"
+}
+
+/// The seeds of a namespace, as /proc/net/tcp would list them.
+fn found(run: &Run, netns: u32) -> Vec<(Socket, &Value)> {
+    run.events()
+        .filter(|(kind, event)| *kind == "seed" && event["netns"] == netns)
+        .map(|(_, event)| {
+            let address = |which: &str| {
+                let ip = event[&format!("network.{which}.address")].as_str()?;
+                let port = event[&format!("network.{which}.port")].as_u64()?;
+                Some(SocketAddr::new(
+                    ip.parse::<IpAddr>().ok()?,
+                    u16::try_from(port).ok()?,
+                ))
+            };
+            let local = address("local").unwrap_or_else(|| panic!("no address: {event}"));
+            let unspecified = if local.is_ipv4() {
+                "0.0.0.0:0"
+            } else {
+                "[::]:0"
+            };
+            let socket = Socket {
+                local,
+                remote: address("peer").unwrap_or_else(|| unspecified.parse().unwrap()),
+                state: number_of(event["network.connection.state"].as_str().unwrap_or("")),
+                inode: 0,
+            };
+            (socket, event)
+        })
+        .collect()
+}
+
+/// include/net/tcp_states.h.
+fn number_of(state: &str) -> u8 {
+    match state {
+        "established" => 1,
+        "syn_sent" => 2,
+        // A request is listed as SYN_RECV.
+        "syn_received" | "new_syn_recv" => 3,
+        "fin_wait_1" => 4,
+        "fin_wait_2" => 5,
+        "time_wait" => 6,
+        "close_wait" => 8,
+        "last_ack" => 9,
+        "listen" => 10,
+        "closing" => 11,
+        _ => panic!("no state of a listed socket: {state}"),
+    }
+}
+
+/// A server that waits in accept() when conntracer starts: what it accepts is its own all the same, though
+/// no hook sees that accept() return.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn accept_that_waited_before_the_start_has_its_owner(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    let address = family.loopback_listener();
+    let listener = netns.run(|| listen(family, address, 16)).unwrap();
+    let run = std::thread::scope(|scope| {
+        let serving = scope.spawn(|| {
+            let (mut accepted, _) = listener.accept().unwrap();
+            accepted.read_exact(&mut [0; 1]).unwrap();
+        });
+        let Some(mut tracer) = trace(&binary, &netns, &["--emit", "state"]) else {
+            // Lets the server go.
+            netns.run(|| client(family, address)).unwrap();
+            return None;
+        };
+        netns.run(|| client(family, address)).unwrap();
+        serving.join().unwrap();
+        tracer
+            .wait_for_event(
+                "the end of the server's connection",
+                SOON,
+                "state",
+                |event| {
+                    event["network.local.port"] == SERVER_PORT && event["new_state"] == "closed"
+                },
+            )
+            .unwrap();
+        Some(tracer.stop().unwrap())
+    });
+    let Some(run) = run else { return };
+    let mut ends = 0;
+    for (_, event) in run.events() {
+        if event["network.local.port"] == SERVER_PORT && event["role"] == "passive" {
+            assert_eq!(event["process.pid"], std::process::id(), "{event}");
+            ends += u32::from(event["new_state"] == "closed");
+        }
+    }
+    assert_eq!(ends, 1, "{run:#?}");
+    assert_sound(&run, &netns);
+}
+
+/// Connects, says one byte, and is gone.
+fn client(family: Family, address: SocketAddr) -> anyhow::Result<()> {
+    let mut client = tcp(family)?;
+    client.connect(&address.into())?;
+    client.write_all(b"x")?;
+    Ok(())
+}
+
+/// A socket that two processes hold is the older one's, and said to be shared; an MPTCP listener is its
+/// process's though the kernel lists the TCP one below.
+#[test]
+fn what_several_processes_hold_is_said_to_be_shared() {
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    let address = Family::V4.loopback_listener();
+    let (listener, mptcp, client) = netns
+        .run(|| {
+            let listener = listen(Family::V4, address, 16)?;
+            let mptcp = socket::mptcp(Family::V6)?
+                .map(|socket| socket::listen_on(socket, Family::V6.loopback_listener(), 16))
+                .transpose()?;
+            let client = tcp(Family::V4)?;
+            connect_without_waiting(&client, address)?;
+            Ok((listener, mptcp, client))
+        })
+        .unwrap();
+    let mut sharer = Sharer::of(&client);
+    let Some(tracer) = trace(&binary, &netns, &["--emit", "seed"]) else {
+        return;
+    };
+    let run = tracer.stop().unwrap();
+    sharer.end();
+    drop((listener, client));
+
+    let mut ends = 0;
+    for (_, event) in run.events() {
+        if event["role"] == "listener" {
+            assert_eq!(event["process.pid"], std::process::id(), "{event}");
+            assert_eq!(event["holders"], 1, "{event}");
+        } else if event["network.peer.port"] == SERVER_PORT {
+            assert_eq!(event["process.pid"], std::process::id(), "{event}");
+            assert_eq!(event["holders"], 2, "{event}");
+            ends += 1;
+        }
+    }
+    assert_eq!(ends, 1, "{run:#?}");
+    let listeners = run.stop.tallies["seed_listeners"];
+    assert_eq!(listeners, 1 + u64::from(mptcp.is_some()), "{run:#?}");
+    assert_sound(&run, &netns);
+}
+
+/// A process that holds one descriptor and does nothing.
+struct Sharer(libc::pid_t);
+
+impl Sharer {
+    fn of(socket: &socket2::Socket) -> Self {
+        use std::os::fd::AsRawFd as _;
+        let kept = libc::c_uint::try_from(socket.as_raw_fd()).expect("a descriptor is positive");
+        // SAFETY: the child makes system calls only, all of them async-signal-safe. Every descriptor but
+        // one goes: another test's connection must not be held open by it.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: as above; the arguments are numbers.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                if kept > 0 {
+                    libc::syscall(libc::SYS_close_range, 0, kept - 1, 0);
+                }
+                libc::syscall(libc::SYS_close_range, kept + 1, libc::c_uint::MAX, 0);
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+        assert!(pid > 0, "fork: {}", std::io::Error::last_os_error());
+        Self(pid)
+    }
+
+    fn end(&mut self) {
+        let pid = std::mem::take(&mut self.0);
+        if pid > 0 {
+            // SAFETY: a child of ours that nobody else waits for.
+            unsafe {
+                libc::kill(pid, libc::SIGKILL);
+                libc::waitpid(pid, std::ptr::null_mut(), 0);
+            }
+        }
+    }
+}
+
+impl Drop for Sharer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
