@@ -62,8 +62,7 @@ pub(crate) fn failure_fexit_v6(ctx: FExitContext) -> i32 {
 
 #[kprobe]
 pub(crate) fn failure_kprobe(ctx: ProbeContext) -> i32 {
-    // SAFETY: helper without preconditions.
-    let thread = unsafe { bpf_get_current_pid_tgid() };
+    let thread = bpf_get_current_pid_tgid();
     let call = [ctx.arg(0).unwrap_or(0), ctx.arg(1).unwrap_or(0)];
     match CONNECTING.insert(thread, call, 0) {
         Ok(()) => 0,
@@ -75,8 +74,7 @@ pub(crate) fn failure_kprobe(ctx: ProbeContext) -> i32 {
 /// finds nothing.
 #[kretprobe]
 pub(crate) fn failure_kretprobe(ctx: RetProbeContext) -> i32 {
-    // SAFETY: helper without preconditions.
-    let thread = unsafe { bpf_get_current_pid_tgid() };
+    let thread = bpf_get_current_pid_tgid();
     // SAFETY: plain data, written by this thread.
     let Some([sk, sockaddr]) = (unsafe { CONNECTING.get(thread) }).copied() else {
         return 0;
