@@ -181,6 +181,11 @@ pub(crate) static FAILURES_OVERFLOW: HashMap<FailureKey, Failed> =
 #[map]
 pub(crate) static EMPTY_FAILED: Array<Failed> = Array::with_max_entries(1, 0);
 
+/// Failures counted so far, so that the maps are read only when there is something new: a walk keeps kprobe
+/// programs of its CPU from running (`bpf_disable_instrumentation`).
+#[map]
+pub(crate) static FAILURES_COUNTED: Array<u64> = Array::with_max_entries(1, 0);
+
 /// When this CPU last emitted a `Failure`.
 #[map]
 pub(crate) static FAILURE_SAID: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);

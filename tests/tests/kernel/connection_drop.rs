@@ -155,9 +155,10 @@ fn each_death_has_its_cause(#[case] family: Family) {
     assert_eq!(died - 1, counted.estab_resets, "{run:#?}");
     let timed_out = run.total("connection_drop", &["timed_out"]);
     assert_eq!(timed_out, counted.abort_on_timeout);
-    // The fourth ended the keepalives.
+    // One more ended the keepalives. A segment that crosses a RST is answered with another, which is no
+    // connection's.
     let sent = run.total("connection_drop", &["reset_sent"]) + 1;
-    assert_eq!(sent, counted.out_rsts);
+    assert!(sent <= counted.out_rsts, "{run:#?}");
     let ends = |orderly: bool| {
         run.events()
             .filter(|(kind, fields)| *kind == "connection" && fields["orderly"] == orderly)

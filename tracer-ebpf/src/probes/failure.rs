@@ -22,8 +22,8 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{
-        CONNECTING, EMPTY_FAILED, FAILURE_SAID, FAILURES, FAILURES_OVERFLOW, FailureKey, Outcome,
-        account, add, asked_for, global,
+        CONNECTING, EMPTY_FAILED, FAILURE_SAID, FAILURES, FAILURES_COUNTED, FAILURES_OVERFLOW,
+        FailureKey, Outcome, account, add, asked_for, global,
     },
     probes::{reset, socket},
     sock::{self, Anywhere, field},
@@ -211,6 +211,9 @@ fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
         if first {
             // Last: a poll takes an entry without it for unfinished.
             (*failure).first_ns = now;
+        }
+        if let Some(counted) = FAILURES_COUNTED.get_ptr_mut(0) {
+            add(counted, 1);
         }
         if !due && !asked {
             return Outcome::Aggregated;

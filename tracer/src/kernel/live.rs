@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Map, MapData},
+    maps::{Array, Map, MapData},
     programs::{Program, RawTracePoint, RawTracePointRunOptions, TestRun},
     util::online_cpus,
 };
@@ -120,6 +120,7 @@ pub struct Kernel {
     listeners: MapData,
     refusals: [MapData; 2],
     failures: [MapData; 2],
+    failures_counted: Array<MapData, u64>,
     places: Places,
     namespaces: Namespaces,
     netns_counts: CountsMap,
@@ -136,6 +137,7 @@ pub struct Kernel {
     drop_events: u64,
     refused: Told<RefusedKey>,
     failed: Told<FailedKey>,
+    failures_seen: u64,
     /// Troubled SYNs of each listener, as last told.
     troubled: HashMap<u64, u64, foldhash::quality::RandomState>,
     half_closed: Vec<SocketId>,
@@ -172,6 +174,7 @@ impl Kernel {
             hash(&mut ebpf, "FAILURES")?,
             hash(&mut ebpf, "FAILURES_OVERFLOW")?,
         ];
+        let failures_counted = map(&mut ebpf, "FAILURES_COUNTED")?;
         let places = if host.drop_reasons.is_empty() {
             Places::read()
                 .inspect_err(|error| log::warn!("reading /proc/kallsyms: {error}"))
@@ -200,6 +203,7 @@ impl Kernel {
             listeners,
             refusals,
             failures,
+            failures_counted,
             places,
             namespaces: Namespaces::new(options.filter, limits),
             netns_counts,
@@ -214,6 +218,7 @@ impl Kernel {
             drop_events: 0,
             refused: HashMap::default(),
             failed: HashMap::default(),
+            failures_seen: 0,
             troubled: HashMap::default(),
             half_closed: Vec::new(),
             swept_ns: 0,
@@ -459,6 +464,11 @@ impl Kernel {
     /// Failed attempts to connect that were counted since the last poll; entries long idle are removed, as
     /// with refusals.
     fn poll_failures(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        let counted = self.failures_counted.get(&0, 0).map_err(io::Error::other)?;
+        if counted == self.failures_seen {
+            return Ok(());
+        }
+        self.failures_seen = counted;
         let failed = &mut self.failed;
         let mut alive = HashMap::default();
         for map in &self.failures {
