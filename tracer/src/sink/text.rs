@@ -152,12 +152,7 @@ impl Text {
                 String::new()
             }
             Body::State(state) => {
-                let error = if state.errno == 0 {
-                    String::new()
-                } else {
-                    format!(" errno {}", state.errno)
-                };
-                format!("  {:?} → {:?}{error}", state.old, state.new)
+                format!("  {:?} → {:?}{}", state.old, state.new, errno(state.errno))
             }
             Body::Retransmit(retransmit) => format!(
                 "  {} {} seq {} unacked {} B srtt {:.1} ms timeouts {}",
@@ -220,11 +215,7 @@ impl Text {
                 ending.old,
                 ending.tcp.bytes_acked,
                 ending.bytes_received,
-                if ending.errno == 0 {
-                    String::new()
-                } else {
-                    format!("  errno {}", ending.errno)
-                },
+                errno(ending.errno),
             ),
             Body::Probe(probe) => format!(
                 "  {} unanswered {} result {}",
@@ -424,6 +415,14 @@ fn wrap(parts: impl Iterator<Item = String>) -> Vec<String> {
         }
     }
     lines
+}
+
+fn errno(errno: u32) -> String {
+    if errno == 0 {
+        String::new()
+    } else {
+        format!(" errno {errno}")
+    }
 }
 
 fn reason(reason: Option<u32>, names: &std::collections::BTreeMap<u32, String>) -> String {

@@ -209,7 +209,7 @@ fn what_many_remotes_have_in_common_is_the_scope() {
     let same = |_| 1234;
     let own = |number: u64| u32::try_from(number).unwrap();
     let netns = 4026;
-    let scopes = [
+    let scopes = vec![
         (
             of_many(|number| socket(&at(number), &near(number)), own),
             Subject::Prefix {
