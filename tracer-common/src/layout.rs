@@ -70,6 +70,8 @@ layout! {
     skc_ipv6only = "sock_common"."skc_ipv6only", optional;
 
     sk_protocol = "sock"."sk_protocol";
+    /// Whether a process has locked the socket (include/net/sock.h, `sock_owned_by_user`).
+    sk_owned = "sock"."sk_lock.owned";
     sk_err = "sock"."sk_err";
     sk_shutdown = "sock"."sk_shutdown", optional;
     sk_drops = "sock"."sk_drops";
@@ -137,6 +139,10 @@ layout! {
     /// How every network namespace is found: from the running task's through the kernel's list.
     net_list = "net"."list", optional;
     net_ops = "net"."ns.ops", optional;
+    task_flags = "task_struct"."flags";
+    task_leader = "task_struct"."group_leader";
+    task_started = "task_struct"."start_boottime", optional;
+    task_comm = "task_struct"."comm";
     task_nsproxy = "task_struct"."nsproxy", optional;
     nsproxy_net = "nsproxy"."net_ns", optional;
     net_tcp_statistics = "net"."mib.tcp_statistics", optional;

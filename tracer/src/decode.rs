@@ -10,8 +10,8 @@ use std::{
 
 use conntracer_common::{
     record::{
-        self, Header, kind, listener_flag, netns_flag, owner_source, path, refusal_place, role,
-        syn_evidence, syn_outcome,
+        self, Header, kind, listener_flag, netns_flag, owner_source, path, process_flag,
+        refusal_place, role, syn_evidence, syn_outcome,
     },
     stats::HOOKS,
     tcp::{AF_INET, ca, flag, pending},
@@ -22,8 +22,8 @@ use zerocopy::FromBytes;
 use crate::{
     event::{
         Body, Comm, Device, Drop, Event, Loss, Netns, Opened, Owner, OwnerSource, Path, Place,
-        Probe, Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket, Sources, State,
-        Syn, SynAck, Tcp, TcpState,
+        Probe, Process, Refusal, Reset, Retransmit, RetransmitType, Role, Snapshot, Socket,
+        Sources, State, Syn, SynAck, Tcp, TcpState,
     },
     finding::Ktime,
     source::SocketId,
@@ -89,6 +89,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         }
         kind::LOSS => Body::Loss(loss(&read(bytes, &header)?)?),
         kind::NETNS => Body::Netns(netns(&read(bytes, &header)?)),
+        kind::PROCESS => Body::Process(process(&read(bytes, &header)?)),
         kind => return Err(DecodeError::Kind { kind }),
     };
     Ok(Event {
@@ -162,6 +163,7 @@ fn owner(raw: &record::Owner) -> Result<Option<Owner>, DecodeError> {
         comm: Comm(raw.comm),
         pid: raw.pid,
         uid: raw.uid,
+        started_ms: raw.started_ms,
         source,
     }))
 }
@@ -410,6 +412,20 @@ const fn netns(raw: &record::Netns) -> Netns {
         unreadable: raw.flags & netns_flag::UNREADABLE != 0,
         uncompared: raw.uncompared,
         homeless: raw.homeless,
+    }
+}
+
+const fn process(raw: &record::Process) -> Process {
+    Process {
+        pid: raw.pid,
+        started_ms: raw.started_ms,
+        started_unix_ms: raw.started_unix_ms,
+        netns: raw.netns,
+        executable: raw.executable,
+        executable_cut: raw.flags & process_flag::EXECUTABLE_CUT != 0,
+        cgroup: raw.cgroup,
+        cgroup_cut: raw.flags & process_flag::CGROUP_CUT != 0,
+        netns_name: raw.netns_name,
     }
 }
 

@@ -467,6 +467,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::LOSS, size_of::<record::Loss>()),
         (kind::NETNS, size_of::<record::Netns>()),
         (kind::SOURCES, size_of::<record::Sources>()),
+        (kind::PROCESS, size_of::<record::Process>()),
     ];
     let kinds = prop::sample::select(sizes.to_vec());
     (

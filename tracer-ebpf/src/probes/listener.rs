@@ -6,8 +6,8 @@ use conntracer_common::{
     layout::ABSENT,
     netns::count,
     record::{
-        SYN_INTERVAL_NS, SYNACKS_PER_S, Socket, Syn, kind, listener_flag, owner_source, role,
-        syn_outcome,
+        Owner, SYN_INTERVAL_NS, SYNACKS_PER_S, Socket, Syn, kind, listener_flag, owner_source,
+        role, syn_outcome,
     },
     socket::Listener,
     tcp::state,
@@ -29,18 +29,17 @@ const ALL: u8 = 255;
 /// A socket starts to listen, in the context of listen()'s caller.
 #[inline(always)]
 pub(crate) fn listening(sk: u64) -> Outcome {
-    match insert(sk) {
-        Ok(entry) => {
-            sock::fill_current(&mut entry.syn.owner, owner_source::LISTENER);
-            Outcome::Aggregated
-        }
+    match insert(sk, |owner| {
+        sock::fill_current(owner, owner_source::LISTENER)
+    }) {
+        Ok(_) => Outcome::Aggregated,
         Err(outcome) => outcome,
     }
 }
 
-/// Starts a listener's record without an owner; `Filtered` when nobody asks for it, `Lost` when the map is full.
+/// Starts a listener's record; `Filtered` when nobody asks for it, `Lost` when the map is full.
 #[inline(always)]
-fn insert(sk: u64) -> Result<&'static mut Listener, Outcome> {
+fn insert(sk: u64, own: impl FnOnce(&mut Owner)) -> Result<&'static mut Listener, Outcome> {
     let mut socket = Socket::default();
     sock::fill_full(sk, &mut socket);
     // The tracepoint fires before the state is stored.
@@ -51,14 +50,13 @@ fn insert(sk: u64) -> Result<&'static mut Listener, Outcome> {
     if !socket::wanted(&socket) {
         return Err(Outcome::Filtered);
     }
-    // SAFETY: helper without preconditions.
-    socket.born_ns = unsafe { bpf_ktime_get_ns() };
     // A `Listener` is too large for the stack beside everything else: inserted empty, filled in place.
     let empty = EMPTY_LISTENER.get(0).ok_or(Outcome::Lost)?;
     LISTENERS.insert(sk, empty, 0).map_err(|_| Outcome::Lost)?;
     let entry = LISTENERS.get_ptr_mut(sk).ok_or(Outcome::Lost)?;
     // SAFETY: a live map value of plain data.
     let entry = unsafe { &mut *entry };
+    own(&mut entry.syn.owner);
     entry.syn.socket = socket;
     entry.syn.outcome = ALL;
     entry.syn.flags = flags(sk);
@@ -69,7 +67,18 @@ fn insert(sk: u64) -> Result<&'static mut Listener, Outcome> {
     entry.group_next = unsafe { LISTEN_PORTS.get(key) }.copied().unwrap_or(0);
     if let Some(next) = LISTENERS.get_ptr_mut(entry.group_next) {
         // SAFETY: a live map value of plain data.
-        unsafe { (*next).group_previous = sk };
+        unsafe {
+            (*next).group_previous = sk;
+            let theirs = &(*next).syn.owner;
+            let ours = &entry.syn.owner;
+            entry.mixed = (*next).mixed
+                | u8::from(theirs.pid != ours.pid || theirs.started_ms != ours.started_ms);
+        }
+    }
+    // Last: the user half passes over an entry without a birth, which is still being filled in.
+    // SAFETY: a live map value; the helper has no preconditions.
+    unsafe {
+        core::ptr::write_volatile(&raw mut entry.syn.socket.born_ns, bpf_ktime_get_ns());
     }
     LISTEN_PORTS.insert(key, sk, 0).map_err(|_| Outcome::Lost)?;
     Ok(entry)
@@ -153,7 +162,7 @@ pub(crate) fn entry<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut Listener, O
     if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
         return Ok(entry);
     }
-    let entry = insert(sk)?;
+    let entry = insert(sk, |_| ())?;
     // By port: the log's arithmetic on a pointer would be refused where a program has it as one.
     debug!(
         ctx,
@@ -173,6 +182,17 @@ pub(crate) fn entry_of_request<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut 
         return Err(Outcome::Filtered);
     }
     entry(ctx, sk)
+}
+
+/// The owner of what goes to an address whose listener is known by it alone ([`by_port`]): nobody where
+/// listeners of several processes share it, for any of them may be meant.
+#[inline(always)]
+pub(crate) fn owner_by_port(entry: &Listener) -> Owner {
+    if entry.mixed == 0 {
+        entry.syn.owner
+    } else {
+        Owner::default()
+    }
 }
 
 const fn key(netns: u32, port: u16, addr: [u32; 4]) -> ListenKey {

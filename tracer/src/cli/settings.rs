@@ -56,7 +56,12 @@ impl Emits {
             Body::Drop(_) => kind::DROP,
             Body::Refusal(_) => kind::REFUSAL,
             Body::Probe(_) => kind::PROBE,
-            Body::Sources(_) | Body::Snapshot(_) | Body::Tick | Body::Loss(_) | Body::Netns(_) => {
+            Body::Sources(_)
+            | Body::Snapshot(_)
+            | Body::Tick
+            | Body::Loss(_)
+            | Body::Netns(_)
+            | Body::Process(_) => {
                 return false;
             }
         };

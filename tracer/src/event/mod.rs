@@ -12,7 +12,7 @@ use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
 use conntracer_common::{
     netns::{Compared, NetnsId},
-    record::SynTotals,
+    record::{CGROUP_BYTES, EXECUTABLE_BYTES, NETNS_NAME_BYTES, SynTotals},
     sketch,
     stats::HOOKS,
     tcp::state,
@@ -52,6 +52,7 @@ pub enum Body {
     Tick,
     Loss(Loss),
     Netns(Netns),
+    Process(Process),
 }
 
 /// `TCP_*` states of include/net/tcp_states.h, spelled as OpenTelemetry's `network.connection.state`
@@ -157,6 +158,9 @@ pub struct Owner {
     pub comm: Comm,
     pub pid: u32,
     pub uid: u32,
+    /// When the process started, milliseconds since boot modulo 2^32: with the pid an identity. 0 when not
+    /// known.
+    pub started_ms: u32,
     pub source: OwnerSource,
 }
 
@@ -168,6 +172,8 @@ impl From<Owner> for finding::Owner {
             uid: owner.uid,
             cgroup_id: owner.cgroup_id,
             source: owner.source.name().into(),
+            started_ms: owner.started_ms,
+            names: finding::Names::default(),
         }
     }
 }
@@ -503,6 +509,23 @@ impl Loss {
     }
 }
 
+/// What names an owner. Texts are NUL-padded, empty when not known, and any bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub pid: u32,
+    pub started_ms: u32,
+    /// Milliseconds since 1970; 0 when not known.
+    pub started_unix_ms: u64,
+    /// The namespace that `netns_name` names.
+    pub netns: u32,
+    pub executable: [u8; EXECUTABLE_BYTES],
+    /// The beginning is missing.
+    pub executable_cut: bool,
+    pub cgroup: [u8; CGROUP_BYTES],
+    pub cgroup_cut: bool,
+    pub netns_name: [u8; NETNS_NAME_BYTES],
+}
+
 impl Body {
     /// The `kind` of the output contract. A repeated SYN-ACK is a `retransmit` of type `syn_ack`.
     #[must_use]
@@ -522,10 +545,11 @@ impl Body {
             Self::Tick => "tick",
             Self::Loss(_) => "gap",
             Self::Netns(_) => "netns",
+            Self::Process(_) => "process",
         }
     }
 
-    /// The socket it is about; `None` for `Tick`, `Loss` and `Netns`.
+    /// The socket it is about; `None` for `Tick`, `Loss`, `Netns` and `Process`.
     #[must_use]
     pub const fn socket(&self) -> Option<&Socket> {
         match self {
@@ -540,7 +564,7 @@ impl Body {
             Self::Refusal(body) => Some(&body.socket),
             Self::Probe(body) => Some(&body.socket),
             Self::Snapshot(body) => Some(&body.socket),
-            Self::Tick | Self::Loss(_) | Self::Netns(_) => None,
+            Self::Tick | Self::Loss(_) | Self::Netns(_) | Self::Process(_) => None,
         }
     }
 
@@ -558,7 +582,9 @@ impl Body {
             Self::Refusal(body) => body.owner.as_ref(),
             Self::Probe(body) => body.owner.as_ref(),
             Self::Snapshot(body) => body.owner.as_ref(),
-            Self::Sources(_) | Self::Tick | Self::Loss(_) | Self::Netns(_) => None,
+            Self::Sources(_) | Self::Tick | Self::Loss(_) | Self::Netns(_) | Self::Process(_) => {
+                None
+            }
         }
     }
 }

@@ -33,6 +33,7 @@ use super::{
     missed::Missed,
     netns::{CountsMap, LookMap, Namespaces, Running},
     places::Places,
+    processes::Processes,
     ring::Rings,
 };
 use crate::{
@@ -70,6 +71,7 @@ pub struct Kernel {
     listeners: MapData,
     refusals: [MapData; 2],
     places: Places,
+    processes: Processes,
     namespaces: Namespaces,
     netns_counts: CountsMap,
     netns_look: LookMap,
@@ -137,6 +139,7 @@ impl Kernel {
             listeners,
             refusals,
             places,
+            processes: Processes::default(),
             namespaces: Namespaces::new(options.filter, cpus.is_none()),
             netns_counts,
             netns_look,
@@ -267,6 +270,10 @@ impl Kernel {
                 let Ok(Listener { syn, .. }) = Listener::read_from_bytes(value) else {
                     return;
                 };
+                // Without its birth it is still being filled in.
+                if syn.socket.born_ns == 0 {
+                    return;
+                }
                 totals.insert(sk, syn.totals);
                 if before.get(&sk) != Some(&syn.totals) {
                     due.push(SocketId {
@@ -411,6 +418,24 @@ impl Kernel {
         Ok(counters)
     }
 
+    fn poll_maps(
+        &mut self,
+        watched: &Watched,
+        half_closed_ns: u64,
+        now_ns: u64,
+        feed: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<()> {
+        self.poll_refusals(now_ns, feed)?;
+        self.poll_listeners(&watched.listeners, now_ns, feed)?;
+        for id in &watched.connections {
+            self.ask("snapshot", *id)?;
+        }
+        self.poll_half_closed(now_ns, half_closed_ns)?;
+        let places = &self.places;
+        self.rings.drain(&mut |record| places.name(record, feed));
+        self.poll_lost(now_ns, feed)
+    }
+
     fn poll_lost(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         for hook in 0..hook::COUNT {
             let now = self.account(hook)?.lost;
@@ -446,8 +471,10 @@ impl Source for Kernel {
     }
 
     fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let places = &self.places;
-        self.rings.drain(&mut |record| places.name(record, feed));
+        let (places, processes) = (&self.places, &mut self.processes);
+        self.rings.drain(&mut |record| {
+            places.name(record, &mut |record| processes.name(record, feed));
+        });
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
@@ -461,15 +488,12 @@ impl Source for Kernel {
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
         let now_ns = ktime_ns();
-        self.poll_refusals(now_ns, feed)?;
-        self.poll_listeners(&watched.listeners, now_ns, feed)?;
-        for id in &watched.connections {
-            self.ask("snapshot", *id)?;
-        }
-        self.poll_half_closed(now_ns, half_closed_ns)?;
-        let places = &self.places;
-        self.rings.drain(&mut |record| places.name(record, feed));
-        self.poll_lost(now_ns, feed)?;
+        let mut processes = std::mem::take(&mut self.processes);
+        let polled = self.poll_maps(watched, half_closed_ns, now_ns, &mut |record| {
+            processes.name(record, feed);
+        });
+        self.processes = processes;
+        polled?;
         let tick = Tick {
             header: header::<Tick>(kind::TICK, ktime_ns()),
         };
@@ -505,7 +529,7 @@ fn ktime_ns() -> u64 {
 }
 
 /// The header of a record that user space makes itself.
-fn header<T>(kind: u16, ktime_ns: u64) -> Header {
+pub(super) fn header<T>(kind: u16, ktime_ns: u64) -> Header {
     Header {
         ktime_ns,
         kind,

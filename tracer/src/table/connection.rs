@@ -134,7 +134,8 @@ impl Connections {
             | Body::Refusal(_)
             | Body::Tick
             | Body::Loss(_)
-            | Body::Netns(_) => return None,
+            | Body::Netns(_)
+            | Body::Process(_) => return None,
         };
         let key = ConnectionKey::of(socket);
         if self.table.touch(&key).is_none() {

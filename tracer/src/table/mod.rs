@@ -1,10 +1,11 @@
 //! What is remembered between events, all of it bounded.
 //!
 //! [`Bounded`] is the map every table is made of; [`connection`] and [`listener`] fold events into
-//! what detectors judge. Nothing here makes findings.
+//! what detectors judge, [`process`] keeps what owners are called. Nothing here makes findings.
 
 mod bounded;
 pub mod connection;
 pub mod listener;
+pub mod process;
 
 pub use bounded::Bounded;
