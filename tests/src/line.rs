@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -228,6 +229,19 @@ pub struct Owner {
     pub uid: u32,
     pub cgroup_id: u64,
     pub source: String,
+    pub started: Option<String>,
+    pub executable: Option<PathBuf>,
+    pub cgroup: Option<String>,
+    pub container: Option<Container>,
+    pub unit: Option<String>,
+    pub netns_name: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Container {
+    pub runtime: String,
+    pub id: String,
 }
 
 /// Records that were lost.

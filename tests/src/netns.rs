@@ -21,7 +21,8 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 
 use crate::{counters::Counters, link};
 
-/// `comm` of every thread that acts inside a namespace, so that tests know the owner to expect.
+/// `comm` of the process that makes namespaces, and of its threads that act inside, so that tests know the
+/// owner to expect.
 pub const COMM: &str = "ct-netns";
 
 /// A throw-away network namespace with its loopback interface up. A clone is the same namespace.
@@ -34,6 +35,8 @@ pub struct NetNs {
 impl NetNs {
     /// Makes one. Needs CAP_SYS_ADMIN.
     pub fn new() -> Result<Self> {
+        // The name of the process is that of its first thread.
+        fs::write("/proc/self/comm", COMM).context("naming this process")?;
         let fd = on_own_thread(|| -> Result<OwnedFd> {
             // SAFETY: only the network namespace of this thread changes; the thread ends here, and
             // nothing that other threads share (file table, address space) is unshared.

@@ -70,6 +70,8 @@ layout! {
     skc_ipv6only = "sock_common"."skc_ipv6only", optional;
 
     sk_protocol = "sock"."sk_protocol";
+    /// Whether a process has locked the socket (include/net/sock.h, `sock_owned_by_user`).
+    sk_owned = "sock"."sk_lock.owned";
     sk_err = "sock"."sk_err";
     sk_err_soft = "sock"."sk_err_soft", optional;
     sk_shutdown = "sock"."sk_shutdown", optional;
@@ -154,6 +156,10 @@ layout! {
     /// How every network namespace is found: from the running task's through the kernel's list.
     net_list = "net"."list", optional;
     net_ops = "net"."ns.ops", optional;
+    task_flags = "task_struct"."flags";
+    task_leader = "task_struct"."group_leader";
+    task_started = "task_struct"."start_boottime", optional;
+    task_comm = "task_struct"."comm";
     task_nsproxy = "task_struct"."nsproxy", optional;
     nsproxy_net = "nsproxy"."net_ns", optional;
     /// From an open file to its socket, and from a task to what an owner is.
@@ -165,7 +171,6 @@ layout! {
     mptcp_first = "mptcp_sock"."first", optional;
     task_tgid = "task_struct"."tgid", optional;
     task_parent = "task_struct"."real_parent", optional;
-    task_comm = "task_struct"."comm", optional;
     task_cred = "task_struct"."cred", optional;
     task_cgroups = "task_struct"."cgroups", optional;
     cred_uid = "cred"."uid", optional;

@@ -5,7 +5,7 @@
 //! verifier refuses uninitialised stack). Integers are in the host's byte order; addresses are in
 //! network order, IPv4 as v4-mapped IPv6 (RFC 4291, 2.5.5.2), ports are in host order.
 //!
-//! Written by `tracer-ebpf` (and, for [`Tick`], by the user half), read by `conntracer::decode`.
+//! Written by `tracer-ebpf` (and, where a record says so, by the user half), read by `conntracer::decode`.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -33,6 +33,7 @@ pub mod kind {
     pub const REFUSAL: u16 = 14;
     pub const NETNS: u16 = 15;
     pub const SEED: u16 = 16;
+    pub const PROCESS: u16 = 17;
     pub const FAILURE: u16 = 21;
     pub const ENDING: u16 = 22;
     pub const SEEDED: u16 = 24;
@@ -85,14 +86,17 @@ pub struct Header {
 pub struct Owner {
     /// `bpf_get_current_cgroup_id`: the inode of the cgroup v2 directory.
     pub cgroup_id: u64,
-    /// `task_struct.comm`, NUL-padded, any bytes.
+    /// `task_struct.comm` of the thread group's leader, NUL-padded, any bytes.
     pub comm: [u8; 16],
     /// Thread group id (what user space calls the pid) in the initial pid namespace.
     pub pid: u32,
     pub uid: u32,
     /// One of [`owner_source`].
     pub source: u8,
-    pub pad: [u8; 7],
+    pub pad: [u8; 3],
+    /// When the process started: the low 32 bits of `start_boottime` in milliseconds. With the pid it is
+    /// an identity, for pids are reused. 0 when not known.
+    pub started_ms: u32,
 }
 
 /// Which socket, and where it stands.
@@ -775,6 +779,44 @@ pub struct Netns {
     pub pad: [u8; 7],
 }
 
+/// Bytes of the texts in a [`Process`]. What is longer loses its beginning, and a flag says so.
+pub const EXECUTABLE_BYTES: usize = 128;
+pub const CGROUP_BYTES: usize = 208;
+pub const NETNS_NAME_BYTES: usize = 64;
+
+/// Bits of [`Process::flags`].
+pub mod process_flag {
+    /// The process was gone when it was asked for: what only itself could tell is missing.
+    pub const GONE: u8 = 1;
+    /// The last bytes of a longer path.
+    pub const EXECUTABLE_CUT: u8 = 2;
+    pub const CGROUP_CUT: u8 = 4;
+}
+
+/// What names an owner to people, asked for by the user half before the first record of that owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Process {
+    pub header: Header,
+    /// When it started, milliseconds since 1970; 0 when not known.
+    pub started_unix_ms: u64,
+    /// As in its [`Owner`].
+    pub cgroup_id: u64,
+    pub pid: u32,
+    pub started_ms: u32,
+    /// Inode of the network namespace that `netns_name` is the name of: the socket's.
+    pub netns: u32,
+    /// Bits of [`process_flag`].
+    pub flags: u8,
+    pub pad: [u8; 3],
+    /// Path of the executable, NUL-padded, any bytes; empty when not known.
+    pub executable: [u8; EXECUTABLE_BYTES],
+    /// Path of the control group below the root of its hierarchy; empty when not known.
+    pub cgroup: [u8; CGROUP_BYTES],
+    /// Name of the namespace (`ip netns`); empty when it has none.
+    pub netns_name: [u8; NETNS_NAME_BYTES],
+}
+
 /// The largest record. What is larger than half the 512-byte BPF stack is emitted from its map.
 pub const MAX_RECORD: usize = 448;
 
@@ -800,4 +842,5 @@ const _: () = {
     assert!(size_of::<Seeded>() == 40);
     assert!(size_of::<Sources>() == 424);
     assert!(size_of::<Syn>() <= MAX_RECORD && size_of::<Sources>() <= MAX_RECORD);
+    assert!(size_of::<Process>() <= MAX_RECORD);
 };

@@ -72,7 +72,9 @@ pub struct Listener {
     /// The second in which repeated SYN-ACKs were last emitted, and how many.
     pub synacks_from_ns: u64,
     pub synacks: u32,
-    pub pad: u32,
+    /// 1: members after it belong to other processes. Its address alone does not tell whose a connection is.
+    pub mixed: u8,
+    pub pad: [u8; 3],
     pub held: Held,
 }
 

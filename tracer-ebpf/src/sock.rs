@@ -232,18 +232,31 @@ pub(crate) fn fill_tcp(sk: u64, tcp: &mut Tcp) {
     tcp.shutdown &= 3;
 }
 
-/// Makes the task running now the owner. Only for hooks that run in the owner's context.
+/// Makes the process running now the owner. Only for hooks that run in the owner's context.
+///
+/// A kernel thread leaves it unknown: it acts for somebody else (io_uring's workers before 5.12) or for the
+/// kernel, and nobody could mend what is named after it. Named is the process, not the thread of it that
+/// runs: the name `ps` and `ss` show, of io_uring's workers too.
 #[inline(always)]
 pub(crate) fn fill_current(owner: &mut Owner, source: u8) {
-    // SAFETY: helpers without preconditions; the name is written straight to its place, because a
-    // byte array returned by value would be copied byte by byte.
-    unsafe {
+    const PF_KTHREAD_BIT: u32 = 21;
+    // SAFETY: helpers without preconditions.
+    let (task, pid_tgid, uid_gid) = unsafe {
         owner.cgroup_id = bpf_get_current_cgroup_id();
-        generated::bpf_get_current_comm(owner.comm.as_mut_ptr().cast(), 16);
-    }
-    owner.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    owner.uid = bpf_get_current_uid_gid() as u32;
-    owner.source = source;
+        (
+            generated::bpf_get_current_task(),
+            bpf_get_current_pid_tgid(),
+            bpf_get_current_uid_gid(),
+        )
+    };
+    let leader = field!(task, task_leader: u64);
+    field_into!(leader, task_comm, &mut owner.comm);
+    owner.started_ms = (field!(leader, task_started: u64) / 1_000_000) as u32;
+    owner.pid = (pid_tgid >> 32) as u32;
+    owner.uid = uid_gid as u32;
+    // Arithmetic, not a branch: the verifier would walk all that follows once for either way.
+    let is_kernel = (field!(task, task_flags: u32) >> PF_KTHREAD_BIT) as u8 & 1;
+    owner.source = source & is_kernel.wrapping_sub(1);
 }
 
 /// Where a `struct sockaddr` points: address and port.
@@ -265,7 +278,9 @@ pub(crate) fn fill_task(owner: &mut Owner, task: u64, source: u8) {
     let cgroup = field!(css_set, css_set_cgroup: u64);
     let node = field!(cgroup, cgroup_node: u64);
     field_into!(node, node_id, &mut owner.cgroup_id);
-    field_into!(task, task_comm, &mut owner.comm);
+    let leader = field!(task, task_leader: u64);
+    field_into!(leader, task_comm, &mut owner.comm);
+    owner.started_ms = (field!(leader, task_started: u64) / 1_000_000) as u32;
     field_into!(task, task_tgid, &mut owner.pid);
     owner.uid = field!(field!(task, task_cred: u64), cred_uid: u32);
     owner.source = source;

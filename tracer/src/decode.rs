@@ -10,8 +10,8 @@ use std::{
 
 use conntracer_common::{
     record::{
-        self, Header, kind, listener_flag, netns_flag, owner_source, path, refusal_place, role,
-        socket_flag, syn_evidence, syn_outcome,
+        self, Header, kind, listener_flag, netns_flag, owner_source, path, process_flag,
+        refusal_place, role, socket_flag, syn_evidence, syn_outcome,
     },
     retransmit::{Attempt, class},
     stats::HOOKS,
@@ -23,8 +23,8 @@ use zerocopy::FromBytes;
 use crate::{
     event::{
         Body, Comm, Device, Drop, Ending, Event, Failure, Loss, Netns, Opened, Owner, OwnerSource,
-        Path, Place, Probe, Refusal, Reset, Retransmit, RetransmitType, Role, Seed, Seeded,
-        Snapshot, Socket, Sources, State, Syn, SynAck, Tcp,
+        Path, Place, Probe, Process, Refusal, Reset, Retransmit, RetransmitType, Role, Seed,
+        Seeded, Snapshot, Socket, Sources, State, Syn, SynAck, Tcp,
     },
     finding::Ktime,
     source::SocketId,
@@ -94,6 +94,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::NETNS => Body::Netns(netns(&read(bytes, &header)?)),
         kind::SEED => Body::Seed(seed(&read(bytes, &header)?)?),
         kind::SEEDED => Body::Seeded(seeded(&read(bytes, &header)?)),
+        kind::PROCESS => Body::Process(process(&read(bytes, &header)?)),
         kind => return Err(DecodeError::Kind { kind }),
     };
     Ok(Event {
@@ -168,6 +169,7 @@ fn owner(raw: &record::Owner) -> Result<Option<Owner>, DecodeError> {
         comm: Comm(raw.comm),
         pid: raw.pid,
         uid: raw.uid,
+        started_ms: raw.started_ms,
         source,
     }))
 }
@@ -470,6 +472,20 @@ const fn netns(raw: &record::Netns) -> Netns {
         failures_untraced: raw.flags & netns_flag::FAILURES_UNTRACED != 0,
         uncompared: raw.uncompared,
         homeless: raw.homeless,
+    }
+}
+
+const fn process(raw: &record::Process) -> Process {
+    Process {
+        pid: raw.pid,
+        started_ms: raw.started_ms,
+        started_unix_ms: raw.started_unix_ms,
+        netns: raw.netns,
+        executable: raw.executable,
+        executable_cut: raw.flags & process_flag::EXECUTABLE_CUT != 0,
+        cgroup: raw.cgroup,
+        cgroup_cut: raw.flags & process_flag::CGROUP_CUT != 0,
+        netns_name: raw.netns_name,
     }
 }
 

@@ -90,6 +90,35 @@ pub struct Owner {
     pub cgroup_id: u64,
     /// `connect`, `accept`, `listener`, `seeded`.
     pub source: Cow<'static, str>,
+    /// With the pid an identity; only its names are told.
+    #[serde(skip)]
+    pub started_ms: u32,
+    #[serde(flatten)]
+    pub names: Names,
+}
+
+/// What an owner is called beyond its pid and comm; what is not known is `None`. Any characters: sinks
+/// escape them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Names {
+    /// RFC 3339, UTC.
+    pub started: Option<String>,
+    /// A path that was too long begins with `…`, here and below.
+    pub executable: Option<String>,
+    /// Path of the control group.
+    pub cgroup: Option<String>,
+    pub container: Option<Container>,
+    /// The innermost systemd unit.
+    pub unit: Option<String>,
+    /// The network namespace's, as `ip netns` has it.
+    pub netns_name: Option<String>,
+}
+
+/// A container as its runtime names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Container {
+    pub runtime: Cow<'static, str>,
+    pub id: String,
 }
 
 /// What a finding is about.
@@ -131,6 +160,23 @@ pub enum Subject {
         netns: u32,
     },
     Host,
+}
+
+impl Subject {
+    /// The namespace it is in; none for the whole host.
+    #[must_use]
+    pub const fn netns(&self) -> Option<u32> {
+        match self {
+            Self::Listener { netns, .. }
+            | Self::Connection { netns, .. }
+            | Self::Remote { netns, .. }
+            | Self::Peer { netns, .. }
+            | Self::Prefix { netns, .. }
+            | Self::Process { netns, .. }
+            | Self::Netns { netns } => Some(*netns),
+            Self::Host => None,
+        }
+    }
 }
 
 /// One number (or word) that proves the cause.

@@ -13,6 +13,7 @@ pub mod detect;
 pub mod event;
 pub mod finding;
 pub mod kernel;
+mod owner;
 pub mod pipeline;
 pub mod privileges;
 pub mod reconcile;

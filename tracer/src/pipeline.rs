@@ -29,6 +29,7 @@ use crate::{
     table::{
         connection::Connections,
         listener::{ListenerKey, Listeners, Summary},
+        process::Processes,
         seed::Seeds,
     },
 };
@@ -67,6 +68,7 @@ pub struct Tallies {
     pub processes_evicted: u64,
     pub failures_evicted: u64,
     pub drops_evicted: u64,
+    pub names_evicted: u64,
     /// Connections that should be watched and are not, at the last poll.
     pub unwatched: u64,
     /// Namespaces not compared with the kernel's counters, those forgotten after they were, and counts
@@ -85,6 +87,7 @@ pub struct Pipeline {
     host: Arc<Host>,
     connections: Connections,
     listeners: Listeners,
+    processes: Processes,
     syn_drop: SynDrop,
     refusal: Refusal,
     handshake: Handshake,
@@ -112,6 +115,7 @@ impl Pipeline {
         Self {
             connections: Connections::new(limits.connections),
             listeners: Listeners::new(limits.listeners),
+            processes: Processes::default(),
             syn_drop: SynDrop::new(),
             refusal: Refusal::new(limits.refusals, limits.listeners),
             handshake: Handshake::new(limits.listeners),
@@ -158,7 +162,11 @@ impl Pipeline {
         if let Body::Netns(netns) = &event.body {
             self.reconciler.netns(netns);
         }
+        if let Body::Process(process) = &event.body {
+            self.processes.apply(process);
+        }
         out(Output::Event(&event));
+        let processes = &self.processes;
         let mut cx = Context {
             now: self.now,
             host: &self.host,
@@ -166,7 +174,11 @@ impl Pipeline {
             lost: &self.lost,
             reconciler: &self.reconciler,
             last_id: &mut self.last_id,
-            out: &mut |finding| out(Output::Finding(finding)),
+            out: &mut |finding| {
+                let mut finding = finding.clone();
+                processes.name(&mut finding);
+                out(Output::Finding(&finding));
+            },
         };
         if let Some(change) = self.connections.apply(&event) {
             self.dead_peer.change(&event, &change, &mut cx);
@@ -220,7 +232,8 @@ impl Pipeline {
             | Body::Drop(_)
             | Body::Probe(_)
             | Body::Loss(_)
-            | Body::Netns(_) => {}
+            | Body::Netns(_)
+            | Body::Process(_) => {}
             Body::Seed(body) => self.seeds.found(body),
             Body::Seeded(body) => self.seeds.over(body),
         }
@@ -228,6 +241,7 @@ impl Pipeline {
 
     /// The end of input: the last figures of every finding that is still open.
     pub fn finish(&mut self, out: &mut dyn FnMut(Output<'_>)) {
+        let processes = &self.processes;
         let mut cx = Context {
             now: self.now,
             host: &self.host,
@@ -235,7 +249,11 @@ impl Pipeline {
             lost: &self.lost,
             reconciler: &self.reconciler,
             last_id: &mut self.last_id,
-            out: &mut |finding| out(Output::Finding(finding)),
+            out: &mut |finding| {
+                let mut finding = finding.clone();
+                processes.name(&mut finding);
+                out(Output::Finding(&finding));
+            },
         };
         self.syn_drop.finish(&self.listeners, &mut cx);
         self.refusal.finish(&mut cx);
@@ -290,7 +308,13 @@ impl Pipeline {
     /// The busiest listeners in numbers, and how many more there are.
     #[must_use]
     pub fn listeners(&self) -> (Vec<Summary>, u64) {
-        syn_drop::summaries(&self.listeners, &self.host, self.now)
+        let (mut summaries, left_out) = syn_drop::summaries(&self.listeners, &self.host, self.now);
+        for summary in &mut summaries {
+            if let Some(owner) = &mut summary.owner {
+                self.processes.name_owner(owner, Some(summary.netns));
+            }
+        }
+        (summaries, left_out)
     }
 
     #[must_use]
@@ -313,6 +337,7 @@ impl Pipeline {
             processes_evicted: self.half_closed.evicted(),
             failures_evicted: self.connect_failure.evicted(),
             drops_evicted: self.connection_drop.evicted(),
+            names_evicted: self.processes.evicted(),
             unwatched: self.unwatched,
             netns_uncompared,
             netns_evicted: self.reconciler.evicted(),

@@ -17,6 +17,9 @@ const TO_START: [(Capability, &str); 2] = [
 /// of the snapshot program.
 const TO_RUN: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_PERFMON];
 
+/// What it keeps where it has it: the executable of another user's process is shown to nobody without.
+const TO_NAME: Capability = Capability::CAP_SYS_PTRACE;
+
 /// Names what is missing to start. `CAP_SYS_ADMIN` stands for both, as in the kernel (`bpf_capable`,
 /// `perfmon_capable`).
 pub fn check() -> Result<(), CannotTrace> {
@@ -61,11 +64,13 @@ pub fn reduce() {
 /// Without the fine capabilities, the coarse one stands for them.
 fn kept(held: &CapsHashSet) -> CapsHashSet {
     let fine: CapsHashSet = TO_RUN.into_iter().collect();
-    if fine.is_subset(held) {
+    let mut kept = if fine.is_subset(held) {
         fine
     } else {
         [Capability::CAP_SYS_ADMIN].into_iter().collect()
-    }
+    };
+    kept.extend(held.get(&TO_NAME));
+    kept
 }
 
 #[cfg(test)]
@@ -87,7 +92,9 @@ mod tests {
     #[test]
     fn keeps_the_least_that_runs() {
         let everything = caps::all();
-        assert_eq!(kept(&everything), set(&TO_RUN));
+        let [bpf, perfmon] = TO_RUN;
+        assert_eq!(kept(&everything), set(&[bpf, perfmon, TO_NAME]));
+        assert_eq!(kept(&set(&TO_RUN)), set(&TO_RUN));
         assert_eq!(
             kept(&set(&[Capability::CAP_SYS_ADMIN, Capability::CAP_CHOWN])),
             set(&[Capability::CAP_SYS_ADMIN])

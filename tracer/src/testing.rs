@@ -541,6 +541,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::SOURCES, size_of::<record::Sources>()),
         (kind::SEED, size_of::<record::Seed>()),
         (kind::SEEDED, size_of::<record::Seeded>()),
+        (kind::PROCESS, size_of::<record::Process>()),
     ];
     let kinds = prop::sample::select(sizes.to_vec());
     (

@@ -11,7 +11,7 @@ use std::{
 
 use conntracer_tests::{
     counters::Counters,
-    line::{Certainty, Finding, Sight, Subject},
+    line::{Certainty, Finding, Owner, Sight, Subject},
     netns::{COMM, NetNs},
     tracer::{Binary, NotStarted, Run, Tracer},
 };
@@ -248,8 +248,23 @@ pub(crate) fn assert_listener(finding: &Finding, netns: &NetNs, local: SocketAdd
         .as_ref()
         .expect("this process owns the listener");
     assert_eq!((owner.pid, owner.comm.as_str()), (std::process::id(), COMM));
+    assert_named(owner);
     assert_eq!(
         finding.certainty == Certainty::Inferred,
         finding.because.is_some()
     );
+}
+
+/// The owner is this process by its executable, too, as far as the output shows a path.
+#[track_caller]
+pub(crate) fn assert_named(owner: &Owner) {
+    let shown = owner.executable.as_deref().expect("this process runs");
+    let executable = env::current_exe().expect("this process has an executable");
+    let executable = executable.display().to_string();
+    let shown = shown.display().to_string();
+    match shown.strip_prefix('…') {
+        Some(end) => assert!(executable.ends_with(end), "{executable}: {owner:#?}"),
+        None => assert_eq!(shown, executable, "{owner:#?}"),
+    }
+    assert!(owner.started.is_some(), "{owner:#?}");
 }

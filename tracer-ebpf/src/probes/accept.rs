@@ -19,7 +19,7 @@ use crate::{
     emit::{self, Lane},
     maps::{LISTENERS, Outcome, SOCKETS, account, asked_for},
     probes::{listener, socket},
-    sock::{self, Anywhere},
+    sock::{self, Anywhere, field},
 };
 
 /// The return value's slot is the number of parameters: 2 from 6.10 on, 4 before. A slot too small
@@ -45,13 +45,18 @@ fn returned(ctx: &FExitContext, child: u64, listener: u64) -> i32 {
 }
 
 /// Runs at every receive of every connection: one look-up, and nothing more once the owner is known.
+///
+/// Most receives are a process's, which has locked the socket. Those of the kernel itself (`tcp_read_sock` by
+/// TLS or sockmap, as data arrives) run in whatever task was interrupted, and never with that lock.
 #[btf_tracepoint(function = "tcp_rcv_space_adjust")]
 pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
     // SAFETY: plain data.
     match unsafe { SOCKETS.get(sk) } {
         Some(entry)
-            if entry.role == role::PASSIVE && entry.owner.source != owner_source::ACCEPT =>
+            if entry.role == role::PASSIVE
+                && entry.owner.source != owner_source::ACCEPT
+                && field!(sk, sk_owned: u32) != 0 =>
         {
             // A first receive is no accept(): the listener's last one stays unknown on this rung.
             account(hook::ACCEPT, accepted(&ctx, sk, 0))

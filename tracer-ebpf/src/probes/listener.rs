@@ -94,7 +94,18 @@ fn insert(
     entry.group_next = unsafe { LISTEN_PORTS.get(key) }.copied().unwrap_or(0);
     if let Some(next) = LISTENERS.get_ptr_mut(entry.group_next) {
         // SAFETY: a live map value of plain data.
-        unsafe { (*next).group_previous = sk };
+        unsafe {
+            (*next).group_previous = sk;
+            let theirs = &(*next).syn.owner;
+            let ours = &entry.syn.owner;
+            // Whose one is that is still looked for, nobody knows yet.
+            entry.mixed = (*next).mixed
+                | u8::from(
+                    ours.source == owner_source::UNKNOWN
+                        || theirs.pid != ours.pid
+                        || theirs.started_ms != ours.started_ms,
+                );
+        }
     }
     LISTEN_PORTS.insert(key, sk, 0).map_err(|_| Outcome::Lost)?;
     // Last: without its birth an entry is still being filled in.
@@ -207,6 +218,17 @@ pub(crate) fn entry_of_request<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut 
         return Err(Outcome::Filtered);
     }
     entry(ctx, sk)
+}
+
+/// The owner of what goes to an address whose listener is known by it alone ([`by_port`]): nobody where
+/// listeners of several processes share it, for any of them may be meant.
+#[inline(always)]
+pub(crate) fn owner_by_port(entry: &Listener) -> Owner {
+    if entry.mixed == 0 {
+        entry.syn.owner
+    } else {
+        Owner::default()
+    }
 }
 
 const fn key(netns: u32, port: u16, addr: [u32; 4]) -> ListenKey {

@@ -176,7 +176,7 @@ unsafe fn name_last(refusal: *mut Refusal, syn: &Freed<'_>, sk: u64) {
     if sk != 0
         && let Some(known) = unsafe { LISTENERS.get(sk) }
     {
-        refusal.owner = known.syn.owner;
+        refusal.owner = listener::owner_by_port(known);
         refusal.listener_addr = known.syn.socket.local_addr;
     }
 }

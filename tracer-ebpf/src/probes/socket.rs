@@ -109,6 +109,15 @@ pub(crate) fn inherit(listener: u64, child_born_ns: u64, owner: &mut Owner) {
     }
 }
 
+/// [`inherit`] where the listener was found by its address alone.
+#[inline(always)]
+fn inherit_by_port(listener: u64, child_born_ns: u64, owner: &mut Owner) {
+    // SAFETY: plain data.
+    if unsafe { LISTENERS.get(listener) }.is_some_and(|entry| entry.mixed == 0) {
+        inherit(listener, child_born_ns, owner);
+    }
+}
+
 /// Fills in what a connection is and what `SOCKETS` knows of it; false when it is not asked for.
 #[inline(always)]
 pub(crate) fn fill(sk: u64, socket: &mut Socket, owner: &mut Owner) -> bool {
@@ -123,12 +132,12 @@ pub(crate) fn fill(sk: u64, socket: &mut Socket, owner: &mut Owner) -> bool {
         socket.flags = u32::from(entry.older) * socket_flag::OLDER;
         *owner = entry.owner;
         if entry.role == role::PASSIVE && owner.source == owner_source::UNKNOWN {
-            let listener = if entry.listener == 0 {
-                listener::by_port(socket.netns, socket.local_port, socket.local_addr)
+            if entry.listener == 0 {
+                let sk = listener::by_port(socket.netns, socket.local_port, socket.local_addr);
+                inherit_by_port(sk, socket.born_ns, owner);
             } else {
-                entry.listener
-            };
-            inherit(listener, socket.born_ns, owner);
+                inherit(entry.listener, socket.born_ns, owner);
+            }
         }
     }
     true

@@ -64,7 +64,8 @@ impl Emits {
             | Body::Tick
             | Body::Loss(_)
             | Body::Netns(_)
-            | Body::Seeded(_) => {
+            | Body::Seeded(_)
+            | Body::Process(_) => {
                 return false;
             }
         };

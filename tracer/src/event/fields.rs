@@ -62,9 +62,12 @@ impl Serialize for Named<'_> {
 impl Named<'_> {
     fn body_entries<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
         match &self.event.body {
-            Body::Connect(_) | Body::Accept(_) | Body::Tick | Body::Netns(_) | Body::Seeded(_) => {
-                Ok(())
-            }
+            Body::Connect(_)
+            | Body::Accept(_)
+            | Body::Tick
+            | Body::Netns(_)
+            | Body::Seeded(_)
+            | Body::Process(_) => Ok(()),
             Body::State(body) => {
                 map.serialize_entry("old_state", &body.old)?;
                 map.serialize_entry("new_state", &body.new)?;

@@ -12,7 +12,7 @@ use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
 use conntracer_common::{
     netns::{KernelCounts, NetnsId},
-    record::{SynTotals, ending_flag},
+    record::{CGROUP_BYTES, EXECUTABLE_BYTES, NETNS_NAME_BYTES, SynTotals, ending_flag},
     retransmit::is_untried,
     sketch,
     stats::HOOKS,
@@ -57,6 +57,7 @@ pub enum Body {
     Netns(Netns),
     Seed(Seed),
     Seeded(Seeded),
+    Process(Process),
 }
 
 /// `TCP_*` states of include/net/tcp_states.h, spelled as OpenTelemetry's `network.connection.state`
@@ -162,6 +163,9 @@ pub struct Owner {
     pub comm: Comm,
     pub pid: u32,
     pub uid: u32,
+    /// When the process started, milliseconds since boot modulo 2^32: with the pid an identity. 0 when not
+    /// known.
+    pub started_ms: u32,
     pub source: OwnerSource,
 }
 
@@ -173,6 +177,8 @@ impl From<Owner> for finding::Owner {
             uid: owner.uid,
             cgroup_id: owner.cgroup_id,
             source: owner.source.name().into(),
+            started_ms: owner.started_ms,
+            names: finding::Names::default(),
         }
     }
 }
@@ -650,6 +656,23 @@ impl Loss {
     }
 }
 
+/// What names an owner. Texts are NUL-padded, empty when not known, and any bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub pid: u32,
+    pub started_ms: u32,
+    /// Milliseconds since 1970; 0 when not known.
+    pub started_unix_ms: u64,
+    /// The namespace that `netns_name` names.
+    pub netns: u32,
+    pub executable: [u8; EXECUTABLE_BYTES],
+    /// The beginning is missing.
+    pub executable_cut: bool,
+    pub cgroup: [u8; CGROUP_BYTES],
+    pub cgroup_cut: bool,
+    pub netns_name: [u8; NETNS_NAME_BYTES],
+}
+
 impl Body {
     /// The `kind` of the output contract. A repeated SYN-ACK is a `retransmit` of type `syn_ack`.
     #[must_use]
@@ -673,6 +696,7 @@ impl Body {
             Self::Netns(_) => "netns",
             Self::Seed(_) => "seed",
             Self::Seeded(_) => "seeded",
+            Self::Process(_) => "process",
         }
     }
 
@@ -694,7 +718,9 @@ impl Body {
             Self::Probe(body) => Some(&body.socket),
             Self::Snapshot(body) => Some(&body.socket),
             Self::Seed(body) => Some(&body.socket),
-            Self::Tick | Self::Loss(_) | Self::Netns(_) | Self::Seeded(_) => None,
+            Self::Tick | Self::Loss(_) | Self::Netns(_) | Self::Seeded(_) | Self::Process(_) => {
+                None
+            }
         }
     }
 
@@ -715,9 +741,12 @@ impl Body {
             Self::Probe(body) => body.owner.as_ref(),
             Self::Snapshot(body) => body.owner.as_ref(),
             Self::Seed(body) => body.owner.as_ref(),
-            Self::Sources(_) | Self::Tick | Self::Loss(_) | Self::Netns(_) | Self::Seeded(_) => {
-                None
-            }
+            Self::Sources(_)
+            | Self::Tick
+            | Self::Loss(_)
+            | Self::Netns(_)
+            | Self::Seeded(_)
+            | Self::Process(_) => None,
         }
     }
 }

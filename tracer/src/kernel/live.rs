@@ -37,6 +37,7 @@ use super::{
     missed::Missed,
     netns::{CountsMap, LookMap, Namespaces, Running},
     places::Places,
+    processes::Processes,
     ring::Rings,
     seed::{self, Seeds},
 };
@@ -122,6 +123,7 @@ pub struct Kernel {
     failures: [MapData; 2],
     failures_counted: Array<MapData, u64>,
     places: Places,
+    processes: Processes,
     namespaces: Namespaces,
     netns_counts: CountsMap,
     netns_look: LookMap,
@@ -205,6 +207,7 @@ impl Kernel {
             failures,
             failures_counted,
             places,
+            processes: Processes::default(),
             namespaces: Namespaces::new(options.filter, limits),
             netns_counts,
             netns_look,
@@ -575,6 +578,27 @@ impl Kernel {
         Ok(counters)
     }
 
+    fn poll_maps(
+        &mut self,
+        watched: &Watched,
+        half_closed_ns: u64,
+        now_ns: u64,
+        feed: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let homeless = maps::counters(&self.counters, hook::SEED)?.lost;
+        self.seeds.list(homeless, feed)?;
+        self.poll_refusals(now_ns, feed)?;
+        self.poll_failures(now_ns, feed)?;
+        self.poll_listeners(&watched.listeners, now_ns, feed)?;
+        for id in &watched.connections {
+            self.ask("snapshot", *id)?;
+        }
+        self.poll_half_closed(now_ns, half_closed_ns)?;
+        let places = &self.places;
+        self.rings.drain(&mut |record| places.name(record, feed));
+        self.poll_lost(now_ns, feed)
+    }
+
     fn poll_lost(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         for hook in 0..hook::COUNT {
             let now = self.account(hook)?.lost;
@@ -610,8 +634,10 @@ impl Source for Kernel {
     }
 
     fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let places = &self.places;
-        self.rings.drain(&mut |record| places.name(record, feed));
+        let (places, processes) = (&self.places, &mut self.processes);
+        self.rings.drain(&mut |record| {
+            places.name(record, &mut |record| processes.name(record, feed));
+        });
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
@@ -625,18 +651,12 @@ impl Source for Kernel {
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
         let now_ns = ktime_ns();
-        let homeless = maps::counters(&self.counters, hook::SEED)?.lost;
-        self.seeds.list(homeless, feed)?;
-        self.poll_refusals(now_ns, feed)?;
-        self.poll_failures(now_ns, feed)?;
-        self.poll_listeners(&watched.listeners, now_ns, feed)?;
-        for id in &watched.connections {
-            self.ask("snapshot", *id)?;
-        }
-        self.poll_half_closed(now_ns, half_closed_ns)?;
-        let places = &self.places;
-        self.rings.drain(&mut |record| places.name(record, feed));
-        self.poll_lost(now_ns, feed)?;
+        let mut processes = std::mem::take(&mut self.processes);
+        let polled = self.poll_maps(watched, half_closed_ns, now_ns, &mut |record| {
+            processes.name(record, feed);
+        });
+        self.processes = processes;
+        polled?;
         let tick = Tick {
             header: header::<Tick>(kind::TICK, ktime_ns()),
         };
@@ -713,7 +733,8 @@ mod tests {
         pid: 0,
         uid: 0,
         source: owner_source::UNKNOWN,
-        pad: [0; 7],
+        pad: [0; 3],
+        started_ms: 0,
     };
 
     #[test]

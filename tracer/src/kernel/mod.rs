@@ -16,6 +16,7 @@ mod missed;
 mod netns;
 mod places;
 pub mod plan;
+mod processes;
 mod ring;
 mod seed;
 

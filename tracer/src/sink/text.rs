@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     event::{self, Body, Event},
-    finding::{Certainty, Evidence, Finding, Ktime, Owner, Status, Subject, Value},
+    finding::{Certainty, Container, Evidence, Finding, Ktime, Owner, Status, Subject, Value},
     reconcile::Reconciliation,
     table::listener::Summary,
     view::{fill::fill, plan},
@@ -148,9 +148,12 @@ impl Text {
 
     fn detail(&self, time: Ktime, body: &Body) -> String {
         match body {
-            Body::Connect(_) | Body::Accept(_) | Body::Tick | Body::Netns(_) | Body::Seeded(_) => {
-                String::new()
-            }
+            Body::Connect(_)
+            | Body::Accept(_)
+            | Body::Tick
+            | Body::Netns(_)
+            | Body::Seeded(_)
+            | Body::Process(_) => String::new(),
             Body::State(state) => {
                 format!("  {:?} → {:?}{}", state.old, state.new, errno(state.errno))
             }
@@ -539,12 +542,32 @@ impl fmt::Display for SubjectText<'_> {
     }
 }
 
+/// Of a container's id, as runtimes show it.
+const CONTAINER_CHARS: usize = 12;
+
 struct OwnerText<'a>(&'a Owner);
 
 impl fmt::Display for OwnerText<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Owner { pid, comm, uid, .. } = self.0;
-        write!(formatter, "{}[{pid}] uid {uid}", Escaped(comm))
+        let Owner {
+            pid,
+            comm,
+            uid,
+            names,
+            ..
+        } = self.0;
+        write!(formatter, "{}[{pid}]", Escaped(comm))?;
+        if let Some(Container { runtime, id }) = &names.container {
+            let short = id.get(..CONTAINER_CHARS).unwrap_or(id);
+            write!(formatter, " {} {}", Escaped(runtime), Escaped(short))?;
+        } else if let Some(unit) = &names.unit {
+            write!(formatter, " {}", Escaped(unit))?;
+        }
+        write!(formatter, " uid {uid}")?;
+        match &names.netns_name {
+            Some(name) => write!(formatter, " netns {}", Escaped(name)),
+            None => Ok(()),
+        }
     }
 }
 

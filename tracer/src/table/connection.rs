@@ -141,7 +141,8 @@ impl Connections {
             | Body::Tick
             | Body::Loss(_)
             | Body::Netns(_)
-            | Body::Seeded(_) => return None,
+            | Body::Seeded(_)
+            | Body::Process(_) => return None,
         };
         let key = ConnectionKey::of(socket);
         if self.table.touch(&key).is_none() {

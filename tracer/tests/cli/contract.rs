@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use boon::{Compiler, SchemaIndex, Schemas};
 use conntracer::{
+    finding::{Container, Names},
     sink::{Account, Line, json::Json, text::Text},
     table::listener::Summary,
 };
@@ -116,6 +117,15 @@ fn stats_keep_the_contract() {
         uid: 33,
         cgroup_id: 7,
         source: "listener".into(),
+        started_ms: 5,
+        names: Names {
+            container: Some(Container {
+                runtime: "docker".into(),
+                id: "0123abcd".to_owned(),
+            }),
+            unit: Some("docker-0123abcd.scope".to_owned()),
+            ..Names::default()
+        },
     };
     let busy = Summary {
         local: "[::]:80".parse().unwrap(),

@@ -1,0 +1,247 @@
+//! Names owners in the stream: before the first record of an owner goes a `Process`, so that a recording
+//! holds every name.
+//!
+//! A pid alone is no identity. With the start time that the kernel half keeps of its owner, a process that
+//! has the pid by now is told from the one that is meant; one that is gone is said to be.
+
+use std::{collections::HashSet, mem::offset_of, path::Path, time::Instant};
+
+use conntracer_common::record::{Header, Owner, Process, Socket, kind, owner_source, process_flag};
+use foldhash::quality::RandomState;
+use rustix::time::{ClockId, Timespec, clock_gettime};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use super::live::header;
+use crate::owner::{cgroup::Cgroups, netns::Names, process};
+
+/// Owners told of; beyond it all are told again.
+const MAX_TOLD: usize = 16_384;
+
+/// Kinds of records that begin with a header, a socket and its owner.
+const OWNED: [u16; 14] = [
+    kind::CONNECT,
+    kind::ACCEPT,
+    kind::STATE,
+    kind::RETRANSMIT,
+    kind::SYNACK,
+    kind::SYN,
+    kind::RESET,
+    kind::DROP,
+    kind::REFUSAL,
+    kind::PROBE,
+    kind::SNAPSHOT,
+    kind::SEED,
+    kind::FAILURE,
+    kind::ENDING,
+];
+
+/// Which owner, and in which namespace its socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    pid: u32,
+    started_ms: u32,
+    cgroup_id: u64,
+    netns: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Processes {
+    cgroups: Cgroups,
+    names: Names,
+    told: HashSet<Key, RandomState>,
+    ticks_per_s: u64,
+    /// Wall clock at boot, milliseconds since 1970.
+    booted_unix_ms: u64,
+}
+
+impl Default for Processes {
+    fn default() -> Self {
+        let realtime = milliseconds(clock_gettime(ClockId::Realtime));
+        let boottime = milliseconds(clock_gettime(ClockId::Boottime));
+        Self {
+            cgroups: Cgroups::new(Path::new("/sys/fs/cgroup")),
+            names: Names::new(Path::new("/run/netns")),
+            told: HashSet::default(),
+            ticks_per_s: rustix::param::clock_ticks_per_second(),
+            booted_unix_ms: realtime.saturating_sub(boottime),
+        }
+    }
+}
+
+impl Processes {
+    /// Hands a record on, its owner named before it where that is new.
+    pub(super) fn name(&mut self, record: &[u8], feed: &mut dyn FnMut(&[u8])) {
+        if let Some((key, ktime_ns)) = key(record)
+            && !self.told.contains(&key)
+        {
+            if self.told.len() >= MAX_TOLD {
+                self.told.clear();
+            }
+            self.told.insert(key);
+            feed(self.process(&key, ktime_ns).as_bytes());
+        }
+        feed(record);
+    }
+
+    fn process(&mut self, key: &Key, ktime_ns: u64) -> Process {
+        let now = Instant::now();
+        let found = process::read(Path::new("/proc"), key.pid, self.ticks_per_s)
+            .filter(|found| is_same(key.started_ms, found.started_ms, self.ticks_per_s));
+        let mut record = Process::new_zeroed();
+        record.header = header::<Process>(kind::PROCESS, ktime_ns);
+        record.pid = key.pid;
+        record.started_ms = key.started_ms;
+        record.cgroup_id = key.cgroup_id;
+        record.netns = key.netns;
+        let hint = found.as_ref().and_then(|found| found.cgroup.as_deref());
+        if let Some(path) = self.cgroups.path(key.cgroup_id, hint, now)
+            && put(&mut record.cgroup, path)
+        {
+            record.flags |= process_flag::CGROUP_CUT;
+        }
+        if let Some(name) = self.names.name(key.netns, now) {
+            put(&mut record.netns_name, name);
+        }
+        match found {
+            None => record.flags |= process_flag::GONE,
+            Some(found) => {
+                record.started_unix_ms = self.booted_unix_ms + found.started_ms;
+                let executable = found.executable.unwrap_or_default();
+                if put(&mut record.executable, &executable) {
+                    record.flags |= process_flag::EXECUTABLE_CUT;
+                }
+            }
+        }
+        record
+    }
+}
+
+/// The owner of a record, where it has one that is known.
+fn key(record: &[u8]) -> Option<(Key, u64)> {
+    const NETNS: usize = offset_of!(Socket, netns);
+    let (header, rest) = Header::read_from_prefix(record).ok()?;
+    if !OWNED.contains(&header.kind) {
+        return None;
+    }
+    let netns = u32::from_ne_bytes(*rest.get(NETNS..)?.first_chunk()?);
+    let (owner, _) = Owner::read_from_prefix(rest.get(size_of::<Socket>()..)?).ok()?;
+    (owner.source != owner_source::UNKNOWN).then_some((
+        Key {
+            pid: owner.pid,
+            started_ms: owner.started_ms,
+            cgroup_id: owner.cgroup_id,
+            netns,
+        },
+        header.ktime_ns,
+    ))
+}
+
+/// Whether a process that started at a clock tick is the one that the kernel half saw start in that tick.
+/// Without its start time nobody can tell, and it is taken for another.
+fn is_same(wanted_ms: u32, found_ms: u64, ticks_per_s: u64) -> bool {
+    // The low 32 bits are what the kernel half keeps.
+    #[expect(clippy::cast_possible_truncation, reason = "both sides wrap alike")]
+    let later = wanted_ms.wrapping_sub(found_ms as u32);
+    wanted_ms != 0 && u64::from(later) < 1000 / ticks_per_s.max(1)
+}
+
+/// Copies the last bytes that fit; whether any did not.
+fn put(place: &mut [u8], text: &[u8]) -> bool {
+    let cut = text.len().saturating_sub(place.len());
+    let text = &text[cut..];
+    place[..text.len()].copy_from_slice(text);
+    cut > 0
+}
+
+fn milliseconds(time: Timespec) -> u64 {
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or_default();
+    seconds * 1000 + nanoseconds / 1_000_000
+}
+
+#[cfg(test)]
+mod tests {
+    use conntracer_common::record::{Connect, EXECUTABLE_BYTES};
+
+    use super::*;
+
+    fn connect(pid: u32, started_ms: u32, source: u8) -> Connect {
+        Connect {
+            header: header::<Connect>(kind::CONNECT, 5),
+            socket: Socket {
+                netns: 7,
+                ..Socket::default()
+            },
+            owner: Owner {
+                pid,
+                started_ms,
+                source,
+                ..Owner::default()
+            },
+        }
+    }
+
+    fn fed(processes: &mut Processes, record: &Connect) -> Vec<Process> {
+        let mut made = Vec::new();
+        let mut passed = 0;
+        processes.name(record.as_bytes(), &mut |bytes| {
+            if bytes == record.as_bytes() {
+                passed += 1;
+            } else {
+                assert_eq!(passed, 0, "names go first");
+                made.push(Process::read_from_bytes(bytes).unwrap());
+            }
+        });
+        assert_eq!(passed, 1);
+        made
+    }
+
+    #[test]
+    fn an_owner_is_named_once() {
+        let mut processes = Processes::default();
+        let own = process::read(Path::new("/proc"), std::process::id(), 100).unwrap();
+        let started = u32::try_from(own.started_ms & u64::from(u32::MAX)).unwrap();
+        let record = connect(std::process::id(), started + 9, owner_source::CONNECT);
+        let made = fed(&mut processes, &record);
+        let [named] = made.as_slice() else {
+            panic!("one name: {made:?}");
+        };
+        assert_eq!(
+            (named.pid, named.netns, named.flags & process_flag::GONE),
+            (record.owner.pid, 7, 0)
+        );
+        assert!(named.started_unix_ms > 0);
+        let executable = own.executable.unwrap();
+        let tail = &executable[executable.len().saturating_sub(EXECUTABLE_BYTES)..];
+        assert!(named.executable.starts_with(tail));
+        assert_eq!(fed(&mut processes, &record), []);
+    }
+
+    #[test]
+    fn another_process_of_the_same_pid_names_nobody() {
+        let mut processes = Processes::default();
+        let own = process::read(Path::new("/proc"), std::process::id(), 100).unwrap();
+        let started = u32::try_from(own.started_ms & u64::from(u32::MAX)).unwrap();
+        for other in [started.wrapping_sub(1), started + 10, 0] {
+            let record = connect(std::process::id(), other, owner_source::CONNECT);
+            let named = fed(&mut processes, &record)[0];
+            assert_eq!(named.flags, process_flag::GONE, "{other}");
+            assert_eq!(named.executable, [0; EXECUTABLE_BYTES]);
+        }
+    }
+
+    #[test]
+    fn an_unknown_owner_is_not_named() {
+        let record = connect(1, 1, owner_source::UNKNOWN);
+        assert_eq!(fed(&mut Processes::default(), &record), []);
+    }
+
+    #[test]
+    fn a_long_text_keeps_its_end() {
+        let mut place = [0; 4];
+        assert!(put(&mut place, b"abcdef"));
+        assert_eq!(&place, b"cdef");
+        assert!(!put(&mut place, b"xy"));
+    }
+}

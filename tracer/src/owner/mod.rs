@@ -1,0 +1,8 @@
+//! What names an owner to people, read from /proc, the control groups and /run/netns.
+//!
+//! Reads files and nothing else; what is learned enters the stream as records
+//! (`crate::kernel::processes`), so that a replay names what the run named.
+
+pub(crate) mod cgroup;
+pub(crate) mod netns;
+pub(crate) mod process;

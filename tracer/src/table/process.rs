@@ -1,0 +1,183 @@
+//! What owners are called, as records told.
+//!
+//! A process that is gone keeps the names it had.
+
+use jiff::Timestamp;
+
+use crate::{
+    event::Process,
+    finding::{Container, Finding, Names, Owner},
+    owner::cgroup,
+    table::Bounded,
+};
+
+/// Owners that names are kept of: those of many more findings than are ever open. 6 MB when full.
+const MAX_PROCESSES: usize = 16_384;
+/// Namespaces that names are kept of.
+const MAX_NETNS: usize = 4_096;
+
+/// The table.
+#[derive(Debug)]
+pub struct Processes {
+    names: Bounded<(u32, u32), Names>,
+    netns: Bounded<u32, String>,
+}
+
+impl Default for Processes {
+    fn default() -> Self {
+        Self {
+            names: Bounded::new(MAX_PROCESSES),
+            netns: Bounded::new(MAX_NETNS),
+        }
+    }
+}
+
+impl Processes {
+    /// Names that had to make room.
+    #[must_use]
+    pub const fn evicted(&self) -> u64 {
+        self.names.evicted() + self.netns.evicted()
+    }
+
+    /// Learns what a record tells; what it does not tell stays.
+    pub fn apply(&mut self, process: &Process) {
+        if let Some(name) = text(&process.netns_name, false) {
+            self.netns.insert(process.netns, name);
+        }
+        let key = (process.pid, process.started_ms);
+        let before = self.names.remove(&key).unwrap_or_default();
+        let cgroup = text(&process.cgroup, process.cgroup_cut);
+        let (container, unit) = match cgroup.as_deref() {
+            Some(path) => (container(path), cgroup::unit(path).map(str::to_owned)),
+            None => (before.container, before.unit),
+        };
+        self.names.insert(
+            key,
+            Names {
+                started: started(process.started_unix_ms).or(before.started),
+                executable: text(&process.executable, process.executable_cut).or(before.executable),
+                cgroup: cgroup.or(before.cgroup),
+                container,
+                unit,
+                netns_name: None,
+            },
+        );
+    }
+
+    /// Names the owner of a finding.
+    pub fn name(&self, finding: &mut Finding) {
+        let netns = finding.subject.netns();
+        if let Some(owner) = &mut finding.owner {
+            self.name_owner(owner, netns);
+        }
+    }
+
+    /// Names the owner of a socket in `netns`.
+    pub fn name_owner(&self, owner: &mut Owner, netns: Option<u32>) {
+        if let Some(names) = self.names.get(&(owner.pid, owner.started_ms)) {
+            owner.names = names.clone();
+        }
+        owner.names.netns_name = netns.and_then(|inode| self.netns.get(&inode).cloned());
+    }
+}
+
+fn container(path: &str) -> Option<Container> {
+    cgroup::container(path).map(|(runtime, id)| Container {
+        runtime: runtime.into(),
+        id: id.to_owned(),
+    })
+}
+
+fn started(unix_ms: u64) -> Option<String> {
+    let unix_ms = i64::try_from(unix_ms)
+        .ok()
+        .filter(|unix_ms| *unix_ms != 0)?;
+    let time = Timestamp::from_millisecond(unix_ms).ok()?;
+    Some(format!("{time:.3}"))
+}
+
+/// The bytes before the first NUL; what is not UTF-8 becomes U+FFFD.
+fn text(bytes: &[u8], cut: bool) -> Option<String> {
+    let end = bytes.iter().position(|byte| *byte == 0);
+    let bytes = &bytes[..end.unwrap_or(bytes.len())];
+    let lead = if cut { "…" } else { "" };
+    (!bytes.is_empty()).then(|| format!("{lead}{}", String::from_utf8_lossy(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use conntracer_common::record::{CGROUP_BYTES, EXECUTABLE_BYTES, NETNS_NAME_BYTES};
+
+    use super::*;
+
+    fn padded<const N: usize>(text: &str) -> [u8; N] {
+        let mut bytes = [0; N];
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        bytes
+    }
+
+    fn process(started_ms: u32) -> Process {
+        Process {
+            pid: 7,
+            started_ms,
+            started_unix_ms: 1_700_000_000_010,
+            netns: 4026,
+            executable: padded::<EXECUTABLE_BYTES>("/usr/sbin/nginx"),
+            executable_cut: false,
+            cgroup: padded::<CGROUP_BYTES>("/system.slice/nginx.service"),
+            cgroup_cut: false,
+            netns_name: padded::<NETNS_NAME_BYTES>("blue"),
+        }
+    }
+
+    fn named(processes: &Processes, pid: u32, started_ms: u32) -> Names {
+        let mut owner = Owner {
+            pid,
+            comm: "nginx".to_owned(),
+            uid: 0,
+            cgroup_id: 1,
+            source: "accept".into(),
+            started_ms,
+            names: Names::default(),
+        };
+        processes.name_owner(&mut owner, Some(4026));
+        owner.names
+    }
+
+    #[test]
+    fn a_process_that_is_gone_keeps_its_names() {
+        let mut processes = Processes::default();
+        processes.apply(&process(1));
+        processes.apply(&Process {
+            started_unix_ms: 0,
+            executable: [0; EXECUTABLE_BYTES],
+            cgroup: [0; CGROUP_BYTES],
+            netns_name: [0; NETNS_NAME_BYTES],
+            ..process(1)
+        });
+        let names = named(&processes, 7, 1);
+        assert_eq!(names.executable.as_deref(), Some("/usr/sbin/nginx"));
+        assert_eq!(names.unit.as_deref(), Some("nginx.service"));
+        assert_eq!(names.netns_name.as_deref(), Some("blue"));
+        assert_eq!(names.started.as_deref(), Some("2023-11-14T22:13:20.010Z"));
+    }
+
+    #[test]
+    fn a_pid_alone_has_no_name() {
+        let mut processes = Processes::default();
+        processes.apply(&process(1));
+        assert_eq!(named(&processes, 7, 2).executable, None);
+        assert_eq!(named(&processes, 8, 1).executable, None);
+    }
+
+    #[test]
+    fn what_was_cut_says_so() {
+        let mut processes = Processes::default();
+        processes.apply(&Process {
+            executable_cut: true,
+            ..process(1)
+        });
+        let executable = named(&processes, 7, 1).executable;
+        assert_eq!(executable.as_deref(), Some("…/usr/sbin/nginx"));
+    }
+}
