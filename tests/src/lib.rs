@@ -8,6 +8,7 @@
 pub mod bpf;
 pub mod counters;
 pub mod family;
+pub mod forked;
 pub mod line;
 pub mod link;
 pub mod netfilter;

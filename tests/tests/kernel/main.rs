@@ -16,6 +16,7 @@ mod lifecycle;
 mod listener;
 mod listeners;
 mod nginx;
+mod owner;
 mod reconcile;
 mod refused;
 mod retransmit;

@@ -1,0 +1,64 @@
+//! A process of its own that shares this one's descriptors, for what belongs to somebody else.
+
+use std::ffi::CStr;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
+/// A child of this process; killed when dropped.
+#[derive(Debug)]
+pub struct Forked {
+    pid: Pid,
+    ended: bool,
+}
+
+impl Forked {
+    /// Calls `act` in a copy of this process that is called `name`, and ends the copy with what it returns.
+    ///
+    /// The copy has one thread of this process's many: `act` may make system calls, and must not allocate or
+    /// lock.
+    pub fn run(name: &CStr, act: impl FnOnce() -> u8) -> Result<Self> {
+        // SAFETY: the child makes system calls only, by the contract of `act`, until it ends.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: arguments as prctl(2) wants them; `name` is a string that lives. _exit runs nothing of
+            // what is the parent's to run.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::prctl(libc::PR_SET_NAME, name.as_ptr());
+                libc::_exit(act().into());
+            }
+        }
+        ensure!(pid > 0, "fork: {}", std::io::Error::last_os_error());
+        let pid = Pid::from_raw(pid).context("a child without a pid")?;
+        Ok(Self { pid, ended: false })
+    }
+
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Waits until it ends by itself, which must be with 0.
+    pub fn wait(mut self) -> Result<()> {
+        let (_, status) = waitpid(Some(self.pid), WaitOptions::empty())
+            .context("waiting for a child")?
+            .context("no status of a child")?;
+        self.ended = true;
+        ensure!(
+            status.exit_status() == Some(0),
+            "the child ended with {status:?}"
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Forked {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Nobody is left to be told when this fails.
+            let _gone = kill_process(self.pid, Signal::KILL);
+            let _reaped = waitpid(Some(self.pid), WaitOptions::empty());
+        }
+    }
+}
