@@ -79,6 +79,9 @@ pub(crate) fn trace(binary: &Binary, netns: &NetNs, arguments: &[&str]) -> Optio
     }
 }
 
+/// Events of a hook that may be skipped in a test of a handful of connections.
+const SKIPPED: u64 = 2;
+
 /// Every event of every hook is accounted for, next to none was lost, and no finding is about anything
 /// outside of `netns`.
 #[track_caller]
@@ -99,8 +102,12 @@ pub(crate) fn assert_sound(run: &Run, netns: &NetNs) {
         assert!(account.balances(), "{hook}: {account:?}");
         // A program that is running on a CPU is not entered again there: the kernel skips the event
         // and counts it, and so does conntracer. Emulated, a run takes long enough for that to happen
-        // now and then; a ring or map that is too small loses far more.
-        assert!(account.lost * 100 <= account.seen, "{hook}: {account:?}");
+        // now and then, and from 7.0 on a run can be preempted; a ring or map that is too small loses
+        // far more.
+        assert!(
+            account.lost <= SKIPPED + account.seen / 100,
+            "{hook}: {account:?}"
+        );
     }
 }
 
