@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Shutdown, SocketAddr},
     time::Duration,
 };
 
@@ -174,17 +174,15 @@ fn accept_that_waited_before_the_start_has_its_owner(#[case] family: Family) {
     let address = family.loopback_listener();
     let listener = netns.run(|| listen(family, address, 16)).unwrap();
     let run = std::thread::scope(|scope| {
-        let serving = scope.spawn(|| {
-            let (mut accepted, _) = listener.accept().unwrap();
-            accepted.read_exact(&mut [0; 1]).unwrap();
+        let serving = scope.spawn(|| -> std::io::Result<()> {
+            let (mut accepted, _) = listener.accept()?;
+            accepted.read_exact(&mut [0; 1])
         });
-        let Some(mut tracer) = trace(&binary, &netns, &["--emit", "state"]) else {
-            // Lets the server go.
-            netns.run(|| client(family, address)).unwrap();
-            return None;
-        };
+        let waiting = Waiting(&listener);
+        let mut tracer = trace(&binary, &netns, &["--emit", "state"])?;
         netns.run(|| client(family, address)).unwrap();
-        serving.join().unwrap();
+        serving.join().unwrap().unwrap();
+        drop(waiting);
         tracer
             .wait_for_event(
                 "the end of the server's connection",
@@ -207,6 +205,16 @@ fn accept_that_waited_before_the_start_has_its_owner(#[case] family: Family) {
     }
     assert_eq!(ends, 1, "{run:#?}");
     assert_sound(&run, &netns);
+}
+
+/// A server that waits in accept(): it is let go, whatever becomes of the test.
+struct Waiting<'a>(&'a socket2::Socket);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // What waits is told that it waits for nothing; nobody is left to be told when that fails.
+        let _gone = self.0.shutdown(Shutdown::Both);
+    }
 }
 
 /// Connects, says one byte, and is gone.
