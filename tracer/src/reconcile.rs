@@ -312,6 +312,12 @@ fn likely(
         if let Some(blind_to) = hook.and_then(|hook| hook.blind_to.as_deref()) {
             return format!("the {name} hook is blind to {blind_to}").into();
         }
+        if hook.is_some_and(|hook| hook.rung == Rung::Kprobe) {
+            return format!(
+                "the {name} hook is a kprobe, and the kernel skips one that fires while another is handled on its CPU"
+            )
+            .into();
+        }
     }
     match counter {
         kernel::LISTEN_DROPS => {
@@ -445,6 +451,9 @@ mod tests {
         let (residue, because) = reason(&nothing, 1);
         assert_eq!(residue, -2);
         assert!(because.contains("defect"), "{because}");
+        let kprobes = plan(&[("syn", Rung::Kprobe, None), ("ack", Rung::Kprobe, None)]);
+        let because = likely(kernel::LISTEN_DROPS, 2, &kprobes, &nothing);
+        assert!(because.contains("the syn hook is a kprobe"), "{because}");
     }
 
     #[test]
