@@ -4,6 +4,7 @@
 //! ids, so that the same records make the same findings, byte for byte. What is shared by all is
 //! here: the life of a finding, how certain it is, and how its figures are written.
 
+mod alike;
 pub(crate) mod connect_failure;
 pub(crate) mod connection_drop;
 mod errno;

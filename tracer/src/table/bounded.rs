@@ -182,6 +182,20 @@ impl<K: Copy + Eq + Hash, V> Bounded<K, V> {
     }
 }
 
+impl<K: Copy + Eq + Hash> Bounded<K, u64> {
+    /// What a cumulative count adds to those told of `key` before.
+    pub fn gained(&mut self, key: K, count: u64) -> u64 {
+        let Some(before) = self.touch(&key) else {
+            self.insert(key, count);
+            return count;
+        };
+        let gained = count.saturating_sub(*before);
+        // Records of two CPUs may arrive out of order: an older count takes nothing back.
+        *before = (*before).max(count);
+        gained
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -18,7 +18,11 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use conntracer_common::record::failure_how;
 
-use super::{Context, Life, errno};
+use super::{
+    Context, Life,
+    alike::{self, Alike},
+    errno,
+};
 use crate::{event::Failure as Event, finding::Ktime, table::Bounded};
 
 /// How an attempt failed.
@@ -112,6 +116,20 @@ struct Attempts {
     latest: Event,
 }
 
+impl Alike for Attempts {
+    fn count(&self) -> u64 {
+        self.count
+    }
+
+    fn last(&self) -> Ktime {
+        self.last
+    }
+
+    fn life(&mut self) -> &mut Option<Life> {
+        &mut self.life
+    }
+}
+
 impl Attempts {
     const fn new(latest: Event, since: Ktime) -> Self {
         Self {
@@ -158,7 +176,7 @@ impl ConnectFailure {
         let Some(cause) = Cause::of(failure) else {
             return;
         };
-        let more = self.gained(failure);
+        let more = self.totals.gained(EntryKey::of(failure), failure.count);
         if more == 0 {
             return;
         }
@@ -208,55 +226,14 @@ impl ConnectFailure {
         }
     }
 
-    /// What a record adds to those before it of the same entry.
-    fn gained(&mut self, failure: &Event) -> u64 {
-        let key = EntryKey::of(failure);
-        let Some(before) = self.totals.touch(&key) else {
-            self.totals.insert(key, failure.count);
-            return failure.count;
-        };
-        let gained = failure.count.saturating_sub(*before);
-        // Records of two CPUs may arrive out of order: an older count takes nothing back.
-        *before = (*before).max(failure.count);
-        gained
-    }
-
     /// Says what grew since a second or more, and resolves what is quiet.
     pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
         let quiet = cx.thresholds.connect_failure.quiet();
-        let attempts = &mut self.attempts;
-        self.open.retain(|_, key| {
-            let Some(known) = attempts.get_mut(key) else {
-                return false;
-            };
-            let Some(mut life) = known.life else {
-                return false;
-            };
-            if cx.now.since(known.last) >= quiet {
-                cx.resolve(life, words::draft(key, known, cx));
-                attempts.remove(key);
-                return false;
-            }
-            if life.due(cx.now, known.count) {
-                cx.update(&mut life, words::draft(key, known, cx));
-                known.life = Some(life);
-            }
-            true
-        });
+        alike::tick(&mut self.open, &mut self.attempts, quiet, words::draft, cx);
     }
 
     /// The last word on what is still open.
     pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
-        for key in self.open.values() {
-            let Some(known) = self.attempts.get_mut(key) else {
-                continue;
-            };
-            if let Some(mut life) = known.life
-                && life.stale(known.count)
-            {
-                cx.update(&mut life, words::draft(key, known, cx));
-                known.life = Some(life);
-            }
-        }
+        alike::finish(&self.open, &mut self.attempts, words::draft, cx);
     }
 }

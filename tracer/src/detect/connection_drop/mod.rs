@@ -26,7 +26,11 @@ use std::{
 
 use conntracer_common::record::ending_flag;
 
-use super::{Context, Life, errno};
+use super::{
+    Context, Life,
+    alike::{self, Alike},
+    errno,
+};
 use crate::{
     event::{Ending as Event, Role, TcpState},
     finding::Ktime,
@@ -159,6 +163,20 @@ struct Deaths {
     latest: Event,
 }
 
+impl Alike for Deaths {
+    fn count(&self) -> u64 {
+        self.count
+    }
+
+    fn last(&self) -> Ktime {
+        self.last
+    }
+
+    fn life(&mut self) -> &mut Option<Life> {
+        &mut self.life
+    }
+}
+
 impl Deaths {
     const fn new(latest: &Event, now: Ktime) -> Self {
         Self {
@@ -269,39 +287,11 @@ impl ConnectionDrop {
     /// Says what grew since a second or more, and resolves what is quiet.
     pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
         let quiet = cx.thresholds.connection_drop.quiet();
-        let deaths = &mut self.deaths;
-        self.open.retain(|_, key| {
-            let Some(known) = deaths.get_mut(key) else {
-                return false;
-            };
-            let Some(mut life) = known.life else {
-                return false;
-            };
-            if cx.now.since(known.last) >= quiet {
-                cx.resolve(life, words::draft(key, known, cx));
-                deaths.remove(key);
-                return false;
-            }
-            if life.due(cx.now, known.count) {
-                cx.update(&mut life, words::draft(key, known, cx));
-                known.life = Some(life);
-            }
-            true
-        });
+        alike::tick(&mut self.open, &mut self.deaths, quiet, words::draft, cx);
     }
 
     /// The last word on what is still open.
     pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
-        for key in self.open.values() {
-            let Some(known) = self.deaths.get_mut(key) else {
-                continue;
-            };
-            if let Some(mut life) = known.life
-                && life.stale(known.count)
-            {
-                cx.update(&mut life, words::draft(key, known, cx));
-                known.life = Some(life);
-            }
-        }
+        alike::finish(&self.open, &mut self.deaths, words::draft, cx);
     }
 }

@@ -317,7 +317,7 @@ impl Refusal {
             return;
         };
         let cause = why.cause;
-        let more = self.gained(refusal);
+        let more = self.totals.gained(EntryKey::of(refusal), refusal.count);
         if more == 0 {
             return;
         }
@@ -392,19 +392,6 @@ impl Refusal {
         if scan.spots >= cx.thresholds.syn_drop.scan_ports {
             push(&mut self.touched_scans, key);
         }
-    }
-
-    /// What a record adds to those before it of the same entry.
-    fn gained(&mut self, refusal: &Event) -> u64 {
-        let key = EntryKey::of(refusal);
-        let Some(before) = self.totals.touch(&key) else {
-            self.totals.insert(key, refusal.count);
-            return refusal.count;
-        };
-        let gained = refusal.count.saturating_sub(*before);
-        // Records of two CPUs may arrive out of order: an older count takes nothing back.
-        *before = (*before).max(refusal.count);
-        gained
     }
 
     /// Makes sure of a spot; true when it is new, or quiet for so long that it begins anew.
