@@ -430,38 +430,26 @@ impl Kernel {
             return Ok(());
         }
         self.drop_events = events;
-        let (refused, places) = (&mut self.refused, &self.places);
-        let mut alive = HashMap::default();
-        for map in &self.refusals {
-            let mut idle = Vec::new();
-            maps::for_each_entry(
-                map.fd().as_fd(),
-                size_of::<Refused>(),
-                |key: &RefusedKey, value| {
-                    let Ok(Refused { mut refusal, .. }) = Refused::read_from_bytes(value) else {
-                        return;
-                    };
-                    // Without its beginning it is still being filled in.
-                    if refusal.first_ns == 0 {
-                        return;
-                    }
-                    let counted = (refusal.first_ns, refusal.count);
-                    if refused.get(key) != Some(&counted) {
-                        refusal.header = header::<Refusal>(kind::REFUSAL, now_ns);
-                        places.name(refusal.as_bytes(), feed);
-                    } else if now_ns.saturating_sub(refusal.last_ns) >= REFUSED_IDLE_NS {
-                        idle.push(*key);
-                        return;
-                    }
-                    alive.insert(*key, counted);
-                },
-            )?;
-            for key in &idle {
-                maps::remove(map.fd().as_fd(), key)?;
-            }
-        }
-        self.refused = alive;
-        Ok(())
+        let places = &self.places;
+        poll_counted(
+            &self.refusals,
+            size_of::<Refused>(),
+            &mut self.refused,
+            (now_ns, REFUSED_IDLE_NS),
+            |value, is_news| {
+                let Refused { mut refusal, .. } = Refused::read_from_bytes(value).ok()?;
+                let counted = Counted {
+                    first_ns: refusal.first_ns,
+                    last_ns: refusal.last_ns,
+                    count: refusal.count,
+                };
+                if is_news(&counted) {
+                    refusal.header = header::<Refusal>(kind::REFUSAL, now_ns);
+                    places.name(refusal.as_bytes(), feed);
+                }
+                Some(counted)
+            },
+        )
     }
 
     /// Failed attempts to connect that were counted since the last poll; entries long idle are removed, as
@@ -472,38 +460,25 @@ impl Kernel {
             return Ok(());
         }
         self.failures_seen = counted;
-        let failed = &mut self.failed;
-        let mut alive = HashMap::default();
-        for map in &self.failures {
-            let mut idle = Vec::new();
-            maps::for_each_entry(
-                map.fd().as_fd(),
-                size_of::<Failed>(),
-                |key: &FailedKey, value| {
-                    let Ok(Failed { mut failure, .. }) = Failed::read_from_bytes(value) else {
-                        return;
-                    };
-                    // Without its beginning it is still being filled in.
-                    if failure.first_ns == 0 {
-                        return;
-                    }
-                    let counted = (failure.first_ns, failure.count);
-                    if failed.get(key) != Some(&counted) {
-                        failure.header = header::<Failure>(kind::FAILURE, now_ns);
-                        feed(failure.as_bytes());
-                    } else if now_ns.saturating_sub(failure.last_ns) >= FAILED_IDLE_NS {
-                        idle.push(*key);
-                        return;
-                    }
-                    alive.insert(*key, counted);
-                },
-            )?;
-            for key in &idle {
-                maps::remove(map.fd().as_fd(), key)?;
-            }
-        }
-        self.failed = alive;
-        Ok(())
+        poll_counted(
+            &self.failures,
+            size_of::<Failed>(),
+            &mut self.failed,
+            (now_ns, FAILED_IDLE_NS),
+            |value, is_news| {
+                let Failed { mut failure, .. } = Failed::read_from_bytes(value).ok()?;
+                let counted = Counted {
+                    first_ns: failure.first_ns,
+                    last_ns: failure.last_ns,
+                    count: failure.count,
+                };
+                if is_news(&counted) {
+                    failure.header = header::<Failure>(kind::FAILURE, now_ns);
+                    feed(failure.as_bytes());
+                }
+                Some(counted)
+            },
+        )
     }
 
     /// Who troubled listeners since the last poll.
@@ -675,6 +650,48 @@ impl Source for Kernel {
             .map(|(hook, name)| Ok((name, self.account(hook)?)))
             .collect()
     }
+}
+
+/// How often something happened, and when first and last.
+struct Counted {
+    first_ns: u64,
+    last_ns: u64,
+    count: u64,
+}
+
+/// Walks the maps of cumulative records: `tell` reads one and hands it on where that is news. Entries that
+/// counted nothing for `idle_ns` are removed.
+fn poll_counted<const K: usize>(
+    counts: &[MapData],
+    value_size: usize,
+    told: &mut Told<[u8; K]>,
+    (now_ns, idle_ns): (u64, u64),
+    mut tell: impl FnMut(&[u8], &dyn Fn(&Counted) -> bool) -> Option<Counted>,
+) -> io::Result<()> {
+    let mut alive = HashMap::default();
+    for map in counts {
+        let mut idle = Vec::new();
+        maps::for_each_entry(map.fd().as_fd(), value_size, |key: &[u8; K], value| {
+            // Without its beginning an entry is still being filled in.
+            let is_news = |now: &Counted| {
+                now.first_ns != 0 && told.get(key) != Some(&(now.first_ns, now.count))
+            };
+            let Some(counted) = tell(value, &is_news).filter(|counted| counted.first_ns != 0)
+            else {
+                return;
+            };
+            if !is_news(&counted) && now_ns.saturating_sub(counted.last_ns) >= idle_ns {
+                idle.push(*key);
+            } else {
+                alive.insert(*key, (counted.first_ns, counted.count));
+            }
+        })?;
+        for key in &idle {
+            maps::remove(map.fd().as_fd(), key)?;
+        }
+    }
+    *told = alive;
+    Ok(())
 }
 
 const fn unread(source: io::Error) -> CannotTrace {
