@@ -14,8 +14,6 @@
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
-use conntracer_common::tcp::pending;
-
 use super::{Context, Draft, Facts, Life, hooks, plural, who};
 use crate::{
     event::{Body, Event, Probe, State, Tcp, TcpState},
@@ -185,9 +183,9 @@ impl SendStalls {
     }
 }
 
-/// Whether the persist timer runs: it has the socket's only timer while nothing is in flight.
+/// Whether data waits and none is in flight. The timer does not tell: while it fires, `icsk_pending` is clear.
 const fn is_stalled(tcp: &Tcp) -> bool {
-    tcp.pending == pending::PROBE0 && tcp.packets_out == 0
+    tcp.packets_out == 0 && tcp.write_seq != tcp.snd_nxt
 }
 
 /// Whether the peer's window takes another segment. A receiver whose buffer is full offers nothing, or less
