@@ -1,39 +1,62 @@
-//! Program runs that the kernel skipped: a BPF program is not entered again on a CPU where it is already
-//! running, and the event passes unseen. The kernel counts them per program (`recursion_misses`, since
-//! 5.12) and tells nobody who does not ask.
+//! Events that passed unseen because a program could not run: a BPF program is not entered again on a CPU
+//! where it is already running (`recursion_misses`, since 5.12), and a kprobe does not fire while another is
+//! handled there, nor a kretprobe when its instances are used up (`missed`, told since 6.7). The kernel
+//! counts these and tells nobody who does not ask.
 
 use std::{
     collections::BTreeMap,
-    fs,
+    ffi::CStr,
+    fs, io,
     os::fd::{AsFd, AsRawFd, RawFd},
 };
 
 use aya::{Ebpf, programs::Program};
 use conntracer_common::stats::HOOKS;
+use log::debug;
 
 use super::ladder::LADDERS;
 
 /// The loaded programs by hook and by what they are attached to.
 pub(super) struct Missed {
-    /// Per hook: descriptors of the programs on one function or tracepoint.
-    programs: Vec<BTreeMap<&'static str, Vec<RawFd>>>,
+    /// Per hook: the programs on one function or tracepoint.
+    programs: Vec<BTreeMap<&'static str, Vec<Attached>>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Attached {
+    program: RawFd,
+    /// Of a kprobe, where the kernel has links for them.
+    link: Option<RawFd>,
 }
 
 impl Missed {
-    /// Remembers which programs were loaded; their descriptors live as long as `ebpf`.
+    /// Remembers which programs were loaded and attached; their descriptors live as long as `ebpf`.
     pub(super) fn new(ebpf: &Ebpf) -> Self {
-        let mut programs = vec![BTreeMap::<_, Vec<RawFd>>::new(); HOOKS.len()];
+        let links = kprobe_links();
+        let mut programs = vec![BTreeMap::<_, Vec<Attached>>::new(); HOOKS.len()];
         for ladder in LADDERS {
             for attachment in ladder.steps.iter().flat_map(|step| step.attachments) {
-                let Some(Ok(fd)) = ebpf.program(attachment.program).map(Program::fd) else {
+                let Some(program) = ebpf.program(attachment.program) else {
                     continue;
                 };
-                let fd = fd.as_fd().as_raw_fd();
-                let on_target = programs[ladder.hook as usize]
-                    .entry(attachment.target.name())
-                    .or_default();
-                if !on_target.contains(&fd) {
-                    on_target.push(fd);
+                let Ok(fd) = program.fd() else {
+                    continue;
+                };
+                let target = attachment.target.name();
+                let link = match program {
+                    Program::KProbe(_) => program
+                        .info()
+                        .ok()
+                        .and_then(|info| links.get(&(info.id(), target.to_owned())).copied()),
+                    _ => None,
+                };
+                let attached = Attached {
+                    program: fd.as_fd().as_raw_fd(),
+                    link,
+                };
+                let on_target = programs[ladder.hook as usize].entry(target).or_default();
+                if !on_target.contains(&attached) {
+                    on_target.push(attached);
                 }
             }
         }
@@ -48,8 +71,10 @@ impl Missed {
             .map(|programs| {
                 programs
                     .iter()
-                    .copied()
-                    .map(recursion_misses)
+                    .map(|attached| {
+                        recursion_misses(attached.program)
+                            + attached.link.and_then(not_fired).unwrap_or(0)
+                    })
                     .max()
                     .unwrap_or(0)
             })
@@ -57,12 +82,114 @@ impl Missed {
     }
 }
 
-/// `recursion_misses` of /proc/self/fdinfo (kernel/bpf/syscall.c, `bpf_prog_show_fdinfo`).
-fn recursion_misses(fd: RawFd) -> u64 {
-    let Ok(text) = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")) else {
-        return 0;
+/// This process's links of kprobes, by program and function. aya has the descriptors and does not give them.
+fn kprobe_links() -> BTreeMap<(u32, String), RawFd> {
+    let fds = match fs::read_dir("/proc/self/fd") {
+        Ok(fds) => fds,
+        Err(error) => {
+            debug!("/proc/self/fd: {error}: what kprobes miss is not counted");
+            return BTreeMap::new();
+        }
     };
-    parse(&text)
+    fds.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| is_link(&fdinfo(*fd)))
+        .filter_map(|fd| {
+            let mut name = [0_u8; FUNCTION_LEN];
+            let info = link_info(fd, &mut name).ok()?;
+            let function = CStr::from_bytes_until_nul(&name).ok()?.to_str().ok()?;
+            is_kprobe(&info).then(|| ((info.prog_id, function.to_owned()), fd))
+        })
+        .collect()
+}
+
+/// Times a kprobe did not fire (kernel/trace/trace_kprobe.c, `trace_kprobe_missed`). `None` before 6.7.
+fn not_fired(link: RawFd) -> Option<u64> {
+    let mut name = [0_u8; FUNCTION_LEN];
+    Some(link_info(link, &mut name).ok()?.missed)
+}
+
+/// `KSYM_NAME_LEN`.
+const FUNCTION_LEN: usize = 512;
+/// `BPF_OBJ_GET_INFO_BY_FD` of `enum bpf_cmd`.
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+/// `BPF_LINK_TYPE_PERF_EVENT` of `enum bpf_link_type`.
+const LINK_OF_PERF_EVENT: u32 = 7;
+/// `BPF_PERF_EVENT_KPROBE` and `BPF_PERF_EVENT_KRETPROBE` of `enum bpf_perf_event_type`.
+const KPROBE: u32 = 3;
+const KRETPROBE: u32 = 4;
+
+/// `struct bpf_link_info` with its `perf_event.kprobe` member (include/uapi/linux/bpf.h). A kernel that knows
+/// less leaves the rest as it is.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    event: u32,
+    event_pad: u32,
+    name: u64,
+    name_len: u32,
+    offset: u32,
+    addr: u64,
+    missed: u64,
+    cookie: u64,
+}
+
+/// The `info` member of `union bpf_attr`.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+const fn is_kprobe(info: &LinkInfo) -> bool {
+    info.kind == LINK_OF_PERF_EVENT && matches!(info.event, KPROBE | KRETPROBE)
+}
+
+fn link_info(fd: RawFd, name: &mut [u8; FUNCTION_LEN]) -> io::Result<LinkInfo> {
+    let mut info = LinkInfo {
+        name: name.as_mut_ptr().addr() as u64,
+        name_len: u32::try_from(name.len()).map_err(io::Error::other)?,
+        ..LinkInfo::default()
+    };
+    let mut attr = InfoAttr {
+        fd: u32::try_from(fd).map_err(io::Error::other)?,
+        info_len: u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?,
+        info: (&raw mut info).addr() as u64,
+    };
+    // SAFETY: `attr` is the info member of bpf_attr; it names a live `LinkInfo` of the length given, which
+    // names a buffer of the length given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            (&raw mut attr).cast::<libc::c_void>(),
+            size_of::<InfoAttr>(),
+        )
+    };
+    if result == 0 {
+        Ok(info)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// What /proc/self/fdinfo tells of a descriptor; nothing of one that is gone.
+fn fdinfo(fd: RawFd) -> String {
+    fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default()
+}
+
+/// kernel/bpf/syscall.c, `bpf_link_show_fdinfo`.
+fn is_link(fdinfo: &str) -> bool {
+    fdinfo.lines().any(|line| line.starts_with("link_id:"))
+}
+
+/// kernel/bpf/syscall.c, `bpf_prog_show_fdinfo`.
+fn recursion_misses(program: RawFd) -> u64 {
+    parse(&fdinfo(program))
 }
 
 fn parse(fdinfo: &str) -> u64 {
@@ -85,5 +212,23 @@ mod tests {
         );
         assert_eq!(parse("prog_type:\t26\n"), 0);
         assert_eq!(parse("recursion_misses:\tmany\n"), 0);
+    }
+
+    #[test]
+    fn what_is_no_link_has_no_kprobe() {
+        let mut name = [0; FUNCTION_LEN];
+        let file = fs::File::open("/proc/self/status").unwrap();
+        let error = link_info(file.as_raw_fd(), &mut name).err().unwrap();
+        assert!(error.raw_os_error().is_some(), "{error}");
+        assert!(!is_link(&fdinfo(file.as_raw_fd())));
+        assert!(is_link("pos:\t0\nlink_type:\tperf\nlink_id:\t7\n"));
+        let info = |kind, event| LinkInfo {
+            kind,
+            event,
+            ..LinkInfo::default()
+        };
+        assert!(is_kprobe(&info(LINK_OF_PERF_EVENT, KRETPROBE)));
+        assert!(!is_kprobe(&info(LINK_OF_PERF_EVENT, 0)));
+        assert_eq!(size_of::<LinkInfo>(), 64);
     }
 }
