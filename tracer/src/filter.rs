@@ -255,3 +255,232 @@ impl Records {
 const fn is_all_that_is_left(socket: &Socket) -> bool {
     socket.state == state::CLOSE && socket.netns == 0 && socket.local_port == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use conntracer_common::record::{Connect, Snapshot, Sources, Syn, Tick};
+    use rstest::rstest;
+    use zerocopy::{FromZeros, IntoBytes};
+
+    use super::*;
+
+    const CONTAINER: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn owner(pid: u32, cgroup_id: u64) -> Owner {
+        Owner {
+            cgroup_id,
+            comm: *b"nginx\0old\0\0\0\0\0\0\0",
+            pid,
+            source: owner_source::CONNECT,
+            ..Owner::default()
+        }
+    }
+
+    fn header(kind: u16) -> Header {
+        Header {
+            kind,
+            ..Header::default()
+        }
+    }
+
+    fn socket() -> Socket {
+        Socket {
+            netns: 7,
+            local_port: 80,
+            remote_port: 40_000,
+            ..Socket::default()
+        }
+    }
+
+    fn connect(owner: Owner) -> Vec<u8> {
+        let record = Connect {
+            header: header(kind::CONNECT),
+            socket: socket(),
+            owner,
+        };
+        record.as_bytes().to_vec()
+    }
+
+    fn named(cgroup_id: u64, cgroup: &str, flags: u8) -> Vec<u8> {
+        let mut record = Process::new_zeroed();
+        record.header = header(kind::PROCESS);
+        record.cgroup_id = cgroup_id;
+        record.flags = flags;
+        record.cgroup[..cgroup.len()].copy_from_slice(cgroup.as_bytes());
+        record.as_bytes().to_vec()
+    }
+
+    fn port(port: u16) -> Filter {
+        let mut filter = Filter::NONE;
+        filter.ports[0] = port;
+        filter.used.ports = 1;
+        filter
+    }
+
+    #[rstest]
+    #[case::nothing_asked(&[], &[], true)]
+    #[case::pid(&[9, 7], &[], true)]
+    #[case::other_pid(&[8], &[], false)]
+    #[case::both(&[7], &["nginx"], true)]
+    #[case::one_of_both(&[7], &["ngin"], false)]
+    #[case::any_name(&[], &["bash", "nginx"], true)]
+    fn owners_pass_when_every_kind_is_met(
+        #[case] pids: &[u32],
+        #[case] comms: &[&str],
+        #[case] passes: bool,
+    ) {
+        let words = |comm: &&str| {
+            let mut bytes = [0; 16];
+            bytes[..comm.len()].copy_from_slice(comm.as_bytes());
+            comm_words(&bytes)
+        };
+        let mut records = Records::live(Owners {
+            pids: pids.to_vec(),
+            comms: comms.iter().map(words).collect(),
+            ..Owners::default()
+        });
+        assert_eq!(records.take(&connect(owner(7, 1))), passes);
+        assert_eq!(records.tallies().records_filtered, u64::from(!passes));
+    }
+
+    #[test]
+    fn an_owner_that_is_not_known_is_none_of_those_asked_for_and_counted_apart() {
+        let mut records = Records::live(Owners {
+            pids: vec![7],
+            ..Owners::default()
+        });
+        assert!(!records.take(&connect(Owner::default())));
+        assert!(!records.take(&connect(owner(8, 1))));
+        let tallies = records.tallies();
+        assert_eq!(
+            (tallies.records_owner_unknown, tallies.records_filtered),
+            (1, 1)
+        );
+        assert!(Records::all().take(&connect(Owner::default())));
+    }
+
+    #[test]
+    fn a_control_group_is_told_by_the_name_of_its_owner() {
+        let mut records = Records::live(Owners {
+            groups: vec!["/web".to_owned()],
+            ..Owners::default()
+        });
+        assert!(!records.take(&connect(owner(7, 1))));
+        assert_eq!(records.tallies().records_owner_unknown, 1);
+        for (id, path) in [(1, "/web"), (2, "/web/a/b"), (3, "/website"), (4, "/")] {
+            assert!(records.take(&named(id, path, 0)));
+        }
+        let passed = [1, 2, 3, 4].map(|id| records.take(&connect(owner(7, id))));
+        assert_eq!(passed, [true, true, false, false]);
+        assert_eq!(records.tallies().records_filtered, 2);
+    }
+
+    #[test]
+    fn of_a_path_that_was_cut_only_the_container_shows() {
+        let scope = format!("ice/docker-{CONTAINER}.scope");
+        let by_container = Owners {
+            containers: vec![CONTAINER[..12].to_owned()],
+            ..Owners::default()
+        };
+        let by_both = Owners {
+            groups: vec!["/system.slice".to_owned()],
+            ..by_container.clone()
+        };
+        for (asked, passes) in [(by_container, true), (by_both, false)] {
+            let mut records = Records::live(asked);
+            records.take(&named(1, &scope, process_flag::CGROUP_CUT));
+            assert_eq!(records.take(&connect(owner(7, 1))), passes);
+            assert_eq!(records.tallies().records_owner_unknown, u64::from(!passes));
+        }
+    }
+
+    #[rstest]
+    #[case::container(&[], &["0123456789ab"], true)]
+    #[case::other_container(&[], &["123456789ab"], false)]
+    #[case::any_container(&[], &["f", "0"], true)]
+    #[case::within(&["/system.slice"], &["0"], true)]
+    #[case::not_within(&["/user.slice"], &["0"], false)]
+    #[case::everything(&["/"], &[], true)]
+    fn groups_are_wanted_when_every_kind_is_met(
+        #[case] groups: &[&str],
+        #[case] containers: &[&str],
+        #[case] wanted: bool,
+    ) {
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let asked = Owners {
+            groups: texts(groups),
+            containers: texts(containers),
+            ..Owners::default()
+        };
+        let path = format!("/system.slice/docker-{CONTAINER}.scope");
+        assert_eq!(asked.wants_group(&path), wanted);
+    }
+
+    #[test]
+    fn what_is_asked_for_and_not_there_is_said_as_it_is_typed() {
+        let asked = Owners {
+            groups: vec!["/web".to_owned(), "/db".to_owned()],
+            containers: vec!["abc".to_owned()],
+            ..Owners::default()
+        };
+        let there = ["/db/1".to_owned()];
+        assert_eq!(asked.missing(&there), ["--cgroup /web", "--container abc"]);
+    }
+
+    #[test]
+    fn a_recording_is_filtered_by_socket_as_the_kernel_would_have() {
+        let mut records = Records::recorded(port(80), Owners::default());
+        assert!(records.take(&connect(owner(7, 1))));
+        let mut records = Records::recorded(port(81), Owners::default());
+        assert!(!records.take(&connect(owner(7, 1))));
+        assert_eq!(records.tallies().records_filtered, 1);
+        let sources = Sources {
+            header: header(kind::SOURCES),
+            socket: socket(),
+            ..Sources::new_zeroed()
+        };
+        assert!(!records.take(sources.as_bytes()));
+    }
+
+    #[test]
+    fn the_last_client_of_a_listener_stands_for_all() {
+        let mut filter = Filter::NONE;
+        filter.remote_ports[0] = 9;
+        filter.used.remote_ports = 1;
+        let mut records = Records::recorded(filter, Owners::default());
+        let syn = Syn {
+            header: header(kind::SYN),
+            socket: Socket {
+                role: role::LISTENER,
+                ..socket()
+            },
+            ..Syn::default()
+        };
+        assert!(records.take(syn.as_bytes()));
+    }
+
+    #[test]
+    fn what_is_of_no_socket_always_passes() {
+        let owners = Owners {
+            pids: vec![7],
+            ..Owners::default()
+        };
+        let mut records = Records::recorded(port(81), owners);
+        let tick = Tick {
+            header: header(kind::TICK),
+        };
+        assert!(records.take(tick.as_bytes()));
+        assert!(records.take(&[1, 2, 3]));
+        // What was watched is gone: whoever watched it asked for it.
+        let gone = Snapshot {
+            header: header(kind::SNAPSHOT),
+            socket: Socket {
+                state: state::CLOSE,
+                ..Socket::default()
+            },
+            ..Snapshot::default()
+        };
+        assert!(records.take(gone.as_bytes()));
+        assert_eq!(records.tallies(), Tallies::default());
+    }
+}
