@@ -749,7 +749,7 @@ pub struct Loss {
 pub mod netns_flag {
     /// Counted from the namespace's birth on; otherwise from conntracer's first look at it.
     pub const BORN: u8 = 1;
-    /// A filter by port or address is in force: nothing can be compared.
+    /// A filter by port, address or listener is in force: nothing can be compared.
     pub const FILTERED: u8 = 2;
     /// The kernel's counters cannot be read here.
     pub const UNREADABLE: u8 = 4;

@@ -30,7 +30,9 @@ pub struct SocketState {
     pub troubled: u8,
     /// 1 when its birth was not seen.
     pub older: u8,
-    pub pad: [u8; 4],
+    /// What the filter says of the owner, one of [`crate::filter::verdict`].
+    pub asked: u8,
+    pub pad: [u8; 3],
     pub held: Held,
 }
 
@@ -74,7 +76,9 @@ pub struct Listener {
     pub synacks: u32,
     /// 1: members after it belong to other processes. Its address alone does not tell whose a connection is.
     pub mixed: u8,
-    pub pad: [u8; 3],
+    /// What the filter says of the owner, one of [`crate::filter::verdict`].
+    pub asked: u8,
+    pub pad: [u8; 2],
     pub held: Held,
 }
 

@@ -8,7 +8,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, PerfEventArray, RingBuf},
 };
 use conntracer_common::{
-    filter::{Filter, MAX_NETNS},
+    filter::{Filter, Read},
     layout::{KernelFacts, KernelLayout},
     netns::{Counts, Look, NetnsId},
     options::Options,
@@ -22,15 +22,7 @@ pub(crate) static LAYOUT: KernelLayout = KernelLayout::UNRESOLVED;
 #[unsafe(no_mangle)]
 pub(crate) static FACTS: KernelFacts = KernelFacts::UNRESOLVED;
 #[unsafe(no_mangle)]
-pub(crate) static FILTER: Filter = Filter {
-    addr: [0; 4],
-    mask: [0; 4],
-    netns: [0; MAX_NETNS],
-    local_port: 0,
-    remote_port: 0,
-    port: 0,
-    pad: 0,
-};
+pub(crate) static FILTER: Filter = Filter::NONE;
 #[unsafe(no_mangle)]
 pub(crate) static OPTIONS: Options = Options {
     began_ns: 0,
@@ -57,6 +49,17 @@ pub(crate) use global;
 pub(crate) fn injected<T: Copy>(value: &'static T) -> T {
     // SAFETY: a read of a static that only the loader writes, before the program runs.
     unsafe { core::ptr::read_volatile(value) }
+}
+
+/// How the parts of a global are read one by one: a copy of the whole would not fit on the stack.
+pub(crate) struct Injected;
+
+impl Read for Injected {
+    #[inline(always)]
+    fn read<T: Copy>(place: &T) -> T {
+        // SAFETY: as in `injected`.
+        unsafe { core::ptr::read_volatile(place) }
+    }
 }
 
 /// Records that must survive a flood of the others; user space is woken for them.
@@ -234,6 +237,24 @@ pub(crate) static NETNS: HashMap<NetnsId, Counts> = HashMap::with_max_entries(10
 /// What a new namespace's entry is copied from: zero for ever.
 #[map]
 pub(crate) static EMPTY_NETNS: Array<Counts> = Array::with_max_entries(1, 0);
+
+/// Processes asked for, by pid. These and what follows hold nothing where the filter does not ask.
+#[map]
+pub(crate) static ASKED_PIDS: HashMap<u32, u8> = HashMap::with_max_entries(1, 0);
+
+/// The same by name: `conntracer_common::filter::comm_words`.
+#[map]
+pub(crate) static ASKED_COMMS: HashMap<[u64; 2], u8> = HashMap::with_max_entries(1, 0);
+
+/// What the filter says of each control group, `conntracer_common::filter::verdict` by id: a group keeps its
+/// path and its id is never another's. Of one that is new here the user half is asked; while there is no
+/// room, it decides on the records.
+#[map]
+pub(crate) static GROUPS: HashMap<u64, u8> = HashMap::with_max_entries(1, 0);
+
+/// Groups met so far that nobody had decided on.
+#[map]
+pub(crate) static GROUPS_MET: Array<u64> = Array::with_max_entries(1, 0);
 
 /// What `netns_look` found last.
 #[map]

@@ -11,6 +11,7 @@ pub mod config;
 pub mod decode;
 pub mod detect;
 pub mod event;
+pub mod filter;
 pub mod finding;
 pub mod kernel;
 mod owner;

@@ -133,7 +133,9 @@ impl Reconciler {
     fn refused(&self) -> Option<&'static str> {
         let of_all = self.of_all?;
         if of_all.filtered {
-            Some("a filter by port or address is in force, and the kernel counts everything")
+            Some(
+                "a filter by port, address or listener is in force, and the kernel counts everything",
+            )
         } else if of_all.unreadable {
             Some("the kernel's counters cannot be read here")
         } else {

@@ -9,8 +9,9 @@ use conntracer_common::stats::HookCounters;
 use serde::Serialize;
 
 use crate::{
-    cli::{filter::OwnerFilter, settings::Emits},
+    cli::settings::Emits,
     detect::Thresholds,
+    filter::{self, Records},
     finding::{Finding, FindingKind, Ktime, Status},
     kernel::host::Host,
     pipeline::{Output, Pipeline, Tallies},
@@ -21,6 +22,7 @@ use crate::{
 /// See the module.
 #[derive(Debug)]
 pub struct Watch {
+    records: Records,
     pipeline: Pipeline,
     shown: Shown,
 }
@@ -29,7 +31,6 @@ pub struct Watch {
 #[derive(Debug)]
 struct Shown {
     emits: Emits,
-    owners: OwnerFilter,
     findings: BTreeMap<FindingKind, u64>,
 }
 
@@ -37,21 +38,28 @@ struct Shown {
 struct AllTallies {
     #[serde(flatten)]
     pipeline: Tallies,
+    #[serde(flatten)]
+    filter: filter::Tallies,
     sink_events_lost: u64,
     sink_lines_lost: u64,
 }
 
 impl Watch {
     #[must_use]
-    pub fn new(thresholds: Thresholds, host: Arc<Host>, emits: Emits, owners: OwnerFilter) -> Self {
+    pub fn new(thresholds: Thresholds, host: Arc<Host>, emits: Emits, records: Records) -> Self {
         Self {
+            records,
             pipeline: Pipeline::new(thresholds, host),
             shown: Shown {
                 emits,
-                owners,
                 findings: BTreeMap::new(),
             },
         }
+    }
+
+    /// Whether a record is asked for; what is not is neither judged nor kept.
+    pub fn takes(&mut self, record: &[u8]) -> bool {
+        self.records.take(record)
     }
 
     /// Judges one record.
@@ -100,6 +108,7 @@ impl Watch {
     pub fn account(&self, hooks: Vec<(&'static str, HookCounters)>, refused: Refused) -> Account {
         let tallies = AllTallies {
             pipeline: self.pipeline.tallies(),
+            filter: self.records.tallies(),
             sink_events_lost: refused.events,
             sink_lines_lost: refused.others,
         };
@@ -120,15 +129,13 @@ impl Shown {
     fn take(&mut self, output: Output<'_>, lines: &mut dyn FnMut(Line)) {
         match output {
             Output::Event(event) => {
-                if self.emits.prints(&event.body) && self.owners.passes_event(&event.body) {
+                if self.emits.prints(&event.body) {
                     lines(Line::Event(*event));
                 }
             }
             Output::Finding(finding) => {
-                if self.owners.passes_finding(finding) {
-                    self.count(finding);
-                    lines(Line::Finding(Box::new(finding.clone())));
-                }
+                self.count(finding);
+                lines(Line::Finding(Box::new(finding.clone())));
             }
             Output::Gap { at, hook, lost } => lines(Line::Gap {
                 time: at,

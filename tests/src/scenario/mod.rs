@@ -20,3 +20,4 @@ pub mod repeats;
 pub mod send_stall;
 pub mod short_lives;
 pub mod syn_flood;
+pub mod two_servers;

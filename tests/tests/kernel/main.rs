@@ -9,6 +9,7 @@ mod connect_failure;
 mod connection_drop;
 mod doctor;
 mod emit;
+mod filter;
 mod half_open;
 mod handshake;
 mod healthy;

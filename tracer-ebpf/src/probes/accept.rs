@@ -11,6 +11,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, FExitContext},
 };
 use conntracer_common::{
+    filter::verdict,
     record::{Accept, kind, owner_source, role, syn_outcome},
     stats::hook,
 };
@@ -18,7 +19,7 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{LISTENERS, Outcome, SOCKETS, account, asked_for},
-    probes::{listener, socket},
+    probes::{filter, listener, socket},
     sock::{self, Anywhere, field},
 };
 
@@ -77,12 +78,20 @@ fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
             // A listener older than the tracer becomes its acceptor's.
             if (*entry).syn.owner.source == owner_source::UNKNOWN {
                 sock::fill_current(&mut (*entry).syn.owner, owner_source::ACCEPT);
+                (*entry).asked = filter::of(&(*entry).syn.owner);
             }
         }
     }
     if let Some(entry) = SOCKETS.get_ptr_mut(child) {
         // SAFETY: as above.
-        unsafe { sock::fill_current(&mut (*entry).owner, owner_source::ACCEPT) };
+        let asked = unsafe {
+            sock::fill_current(&mut (*entry).owner, owner_source::ACCEPT);
+            (*entry).asked = filter::of(&(*entry).owner);
+            (*entry).asked
+        };
+        if asked == verdict::REFUSED {
+            return Outcome::Filtered;
+        }
     } else {
         // Older than the tracer: its handshake was not seen.
         let outcome = socket::adopted::<Anywhere>(child, role::PASSIVE, listener, |owner| {

@@ -3,15 +3,19 @@
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::stats::hook;
 
-use crate::maps::{Outcome, SOCKETS, account};
+use crate::{
+    maps::{Outcome, SOCKETS, account},
+    probes::socket,
+};
 
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub(crate) fn destroy(ctx: BtfTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
+    let refused = socket::is_refused(sk);
     let outcome = match SOCKETS.remove(sk) {
-        Ok(()) => Outcome::Aggregated,
-        // Never inserted: outside the filter, a listener, or a socket that never connected.
-        Err(_) => Outcome::Filtered,
+        Ok(()) if !refused => Outcome::Aggregated,
+        // Outside the filter, a listener, or a socket that never connected.
+        _ => Outcome::Filtered,
     };
     account(hook::DESTROY, outcome)
 }

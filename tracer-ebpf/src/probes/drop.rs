@@ -13,7 +13,7 @@ use crate::{
     emit::{self, Lane},
     maps::{DROPPED, Outcome, account, asked_for, global},
     probes::{
-        ack, listener, percpu,
+        ack, filter, listener, percpu,
         refusal::{self, Freed},
         socket,
     },
@@ -127,6 +127,10 @@ fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Pac
         } else {
             refused
         };
+    }
+    // A segment has no owner.
+    if filter::by_owner() {
+        return Outcome::Filtered;
     }
     record.header = emit::header::<Drop>(kind::DROP);
     record.location = ctx.arg(1);

@@ -10,6 +10,7 @@ use aya_ebpf::{
     programs::{FExitContext, ProbeContext, RetProbeContext},
 };
 use conntracer_common::{
+    filter::verdict,
     record::{
         Failure, Owner, PATIENCE_NS, REFUSAL_INTERVAL_NS, SYN_INTERVAL_NS, Socket, failure_how,
         kind, owner_source, role,
@@ -25,7 +26,7 @@ use crate::{
         CONNECTING, EMPTY_FAILED, FAILURE_SAID, FAILURES, FAILURES_COUNTED, FAILURES_OVERFLOW,
         FailureKey, Outcome, account, add, asked_for, global,
     },
-    probes::{reset, socket},
+    probes::{filter, reset, socket},
     sock::{self, Anywhere, field},
 };
 
@@ -96,11 +97,14 @@ fn returned<C: EbpfContext>(ctx: &C, sk: u64, sockaddr: u64, result: i32) -> Out
     sock::fill_full::<Anywhere>(sk, &mut socket);
     (socket.remote_addr, socket.remote_port) = sock::destination(sockaddr);
     socket.role = role::ACTIVE;
-    if socket::filters() && !socket::wanted(&socket) {
+    if !socket::wanted(&socket) {
         return Outcome::Filtered;
     }
     let mut owner = Owner::default();
     sock::fill_current(&mut owner, owner_source::CONNECT);
+    if filter::of(&owner) == verdict::REFUSED {
+        return Outcome::Filtered;
+    }
     let failure = Attempt {
         socket: &socket,
         owner: &owner,

@@ -3,6 +3,7 @@
 use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use conntracer_common::{
+    filter::verdict,
     layout::ABSENT,
     netns::count,
     record::{
@@ -19,7 +20,7 @@ use crate::{
         Client, EMPTY_LISTENER, LISTEN_PORTS, LISTENERS, ListenKey, Outcome, VICTIMS, add,
         asked_for, global,
     },
-    probes::{netns, socket, sources},
+    probes::{filter, netns, socket, sources},
     sock::{self, Anywhere, Argument, field},
 };
 
@@ -35,9 +36,17 @@ pub(crate) fn listening(sk: u64) -> Outcome {
         sock::fill_current(owner, owner_source::LISTENER);
     });
     match begun {
+        Ok(entry) if entry.asked == verdict::REFUSED => Outcome::Filtered,
         Ok(_) => Outcome::Aggregated,
         Err(outcome) => outcome,
     }
+}
+
+/// Whether the owner of a listener is not asked for. Its entry counts all the same, because the kernel does.
+#[inline(always)]
+pub(crate) fn is_refused(entry: *mut Listener) -> bool {
+    // SAFETY: a live map value of plain data.
+    unsafe { filter::refuses(&raw mut (*entry).asked, &(*entry).syn.owner) }
 }
 
 /// A listener is found at start; its owner is looked for afterwards.
@@ -84,6 +93,7 @@ fn insert(
     // SAFETY: a live map value of plain data.
     let entry = unsafe { &mut *entry };
     own(&mut entry.syn.owner);
+    entry.asked = filter::of(&entry.syn.owner);
     entry.syn.socket = socket;
     entry.syn.outcome = ALL;
     entry.syn.flags = listener_flags(sk);
@@ -177,7 +187,11 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     } else {
         Lane::Bulk
     };
-    let outcome = said(ctx, entry, ALL, lane);
+    let outcome = if is_refused(entry) {
+        Outcome::Filtered
+    } else {
+        said(ctx, entry, ALL, lane)
+    };
     leave_group(&socket, next, previous);
     sources::forget(sk);
     match LISTENERS.remove(sk) {
@@ -381,6 +395,9 @@ pub(crate) fn outcome<C: EbpfContext>(
         count(entry, outcome);
         if outcome != syn_outcome::ADDED {
             netns::count(sock::net_of(listener), outcome);
+        }
+        if is_refused(entry) {
+            return Outcome::Filtered;
         }
         let ack_backlog = field!(listener, sk_ack_backlog: u32);
         let syn_qlen = field!(listener, icsk_qlen: u32);

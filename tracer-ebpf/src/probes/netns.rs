@@ -4,13 +4,10 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST, helpers::bpf_get_current_task, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use conntracer_common::{
-    filter::named,
-    netns::{CPUS_AT_ONCE, Counts, Look, NetnsId, count, kernel},
-};
+use conntracer_common::netns::{CPUS_AT_ONCE, Counts, Look, NetnsId, count, kernel};
 
 use crate::{
-    maps::{EMPTY_NETNS, FACTS, NETNS, NETNS_LOOK, PERCPU_OFFSETS, add, global},
+    maps::{EMPTY_NETNS, FACTS, FILTER, Injected, NETNS, NETNS_LOOK, PERCPU_OFFSETS, add, global},
     sock::{self, field},
 };
 
@@ -34,7 +31,7 @@ pub(crate) fn count_many(net: u64, index: usize, by: u64) {
 /// Whether the namespace of a `struct net` is asked for.
 #[inline(always)]
 pub(crate) fn wanted(net: u64) -> bool {
-    named(&global!(FILTER.netns), sock::net_inum(net))
+    FILTER.wants_netns::<Injected>(sock::net_inum(net))
 }
 
 /// The counts of a namespace that is asked for; of all that found no room when the map is full.
@@ -44,7 +41,7 @@ fn entry(net: u64) -> Option<*mut Counts> {
         inode: sock::net_inum(net),
         mix: field!(net, net_hash_mix: u32),
     };
-    if !named(&global!(FILTER.netns), id.inode) {
+    if !FILTER.wants_netns::<Injected>(id.inode) {
         return None;
     }
     if let Some(counts) = NETNS.get_ptr_mut(id) {

@@ -19,7 +19,7 @@ use crate::{
         EMPTY_REFUSED, LISTENERS, Outcome, REFUSAL_SAID, REFUSALS, REFUSALS_OVERFLOW, RefusalKey,
         add, asked_for, global,
     },
-    probes::listener,
+    probes::{filter, listener},
     sock::{self, field},
 };
 
@@ -59,6 +59,10 @@ pub(crate) fn freed(ctx: &BtfTracePointContext, syn: &Freed<'_>) -> Outcome {
     } else {
         listener::by_port(syn.netns, packet.local_port, packet.local_addr)
     };
+    // What goes to no listener is nobody's.
+    if filter::by_owner() && LISTENERS.get_ptr_mut(sk).is_none_or(listener::is_refused) {
+        return Outcome::Filtered;
+    }
     let mut key = RefusalKey {
         location: 0,
         addr: packet.local_addr,

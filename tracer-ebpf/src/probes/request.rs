@@ -182,7 +182,11 @@ fn count_at<C: EbpfContext>(ctx: &C, sk: u64, total: usize) -> Outcome {
     match listener::entry_of_request(ctx, sk) {
         Ok(entry) => {
             listener::count_aside(entry, total);
-            Outcome::Aggregated
+            if listener::is_refused(entry) {
+                Outcome::Filtered
+            } else {
+                Outcome::Aggregated
+            }
         }
         Err(refused) => refused,
     }

@@ -12,7 +12,7 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{LAST_RST, Outcome, Rst, SOCKETS, account, asked_for, global},
-    probes::{netns, socket},
+    probes::{filter, netns, socket},
     sock::{self, Anywhere, field},
 };
 
@@ -116,7 +116,8 @@ fn reset(ctx: &BtfTracePointContext, sk: u64, reason: u32, received: u8) -> Outc
         socket::fill(sk, &mut record.socket, &mut record.owner)
     } else {
         sock::fill_common::<Anywhere>(sk, &mut record.socket);
-        socket::wanted(&record.socket)
+        // Whose it was is not kept.
+        socket::wanted(&record.socket) && !filter::by_owner()
     };
     if !wanted {
         return Outcome::Filtered;
@@ -130,7 +131,7 @@ fn unconnected(ctx: &BtfTracePointContext, skb: u64, reason: u32) -> Outcome {
     if !asked_for(kind::RESET) {
         return Outcome::Aggregated;
     }
-    let Some(packet) = sock::packet(skb) else {
+    let Some(packet) = sock::packet(skb).filter(|_| !filter::by_owner()) else {
         return Outcome::Filtered;
     };
     let socket = Socket {

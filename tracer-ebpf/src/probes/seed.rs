@@ -18,7 +18,7 @@ use conntracer_common::{
 
 use crate::{
     maps::{LISTENERS, Outcome, SEEDING, SOCKETS, account, global},
-    probes::{listener, socket},
+    probes::{filter, listener, socket},
     sock::{self, Anywhere, field, field_into},
 };
 
@@ -67,9 +67,6 @@ pub(crate) extern "C" fn seed(ctx: *const TcpContext) -> i32 {
 fn seeded(sk: u64, state: u8) -> Outcome {
     let mut socket = Socket::default();
     sock::fill_full::<Anywhere>(sk, &mut socket);
-    if !socket::wanted(&socket) || SOCKETS.get_ptr_mut(sk).is_some() {
-        return Outcome::Filtered;
-    }
     let listener = listener::by_port(socket.netns, socket.local_port, socket.local_addr);
     let role = match state {
         state::SYN_SENT => role::ACTIVE,
@@ -77,6 +74,10 @@ fn seeded(sk: u64, state: u8) -> Outcome {
         _ if listener != 0 => role::PASSIVE,
         _ => role::UNKNOWN,
     };
+    socket.role = role;
+    if !socket::wanted(&socket) || SOCKETS.get_ptr_mut(sk).is_some() {
+        return Outcome::Filtered;
+    }
     let half_closed = if is_half_closed(state) { state } else { 0 };
     let troubled = field!(sk, icsk_retransmits: u8) | field!(sk, icsk_probes_out: u8) != 0;
     let entry = SocketState {
@@ -133,15 +134,21 @@ pub(crate) extern "C" fn seed_owners(ctx: *const FileContext) -> i32 {
     }
     // SAFETY: live map values of plain data, here and below.
     if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
-        unsafe { hold(&mut (*entry).held, &mut (*entry).owner, task, search) };
+        unsafe {
+            let (held, asked) = (&mut (*entry).held, &mut (*entry).asked);
+            hold(held, &mut (*entry).owner, asked, task, search);
+        }
     } else if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
-        unsafe { hold(&mut (*entry).held, &mut (*entry).syn.owner, task, search) };
+        unsafe {
+            let (held, asked) = (&mut (*entry).held, &mut (*entry).asked);
+            hold(held, &mut (*entry).syn.owner, asked, task, search);
+        }
     }
     0
 }
 
 #[inline(always)]
-fn hold(held: &mut Held, owner: &mut Owner, task: u64, search: u32) {
+fn hold(held: &mut Held, owner: &mut Owner, asked: &mut u8, task: u64, search: u32) {
     let pid = field!(task, task_tgid: u32);
     if held.search != search {
         held.search = search;
@@ -157,6 +164,7 @@ fn hold(held: &mut Held, owner: &mut Owner, task: u64, search: u32) {
     if owner.source == owner_source::UNKNOWN || is_parent {
         held.parent = field!(field!(task, task_parent: u64), task_tgid: u32);
         sock::fill_task(owner, task, owner_source::SEEDED);
+        *asked = filter::of(owner);
     }
 }
 
@@ -260,14 +268,17 @@ fn listener(sk: u64, record: &mut Seed) -> bool {
 
 #[inline(always)]
 fn connection(sk: u64, state: u8, record: &mut Seed) -> bool {
-    if !socket::fill(sk, &mut record.socket, &mut record.owner) {
+    // Those of other owners, too: the user half counts what it leaves out, and owners are known only now.
+    let known = socket::fill_known(sk, &mut record.socket, &mut record.owner);
+    if !socket::wanted(&record.socket) {
         return false;
     }
     sock::fill_tcp(sk, &mut record.tcp);
     field_into!(sk, bytes_received, &mut record.bytes_received);
     record.active_ns = active_ns(sk);
-    // SAFETY: plain data.
-    if let Some(entry) = unsafe { SOCKETS.get(sk) } {
+    if let Some(entry) = known {
+        // SAFETY: a live map value of plain data.
+        let entry = unsafe { &*entry };
         record.holders = entry.held.holders;
         if is_half_closed(state) {
             record.since_ns = entry.since_ns;

@@ -2,42 +2,52 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use conntracer_common::{
-    filter::named,
+    filter::{Read, verdict},
     record::{Owner, Socket, owner_source, role, socket_flag},
     socket::SocketState,
 };
 
 use crate::{
-    maps::{EMPTY_SOCKET, LISTENERS, Outcome, SOCKETS, global},
-    probes::listener,
+    maps::{EMPTY_SOCKET, FILTER, Injected, LISTENERS, Outcome, SOCKETS},
+    probes::{filter, listener},
     sock::{self, Anywhere, Reach},
 };
 
-/// Whether a socket is asked for.
+/// Whether a socket is asked for, as far as it can be told without its owner.
 #[inline(always)]
 pub(crate) fn wanted(socket: &Socket) -> bool {
-    global!(FILTER).matches(socket)
+    !filters() || FILTER.matches::<Injected>(socket)
 }
 
-/// Whether the filter asks for anything at all; a constant to the verifier.
+/// Whether the filter asks for anything but owners; a constant to the verifier.
 #[inline(always)]
 pub(crate) fn filters() -> bool {
-    global!(FILTER.netns)[0] != 0 || global!(FILTER).has_endpoint()
+    Injected::read(&FILTER.used.netns) != 0 || FILTER.has_endpoint::<Injected>()
 }
 
 /// [`wanted`] of a socket of which nothing was read yet: no more is than the filter asks about.
 #[inline(always)]
-fn is_wanted<R: Reach>(sk: u64) -> bool {
-    if global!(FILTER).has_endpoint() {
+fn is_wanted<R: Reach>(sk: u64, role: u8) -> bool {
+    if FILTER.has_endpoint::<Injected>() {
         let mut socket = Socket::default();
         sock::fill_full::<R>(sk, &mut socket);
+        socket.role = role;
         wanted(&socket)
     } else {
-        !filters() || named(&global!(FILTER.netns), sock::netns_of::<R>(sk))
+        !filters() || FILTER.wants_netns::<Injected>(sock::netns_of::<R>(sk))
     }
 }
 
-/// Starts a connection's life: `Filtered` when nobody asks for it, `Lost` when the map is full.
+/// Whether the owner of a connection is known, and not asked for.
+#[inline(always)]
+pub(crate) fn is_refused(sk: u64) -> bool {
+    // SAFETY: plain data.
+    filter::by_owner()
+        && unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.asked == verdict::REFUSED)
+}
+
+/// Starts a connection's life: `Filtered` when nobody asks for it, `Lost` when the map is full. One whose
+/// owner is not asked for has an entry all the same: it says so.
 #[inline(always)]
 pub(crate) fn born<R: Reach>(
     sk: u64,
@@ -67,7 +77,7 @@ fn begun<R: Reach>(
     older: u8,
     own: impl FnOnce(&mut Owner),
 ) -> Outcome {
-    if !is_wanted::<R>(sk) {
+    if !is_wanted::<R>(sk, role) {
         return Outcome::Filtered;
     }
     // SAFETY: helper without preconditions.
@@ -80,7 +90,9 @@ fn begun<R: Reach>(
         ..SocketState::default()
     };
     own(&mut state.owner);
+    state.asked = filter::of(&state.owner);
     match SOCKETS.insert(sk, &state, 0) {
+        Ok(()) if state.asked == verdict::REFUSED => Outcome::Filtered,
         Ok(()) => Outcome::Aggregated,
         Err(_) => Outcome::Lost,
     }
@@ -121,26 +133,37 @@ fn inherit_by_port(listener: u64, child_born_ns: u64, owner: &mut Owner) {
 /// Fills in what a connection is and what `SOCKETS` knows of it; false when it is not asked for.
 #[inline(always)]
 pub(crate) fn fill(sk: u64, socket: &mut Socket, owner: &mut Owner) -> bool {
+    let Some(entry) = fill_known(sk, socket, owner) else {
+        return wanted(socket);
+    };
+    // SAFETY: a live map value of plain data.
+    wanted(socket) && !unsafe { filter::refuses(&raw mut (*entry).asked, owner) }
+}
+
+/// The same whoever asks; what is known, where it is.
+#[inline(always)]
+pub(crate) fn fill_known(
+    sk: u64,
+    socket: &mut Socket,
+    owner: &mut Owner,
+) -> Option<*mut SocketState> {
     sock::fill_full::<Anywhere>(sk, socket);
-    if filters() && !wanted(socket) {
-        return false;
-    }
-    // SAFETY: plain data.
-    if let Some(entry) = unsafe { SOCKETS.get(sk) } {
-        socket.born_ns = entry.born_ns;
-        socket.role = entry.role;
-        socket.flags = u32::from(entry.older) * socket_flag::OLDER;
-        *owner = entry.owner;
-        if entry.role == role::PASSIVE && owner.source == owner_source::UNKNOWN {
-            if entry.listener == 0 {
-                let sk = listener::by_port(socket.netns, socket.local_port, socket.local_addr);
-                inherit_by_port(sk, socket.born_ns, owner);
-            } else {
-                inherit(entry.listener, socket.born_ns, owner);
-            }
+    let kept = SOCKETS.get_ptr_mut(sk)?;
+    // SAFETY: a live map value of plain data.
+    let entry = unsafe { &*kept };
+    socket.born_ns = entry.born_ns;
+    socket.role = entry.role;
+    socket.flags = u32::from(entry.older) * socket_flag::OLDER;
+    *owner = entry.owner;
+    if entry.role == role::PASSIVE && owner.source == owner_source::UNKNOWN {
+        if entry.listener == 0 {
+            let sk = listener::by_port(socket.netns, socket.local_port, socket.local_addr);
+            inherit_by_port(sk, socket.born_ns, owner);
+        } else {
+            inherit(entry.listener, socket.born_ns, owner);
         }
     }
-    true
+    Some(kept)
 }
 
 /// [`fill`] for a connection in trouble: marks it, so that its end is emitted, and adopts it as seen

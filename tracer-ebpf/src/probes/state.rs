@@ -11,7 +11,7 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{Outcome, SOCKETS, account, asked_for, global},
-    probes::{connect, ending, failure, listener, socket},
+    probes::{connect, ending, failure, filter, listener, socket},
     sock::{self, Argument, field, load},
 };
 
@@ -20,6 +20,8 @@ pub(crate) fn state(ctx: BtfTracePointContext) -> i32 {
     account(hook::STATE, try_state(&ctx))
 }
 
+/// In its program and not beside it: two frames would not fit on the stack.
+#[inline(always)]
 fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     let sk: u64 = ctx.arg(0);
     let old = ctx.arg::<i32>(1) as u8;
@@ -27,10 +29,18 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     if !sock::is_tcp(sk) {
         return Outcome::Filtered;
     }
+    // A birth is of another owner than the socket's last life.
+    if new != state::SYN_SENT && socket::is_refused(sk) {
+        return Outcome::Filtered;
+    }
     let outcome = match new {
         state::SYN_SENT if global!(OPTIONS.connect_by_state) != 0 => {
-            account(hook::CONNECT, connect::connecting::<Argument, _>(ctx, sk));
-            Outcome::Aggregated
+            let connected = connect::connecting::<Argument, _>(ctx, sk);
+            account(hook::CONNECT, connected);
+            match connected {
+                Outcome::Filtered => Outcome::Filtered,
+                _ => Outcome::Aggregated,
+            }
         }
         // The child's own state is a copy of the listener's at this moment.
         state::SYN_RECV if old == state::LISTEN && global!(OPTIONS.ack_by_skb) != 0 => {
@@ -54,6 +64,9 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
         state::CLOSE_WAIT | state::FIN_WAIT2 => half_closed(sk, new),
         _ => Outcome::Aggregated,
     };
+    if filter::by_owner() && outcome == Outcome::Filtered {
+        return outcome;
+    }
     let said = if asked_for(kind::STATE) {
         said(ctx, sk, old, new, Lane::Bulk)
     } else if new == state::CLOSE && troubled(sk) {

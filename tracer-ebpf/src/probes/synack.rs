@@ -45,6 +45,9 @@ fn try_synack(ctx: &BtfTracePointContext) -> Outcome {
     // Not known where a filter names the remote end, which a listener has none of: then every record goes.
     if let Ok(entry) = listener::entry_of_request(ctx, listener) {
         let within_budget = listener::repeated(entry, num_retrans, acked);
+        if listener::is_refused(entry) {
+            return Outcome::Filtered;
+        }
         sources::troubled(listener, entry, &record.socket.remote_addr);
         if !within_budget && !asked_for(kind::SYNACK) {
             return Outcome::Aggregated;

@@ -1,28 +1,28 @@
-//! Filters: what was typed becomes what the kernel half tests ([`Filter`]) and what is tested by owner
-//! on the way to the sinks ([`OwnerFilter`]).
+//! Filters: what was typed becomes what is told from a socket ([`Filter`]) and from its owner ([`Owners`]).
 //!
-//! The kernel decides by endpoint and netns, before a record costs anything. Owners are decided here:
-//! a socket's owner may be learned after its first records.
+//! Both are tested in the kernel, before a record costs anything; where they cannot be, and in a replay, by
+//! [`crate::filter`].
 
 use std::{
-    collections::BTreeSet,
     fs, io,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
-use conntracer_common::filter::{Filter, MAX_NETNS};
+use conntracer_common::filter::{Filter, ListenerEnd, MAX_OF_A_KIND, Network, Used, comm_words};
 use thiserror::Error;
 
-use super::{Cidr, FilterArguments};
-use crate::{
-    event::Body,
-    finding::{Finding, Subject},
-};
+use super::{Cidr, FilterArguments, Listening};
+use crate::filter::Owners;
 
 /// `f_type` of namespace files (include/uapi/linux/magic.h).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
+/// The same of control groups of version 2.
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
+
+/// Bytes of a process's name that the kernel keeps (`TASK_COMM_LEN` less the NUL).
+const COMM_BYTES: usize = 15;
 
 /// What the files a filter names live under; tests put their own here.
 #[derive(Clone, Debug)]
@@ -54,11 +54,16 @@ pub enum FilterError {
     #[error("--netns {netns}: {path} is not a network namespace; it may have been deleted", path = path.display())]
     NotNetns { netns: String, path: PathBuf },
     #[error(
-        "--netns is given {given} times; up to {MAX_NETNS} namespaces can be asked for, or leave it out and watch all"
+        "{flag} has {given} values, and up to {MAX_OF_A_KIND} can be asked for; leave it out to watch all"
     )]
-    TooManyNetns { given: usize },
-    #[error("--cgroup {path}: {source}; name a directory below /sys/fs/cgroup", path = path.display())]
-    Cgroup { path: PathBuf, source: io::Error },
+    TooMany { flag: &'static str, given: usize },
+    #[error("--cgroup {path}: not a control group; name a directory below /sys/fs/cgroup", path = path.display())]
+    NotGroup { path: PathBuf },
+    #[error(
+        "--cgroup and --container need control groups of version 2, which are not mounted at {root}; \
+         use --pid or --comm, or boot with systemd.unified_cgroup_hierarchy=1", root = root.display()
+    )]
+    NoGroups { root: PathBuf },
 }
 
 /// Parses `ADDRESS` or `ADDRESS/BITS`.
@@ -85,16 +90,88 @@ pub fn parse_cidr(text: &str) -> Result<Cidr, String> {
     })
 }
 
+/// Parses `PORT`, `ADDRESS:PORT` or `[ADDRESS]:PORT`; `*` is any address.
+pub fn parse_listener(text: &str) -> Result<Listening, String> {
+    let wrong =
+        || "write a port such as 443, or 10.1.2.3:443, [2001:db8::1]:443 or 0.0.0.0:443".to_owned();
+    let end = match text.rsplit_once(':') {
+        None | Some(("*", _)) => Listening {
+            address: None,
+            port: text.trim_start_matches("*:").parse().map_err(|_| wrong())?,
+        },
+        Some(_) => {
+            let end: SocketAddr = text.parse().map_err(|_| wrong())?;
+            Listening {
+                address: Some(end.ip()),
+                port: end.port(),
+            }
+        }
+    };
+    if end.port == 0 {
+        return Err("nothing listens at port 0: write one of 1 to 65535".to_owned());
+    }
+    Ok(end)
+}
+
+/// Parses the name of a process.
+pub fn parse_comm(text: &str) -> Result<String, String> {
+    match text.len() {
+        0 => Err("write the name of a process, as `ps -o comm` shows it".to_owned()),
+        1..=COMM_BYTES => Ok(text.to_owned()),
+        _ => {
+            let mut kept = text;
+            while kept.len() > COMM_BYTES {
+                kept = &kept[..kept.char_indices().next_back().map_or(0, |(at, _)| at)];
+            }
+            Err(format!(
+                "the kernel keeps {COMM_BYTES} bytes of a name: write {kept}"
+            ))
+        }
+    }
+}
+
+/// Parses the first characters of a container's id or name.
+pub fn parse_container(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains(['/', ' ']) {
+        return Err(
+            "write the first characters of a container's id, as `docker ps` shows it, or of the name of \
+             one of `machinectl`"
+                .to_owned(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
 impl Cidr {
-    /// Address and mask as records carry them: network order words, IPv4 mapped into IPv6.
+    /// As records carry addresses: network order words, IPv4 mapped into IPv6.
     #[must_use]
-    pub fn words(self) -> ([u32; 4], [u32; 4]) {
+    pub fn network(self) -> Network {
         let (address, bits) = match self.address {
             IpAddr::V4(v4) => (v4.to_ipv6_mapped(), u32::from(self.prefix_bits) + 96),
             IpAddr::V6(v6) => (v6, self.prefix_bits.into()),
         };
         let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
-        (words(address), words(Ipv6Addr::from_bits(mask)))
+        Network {
+            addr: words(Ipv6Addr::from_bits(address.to_bits() & mask)),
+            mask: words(Ipv6Addr::from_bits(mask)),
+        }
+    }
+}
+
+impl Listening {
+    /// The same for where something listens.
+    #[must_use]
+    pub fn end(self) -> ListenerEnd {
+        let address = match self.address {
+            Some(IpAddr::V4(v4)) => v4.to_ipv6_mapped(),
+            Some(IpAddr::V6(v6)) => v6,
+            None => Ipv6Addr::UNSPECIFIED,
+        };
+        ListenerEnd {
+            addr: words(address),
+            port: self.port,
+            has_addr: self.address.is_some().into(),
+        }
     }
 }
 
@@ -106,32 +183,135 @@ fn words(address: Ipv6Addr) -> [u32; 4] {
     words
 }
 
-/// The part that the kernel half tests.
-pub fn kernel_filter(typed: &FilterArguments, roots: &Roots) -> Result<Filter, FilterError> {
-    let (addr, mask) = typed.addr.map_or(([0; 4], [0; 4]), Cidr::words);
-    if typed.netns.len() > MAX_NETNS {
-        return Err(FilterError::TooManyNetns {
-            given: typed.netns.len(),
-        });
+/// What was asked for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub sockets: Filter,
+    pub owners: Owners,
+}
+
+/// What was typed, looked up where it is a name.
+pub fn resolve(typed: &FilterArguments, roots: &Roots) -> Result<Asked, FilterError> {
+    let inodes = typed
+        .netns
+        .iter()
+        .map(|name| netns_inode(name, roots))
+        .collect::<Result<Vec<_>, _>>()?;
+    let networks: Vec<Network> = typed.addr.iter().map(|cidr| cidr.network()).collect();
+    // All of IPv6 is every address there is, and the mark of an unused place.
+    let networks = if networks.contains(&Network::default()) {
+        Vec::new()
+    } else {
+        networks
+    };
+    let listeners: Vec<ListenerEnd> = typed.listener.iter().map(|end| end.end()).collect();
+    let groups = typed
+        .cgroup
+        .iter()
+        .map(|path| group(path, roots))
+        .collect::<Result<Vec<_>, _>>()?;
+    let owners = Owners {
+        pids: typed.pid.clone(),
+        comms: typed.comm.iter().map(|comm| name_words(comm)).collect(),
+        groups,
+        containers: typed.container.clone(),
+    };
+    let sockets = Filter {
+        networks: places("--addr", &networks)?,
+        listeners: places("--listener", &listeners)?,
+        netns: places("--netns", &inodes)?,
+        local_ports: places("--lport", &typed.lport)?,
+        remote_ports: places("--rport", &typed.rport)?,
+        ports: places("--port", &typed.port)?,
+        used: Used {
+            networks: count(&networks),
+            listeners: count(&listeners),
+            netns: count(&inodes),
+            local_ports: count(&typed.lport),
+            remote_ports: count(&typed.rport),
+            ports: count(&typed.port),
+            pad: [0; 2],
+        },
+        owner: owners.conditions(),
+    };
+    Ok(Asked { sockets, owners })
+}
+
+/// How many places values take; more than there are was refused before.
+fn count<T>(values: &[T]) -> u8 {
+    u8::try_from(values.len()).unwrap_or(u8::MAX)
+}
+
+fn places<T: Copy + Default>(
+    flag: &'static str,
+    values: &[T],
+) -> Result<[T; MAX_OF_A_KIND], FilterError> {
+    let mut places = [T::default(); MAX_OF_A_KIND];
+    match places.get_mut(..values.len()) {
+        Some(used) => {
+            used.copy_from_slice(values);
+            Ok(places)
+        }
+        None => Err(FilterError::TooMany {
+            flag,
+            given: values.len(),
+        }),
     }
-    let mut netns = [0; MAX_NETNS];
-    for (inode, name) in netns.iter_mut().zip(&typed.netns) {
-        *inode = netns_inode(name, roots)?;
+}
+
+fn name_words(comm: &str) -> [u64; 2] {
+    let mut bytes = [0; COMM_BYTES + 1];
+    let length = comm.len().min(COMM_BYTES);
+    bytes[..length].copy_from_slice(&comm.as_bytes()[..length]);
+    comm_words(&bytes)
+}
+
+/// The path of a control group below the root of its hierarchy, whether there is such a group or not.
+fn group(path: &Path, roots: &Roots) -> Result<String, FilterError> {
+    let not = || FilterError::NotGroup {
+        path: path.to_owned(),
+    };
+    let below = path
+        .strip_prefix(unified(roots))
+        .or_else(|_| path.strip_prefix(&roots.cgroup))
+        .or_else(|_| path.strip_prefix("/"))
+        .unwrap_or(path);
+    let mut group = String::new();
+    for part in below.components() {
+        let Component::Normal(part) = part else {
+            return Err(not());
+        };
+        group.push('/');
+        group.push_str(part.to_str().ok_or_else(not)?);
     }
-    Ok(Filter {
-        addr: [
-            addr[0] & mask[0],
-            addr[1] & mask[1],
-            addr[2] & mask[2],
-            addr[3] & mask[3],
-        ],
-        mask,
-        netns,
-        local_port: typed.lport.unwrap_or(0),
-        remote_port: typed.rport.unwrap_or(0),
-        port: typed.port.unwrap_or(0),
-        pad: 0,
+    if group.is_empty() && path.as_os_str().is_empty() {
+        return Err(not());
+    }
+    Ok(if group.is_empty() {
+        "/".to_owned()
+    } else {
+        group
     })
+}
+
+/// Where control groups of version 2 are.
+fn unified(roots: &Roots) -> PathBuf {
+    let beside = roots.cgroup.join("unified");
+    if beside.is_dir() {
+        beside
+    } else {
+        roots.cgroup.clone()
+    }
+}
+
+/// Whether owners can be told by control group on this host at all.
+pub fn check_groups(asked: &Owners, roots: &Roots) -> Result<(), FilterError> {
+    let root = unified(roots);
+    let is_there = || rustix::fs::statfs(&root).is_ok_and(|found| found.f_type == CGROUP2_MAGIC);
+    if asked.asks_for_groups() && !is_there() {
+        return Err(FilterError::NoGroups { root });
+    }
+    Ok(())
 }
 
 fn netns_inode(netns: &str, roots: &Roots) -> Result<u32, FilterError> {
@@ -163,98 +343,11 @@ fn netns_inode(netns: &str, roots: &Roots) -> Result<u32, FilterError> {
         })
 }
 
-/// Conditions on the owner; empty ones ask for nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OwnerFilter {
-    pids: Vec<u32>,
-    comms: Vec<String>,
-    cgroup_ids: Option<BTreeSet<u64>>,
-}
-
-impl OwnerFilter {
-    /// Control groups are looked up once: one that is made below the named one later is not seen.
-    pub fn resolve(typed: &FilterArguments, roots: &Roots) -> Result<Self, FilterError> {
-        let cgroup_ids = typed
-            .cgroup
-            .as_deref()
-            .map(|path| cgroup_ids(path, roots))
-            .transpose()?;
-        Ok(Self {
-            pids: typed.pid.clone(),
-            comms: typed.comm.clone(),
-            cgroup_ids,
-        })
-    }
-
-    /// Whether a finding is to be shown.
-    #[must_use]
-    pub fn passes_finding(&self, finding: &Finding) -> bool {
-        match (&finding.owner, &finding.subject) {
-            (Some(owner), _) => self.passes(owner.pid, &owner.comm, Some(owner.cgroup_id)),
-            (None, Subject::Process { pid, comm, .. }) => self.passes(*pid, comm, None),
-            (None, _) => self.asks_nothing(),
-        }
-    }
-
-    /// Whether an event is to be shown.
-    #[must_use]
-    pub fn passes_event(&self, body: &Body) -> bool {
-        if self.asks_nothing() {
-            return true;
-        }
-        body.owner().is_some_and(|owner| {
-            self.passes(owner.pid, &owner.comm.to_text(), Some(owner.cgroup_id))
-        })
-    }
-
-    const fn asks_nothing(&self) -> bool {
-        self.pids.is_empty() && self.comms.is_empty() && self.cgroup_ids.is_none()
-    }
-
-    fn passes(&self, pid: u32, comm: &str, cgroup_id: Option<u64>) -> bool {
-        (self.pids.is_empty() || self.pids.contains(&pid))
-            && (self.comms.is_empty() || self.comms.iter().any(|wanted| wanted == comm))
-            && self
-                .cgroup_ids
-                .as_ref()
-                .is_none_or(|ids| cgroup_id.is_some_and(|id| ids.contains(&id)))
-    }
-}
-
-/// Inodes of a control group's directory and of all below it.
-fn cgroup_ids(path: &Path, roots: &Roots) -> Result<BTreeSet<u64>, FilterError> {
-    let failed = |source| FilterError::Cgroup {
-        path: path.to_owned(),
-        source,
-    };
-    let top = if path.starts_with(&roots.cgroup) {
-        path.to_owned()
-    } else {
-        roots.cgroup.join(path.strip_prefix("/").unwrap_or(path))
-    };
-    let mut ids = BTreeSet::from([fs::metadata(&top).map_err(failed)?.ino()]);
-    let mut left = vec![top];
-    while let Some(directory) = left.pop() {
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            // Control groups come and go while they are walked.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(failed(error)),
-        };
-        for entry in entries.flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                ids.extend(entry.metadata().map(|metadata| metadata.ino()).ok());
-                left.push(entry.path());
-            }
-        }
-    }
-    Ok(ids)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use conntracer_common::{filter::Plain, record::Socket};
     use rstest::rstest;
 
     use super::*;
@@ -274,14 +367,21 @@ mod tests {
         #[case] address: IpAddr,
         #[case] covered: bool,
     ) {
-        let (addr, mask) = parse_cidr(cidr).unwrap().words();
-        let (candidate, _) = Cidr {
+        let typed = FilterArguments {
+            addr: vec![parse_cidr(cidr).unwrap()],
+            ..FilterArguments::default()
+        };
+        let filter = resolve(&typed, &Roots::default()).unwrap().sockets;
+        let host = Cidr {
             address,
-            prefix_bits: 0,
-        }
-        .words();
-        let within = (0..4).all(|word| (addr[word] ^ candidate[word]) & mask[word] == 0);
-        assert_eq!(within, covered);
+            prefix_bits: if address.is_ipv4() { 32 } else { 128 },
+        };
+        let socket = Socket {
+            local_addr: host.network().addr,
+            remote_port: 1,
+            ..Socket::default()
+        };
+        assert_eq!(filter.matches::<Plain>(&socket), covered);
     }
 
     #[rstest]
@@ -331,41 +431,99 @@ mod tests {
         ));
     }
 
+    #[rstest]
+    #[case("443", None, 443)]
+    #[case("*:443", None, 443)]
+    #[case("10.0.0.1:443", Some("10.0.0.1"), 443)]
+    #[case("0.0.0.0:443", Some("0.0.0.0"), 443)]
+    #[case("[::]:443", Some("::"), 443)]
+    #[case("[2001:db8::1]:1", Some("2001:db8::1"), 1)]
+    fn listeners_are_written_as_ss_shows_them(
+        #[case] text: &str,
+        #[case] address: Option<&str>,
+        #[case] port: u16,
+    ) {
+        let address = address.map(|address| address.parse().unwrap());
+        assert_eq!(parse_listener(text), Ok(Listening { address, port }));
+    }
+
     #[test]
-    fn a_cgroup_brings_its_descendants() {
-        let directory = tempfile::tempdir().unwrap();
-        let deep = directory.path().join("web/worker");
-        fs::create_dir_all(&deep).unwrap();
-        fs::create_dir(directory.path().join("other")).unwrap();
-        let roots = Roots {
-            cgroup: directory.path().to_owned(),
-            ..Roots::default()
-        };
-        let ids = cgroup_ids(Path::new("/web"), &roots).unwrap();
-        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
-        assert_eq!(
-            ids,
-            BTreeSet::from([inode(&directory.path().join("web")), inode(&deep)])
-        );
-        assert!(cgroup_ids(Path::new("gone"), &roots).is_err());
+    fn a_mapped_address_is_the_ipv4_address() {
+        let end = |text| parse_listener(text).unwrap().end();
+        assert_eq!(end("[::ffff:10.0.0.1]:80"), end("10.0.0.1:80"));
+        assert_ne!(end("0.0.0.0:80"), end("[::]:80"));
+        assert_ne!(end("[::]:80"), end("80"));
+        let network = |text| parse_cidr(text).unwrap().network();
+        assert_eq!(network("::ffff:10.0.0.0/104"), network("10.0.0.0/8"));
     }
 
     #[rstest]
-    #[case::nothing_asked(&[], &[], true)]
-    #[case::pid(&[7], &[], true)]
-    #[case::other_pid(&[8], &[], false)]
-    #[case::both(&[7], &["nginx"], true)]
-    #[case::other_comm(&[7], &["ngin"], false)]
-    fn owners_pass_when_all_conditions_hold(
-        #[case] pid: &[u32],
-        #[case] comm: &[&str],
-        #[case] passes: bool,
-    ) {
-        let filter = OwnerFilter {
-            pids: pid.to_vec(),
-            comms: comm.iter().map(|comm| (*comm).to_owned()).collect(),
-            cgroup_ids: None,
+    #[case("")]
+    #[case("0")]
+    #[case("65536")]
+    #[case("10.0.0.1")]
+    #[case("10.0.0.1:")]
+    #[case("2001:db8::1:80")]
+    #[case("host:80")]
+    fn wrong_listeners_are_refused(#[case] text: &str) {
+        assert!(parse_listener(text).is_err());
+    }
+
+    #[test]
+    fn a_name_longer_than_the_kernel_keeps_is_refused_with_what_it_keeps() {
+        assert_eq!(
+            parse_comm("fifteen-bytes-x"),
+            Ok("fifteen-bytes-x".to_owned())
+        );
+        let refused = parse_comm("sixteen-bytes-xy").unwrap_err();
+        assert!(refused.ends_with("write sixteen-bytes-x"), "{refused}");
+        assert!(
+            parse_comm("fourteen-byteséé")
+                .unwrap_err()
+                .ends_with("write fourteen-bytes")
+        );
+        assert!(parse_comm("").is_err());
+    }
+
+    #[rstest]
+    #[case(
+        "/sys/fs/cgroup/system.slice/a.service",
+        Some("/system.slice/a.service")
+    )]
+    #[case("/system.slice/a.service/", Some("/system.slice/a.service"))]
+    #[case("system.slice//a.service", Some("/system.slice/a.service"))]
+    #[case("/", Some("/"))]
+    #[case("/sys/fs/cgroup", Some("/"))]
+    #[case("", None)]
+    #[case("/a/../b", None)]
+    fn a_control_group_is_its_path(#[case] path: &str, #[case] expected: Option<&str>) {
+        let found = group(Path::new(path), &Roots::default()).ok();
+        assert_eq!(found.as_deref(), expected);
+    }
+
+    #[test]
+    fn too_many_of_a_kind_are_said() {
+        let typed = FilterArguments {
+            port: vec![1; MAX_OF_A_KIND + 1],
+            ..FilterArguments::default()
         };
-        assert_eq!(filter.passes(7, "nginx", Some(1)), passes);
+        let said = resolve(&typed, &Roots::default()).unwrap_err().to_string();
+        assert!(
+            said.starts_with("--port has 9 values, and up to 8"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn everywhere_is_no_condition() {
+        let typed = FilterArguments {
+            addr: vec![
+                parse_cidr("10.0.0.0/8").unwrap(),
+                parse_cidr("::/0").unwrap(),
+            ],
+            ..FilterArguments::default()
+        };
+        let filter = resolve(&typed, &Roots::default()).unwrap().sockets;
+        assert_eq!(filter, Filter::NONE);
     }
 }

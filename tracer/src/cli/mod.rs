@@ -154,34 +154,67 @@ pub struct OutputArguments {
     pub common: CommonArguments,
 }
 
-/// Which sockets. Conditions of different flags must all hold.
+/// Which sockets. Conditions of different flags must all hold; of several values of one flag, any will do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
-#[command(next_help_heading = "Filters")]
+#[command(next_help_heading = "Filters: any value of a flag will do, all flags given must hold")]
 pub struct FilterArguments {
-    /// Network namespace: inode number, name, path, `pid:N`, or `self`. Up to eight times.
+    /// Network namespace: inode number, name, path, `pid:N`, or `self`; up to eight.
     #[arg(long, value_name = "NETNS")]
     pub netns: Vec<String>,
-    /// Local or remote port.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
-    pub port: Option<u16>,
-    /// Local port.
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub lport: Option<u16>,
-    /// Remote port.
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub rport: Option<u16>,
-    /// Local or remote address, such as 10.0.0.0/8 or 2001:db8::1.
-    #[arg(long, value_name = "CIDR", value_parser = filter::parse_cidr)]
-    pub addr: Option<Cidr>,
-    /// Owning process; several separated by commas. Sockets of an unknown owner never match.
-    #[arg(long, value_delimiter = ',')]
+    /// Local or remote port; up to eight, separated by commas.
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Vec<u16>,
+    /// Local port; up to eight.
+    #[arg(long, value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    pub lport: Vec<u16>,
+    /// Remote port; up to eight. A listener has none, and passes.
+    #[arg(long, value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    pub rport: Vec<u16>,
+    /// Local or remote address, such as 10.0.0.0/8 or 2001:db8::1; up to eight.
+    ///
+    /// A listener has no remote address, and passes.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = filter::parse_cidr)]
+    pub addr: Vec<Cidr>,
+    /// Listener and the connections that came in there, as `ss -ltn` shows it; up to eight.
+    ///
+    /// PORT alone, or *:PORT, is any listener at that port; with an address it is the one bound to that very
+    /// address, 0.0.0.0 and [::] included. A connection belongs to it when its local end is that address, or any
+    /// address for 0.0.0.0 (IPv4) and [::] (both), and this host did not open it. An IPv4-mapped address is the
+    /// IPv4 address.
+    #[arg(long, value_name = "[ADDR:]PORT", value_delimiter = ',', value_parser = filter::parse_listener)]
+    pub listener: Vec<Listening>,
+    /// Owning process.
+    ///
+    /// The owner of a connection is the process that called connect() or accept(); until a connection is
+    /// accepted it is its listener's, and a listener is the process's that called listen(). Of sockets older than
+    /// conntracer it is the first process that holds them. Sockets whose owner is not known are left out and
+    /// counted (records_owner_unknown); so is what has no owner, as SYNs to a port where nobody listens.
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     pub pid: Vec<u32>,
-    /// Name of the owning process, exactly as the kernel keeps it (15 bytes).
-    #[arg(long, value_delimiter = ',')]
+    /// Name of the owning process, exactly as `ps -o comm` shows it (15 bytes at most).
+    ///
+    /// The owner as for --pid, by the name it had when it became the owner.
+    #[arg(long, value_delimiter = ',', value_parser = filter::parse_comm)]
     pub comm: Vec<String>,
-    /// Control group of the owning process, as a path below /sys/fs/cgroup; its descendants match too.
+    /// Control group of the owning process, as a path below /sys/fs/cgroup; with all groups below it.
+    ///
+    /// The owner as for --pid, by the group it was in when it became the owner. A group that does not exist yet
+    /// is waited for.
     #[arg(long, value_name = "PATH")]
-    pub cgroup: Option<PathBuf>,
+    pub cgroup: Vec<PathBuf>,
+    /// Container of the owning process: the first characters of its id, or of its name in `machinectl`.
+    ///
+    /// Told by the control group, as for --cgroup: Docker, containerd, CRI-O, Podman, BuildKit, and
+    /// systemd-nspawn. One that does not exist yet is waited for.
+    #[arg(long, value_name = "ID", value_delimiter = ',', value_parser = filter::parse_container)]
+    pub container: Vec<String>,
+}
+
+/// Where something listens; `None` for any address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listening {
+    pub address: Option<IpAddr>,
+    pub port: u16,
 }
 
 /// An address and the bits of it that count.

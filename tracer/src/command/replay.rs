@@ -8,21 +8,19 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use conntracer_common::{
-    filter::Filter,
-    record::{Header, Socket, kind},
-};
+use conntracer_common::record::Header;
 use zerocopy::FromBytes;
 
 use super::{Outcome, prepare};
 use crate::{
     cli::{
         ReplayArguments,
-        filter::{OwnerFilter, Roots, kernel_filter},
+        filter::{Asked, Roots, resolve},
         settings::{self, Destination, Emits},
     },
     config::Emit,
     detect::Thresholds,
+    filter::Records,
     finding::Ktime,
     recording::{Reader, RecordingError},
     sink::{
@@ -40,9 +38,7 @@ const MAX_LINE_BYTES: u64 = 1 << 20;
 /// Feeds a recording to the pipeline as the run that made it was fed.
 pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
     let config = prepare(&typed.output.common)?;
-    let roots = Roots::default();
-    let filter = kernel_filter(&typed.filter, &roots)?;
-    let owners = OwnerFilter::resolve(&typed.filter, &roots)?;
+    let Asked { sockets, owners } = resolve(&typed.filter, &Roots::default())?;
     let emits = settings::emits(&typed.output, &config);
     let mut reader =
         Reader::new(BufReader::new(open(&typed.file)?)).with_context(|| said(&typed.file))?;
@@ -52,8 +48,9 @@ pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
     let renderer = destination.renderer(Arc::clone(&host));
     let mut sink = Sink::spawn(destination.file, renderer, WhenFull::Wait)
         .context("starting the output's thread")?;
-    let mut watch = Watch::new(config.detect, host, emits, owners);
-    let end = feed(&mut reader, &mut watch, &filter, &mut |line| {
+    let records = Records::recorded(sockets, owners);
+    let mut watch = Watch::new(config.detect, host, emits, records);
+    let end = feed(&mut reader, &mut watch, &mut |line| {
         sink.push(line);
     });
     sink.close(None).context("writing the output")?;
@@ -68,7 +65,6 @@ pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
 fn feed<R: Read>(
     reader: &mut Reader<R>,
     watch: &mut Watch,
-    filter: &Filter,
     lines: &mut dyn FnMut(Line),
 ) -> Result<(), RecordingError> {
     let mut started = false;
@@ -81,7 +77,7 @@ fn feed<R: Read>(
                         time: ktime(record),
                     });
                 }
-                if passes(filter, record) {
+                if watch.takes(record) {
                     watch.feed(record, lines);
                 }
             }
@@ -105,17 +101,6 @@ fn ktime(record: &[u8]) -> Ktime {
     Ktime(Header::read_from_prefix(record).map_or(0, |(header, _)| header.ktime_ns))
 }
 
-/// What the kernel half would have let through. Records without a socket always pass.
-fn passes(filter: &Filter, record: &[u8]) -> bool {
-    let Ok((header, rest)) = Header::read_from_prefix(record) else {
-        return true;
-    };
-    if matches!(header.kind, kind::TICK | kind::LOSS | kind::NETNS) {
-        return true;
-    }
-    Socket::read_from_prefix(rest).is_ok_and(|(socket, _)| filter.matches(&socket))
-}
-
 /// Sums up a recording or NDJSON output, whichever `path` is.
 pub(super) fn summarise(path: &Path) -> anyhow::Result<Report> {
     let mut file = open(path)?;
@@ -133,15 +118,10 @@ fn summarise_recording<R: Read>(mut reader: Reader<R>) -> anyhow::Result<Report>
     let host = Arc::new(reader.host().clone());
     let json = Json::new(Arc::clone(&host));
     let thresholds = Thresholds::default();
-    let mut watch = Watch::new(
-        thresholds,
-        host,
-        Emits::of(&[Emit::All]),
-        OwnerFilter::default(),
-    );
+    let mut watch = Watch::new(thresholds, host, Emits::of(&[Emit::All]), Records::all());
     let mut report = Report::default();
     let mut bytes = Vec::new();
-    feed(&mut reader, &mut watch, &Filter::default(), &mut |line| {
+    feed(&mut reader, &mut watch, &mut |line| {
         bytes.clear();
         json.render(&line, &mut bytes);
         report.add(&bytes);

@@ -10,10 +10,11 @@ use super::{Outcome, prepare};
 use crate::{
     cli::{
         RunArguments,
-        filter::{OwnerFilter, Roots, kernel_filter},
+        filter::{self, Asked, Roots},
         settings::{self, Destination, Emits},
     },
     config::Config,
+    filter::Records,
     finding::Ktime,
     kernel,
     kernel::Kernel,
@@ -34,7 +35,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct Prepared {
     config: Config,
     options: kernel::Options,
-    owners: OwnerFilter,
     emits: Emits,
     destination: Destination,
 }
@@ -43,15 +43,16 @@ impl Prepared {
     fn new(typed: &RunArguments) -> anyhow::Result<Self> {
         let config = prepare(&typed.output.common)?;
         let roots = Roots::default();
-        let filter = kernel_filter(&typed.filter, &roots)?;
-        let owners = OwnerFilter::resolve(&typed.filter, &roots)?;
+        let Asked { sockets, owners } = filter::resolve(&typed.filter, &roots)?;
+        filter::check_groups(&owners, &roots)?;
         let emits = settings::emits(&typed.output, &config);
         let trace = settings::trace(&typed.kernel, &config);
         let options = kernel::Options {
             btf: trace.btf,
             mode: trace.hooks,
             transport: trace.transport,
-            filter,
+            filter: sockets,
+            owners,
             emit: emits.records(),
             max_sockets: trace.max_sockets,
             verbose: typed.output.common.verbose > 0,
@@ -61,7 +62,6 @@ impl Prepared {
         Ok(Self {
             config,
             options,
-            owners,
             emits,
             destination,
         })
@@ -107,7 +107,7 @@ async fn trace(
         prepared.config.detect,
         host,
         prepared.emits,
-        prepared.owners,
+        Records::live(prepared.options.owners),
     );
     let ran = run::run(
         kernel,

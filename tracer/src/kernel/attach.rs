@@ -19,6 +19,7 @@ use super::{
     Options,
     btf::Btf,
     error::CannotTrace,
+    filter,
     ladder::{Attachment, LADDERS, Ladder, ON_DEMAND, Step, Target},
     layout::Resolved,
     live::ktime_ns,
@@ -251,7 +252,11 @@ fn load(
     };
     // `aya_log_common::Level`: 0 is below Error, 4 is Debug. What is off is pruned by the verifier.
     let log_level = if options.verbose { 4_u8 } else { 0 };
-    Ok(EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    for (map, entries) in filter::sizes(&options.owners) {
+        loader.map_max_entries(map, entries);
+    }
+    let mut ebpf = loader
         .btf(Some(aya_btf))
         .override_global("LAYOUT", resolved.layout.as_bytes(), true)
         .override_global("FACTS", resolved.facts.as_bytes(), true)
@@ -261,7 +266,9 @@ fn load(
         .map_max_entries("RARE", rare)
         .map_max_entries("BULK", bulk)
         .map_max_entries("SOCKETS", options.max_sockets)
-        .load(OBJECT)?)
+        .load(OBJECT)?;
+    filter::tell(&mut ebpf, &options.owners)?;
+    Ok(ebpf)
 }
 
 /// `TICK_NSEC`, which is the coarse clocks' resolution (kernel/time/posix-timers.c).

@@ -14,7 +14,7 @@ use aya::{
     util::online_cpus,
 };
 use conntracer_common::{
-    filter::Filter,
+    filter::{Filter, verdict},
     netns::{CPUS_AT_ONCE, NetnsId, count},
     record::{
         Failure, Header, Loss, Owner, Refusal, Sources, Syn, SynTotals, Tick, kind, netns_flag,
@@ -31,6 +31,7 @@ use super::{
     Options,
     attach::Attached,
     error::CannotTrace,
+    filter::Groups,
     host::Host,
     learn_percpu_offsets,
     maps::{self, Counters},
@@ -146,6 +147,8 @@ pub struct Kernel {
     swept_ns: u64,
     seeds: Seeds,
     unowned: Unowned,
+    /// Where the filter asks for control groups.
+    groups: Option<Groups>,
 }
 
 impl Kernel {
@@ -194,6 +197,12 @@ impl Kernel {
         } else {
             None
         };
+        let groups = if options.owners.asks_for_groups() {
+            let (verdicts, met) = (map(&mut ebpf, "GROUPS")?, map(&mut ebpf, "GROUPS_MET")?);
+            Some(Groups::new(&options.owners, verdicts, met))
+        } else {
+            None
+        };
         let missed = Missed::new(&ebpf);
         let mut kernel = Self {
             ebpf,
@@ -208,7 +217,7 @@ impl Kernel {
             failures_counted,
             places,
             processes: Processes::default(),
-            namespaces: Namespaces::new(options.filter, limits),
+            namespaces: Namespaces::new(&options.filter, limits),
             netns_counts,
             netns_look,
             cpus: cpus.unwrap_or_default(),
@@ -227,6 +236,7 @@ impl Kernel {
             swept_ns: 0,
             seeds: Seeds::default(),
             unowned: Unowned::default(),
+            groups,
         };
         kernel.make_room_for_all()?;
         kernel.compare(None).map_err(unread)?;
@@ -373,11 +383,11 @@ impl Kernel {
             self.listeners.fd().as_fd(),
             size_of::<Listener>(),
             |sk, value| {
-                let Ok(Listener { syn, .. }) = Listener::read_from_bytes(value) else {
+                let Ok(Listener { syn, asked, .. }) = Listener::read_from_bytes(value) else {
                     return;
                 };
                 // Without its birth it is still being filled in.
-                if syn.socket.born_ns == 0 {
+                if syn.socket.born_ns == 0 || asked == verdict::REFUSED {
                     return;
                 }
                 totals.insert(sk, syn.totals);
@@ -517,6 +527,7 @@ impl Kernel {
                         return;
                     };
                     if state.half_closed != 0
+                        && state.asked != verdict::REFUSED
                         && now_ns.saturating_sub(state.since_ns) >= limit_ns
                         && found.len() < MAX_HALF_CLOSED
                     {
@@ -626,6 +637,9 @@ impl Source for Kernel {
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
         let now_ns = ktime_ns();
+        if let Some(groups) = &mut self.groups {
+            groups.decide(&mut self.processes)?;
+        }
         let mut processes = std::mem::take(&mut self.processes);
         let polled = self.poll_maps(watched, half_closed_ns, now_ns, &mut |record| {
             processes.name(record, feed);

@@ -7,6 +7,7 @@ mod attach;
 mod btf;
 mod detectors;
 mod error;
+mod filter;
 pub mod host;
 mod ladder;
 mod layout;
@@ -31,6 +32,7 @@ use aya::{
 use conntracer_common::filter::Filter;
 use log::debug;
 
+pub(crate) use self::processes::OWNED;
 use self::{
     attach::Attached,
     btf::Btf,
@@ -38,6 +40,7 @@ use self::{
     plan::{HookMode, Plan, Transport},
 };
 pub use self::{error::CannotTrace, live::Kernel};
+use crate::filter::Owners;
 
 /// What to trace and how.
 #[derive(Clone, Debug)]
@@ -47,6 +50,8 @@ pub struct Options {
     pub mode: HookMode,
     pub transport: Transport,
     pub filter: Filter,
+    /// What `filter.owner` speaks of.
+    pub owners: Owners,
     /// Kinds of records asked for beyond what findings need: bits of
     /// `conntracer_common::filter::emit_bit`.
     pub emit: u32,

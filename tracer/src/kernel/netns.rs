@@ -11,7 +11,7 @@ use std::{
 
 use aya::maps::{Array, HashMap, MapData};
 use conntracer_common::{
-    filter::{Filter, named},
+    filter::{Filter, Plain},
     netns::{Counts, KernelCounts, Look, NetnsId, comparable, count, expected, kernel, residue},
     record::{Header, Netns, kind, netns_flag},
 };
@@ -105,9 +105,9 @@ struct Reading {
 
 impl Namespaces {
     /// `limits` are the bits of [`netns_flag`] that hold for this kernel.
-    pub(super) const fn new(asked: Filter, limits: u8) -> Self {
+    pub(super) const fn new(asked: &Filter, limits: u8) -> Self {
         Self {
-            asked,
+            asked: *asked,
             limits,
             known: BTreeMap::new(),
             complete: false,
@@ -168,7 +168,7 @@ impl Namespaces {
     pub(super) fn inodes(&self, kernel: &impl Kernel) -> io::Result<Option<BTreeSet<u32>>> {
         let mut inodes = BTreeSet::new();
         let whole = walk(kernel, |look| {
-            if named(&self.asked.netns, look.id.inode) {
+            if self.asked.wants_netns::<Plain>(look.id.inode) {
                 inodes.insert(look.id.inode);
             }
         })?;
@@ -176,7 +176,7 @@ impl Namespaces {
     }
 
     fn flags(&self) -> u8 {
-        let filtered = if self.asked.has_endpoint() {
+        let filtered = if self.asked.has_endpoint::<Plain>() {
             netns_flag::FILTERED
         } else {
             0
@@ -192,7 +192,7 @@ impl Namespaces {
             return Ok((found, true));
         }
         let whole = walk(kernel, |look| {
-            if named(&self.asked.netns, look.id.inode) {
+            if self.asked.wants_netns::<Plain>(look.id.inode) {
                 found.insert(look.id, look.net);
             }
         })?;
@@ -431,7 +431,7 @@ mod tests {
         for seen in [false, true, false] {
             fake.overflow(2, seen);
         }
-        let mut namespaces = Namespaces::new(Filter::default(), 0);
+        let mut namespaces = Namespaces::new(&Filter::NONE, 0);
         namespaces.begin(&fake).unwrap();
         fake.overflow(2, true);
         let records = compared(&mut namespaces, &mut fake);
@@ -445,7 +445,7 @@ mod tests {
     #[test]
     fn what_only_the_kernel_counted_is_the_residue() {
         let mut fake = Fake::of(&[1]);
-        let mut namespaces = Namespaces::new(Filter::default(), 0);
+        let mut namespaces = Namespaces::new(&Filter::NONE, 0);
         namespaces.begin(&fake).unwrap();
         for seen in [true, false, false] {
             fake.overflow(1, seen);
@@ -457,7 +457,7 @@ mod tests {
     #[test]
     fn an_event_that_the_kernel_half_is_about_to_count_is_no_residue() {
         let mut fake = Fake::of(&[1]);
-        let mut namespaces = Namespaces::new(Filter::default(), 0);
+        let mut namespaces = Namespaces::new(&Filter::NONE, 0);
         namespaces.begin(&fake).unwrap();
         fake.overflow(1, true);
         fake.in_flight.set(3);
@@ -468,7 +468,7 @@ mod tests {
     #[test]
     fn a_namespace_born_since_counts_from_zero_and_one_that_is_gone_is_forgotten() {
         let mut fake = Fake::of(&[1, 2]);
-        let mut namespaces = Namespaces::new(Filter::default(), 0);
+        let mut namespaces = Namespaces::new(&Filter::NONE, 0);
         namespaces.begin(&fake).unwrap();
         fake.lists = vec![1, 3];
         fake.overflow(3, true);
@@ -483,9 +483,10 @@ mod tests {
     #[test]
     fn only_what_is_asked_for_is_compared() {
         let mut fake = Fake::of(&[1, 2]);
-        let mut asked = Filter::default();
+        let mut asked = Filter::NONE;
         asked.netns[0] = 2;
-        let mut namespaces = Namespaces::new(asked, 0);
+        asked.used.netns = 1;
+        let mut namespaces = Namespaces::new(&asked, 0);
         namespaces.begin(&fake).unwrap();
         let records = compared(&mut namespaces, &mut fake);
         assert_eq!(
@@ -497,11 +498,10 @@ mod tests {
     #[test]
     fn under_a_filter_by_port_only_that_is_said() {
         let mut fake = Fake::of(&[1]);
-        let asked = Filter {
-            port: 80,
-            ..Filter::default()
-        };
-        let mut namespaces = Namespaces::new(asked, 0);
+        let mut asked = Filter::NONE;
+        asked.ports[0] = 80;
+        asked.used.ports = 1;
+        let mut namespaces = Namespaces::new(&asked, 0);
         namespaces.begin(&fake).unwrap();
         let records = compared(&mut namespaces, &mut fake);
         assert_eq!(records.len(), 1);
@@ -513,7 +513,7 @@ mod tests {
     fn more_namespaces_than_there_is_room_for_are_counted() {
         let inodes: Vec<u32> = (1..=u32::try_from(MAX_NAMESPACES).unwrap() + 3).collect();
         let mut fake = Fake::of(&inodes);
-        let mut namespaces = Namespaces::new(Filter::default(), 0);
+        let mut namespaces = Namespaces::new(&Filter::NONE, 0);
         namespaces.begin(&fake).unwrap();
         let records = compared(&mut namespaces, &mut fake);
         assert_eq!(records.last().unwrap().uncompared, 3);

@@ -18,7 +18,7 @@ use crate::owner::{cgroup::Cgroups, netns::Names, process};
 const MAX_TOLD: usize = 16_384;
 
 /// Kinds of records that begin with a header, a socket and its owner.
-const OWNED: [u16; 14] = [
+pub(crate) const OWNED: [u16; 14] = [
     kind::CONNECT,
     kind::ACCEPT,
     kind::STATE,
@@ -60,7 +60,7 @@ impl Default for Processes {
         let realtime = milliseconds(clock_gettime(ClockId::Realtime));
         let boottime = milliseconds(clock_gettime(ClockId::Boottime));
         Self {
-            cgroups: Cgroups::new(Path::new("/sys/fs/cgroup")),
+            cgroups: Cgroups::of_host(),
             names: Names::new(Path::new("/run/netns")),
             told: HashSet::default(),
             ticks_per_s: rustix::param::clock_ticks_per_second(),
@@ -82,6 +82,25 @@ impl Processes {
             feed(self.process(&key, ktime_ns).as_bytes());
         }
         feed(record);
+    }
+
+    /// Shows the path of each control group in `ids`, `None` of those that are gone, and names their owners
+    /// again. False when some were not looked for yet, and not shown: the hierarchy is walked once a second.
+    pub(super) fn find_groups(
+        &mut self,
+        ids: &[u64],
+        mut see: impl FnMut(u64, Option<&str>),
+    ) -> bool {
+        let looked = self.cgroups.learn_all(ids, Instant::now());
+        for id in ids {
+            if let Some(path) = self.cgroups.known(*id) {
+                self.told.retain(|key| key.cgroup_id != *id);
+                see(*id, Some(&String::from_utf8_lossy(path)));
+            } else if looked {
+                see(*id, None);
+            }
+        }
+        looked
     }
 
     fn process(&mut self, key: &Key, ktime_ns: u64) -> Process {

@@ -24,6 +24,11 @@ pub(crate) struct Cgroups {
 }
 
 impl Cgroups {
+    /// Of this host.
+    pub(crate) fn of_host() -> Self {
+        Self::new(Path::new("/sys/fs/cgroup"))
+    }
+
     /// Of the hierarchy mounted at `mount`, or of the one beside version 1's.
     pub(crate) fn new(mount: &Path) -> Self {
         let unified = mount.join("unified");
@@ -47,6 +52,25 @@ impl Cgroups {
         self.paths.get(&id).map(Vec::as_slice)
     }
 
+    /// The path of a group that was met.
+    pub(crate) fn known(&self, id: u64) -> Option<&[u8]> {
+        self.paths.get(&id).map(Vec::as_slice)
+    }
+
+    /// Looks for groups; false when it is too early to, and some are not known.
+    pub(crate) fn learn_all(&mut self, ids: &[u64], now: Instant) -> bool {
+        if ids.iter().all(|id| self.paths.contains_key(id)) {
+            return true;
+        }
+        self.walk_when_due(now)
+    }
+
+    /// Every group there is, with its path.
+    pub(crate) fn all(&mut self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.walk();
+        self.paths.iter().map(|(id, path)| (*id, path.as_slice()))
+    }
+
     fn learn(&mut self, id: u64, hint: Option<&[u8]>, now: Instant) {
         let below = hint.and_then(|path| path.strip_prefix(b"/"));
         if let (Some(path), Some(below)) = (hint, below) {
@@ -59,6 +83,10 @@ impl Cgroups {
                 return;
             }
         }
+        self.walk_when_due(now);
+    }
+
+    fn walk_when_due(&mut self, now: Instant) -> bool {
         let due = self
             .walked
             .is_none_or(|walked| now.saturating_duration_since(walked) >= WALK_INTERVAL);
@@ -66,6 +94,7 @@ impl Cgroups {
             self.walked = Some(now);
             self.walk();
         }
+        due
     }
 
     /// Groups come and go meanwhile, and are met or not.

@@ -211,6 +211,9 @@ impl Step<'_> {
     }
 
     fn take(&mut self, record: &[u8]) {
+        if !self.watch.takes(record) {
+            return;
+        }
         if let Some(recorder) = &mut self.recorder
             && self.failed.is_none()
         {

@@ -15,8 +15,9 @@ use zerocopy::IntoBytes;
 
 use super::*;
 use crate::{
-    cli::{filter::OwnerFilter, settings::Emits},
+    cli::settings::Emits,
     detect::Thresholds,
+    filter::Records,
     recording::Reader,
     sink::{Renderer, json::Json, queue::WhenFull},
     source::Watched,
@@ -127,7 +128,7 @@ fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) 
         Thresholds::default(),
         host,
         Emits::default(),
-        OwnerFilter::default(),
+        Records::all(),
     );
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

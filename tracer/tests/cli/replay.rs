@@ -68,6 +68,15 @@ fn fail_on_finding_fails_only_on_findings() {
 #[case::owner(&["--pid", "99,1234"], true)]
 #[case::other_owner(&["--pid", "1"], false)]
 #[case::other_name(&["--comm", "nginx"], false)]
+#[case::any_port(&["--port", "81", "--lport", "79,80"], false)]
+#[case::any_local_port(&["--lport", "79,80"], true)]
+#[case::listener(&["--listener", "81,10.0.0.1:80"], true)]
+#[case::mapped(&["--listener", "[::ffff:10.0.0.1]:80"], true)]
+#[case::listener_at_any_port(&["--listener", "*:80"], true)]
+#[case::other_listener(&["--listener", "0.0.0.0:80"], false)]
+#[case::any_address(&["--addr", "10.1.0.0/24,10.0.0.0/24"], true)]
+#[case::unknown_group(&["--cgroup", "/"], false)]
+#[case::unknown_container(&["--container", "c0ffee"], false)]
 fn filters_decide_what_is_found(#[case] flags: &[&str], #[case] found: bool) {
     let recording = recorded::drops();
     let output = run(&[&["replay", text(recording.path())][..], flags].concat());

@@ -1,0 +1,259 @@
+//! What a filter lets through: one of two processes, listeners, control groups, and nothing of the other.
+
+use std::{
+    ffi::CStr,
+    io::Read as _,
+    os::{fd::AsRawFd as _, unix::net::UnixStream},
+    process,
+};
+
+use anyhow::Context as _;
+use conntracer_tests::{
+    cgroup::Group,
+    family::Family,
+    forked::Forked,
+    netns::{COMM, NetNs},
+    scenario::two_servers::{CONNECTS, DROPPED, OTHER, SERVED, TwoServers},
+    socket::{Connection, connect_without_waiting, listen, tcp},
+    tracer::{Run, Tracer},
+    wait::SOON,
+};
+use serde_json::Value;
+
+use crate::support::{assert_reconciled, assert_sound, binary, is_syn_drop, lacking, trace};
+
+const EMIT: [&str; 2] = ["--emit", "connect,accept"];
+
+/// Each filter lets through what is one process's, to the last event, and counts what is the other's. What it
+/// hides is in the totals all the same.
+#[test]
+fn each_filter_lets_through_one_of_two_processes() {
+    let Some(binary) = binary() else { return };
+    let mut servers = TwoServers::new().unwrap();
+    let groups = groups(&servers);
+    let start = |filter: &[&str]| trace(&binary, &servers.netns, &[&EMIT[..], filter].concat());
+    let (own, other_name) = (process::id().to_string(), name(OTHER));
+    let Some(by_pid) = start(&["--pid", &own]) else {
+        return;
+    };
+    let Some(by_comm) = start(&["--comm", "nobody", "--comm", other_name]) else {
+        return;
+    };
+    let listener = servers.addresses()[1].to_string();
+    let Some(by_listener) = start(&["--listener", &format!("1,{listener}")]) else {
+        return;
+    };
+    let by_group = groups.as_ref().map(|[_, outer]| {
+        let filter = ["--cgroup", outer.path(), "--container", &CONTAINER[..12]];
+        start(&filter).expect("the others started")
+    });
+    let other = servers.other();
+    servers.provoke().unwrap();
+    let mut all = vec![
+        (by_pid, process::id(), true),
+        (by_comm, other, true),
+        (by_listener, other, false),
+    ];
+    all.extend(by_group.map(|tracer| (tracer, other, true)));
+    for (tracer, ..) in &mut all {
+        found(tracer);
+    }
+    servers.quiet().unwrap();
+    let counters = servers.netns.counters().unwrap();
+    for (tracer, pid, by_owner) in all {
+        let run = tracer.stop().unwrap();
+        assert_only(&run, pid, if by_owner { CONNECTS } else { 0 });
+        assert_sound(&run, &servers.netns);
+        if by_owner {
+            assert_reconciled(&run, &servers.netns, &counters);
+        }
+        // All of it was decided in the kernel.
+        for tally in ["records_filtered", "records_owner_unknown"] {
+            assert_eq!(run.stop.tallies[tally], 0, "{tally}: {run:#?}");
+        }
+        // By the address alone a connection is not even looked at, where accept() shows in what it receives.
+        let accepted = if by_owner { SERVED } else { 0 };
+        for (hook, events) in [("connect", CONNECTS), ("accept", accepted)] {
+            let account = &run.stop.hooks[hook];
+            assert!(
+                account.filtered + account.lost >= u64::try_from(events).unwrap(),
+                "{hook}: {account:?}"
+            );
+        }
+    }
+}
+
+/// A control group that comes after the tracer is as good as one that was there.
+#[test]
+fn a_control_group_is_waited_for() {
+    let Some(binary) = binary() else { return };
+    let mut servers = TwoServers::new().unwrap();
+    let path = format!("/ct-late-{}", process::id());
+    let Some(mut tracer) = trace(
+        &binary,
+        &servers.netns,
+        &[&EMIT[..], &["--cgroup", &path]].concat(),
+    ) else {
+        return;
+    };
+    let group = match Group::new(&path) {
+        Ok(group) => group,
+        Err(error) => return lacking(&format!("{path}: {error}")),
+    };
+    let other = servers.other();
+    group.take(other).unwrap();
+    servers.provoke().unwrap();
+    found(&mut tracer);
+    servers.quiet().unwrap();
+    let run = tracer.stop().unwrap();
+    assert_only(&run, other, CONNECTS);
+    assert_sound(&run, &servers.netns);
+    assert_eq!(run.stop.tallies["records_owner_unknown"], 0, "{run:#?}");
+}
+
+/// Sockets older than the tracer are filtered by the owner that is found for them.
+#[test]
+fn what_was_there_is_filtered_by_its_owner() {
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    // All of it on one thread: the forked process makes its sockets where that is, and ends with it.
+    netns
+        .run(|| {
+            let (mut told, teller) = UnixStream::pair()?;
+            let fd = teller.as_raw_fd();
+            let forked = Forked::run(c"ct-older", move || older(fd))?;
+            drop(teller);
+            told.read_exact(&mut [0])
+                .context("waiting for the other's sockets")?;
+            let address = Family::V4.loopback_listener();
+            let listener = listen(Family::V4, address, 1)?;
+            let client = tcp(Family::V4)?;
+            connect_without_waiting(&client, address)?;
+            let own = Connection::accept(&listener, client)?;
+
+            let pid = forked.pid().to_string();
+            let arguments = ["--pid", &pid, "--emit", "seed"];
+            let Some(mut tracer) = trace(&binary, &netns, &arguments) else {
+                return Ok(());
+            };
+            tracer.wait_for_events(OLDER, SOON)?;
+            let run = tracer.stop()?;
+            own.abort()?;
+
+            let seeds: Vec<&Value> = run.events().map(|(_, event)| event).collect();
+            assert_eq!(seeds.len(), OLDER, "{seeds:#?}");
+            for seed in seeds {
+                assert_eq!(seed["process.pid"], forked.pid(), "{seed:#?}");
+                assert_eq!(seed["network.local.address"], "::1", "{seed:#?}");
+            }
+            // As many of this process: whose they are is found by the walk, and then it is for user space to
+            // leave them out.
+            let left_out = run.stop.tallies["records_filtered"];
+            assert_eq!(left_out, OLDER as u64, "{run:#?}");
+            assert_sound(&run, &netns);
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// Sockets of [`older`]: a listener and both ends of a connection.
+const OLDER: usize = 3;
+
+/// Makes them, says so, and waits to be killed; by system calls alone.
+fn older(tell: libc::c_int) -> u8 {
+    let address = libc::sockaddr_in6 {
+        sin6_family: libc::AF_INET6 as libc::sa_family_t,
+        sin6_port: 8080_u16.to_be(),
+        sin6_flowinfo: 0,
+        sin6_addr: libc::in6_addr {
+            s6_addr: std::net::Ipv6Addr::LOCALHOST.octets(),
+        },
+        sin6_scope_id: 0,
+    };
+    let length = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or_default();
+    // SAFETY: an address that lives as long as the calls.
+    unsafe {
+        let [listener, client] =
+            [(); 2].map(|()| libc::socket(libc::AF_INET6, libc::SOCK_STREAM, 0));
+        let made = libc::bind(listener, (&raw const address).cast(), length) == 0
+            && libc::listen(listener, 1) == 0
+            && libc::connect(client, (&raw const address).cast(), length) == 0
+            && libc::accept(listener, std::ptr::null_mut(), std::ptr::null_mut()) >= 0
+            && libc::write(tell, [1_u8].as_ptr().cast(), 1) == 1;
+        if made {
+            libc::pause();
+        }
+    }
+    1
+}
+
+/// The id of a container that is none, but for the name of its group.
+const CONTAINER: &str = "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00";
+
+/// A control group as Docker names them, which holds the second process, and the one it is in; `None` where
+/// no group can be made. Removed in this order.
+fn groups(servers: &TwoServers) -> Option<[Group; 2]> {
+    let outer = format!("/ct-filter-{}", process::id());
+    let inner = format!("{outer}/docker-{CONTAINER}.scope");
+    let made = Group::new(&outer).and_then(|outer| Ok([Group::new(&inner)?, outer]));
+    match made {
+        Ok(groups) => {
+            groups[0].take(servers.other()).unwrap();
+            Some(groups)
+        }
+        Err(error) => {
+            lacking(&format!("{outer}: {error}"));
+            None
+        }
+    }
+}
+
+/// Waits until the drops of the listener that is shown are all told.
+fn found(tracer: &mut Tracer) {
+    tracer
+        .wait_for("dropped SYNs", SOON, |finding| {
+            is_syn_drop(finding) && finding.count >= DROPPED
+        })
+        .unwrap();
+}
+
+fn name(comm: &CStr) -> &str {
+    comm.to_str().expect("a name of ASCII")
+}
+
+/// What was shown is all of one process's, findings included, and nobody else's.
+#[track_caller]
+fn assert_only(run: &Run, pid: u32, connects: usize) {
+    let name = if pid == process::id() {
+        COMM
+    } else {
+        name(OTHER)
+    };
+    for finding in run.findings() {
+        let owner = finding.owner.as_ref().expect("it is known");
+        assert_eq!(
+            (owner.pid, owner.comm.as_str()),
+            (pid, name),
+            "{finding:#?}"
+        );
+    }
+    assert_eq!(run.last_of(is_syn_drop).len(), 1, "{run:#?}");
+    let mut seen = [("connect", 0), ("accept", 0)];
+    for (kind, event) in run.events() {
+        assert_eq!(event["process.pid"], pid, "{event:#?}");
+        for (of, count) in &mut seen {
+            *count += usize::from(kind == *of);
+        }
+    }
+    let lost: u64 = ["connect", "accept"]
+        .iter()
+        .map(|hook| run.stop.hooks[*hook].lost)
+        .sum();
+    for ((kind, seen), expected) in seen.into_iter().zip([connects, SERVED]) {
+        let missing = expected.checked_sub(seen);
+        assert!(
+            missing.is_some_and(|missing| missing as u64 <= lost),
+            "{seen} of {expected} {kind}, {lost} lost: {run:#?}"
+        );
+    }
+}
