@@ -13,6 +13,7 @@ mod failure;
 mod listener;
 mod loss_probe;
 mod netns;
+mod pass;
 mod percpu;
 mod probe;
 mod refusal;

@@ -5,12 +5,13 @@ use conntracer_common::{
     filter::named,
     record::{Owner, Socket, owner_source, role, socket_flag},
     socket::SocketState,
+    tcp::IPPROTO_MPTCP,
 };
 
 use crate::{
     maps::{EMPTY_SOCKET, LISTENERS, Outcome, SOCKETS, global},
     probes::listener,
-    sock::{self, Anywhere, Reach},
+    sock::{self, Anywhere, Reach, field},
 };
 
 /// Whether a socket is asked for.
@@ -35,6 +36,24 @@ fn is_wanted<R: Reach>(sk: u64) -> bool {
     } else {
         !filters() || named(&global!(FILTER.netns), sock::netns_of::<R>(sk))
     }
+}
+
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
+
+/// The socket behind an open file; 0 when it is none.
+#[inline(always)]
+pub(crate) fn behind(file: u64) -> u64 {
+    let inode = field!(file, file_inode: u64);
+    if field!(inode, inode_mode: u16) & S_IFMT != S_IFSOCK {
+        return 0;
+    }
+    let sk = field!(field!(file, file_private: u64), socket_sk: u64);
+    // What the process holds is the MPTCP socket; what the hooks see is TCP's below it.
+    if field!(sk, sk_protocol: u16) == IPPROTO_MPTCP {
+        return field!(sk, mptcp_first: u64);
+    }
+    sk
 }
 
 /// Starts a connection's life: `Filtered` when nobody asks for it, `Lost` when the map is full.
