@@ -837,7 +837,7 @@ pub struct Holders {
     pub socket: Socket,
     /// The socket's owner first, the others by their pids; those beyond `count` are zero.
     pub owners: [Owner; MAX_HOLDERS],
-    /// Processes in all; 0 when no process holds it any more.
+    /// Processes in all.
     pub count: u32,
     pub pad: u32,
 }

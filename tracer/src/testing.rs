@@ -542,6 +542,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::SEED, size_of::<record::Seed>()),
         (kind::SEEDED, size_of::<record::Seeded>()),
         (kind::PROCESS, size_of::<record::Process>()),
+        (kind::HOLDERS, size_of::<record::Holders>()),
     ];
     let kinds = prop::sample::select(sizes.to_vec());
     (
@@ -557,7 +558,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
             // Most owners and outcomes valid, so that more than decode is reached.
             let owner_source_at = size_of::<Header>() + size_of::<Socket>() + 32;
             if let Some(byte) = bytes.get_mut(owner_source_at) {
-                *byte = source % 6;
+                *byte = source % 7;
             }
             if kind == kind::SYN {
                 bytes[std::mem::offset_of!(record::Syn, outcome)] = source % 11;

@@ -125,7 +125,14 @@ pub(crate) extern "C" fn seed_owners(ctx: *const FileContext) -> i32 {
     // SAFETY: live map values of plain data.
     if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
         let entry = unsafe { &mut *entry };
-        hold(sk, entry.born_ns, &mut entry.held, &mut entry.owner, task, meta);
+        hold(
+            sk,
+            entry.born_ns,
+            &mut entry.held,
+            &mut entry.owner,
+            task,
+            meta,
+        );
     } else if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
         let Listener { syn, held, .. } = unsafe { &mut *entry };
         hold(sk, syn.socket.born_ns, held, &mut syn.owner, task, meta);
@@ -171,7 +178,11 @@ fn hold(sk: u64, born_ns: u64, held: &mut Held, owner: &mut Owner, task: u64, me
     if written == 0 {
         held.pid = pid;
         held.holders += 1;
-        owner.holders = if held.holders < u8::MAX as u32 { held.holders as u8 } else { u8::MAX };
+        owner.holders = if held.holders < u8::MAX as u32 {
+            held.holders as u8
+        } else {
+            u8::MAX
+        };
     }
 }
 

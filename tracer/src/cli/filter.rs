@@ -190,7 +190,11 @@ impl OwnerFilter {
     #[must_use]
     pub fn passes_finding(&self, finding: &Finding) -> bool {
         match (&finding.owner, &finding.subject) {
-            (Some(owner), _) => self.passes(owner.pid, &owner.comm, Some(owner.cgroup_id)),
+            (Some(owner), _) => finding
+                .owners
+                .iter()
+                .chain([owner])
+                .any(|owner| self.passes(owner.pid, &owner.comm, Some(owner.cgroup_id))),
             (None, Subject::Process { pid, comm, .. }) => self.passes(*pid, comm, None),
             (None, _) => self.asks_nothing(),
         }

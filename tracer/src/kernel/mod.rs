@@ -7,6 +7,7 @@ mod attach;
 mod btf;
 mod detectors;
 mod error;
+mod holders;
 pub mod host;
 mod ladder;
 mod layout;

@@ -106,6 +106,9 @@ impl Text {
         writeln!(text, "  #{}", finding.id)?;
 
         paragraph(text, "", &finding.summary)?;
+        if let Some(sharers) = sharers(finding) {
+            paragraph(text, "", &sharers)?;
+        }
         writeln!(
             text,
             "  since {}, last {}",
@@ -142,6 +145,9 @@ impl Text {
         text.push_str(&self.detail(event.time, &event.body));
         if let Some(owner) = event.body.owner() {
             write!(text, "  {}[{}]", Escaped(&owner.comm.to_text()), owner.pid)?;
+            if let Some(others) = owner.holders.filter(|holders| *holders > 1) {
+                write!(text, " and {} more", others - 1)?;
+            }
         }
         writeln!(text)
     }
@@ -153,7 +159,8 @@ impl Text {
             | Body::Tick
             | Body::Netns(_)
             | Body::Seeded(_)
-            | Body::Process(_) => String::new(),
+            | Body::Process(_)
+            | Body::Holders(_) => String::new(),
             Body::State(state) => {
                 format!("  {:?} → {:?}{}", state.old, state.new, errno(state.errno))
             }
@@ -569,6 +576,27 @@ impl fmt::Display for OwnerText<'_> {
             None => Ok(()),
         }
     }
+}
+
+/// "shared by nginx[12], nginx[13] and 3 more"; nothing of a socket that one process holds.
+fn sharers(finding: &Finding) -> Option<String> {
+    let mut names = finding
+        .owners
+        .iter()
+        .map(|Owner { comm, pid, .. }| format!("{}[{pid}]", Escaped(comm)));
+    let mut text = format!("shared by {}", names.next()?);
+    let mut names = names.peekable();
+    let told = u32::try_from(finding.owners.len()).unwrap_or(u32::MAX);
+    let more = finding.holders.unwrap_or(told).saturating_sub(told);
+    while let Some(name) = names.next() {
+        let last = names.peek().is_none() && more == 0;
+        text.push_str(if last { " and " } else { ", " });
+        text.push_str(&name);
+    }
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    Some(text)
 }
 
 struct Ends<'a>(&'a event::Socket);

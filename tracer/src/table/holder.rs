@@ -1,0 +1,143 @@
+//! Who holds the sockets that findings are about, and what was last said of those findings: one that turns out
+//! to be somebody else's, or shared, is said again.
+
+use std::net::SocketAddr;
+
+use crate::{
+    event::{self, Role},
+    finding::{Finding, Ktime, Owner, Status, Subject},
+    source::SocketId,
+    table::{Bounded, process::Processes},
+};
+
+/// Sockets whose holders are kept: those of many more findings than are ever open. 2 MB when full.
+const MAX_SOCKETS: usize = 4_096;
+/// Open findings that are said again; of more, the next update tells.
+const MAX_SAID: usize = 1_024;
+
+/// A listener: several of one address (`SO_REUSEPORT`) are told apart by their owners.
+type ListenerKey = (u32, SocketAddr, u32);
+
+/// The table.
+#[derive(Debug)]
+pub struct Holders {
+    connections: Bounded<SocketId, event::Holders>,
+    listeners: Bounded<ListenerKey, event::Holders>,
+    said: Bounded<u64, Finding>,
+}
+
+impl Default for Holders {
+    fn default() -> Self {
+        Self {
+            connections: Bounded::new(MAX_SOCKETS),
+            listeners: Bounded::new(MAX_SOCKETS),
+            said: Bounded::new(MAX_SAID),
+        }
+    }
+}
+
+impl Holders {
+    /// Sockets and findings that had to make room.
+    #[must_use]
+    pub const fn evicted(&self) -> u64 {
+        self.connections.evicted() + self.listeners.evicted() + self.said.evicted()
+    }
+
+    /// Learns what a search found, and says again what it changes.
+    pub fn apply(
+        &mut self,
+        holders: &event::Holders,
+        now: Ktime,
+        processes: &Processes,
+        out: &mut dyn FnMut(&Finding),
+    ) {
+        let socket = &holders.socket;
+        let owner_pid = holders.owners().next().map_or(0, |owner| owner.pid);
+        if socket.role == Role::Listener {
+            let key = (socket.netns, socket.local, owner_pid);
+            self.listeners.insert(key, *holders);
+        } else {
+            self.connections.insert(socket.id, *holders);
+        }
+        let about: Vec<Finding> = self
+            .said
+            .iter()
+            .map(|(_, finding)| finding)
+            .filter(|finding| self.of(finding).is_some_and(|held| held == holders))
+            .cloned()
+            .collect();
+        for mut finding in about {
+            let before = told(&finding);
+            self.share(&mut finding);
+            if told(&finding) != before {
+                finding.status = Status::Update;
+                finding.at = now;
+                processes.name(&mut finding);
+                self.said.insert(finding.id, finding.clone());
+                out(&finding);
+            }
+        }
+    }
+
+    /// Completes a finding's owner by those who hold its socket with it, or instead of it.
+    pub fn share(&self, finding: &mut Finding) {
+        let Some(held) = self.of(finding) else { return };
+        let known = |owner: &Owner| {
+            held.owners()
+                .any(|holder| (holder.pid, holder.started_ms) == (owner.pid, owner.started_ms))
+        };
+        if let Some(owner) = &finding.owner {
+            // The descriptor was passed on since the search.
+            if owner.source == "passed" && !known(owner) {
+                return;
+            }
+        }
+        if !finding.owner.as_ref().is_some_and(known) {
+            finding.owner = held.owners().next().map(|owner| (*owner).into());
+        }
+        finding.holders = Some(held.count);
+        finding.owners = if held.count > 1 {
+            held.owners().map(|owner| (*owner).into()).collect()
+        } else {
+            Vec::new()
+        };
+    }
+
+    /// Remembers what was said, as long as the finding is open.
+    pub fn said(&mut self, finding: &Finding) {
+        if finding.status == Status::Resolved {
+            self.said.remove(&finding.id);
+        } else {
+            self.said.insert(finding.id, finding.clone());
+        }
+    }
+
+    /// Who holds the socket that a finding is about, where it is about one.
+    fn of(&self, finding: &Finding) -> Option<&event::Holders> {
+        match &finding.subject {
+            Subject::Connection { id, born, .. } => self.connections.get(&SocketId {
+                sk: *id,
+                born: *born,
+            }),
+            Subject::Listener { netns, local } => {
+                let pid = finding.owner.as_ref()?.pid;
+                self.listeners.get(&(*netns, *local, pid))
+            }
+            Subject::Remote { .. }
+            | Subject::Peer { .. }
+            | Subject::Prefix { .. }
+            | Subject::Process { .. }
+            | Subject::Netns { .. }
+            | Subject::Host => None,
+        }
+    }
+}
+
+/// What a finding says of whose it is.
+fn told(finding: &Finding) -> (Option<u32>, Vec<u32>, Option<u32>) {
+    (
+        finding.owner.as_ref().map(|owner| owner.pid),
+        finding.owners.iter().map(|owner| owner.pid).collect(),
+        finding.holders.filter(|holders| *holders > 1),
+    )
+}
