@@ -6,6 +6,7 @@
 //! `tests/kernel`, and for the demo to show.
 
 pub mod bpf;
+pub mod cgroup;
 pub mod counters;
 pub mod family;
 pub mod forked;

@@ -263,8 +263,7 @@ pub(crate) fn fill_current(owner: &mut Owner, source: u8) {
 /// The process running now.
 #[inline(always)]
 pub(crate) fn current_pid() -> u32 {
-    // SAFETY: a helper without preconditions.
-    (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
+    (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
 /// Where a `struct sockaddr` points: address and port.

@@ -12,6 +12,7 @@ mod emit;
 mod half_open;
 mod handshake;
 mod healthy;
+mod holder;
 mod lifecycle;
 mod listener;
 mod listeners;

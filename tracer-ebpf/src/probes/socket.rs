@@ -122,6 +122,8 @@ pub(crate) fn inherit(listener: u64, child_born_ns: u64, owner: &mut Owner) {
             || entry.syn.socket.flags & socket_flag::OLDER != 0)
     {
         *owner = entry.syn.owner;
+        // Of the listener: nobody looked for the connection's.
+        owner.holders = 0;
         if owner.source != owner_source::UNKNOWN {
             owner.source = owner_source::LISTENER;
         }
