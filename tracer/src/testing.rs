@@ -332,6 +332,26 @@ impl Run {
         self.record(&record);
     }
 
+    /// What a search found: the pids of those who hold `socket`, of `count` in all.
+    pub(crate) fn holders(&mut self, socket: Socket, pids: &[u32], count: u32) {
+        let mut owners = [Owner::default(); record::MAX_HOLDERS];
+        for (place, pid) in owners.iter_mut().zip(pids) {
+            *place = Owner {
+                pid: *pid,
+                source: owner_source::SEEDED,
+                ..owner()
+            };
+        }
+        let record = record::Holders {
+            header: self.header::<record::Holders>(kind::HOLDERS),
+            socket,
+            owners,
+            count,
+            pad: 0,
+        };
+        self.record(&record);
+    }
+
     pub(crate) fn probe(&mut self, socket: Socket, change: impl FnOnce(&mut record::Probe)) {
         let mut record = record::Probe {
             header: self.header::<record::Probe>(kind::PROBE),

@@ -18,6 +18,7 @@ mod netns;
 mod places;
 pub mod plan;
 mod processes;
+mod progress;
 mod ring;
 mod seed;
 

@@ -14,6 +14,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     thread,
+    time::Instant,
 };
 
 use aya::{
@@ -27,7 +28,10 @@ use conntracer_common::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::plan::{HookPlan, Refusal, Rung};
+use super::{
+    plan::{HookPlan, Refusal, Rung},
+    progress::Progress,
+};
 
 /// The iterators and what they walk.
 const ITERATORS: [(&str, &str); 3] = [
@@ -130,7 +134,13 @@ impl Seeds {
         let mut summary = Seeded::default();
         let mut missing = asked.cloned().unwrap_or_default();
         let mut refused = None;
-        for (inode, namespace) in &namespaces {
+        let mut progress = Progress::on_stderr();
+        for (at, (inode, namespace)) in namespaces.iter().enumerate() {
+            let of = namespaces.len();
+            progress.show(
+                Instant::now(),
+                format_args!("taking in the sockets of {at} of {of} network namespaces"),
+            );
             match enter(ebpf, namespace) {
                 Ok((walk, list)) => {
                     read(&walk, &mut [0; 512], &mut |_| ())?;
@@ -144,7 +154,12 @@ impl Seeds {
                 }
             }
         }
+        progress.show(
+            Instant::now(),
+            format_args!("looking for the owners of sockets"),
+        );
         find_owners(ebpf, &mut |_| ())?;
+        drop(progress);
         summary.not_entered = u32::try_from(missing.len()).unwrap_or(u32::MAX);
         summary.took_ns = super::live::ktime_ns().saturating_sub(began_ns);
         if !missing.is_empty() {

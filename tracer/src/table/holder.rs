@@ -141,3 +141,77 @@ fn told(finding: &Finding) -> (Option<u32>, Vec<u32>, Option<u32>) {
         finding.holders.filter(|holders| *holders > 1),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        detect::Thresholds,
+        testing::{self, Run},
+    };
+
+    const LOCAL: &str = "10.0.0.1:80";
+    const REMOTE: &str = "10.0.0.2:4000";
+
+    /// A silent peer of the process that accepted the connection.
+    fn silent() -> Run {
+        let mut run = Run::new();
+        for timeouts in 1..=3 {
+            run.pass(Duration::from_millis(400));
+            run.retransmit(testing::socket(LOCAL, REMOTE), |retransmit| {
+                retransmit.tcp.retransmits = timeouts;
+            });
+        }
+        assert_eq!(told(run.only()), (Some(testing::owner().pid), vec![], None));
+        run
+    }
+
+    #[test]
+    fn a_shared_connection_is_said_again_with_its_owners() {
+        let acceptor = testing::owner().pid;
+        let mut run = silent();
+        run.holders(testing::socket(LOCAL, REMOTE), &[acceptor, 7], 12);
+        let shared = (Some(acceptor), vec![acceptor, 7], Some(12));
+        assert_eq!(told(run.only()), shared);
+        assert_eq!(run.only().owner.as_ref().unwrap().source, "accept");
+        run.holders(testing::socket(LOCAL, REMOTE), &[acceptor, 7], 12);
+        assert_eq!(run.statuses(), [Status::Open, Status::Update], "no news");
+        run.pass(Duration::from_secs(2));
+        run.retransmit(testing::socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.tcp.retransmits = 4;
+        });
+        assert_eq!(told(run.only()), shared, "as long as nobody looks again");
+        run.assert_replays(Thresholds::default());
+    }
+
+    #[test]
+    fn a_connection_that_its_acceptor_holds_no_longer_is_its_holders() {
+        let mut run = silent();
+        run.holders(testing::socket(LOCAL, REMOTE), &[7], 1);
+        assert_eq!(told(run.only()), (Some(7), vec![], None));
+        assert_eq!(run.only().owner.as_ref().unwrap().source, "seeded");
+        assert_eq!(run.only().holders, Some(1));
+        // Passed on since: whoever received it is the last to be known of.
+        run.pass(Duration::from_secs(2));
+        run.retransmit(testing::socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.tcp.retransmits = 4;
+            retransmit.owner.pid = 9;
+            retransmit.owner.source = conntracer_common::record::owner_source::PASSED;
+        });
+        assert_eq!(told(run.only()).0, Some(9));
+        assert_eq!(run.only().holders, None);
+        run.assert_replays(Thresholds::default());
+    }
+
+    #[test]
+    fn a_resolved_finding_is_not_said_again() {
+        let mut run = silent();
+        run.closed(testing::socket(LOCAL, REMOTE), |state| state.error = 110);
+        let said = run.findings.len();
+        assert_eq!(run.only().status, Status::Resolved);
+        run.holders(testing::socket(LOCAL, REMOTE), &[7], 1);
+        assert_eq!(run.findings.len(), said);
+    }
+}
