@@ -22,6 +22,7 @@ use conntracer_tests::{
     scenario::{accept_queue::AcceptQueueFull, dead_peer::DeadPeer},
     socket::{Connection, Waiting, abort_on_close, connect_without_waiting, deafen, listen, tcp},
     tracer::Run,
+    uring::Uring,
     wait::{EVENTUALLY, SOON},
 };
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -338,6 +339,52 @@ fn threads_that_accept_are_their_process() {
 
 /// Accepts whose event may be skipped: see `assert_sound`.
 const SKIPPED: usize = 2;
+
+/// What io_uring accepts is the process's that asked for it: a thread of its own does it, or before Linux 5.12 one
+/// of the kernel's, which owns nothing.
+#[test]
+fn what_io_uring_accepts_is_nobody_elses() {
+    let Some(binary) = binary() else { return };
+    let ring = match Uring::new() {
+        Ok(ring) => ring,
+        Err(error) => return lacking(&format!("io_uring_setup: {error}")),
+    };
+    let netns = NetNs::new().unwrap();
+    let address = Family::V4.loopback_listener();
+    let listener = netns.run(|| listen(Family::V4, address, 1)).unwrap();
+    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "accept,state"]) else {
+        return;
+    };
+    let client = netns
+        .run(|| {
+            let client = tcp(Family::V4)?;
+            connect_without_waiting(&client, address)?;
+            (&client).write_all(b"x")?;
+            Ok(client)
+        })
+        .unwrap();
+    let mut accepted = ring.accept(&listener).unwrap();
+    accepted.read_exact(&mut [0; 1]).unwrap();
+    drop((client, accepted));
+    tracer
+        .wait_for_event("the end of what was accepted", SOON, "state", |event| {
+            event["role"] == "passive" && event["new_state"] == "closed"
+        })
+        .unwrap();
+    let run = tracer.stop().unwrap();
+
+    let accepts = pids(&run, |kind| kind == "accept");
+    assert!(!accepts.is_empty(), "{run:#?}");
+    let own = Some(std::process::id());
+    for (_, event) in run.events() {
+        let pid = event["process.pid"].as_u64();
+        assert!(
+            pid.is_none() || pid == own.map(u64::from),
+            "{event}: {run:#?}"
+        );
+    }
+    assert_sound(&run, &netns);
+}
 
 /// A process in a control group and a network namespace such as a container has: both name its findings.
 #[test]
