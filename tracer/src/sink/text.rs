@@ -668,3 +668,34 @@ impl Paint {
         self.sequence("\x1b[0m")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rstest::rstest;
+
+    use super::*;
+    use crate::testing::{Run, socket};
+
+    #[rstest]
+    #[case::one(&[1234], 1, None)]
+    #[case::two(&[1234, 2], 2, Some("shared by server[1234] and server[2]"))]
+    #[case::three(&[1234, 2, 3], 3, Some("shared by server[1234], server[2] and server[3]"))]
+    #[case::many(&[1234, 2], 5, Some("shared by server[1234], server[2] and 3 more"))]
+    fn sharers_are_listed_as_people_do(
+        #[case] pids: &[u32],
+        #[case] count: u32,
+        #[case] said: Option<&str>,
+    ) {
+        let mut run = Run::new();
+        for timeouts in 1..=3 {
+            run.pass(Duration::from_millis(400));
+            run.retransmit(socket("10.0.0.1:80", "10.0.0.2:4000"), |retransmit| {
+                retransmit.tcp.retransmits = timeouts;
+            });
+        }
+        run.holders(socket("10.0.0.1:80", "10.0.0.2:4000"), pids, count);
+        assert_eq!(sharers(run.only()).as_deref(), said);
+    }
+}
