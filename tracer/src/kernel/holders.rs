@@ -44,7 +44,8 @@ type Identity = (u32, u32);
 /// Which sockets' holders are to be searched for.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
-    asked: HashMap<SocketId, Socket, RandomState>,
+    /// As their records have them, with their owners.
+    asked: HashMap<SocketId, (Socket, Identity), RandomState>,
     /// The owner of each that was searched for, as the search left it.
     told: HashMap<SocketId, Identity, RandomState>,
     told_ns: u64,
@@ -57,9 +58,9 @@ impl Asked {
         let Some((socket, owner)) = troubled(record) else {
             return;
         };
-        let id = id(socket.sk, socket.born_ns);
-        if self.asked.len() < MAX_ASKED && self.told.get(&id) != Some(&identity(&owner)) {
-            self.asked.insert(id, socket);
+        let (id, owner) = (id(socket.sk, socket.born_ns), identity(&owner));
+        if self.asked.len() < MAX_ASKED && self.told.get(&id) != Some(&owner) {
+            self.asked.insert(id, (socket, owner));
         }
     }
 
@@ -76,9 +77,10 @@ impl Asked {
             self.told_ns = now_ns;
         }
         let mut records = Vec::new();
-        for (id, socket) in std::mem::take(&mut self.asked) {
+        for (id, (socket, owner)) in std::mem::take(&mut self.asked) {
             let Some(held) = found.sockets.get(&id) else {
-                // Closed, and not gone yet: whose it was is known.
+                // Not accepted yet, or closed and not gone yet: whose it is or was is known.
+                self.told.insert(id, owner);
                 continue;
             };
             let mut owners = [Owner::default(); MAX_HOLDERS];
@@ -260,7 +262,10 @@ mod tests {
             [(vec![3, 2, 4], 3)]
         );
         assert_eq!(told(&mut Asked::default(), &many), [(expected, 21)]);
-        assert_eq!(told(&mut Asked::default(), &[]), []);
+        let mut asked = Asked::default();
+        assert_eq!(told(&mut asked, &[]), []);
+        asked.meet(retransmit(3).as_bytes());
+        assert!(!asked.is_due(u64::MAX), "nobody holds it");
     }
 
     #[test]
