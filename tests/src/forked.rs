@@ -1,6 +1,6 @@
-//! A process of its own that shares this one's descriptors, for what belongs to somebody else.
+//! A process of its own that shares some of this one's descriptors, for what belongs to somebody else.
 
-use std::ffi::CStr;
+use std::{ffi::CStr, os::fd::RawFd};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -13,11 +13,14 @@ pub struct Forked {
 }
 
 impl Forked {
-    /// Calls `act` in a copy of this process that is called `name`, and ends the copy with what it returns.
+    /// Calls `act` in a copy of this process that is called `name` and keeps `kept` of its descriptors, and
+    /// ends the copy with what it returns.
     ///
     /// The copy has one thread of this process's many: `act` may make system calls, and must not allocate or
     /// lock.
-    pub fn run(name: &CStr, act: impl FnOnce() -> u8) -> Result<Self> {
+    pub fn run(name: &CStr, kept: &[RawFd], act: impl FnOnce() -> u8) -> Result<Self> {
+        let mut kept: Vec<RawFd> = kept.to_vec();
+        kept.sort_unstable();
         // SAFETY: the child makes system calls only, by the contract of `act`, until it ends.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
@@ -26,6 +29,7 @@ impl Forked {
             unsafe {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 libc::prctl(libc::PR_SET_NAME, name.as_ptr());
+                close_others(&kept);
                 libc::_exit(act().into());
             }
         }
@@ -50,6 +54,27 @@ impl Forked {
             "the child ended with {status:?}"
         );
         Ok(())
+    }
+}
+
+/// Waits to be killed: for an `act` that is over.
+pub fn pause() -> u8 {
+    loop {
+        // SAFETY: no arguments.
+        unsafe { libc::pause() };
+    }
+}
+
+/// Closes every descriptor above standard error but those: another test's socket is not to be held by a process
+/// of this one's.
+fn close_others(sorted: &[RawFd]) {
+    let mut first = libc::STDERR_FILENO + 1;
+    for kept in sorted.iter().copied().chain([RawFd::MAX]) {
+        if kept > first {
+            // SAFETY: numbers; what is not open is passed over. Linux 5.9.
+            unsafe { libc::syscall(libc::SYS_close_range, first, kept - 1, 0) };
+        }
+        first = first.max(kept.saturating_add(1));
     }
 }
 

@@ -19,5 +19,6 @@ pub mod proc_net;
 pub mod scenario;
 pub mod socket;
 pub mod tracer;
+pub mod uring;
 pub mod wait;
 pub mod xdp;

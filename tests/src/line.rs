@@ -131,6 +131,8 @@ pub struct Finding {
     pub because: Option<String>,
     pub subject: Subject,
     pub owner: Option<Owner>,
+    pub owners: Vec<Owner>,
+    pub holders: Option<u32>,
     pub since: String,
     pub last: String,
     pub count: u64,

@@ -7,7 +7,7 @@
 use std::{
     io::{ErrorKind, Read, Write},
     mem::MaybeUninit,
-    net::SocketAddr,
+    net::{Shutdown, SocketAddr},
     os::fd::AsRawFd,
     time::Duration,
 };
@@ -277,6 +277,17 @@ impl Connection {
     pub fn abort(self) -> Result<()> {
         abort_on_close(&self.accepted)?;
         abort_on_close(&self.connected)
+    }
+}
+
+/// A server that waits in accept(): it is let go, whatever becomes of the test.
+#[derive(Debug)]
+pub struct Waiting<'a>(pub &'a Socket);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // What waits is told that it waits for nothing; nobody is left to be told when that fails.
+        let _gone = self.0.shutdown(Shutdown::Both);
     }
 }
 

@@ -34,6 +34,7 @@ pub mod kind {
     pub const NETNS: u16 = 15;
     pub const SEED: u16 = 16;
     pub const PROCESS: u16 = 17;
+    pub const HOLDERS: u16 = 18;
     pub const FAILURE: u16 = 21;
     pub const ENDING: u16 = 22;
     pub const SEEDED: u16 = 24;
@@ -46,6 +47,8 @@ pub mod owner_source {
     pub const ACCEPT: u8 = 2;
     pub const LISTENER: u8 = 3;
     pub const SEEDED: u8 = 4;
+    /// Its descriptor was passed to the owner.
+    pub const PASSED: u8 = 5;
 }
 
 /// Which side opened a connection.
@@ -93,7 +96,10 @@ pub struct Owner {
     pub uid: u32,
     /// One of [`owner_source`].
     pub source: u8,
-    pub pad: [u8; 3],
+    /// Processes that hold the socket, this one among them, as a search found; 0 when none was made since
+    /// it became this one's, 255 for more.
+    pub holders: u8,
+    pub pad: [u8; 2],
     /// When the process started: the low 32 bits of `start_boottime` in milliseconds. With the pid it is
     /// an identity, for pids are reused. 0 when not known.
     pub started_ms: u32,
@@ -817,6 +823,25 @@ pub struct Process {
     pub netns_name: [u8; NETNS_NAME_BYTES],
 }
 
+/// Owners in a [`Holders`]: as many as a person reads. Of more, the number is told.
+pub const MAX_HOLDERS: usize = 8;
+
+/// Who holds a socket that is in trouble, as a search through the open files of all processes found, made by
+/// the user half.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Holders {
+    pub header: Header,
+    pub socket: Socket,
+    /// The socket's owner first, the others by their pids; those beyond `count` are zero.
+    pub owners: [Owner; MAX_HOLDERS],
+    /// Processes in all.
+    pub count: u32,
+    pub pad: u32,
+}
+
 /// The largest record. What is larger than half the 512-byte BPF stack is emitted from its map.
 pub const MAX_RECORD: usize = 448;
 
@@ -840,6 +865,7 @@ const _: () = {
     assert!(size_of::<Netns>() == 424);
     assert!(size_of::<Seed>() == 240);
     assert!(size_of::<Seeded>() == 40);
+    assert!(size_of::<Holders>() == 408);
     assert!(size_of::<Sources>() == 424);
     assert!(size_of::<Syn>() <= MAX_RECORD && size_of::<Sources>() <= MAX_RECORD);
     assert!(size_of::<Process>() <= MAX_RECORD);

@@ -51,6 +51,32 @@ pub struct Held {
     pub parent: u32,
 }
 
+/// One process that holds a socket, as the walk over all open files writes it for the user half.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Holder {
+    pub sk: u64,
+    pub born_ns: u64,
+    pub owner: Owner,
+    /// Whom the kernel half has for its owner: pid and start, as in [`Owner`].
+    pub owner_pid: u32,
+    pub owner_started_ms: u32,
+}
+
+/// The process that a socket falls to which its owner no longer holds, written by the user half.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Heir {
+    pub owner: Owner,
+    /// Whose it was when that was found out: a hook may have learned better since.
+    pub before_pid: u32,
+    pub pad: u32,
+}
+
 /// One listener: its cumulative record, and bookkeeping that never leaves the kernel. The key is the
 /// address of its `struct sock`.
 #[derive(

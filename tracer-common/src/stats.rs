@@ -30,7 +30,9 @@ pub mod hook {
     pub const FAILURE: u32 = 17;
     /// Sockets met by the walk at start.
     pub const SEED: u32 = 18;
-    pub const COUNT: u32 = 19;
+    /// Descriptors of sockets that a process received from another.
+    pub const PASS: u32 = 19;
+    pub const COUNT: u32 = 20;
 }
 
 /// Names of the hooks, in the order of [`hook`].
@@ -54,6 +56,7 @@ pub const HOOKS: [&str; hook::COUNT as usize] = [
     "loss_probe",
     "failure",
     "seed",
+    "pass",
 ];
 
 /// What happened to the events of one hook on one CPU.

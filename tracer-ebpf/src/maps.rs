@@ -13,7 +13,7 @@ use conntracer_common::{
     netns::{Counts, Look, NetnsId},
     options::Options,
     record::{Drop, Ending, Seed, Sources},
-    socket::{FAILED_KEY_BYTES, Failed, Listener, REFUSED_KEY_BYTES, Refused, SocketState},
+    socket::{FAILED_KEY_BYTES, Failed, Heir, Listener, REFUSED_KEY_BYTES, Refused, SocketState},
     stats::{HookCounters, hook},
 };
 
@@ -84,6 +84,10 @@ pub(crate) static EMPTY_SOCKET: Array<SocketState> = Array::with_max_entries(1, 
 /// Where `seed_list` makes its records.
 #[map]
 pub(crate) static SEEDING: Array<Seed> = Array::with_max_entries(1, 0);
+
+/// The process that `heir` makes a socket's owner, and whom it follows.
+#[map]
+pub(crate) static HEIR: Array<Heir> = Array::with_max_entries(1, 0);
 
 /// Listeners by the address of their `struct sock`. A plain hash: an LRU would forget listeners under
 /// pressure, and with them the attribution of every drop.

@@ -257,6 +257,13 @@ pub(crate) fn fill_current(owner: &mut Owner, source: u8) {
     // Arithmetic, not a branch: the verifier would walk all that follows once for either way.
     let is_kernel = (field!(task, task_flags: u32) >> PF_KTHREAD_BIT) as u8 & 1;
     owner.source = source & is_kernel.wrapping_sub(1);
+    owner.holders = 0;
+}
+
+/// The process running now.
+#[inline(always)]
+pub(crate) fn current_pid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
 /// Where a `struct sockaddr` points: address and port.
@@ -284,6 +291,7 @@ pub(crate) fn fill_task(owner: &mut Owner, task: u64, source: u8) {
     field_into!(task, task_tgid, &mut owner.pid);
     owner.uid = field!(field!(task, task_cred: u64), cred_uid: u32);
     owner.source = source;
+    owner.holders = 0;
 }
 
 /// What a packet says of itself, as its receiver sees it.

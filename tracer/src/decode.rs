@@ -22,9 +22,9 @@ use zerocopy::FromBytes;
 
 use crate::{
     event::{
-        Body, Comm, Device, Drop, Ending, Event, Failure, Loss, Netns, Opened, Owner, OwnerSource,
-        Path, Place, Probe, Process, Refusal, Reset, Retransmit, RetransmitType, Role, Seed,
-        Seeded, Snapshot, Socket, Sources, State, Syn, SynAck, Tcp,
+        Body, Comm, Device, Drop, Ending, Event, Failure, Holders, Loss, Netns, Opened, Owner,
+        OwnerSource, Path, Place, Probe, Process, Refusal, Reset, Retransmit, RetransmitType, Role,
+        Seed, Seeded, Snapshot, Socket, Sources, State, Syn, SynAck, Tcp,
     },
     finding::Ktime,
     source::SocketId,
@@ -95,6 +95,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::SEED => Body::Seed(seed(&read(bytes, &header)?)?),
         kind::SEEDED => Body::Seeded(seeded(&read(bytes, &header)?)),
         kind::PROCESS => Body::Process(process(&read(bytes, &header)?)),
+        kind::HOLDERS => Body::Holders(holders(&read(bytes, &header)?)?),
         kind => return Err(DecodeError::Kind { kind }),
     };
     Ok(Event {
@@ -157,6 +158,7 @@ fn owner(raw: &record::Owner) -> Result<Option<Owner>, DecodeError> {
         owner_source::ACCEPT => OwnerSource::Accept,
         owner_source::LISTENER => OwnerSource::Listener,
         owner_source::SEEDED => OwnerSource::Seeded,
+        owner_source::PASSED => OwnerSource::Passed,
         value => {
             return Err(DecodeError::Value {
                 field: "owner source",
@@ -171,6 +173,7 @@ fn owner(raw: &record::Owner) -> Result<Option<Owner>, DecodeError> {
         uid: raw.uid,
         started_ms: raw.started_ms,
         source,
+        holders: (raw.holders != 0).then_some(raw.holders),
     }))
 }
 
@@ -473,6 +476,14 @@ const fn netns(raw: &record::Netns) -> Netns {
         uncompared: raw.uncompared,
         homeless: raw.homeless,
     }
+}
+
+fn holders(raw: &record::Holders) -> Result<Holders, DecodeError> {
+    let mut first = [None; record::MAX_HOLDERS];
+    for (place, raw) in first.iter_mut().zip(&raw.owners) {
+        *place = owner(raw)?;
+    }
+    Ok(Holders::new(socket(&raw.socket), first, raw.count))
 }
 
 const fn process(raw: &record::Process) -> Process {

@@ -88,7 +88,7 @@ pub struct Owner {
     pub comm: String,
     pub uid: u32,
     pub cgroup_id: u64,
-    /// `connect`, `accept`, `listener`, `seeded`.
+    /// `connect`, `accept`, `listener`, `seeded`, `passed`.
     pub source: Cow<'static, str>,
     /// With the pid an identity; only its names are told.
     #[serde(skip)]
@@ -213,6 +213,10 @@ pub struct Finding {
     pub because: Option<Cow<'static, str>>,
     pub subject: Subject,
     pub owner: Option<Owner>,
+    /// Of a socket that several processes hold: the first of them, the owner among them.
+    pub owners: Vec<Owner>,
+    /// Processes that hold the socket; `None` where nobody looked, or it is about more than one socket.
+    pub holders: Option<u32>,
     /// First and last event behind it, and when this status was reached.
     pub since: Ktime,
     pub last: Ktime,

@@ -28,6 +28,7 @@ use crate::{
     source::Watched,
     table::{
         connection::Connections,
+        holder::Holders,
         listener::{ListenerKey, Listeners, Summary},
         process::Processes,
         seed::Seeds,
@@ -69,6 +70,7 @@ pub struct Tallies {
     pub failures_evicted: u64,
     pub drops_evicted: u64,
     pub names_evicted: u64,
+    pub holders_evicted: u64,
     /// Connections that should be watched and are not, at the last poll.
     pub unwatched: u64,
     /// Namespaces not compared with the kernel's counters, those forgotten after they were, and counts
@@ -88,6 +90,7 @@ pub struct Pipeline {
     connections: Connections,
     listeners: Listeners,
     processes: Processes,
+    holders: Holders,
     syn_drop: SynDrop,
     refusal: Refusal,
     handshake: Handshake,
@@ -116,6 +119,7 @@ impl Pipeline {
             connections: Connections::new(limits.connections),
             listeners: Listeners::new(limits.listeners),
             processes: Processes::default(),
+            holders: Holders::default(),
             syn_drop: SynDrop::new(),
             refusal: Refusal::new(limits.refusals, limits.listeners),
             handshake: Handshake::new(limits.listeners),
@@ -166,7 +170,13 @@ impl Pipeline {
             self.processes.apply(process);
         }
         out(Output::Event(&event));
-        let processes = &self.processes;
+        if let Body::Holders(holders) = &event.body {
+            self.holders
+                .apply(holders, self.now, &self.processes, &mut |finding| {
+                    out(Output::Finding(finding));
+                });
+        }
+        let (processes, holders) = (&self.processes, &mut self.holders);
         let mut cx = Context {
             now: self.now,
             host: &self.host,
@@ -176,7 +186,9 @@ impl Pipeline {
             last_id: &mut self.last_id,
             out: &mut |finding| {
                 let mut finding = finding.clone();
+                holders.share(&mut finding);
                 processes.name(&mut finding);
+                holders.said(&finding);
                 out(Output::Finding(&finding));
             },
         };
@@ -233,7 +245,8 @@ impl Pipeline {
             | Body::Probe(_)
             | Body::Loss(_)
             | Body::Netns(_)
-            | Body::Process(_) => {}
+            | Body::Process(_)
+            | Body::Holders(_) => {}
             Body::Seed(body) => self.seeds.found(body),
             Body::Seeded(body) => self.seeds.over(body),
         }
@@ -241,7 +254,7 @@ impl Pipeline {
 
     /// The end of input: the last figures of every finding that is still open.
     pub fn finish(&mut self, out: &mut dyn FnMut(Output<'_>)) {
-        let processes = &self.processes;
+        let (processes, holders) = (&self.processes, &mut self.holders);
         let mut cx = Context {
             now: self.now,
             host: &self.host,
@@ -251,7 +264,9 @@ impl Pipeline {
             last_id: &mut self.last_id,
             out: &mut |finding| {
                 let mut finding = finding.clone();
+                holders.share(&mut finding);
                 processes.name(&mut finding);
+                holders.said(&finding);
                 out(Output::Finding(&finding));
             },
         };
@@ -338,6 +353,7 @@ impl Pipeline {
             failures_evicted: self.connect_failure.evicted(),
             drops_evicted: self.connection_drop.evicted(),
             names_evicted: self.processes.evicted(),
+            holders_evicted: self.holders.evicted(),
             unwatched: self.unwatched,
             netns_uncompared,
             netns_evicted: self.reconciler.evicted(),

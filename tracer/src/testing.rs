@@ -332,6 +332,26 @@ impl Run {
         self.record(&record);
     }
 
+    /// What a search found: the pids of those who hold `socket`, of `count` in all.
+    pub(crate) fn holders(&mut self, socket: Socket, pids: &[u32], count: u32) {
+        let mut owners = [Owner::default(); record::MAX_HOLDERS];
+        for (place, pid) in owners.iter_mut().zip(pids) {
+            *place = Owner {
+                pid: *pid,
+                source: owner_source::SEEDED,
+                ..owner()
+            };
+        }
+        let record = record::Holders {
+            header: self.header::<record::Holders>(kind::HOLDERS),
+            socket,
+            owners,
+            count,
+            pad: 0,
+        };
+        self.record(&record);
+    }
+
     pub(crate) fn probe(&mut self, socket: Socket, change: impl FnOnce(&mut record::Probe)) {
         let mut record = record::Probe {
             header: self.header::<record::Probe>(kind::PROBE),
@@ -542,6 +562,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::SEED, size_of::<record::Seed>()),
         (kind::SEEDED, size_of::<record::Seeded>()),
         (kind::PROCESS, size_of::<record::Process>()),
+        (kind::HOLDERS, size_of::<record::Holders>()),
     ];
     let kinds = prop::sample::select(sizes.to_vec());
     (
@@ -557,7 +578,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
             // Most owners and outcomes valid, so that more than decode is reached.
             let owner_source_at = size_of::<Header>() + size_of::<Socket>() + 32;
             if let Some(byte) = bytes.get_mut(owner_source_at) {
-                *byte = source % 6;
+                *byte = source % 7;
             }
             if kind == kind::SYN {
                 bytes[std::mem::offset_of!(record::Syn, outcome)] = source % 11;

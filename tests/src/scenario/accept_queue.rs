@@ -1,7 +1,9 @@
 //! A server that stops accepting: its accept queue fills, and the kernel refuses SYNs
 //! ([`AcceptQueueFull`]) or third ACKs ([`AckOverflow`]).
 
-use anyhow::Result;
+use std::os::fd::{AsRawFd as _, RawFd};
+
+use anyhow::{Context as _, Result};
 use socket2::Socket;
 
 use crate::{
@@ -47,6 +49,11 @@ impl AcceptQueueFull {
     pub fn open(&mut self) -> Result<()> {
         let socket = self.netns.run(|| tcp(self.family))?;
         self.open_with(socket)
+    }
+
+    /// The descriptor of the listener, for those who are to inherit it.
+    pub fn listener(&self) -> Result<RawFd> {
+        Ok(self.listener.as_ref().context("not listening")?.as_raw_fd())
     }
 
     fn open_with(&mut self, socket: Socket) -> Result<()> {

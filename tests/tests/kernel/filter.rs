@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use conntracer_tests::{
-    cgroup::Group,
+    cgroup::Cgroup,
     family::Family,
     forked::Forked,
     netns::{COMM, NetNs},
@@ -96,9 +96,9 @@ fn a_control_group_is_waited_for() {
     ) else {
         return;
     };
-    let group = match Group::new(&path) {
+    let group = match Cgroup::new(&path) {
         Ok(group) => group,
-        Err(error) => return lacking(&format!("{path}: {error}")),
+        Err(error) => return lacking(&format!("{error:#}")),
     };
     let other = servers.other();
     group.take(other).unwrap();
@@ -192,17 +192,17 @@ const CONTAINER: &str = "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee0
 
 /// A control group as Docker names them, which holds the second process, and the one it is in; `None` where
 /// no group can be made. Removed in this order.
-fn groups(servers: &TwoServers) -> Option<[Group; 2]> {
+fn groups(servers: &TwoServers) -> Option<[Cgroup; 2]> {
     let outer = format!("/ct-filter-{}", process::id());
     let inner = format!("{outer}/docker-{CONTAINER}.scope");
-    let made = Group::new(&outer).and_then(|outer| Ok([Group::new(&inner)?, outer]));
+    let made = Cgroup::new(&outer).and_then(|outer| Ok([Cgroup::new(&inner)?, outer]));
     match made {
         Ok(groups) => {
             groups[0].take(servers.other()).unwrap();
             Some(groups)
         }
         Err(error) => {
-            lacking(&format!("{outer}: {error}"));
+            lacking(&format!("{error:#}"));
             None
         }
     }

@@ -1,7 +1,9 @@
 //! How conntracer starts and ends: what it refuses and how, and that it leaves nothing behind.
 
 use std::{
+    fs,
     io::{BufRead, BufReader},
+    net::SocketAddr,
     os::unix::process::CommandExt,
     process::Command,
     time::Duration,
@@ -9,13 +11,15 @@ use std::{
 
 use conntracer_tests::{
     bpf::{self, Objects},
+    family::Family,
     netns::NetNs,
-    tracer::{CANNOT_TRACE, Process},
+    socket::{connect_without_waiting, tcp},
+    tracer::{CANNOT_TRACE, NotStarted, Process, Tracer},
     wait::{self, SOON},
 };
 use rustix::process::Signal;
 
-use crate::support::{binary, trace};
+use crate::support::{binary, skip, trace};
 
 /// `nobody`.
 const UNPRIVILEGED: u32 = 65534;
@@ -62,6 +66,60 @@ fn sigint_and_sigterm_end_with_totals() {
     }
 }
 
+/// A network namespace that is made while conntracer runs is watched, and is not kept when nobody else does.
+#[test]
+fn namespaces_come_and_go_while_it_runs() {
+    let Some(binary) = binary() else { return };
+    let mut command = binary.command();
+    // Every namespace, and nothing of them but one port.
+    let port = ITS_OWN_PORT.to_string();
+    command.args(["run", "--hooks", binary.hooks(), "--port", &port]);
+    let mut tracer = match Tracer::of(&mut command) {
+        Ok(tracer) => tracer,
+        Err(NotStarted::CannotTrace(reason)) => return skip(&reason),
+        Err(NotStarted::Failed(error)) => panic!("{error:?}"),
+    };
+    let fds = format!("/proc/{}/fd", tracer.pid().as_raw_nonzero());
+    let before = fs::read_dir(&fds).unwrap().count();
+    // Kept until the end: the number of one that is gone is given again.
+    let namespaces = [(); 2].map(|()| {
+        let netns = NetNs::new().unwrap();
+        netns
+            .run(|| {
+                let nobody = SocketAddr::from(([127, 0, 0, 1], ITS_OWN_PORT));
+                let _refused = connect_without_waiting(&tcp(Family::V4)?, nobody);
+                Ok(())
+            })
+            .unwrap();
+        tracer
+            .wait_for("a refused connect in it", SOON, |finding| {
+                finding.subject.netns() == Some(netns.inode())
+            })
+            .unwrap();
+        netns
+    });
+    wait::until("no more descriptors than before", SOON, || {
+        Ok((fs::read_dir(&fds)?.count() <= before).then_some(()))
+    })
+    .unwrap();
+    let run = tracer.stop().unwrap();
+    for netns in namespaces {
+        let of_it = run.last_of(|finding| finding.subject.netns() == Some(netns.inode()));
+        let [finding] = of_it.as_slice() else {
+            panic!("one refused connect: {of_it:#?}");
+        };
+        assert_eq!((finding.cause.as_str(), finding.count), ("refused", 1));
+        let owner = finding
+            .owner
+            .as_ref()
+            .expect("this process called connect()");
+        assert_eq!(owner.pid, std::process::id(), "{finding:#?}");
+    }
+}
+
+/// A port that no other test uses.
+const ITS_OWN_PORT: u16 = 4243;
+
 #[test]
 fn duration_ends_by_itself() {
     let Some(binary) = binary() else { return };
@@ -87,7 +145,7 @@ fn a_reader_that_leaves_is_no_error() {
         .unwrap();
     let (status, stderr) = process.wait(ENDING).unwrap();
     if status.code() == Some(CANNOT_TRACE) {
-        crate::support::skip(&stderr);
+        skip(&stderr);
         return;
     }
     assert!(status.success(), "{status}: {stderr}");

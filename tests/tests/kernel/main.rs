@@ -13,6 +13,7 @@ mod filter;
 mod half_open;
 mod handshake;
 mod healthy;
+mod holder;
 mod lifecycle;
 mod listener;
 mod listeners;

@@ -1,22 +1,35 @@
 //! Whose a socket is: never the process that happened to run when the kernel worked for it.
 
-use std::{hint, io::Write as _, os::fd::AsRawFd};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hint,
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::net::UnixDatagram,
+    },
+    thread,
+};
 
 use conntracer_tests::{
+    cgroup::Cgroup,
     family::Family,
-    forked::Forked,
+    forked::{self, Forked},
     line::{Finding, Status},
     link::Pair,
     netns::{COMM, NetNs},
     scenario::{accept_queue::AcceptQueueFull, dead_peer::DeadPeer},
-    socket::{Connection, connect_without_waiting, deafen, listen, tcp},
+    socket::{Connection, Waiting, abort_on_close, connect_without_waiting, deafen, listen, tcp},
     tracer::Run,
+    uring::Uring,
     wait::{EVENTUALLY, SOON},
 };
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::Value;
+use socket2::{SockAddr, Socket};
 
-use crate::support::{assert_sound, binary, is_syn_drop, trace};
+use crate::support::{assert_sound, binary, is_syn_drop, lacking, trace};
 
 /// Every kind of event that tells of a socket.
 const ALL: &str = "connect,accept,state,retransmit,syn,reset,drop,refusal,connection,failure,probe";
@@ -29,7 +42,7 @@ fn a_busy_process_on_the_same_cpu_owns_nothing() {
     let mut first = CpuSet::new();
     first.set(0);
     sched_setaffinity(None, &first).expect("this host has a CPU 0");
-    let busy = Forked::run(c"ct-busy", || {
+    let busy = Forked::run(c"ct-busy", &[], || {
         loop {
             hint::spin_loop();
         }
@@ -146,8 +159,8 @@ fn a_socket_is_its_process_after_that_has_ended() {
     let client = pair.client.run(|| tcp(Family::V4)).unwrap();
     client.set_nonblocking(false).unwrap();
     let fd = client.as_raw_fd();
-    let raw = socket2::SockAddr::from(address);
-    let forked = Forked::run(c"ct-gone", || {
+    let raw = SockAddr::from(address);
+    let forked = Forked::run(c"ct-gone", &[fd], || {
         // SAFETY: a socket and an address that live as long as the calls.
         let connected = unsafe { libc::connect(fd, raw.as_ptr().cast(), raw.len()) };
         u8::from(connected != 0)
@@ -173,6 +186,251 @@ fn a_socket_is_its_process_after_that_has_ended() {
         "{run:#?}"
     );
     assert_sound(&run, &pair.client);
+}
+
+/// Two processes that reset their connections and take each other's port at once: one address and one kernel
+/// socket after another, and every event is of the process whose connection it was.
+#[test]
+fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
+    const ROUNDS: usize = 10;
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    let Some(tracer) = trace(&binary, &netns, &["--emit", ALL]) else {
+        return;
+    };
+    let address = Family::V4.loopback_listener();
+    let listener = netns
+        .run(|| listen(Family::V4, address, 2 * ROUNDS as i32))
+        .unwrap();
+    // A socket is of the namespace that it was made in: those of all rounds are made beforehand.
+    let sockets: Vec<Vec<Socket>> = [(); 2]
+        .map(|()| {
+            let made = netns.run(|| (0..ROUNDS).map(|_| resettable()).collect());
+            made.unwrap()
+        })
+        .into();
+    let ends = [UnixDatagram::pair().unwrap(), UnixDatagram::pair().unwrap()];
+    let (first, second) = (&ends[0], &ends[1]);
+    let turns = [
+        (first.0.as_raw_fd(), second.1.as_raw_fd()),
+        (second.0.as_raw_fd(), first.1.as_raw_fd()),
+    ];
+    let remote = SockAddr::from(address);
+    let local = SockAddr::from(SocketAddr::from(([127, 0, 0, 1], TAKEN_PORT)));
+    let processes: Vec<Forked> = sockets
+        .iter()
+        .zip(turns)
+        .map(|(sockets, (mine, other))| {
+            let fds: Vec<RawFd> = sockets.iter().map(|socket| socket.as_raw_fd()).collect();
+            let kept: Vec<RawFd> = fds.iter().copied().chain([mine, other]).collect();
+            Forked::run(c"ct-taker", &kept, || {
+                u8::from(!fds.iter().all(|fd| take(*fd, &local, &remote, mine, other)))
+            })
+            .unwrap()
+        })
+        .collect();
+    drop(sockets);
+    let pids: Vec<u32> = processes.iter().map(Forked::pid).collect();
+    first.1.send(b"x").unwrap();
+    for process in processes {
+        process.wait().unwrap();
+    }
+    drop(listener);
+    let run = tracer.stop().unwrap();
+
+    let mut lives: BTreeMap<u64, BTreeSet<Option<u64>>> = BTreeMap::new();
+    for (_, event) in run.events() {
+        if event["network.local.port"] == TAKEN_PORT
+            && let Some(born) = event["born_ktime_ns"].as_u64().filter(|born| *born != 0)
+        {
+            let pid = event["process.pid"].as_u64();
+            lives.entry(born).or_default().insert(pid);
+        }
+    }
+    let lost: u64 = run.stop.hooks.values().map(|account| account.lost).sum();
+    assert!(lives.len() as u64 + lost >= 2 * ROUNDS as u64, "{run:#?}");
+    if lost == 0 {
+        for (turn, owners) in lives.values().enumerate() {
+            let expected = Some(u64::from(pids[turn % 2]));
+            assert_eq!(owners, &BTreeSet::from([expected]), "turn {turn}: {run:#?}");
+        }
+    }
+    assert!(lives.values().all(|owners| owners.len() == 1), "{lives:#?}");
+    assert_sound(&run, &netns);
+}
+
+/// The port that both take.
+const TAKEN_PORT: u16 = 4242;
+
+/// A socket that is reset when it is closed, whoever had its port before.
+fn resettable() -> anyhow::Result<Socket> {
+    let socket = tcp(Family::V4)?;
+    socket.set_nonblocking(false)?;
+    socket.set_reuse_address(true)?;
+    abort_on_close(&socket)?;
+    Ok(socket)
+}
+
+/// Waits for its turn, connects, resets and gives the turn to the other; by system calls alone.
+fn take(fd: RawFd, local: &SockAddr, remote: &SockAddr, mine: RawFd, other: RawFd) -> bool {
+    let mut byte = [0_u8; 1];
+    // SAFETY: system calls with descriptors, addresses and a buffer that live.
+    unsafe {
+        libc::read(mine, byte.as_mut_ptr().cast(), 1) == 1
+            && libc::bind(fd, local.as_ptr().cast(), local.len()) == 0
+            && libc::connect(fd, remote.as_ptr().cast(), remote.len()) == 0
+            && libc::close(fd) == 0
+            && libc::write(other, byte.as_ptr().cast(), 1) == 1
+    }
+}
+
+/// Many threads that wait in accept() are one process.
+#[test]
+fn threads_that_accept_are_their_process() {
+    const THREADS: usize = 25;
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    let address = Family::V4.loopback_listener();
+    let listener = netns
+        .run(|| listen(Family::V4, address, THREADS as i32))
+        .unwrap();
+    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "accept"]) else {
+        return;
+    };
+    thread::scope(|scope| {
+        let waiting = Waiting(&listener);
+        for number in 0..THREADS {
+            let serve = || -> std::io::Result<()> {
+                let (mut accepted, _) = listener.accept()?;
+                // Whose it is shows at its first receive on the tracepoint rung.
+                accepted.read_exact(&mut [0; 1])
+            };
+            thread::Builder::new()
+                .name(format!("ct-thread-{number}"))
+                .spawn_scoped(scope, serve)
+                .unwrap();
+        }
+        let clients: anyhow::Result<Vec<Socket>> = netns.run(|| {
+            (0..THREADS)
+                .map(|_| {
+                    let mut client = tcp(Family::V4)?;
+                    client.set_nonblocking(false)?;
+                    client.connect(&address.into())?;
+                    client.write_all(b"x")?;
+                    Ok(client)
+                })
+                .collect()
+        });
+        let _clients = clients.unwrap();
+        tracer.wait_for_events(THREADS - SKIPPED, SOON).unwrap();
+        drop(waiting);
+    });
+    let run = tracer.stop().unwrap();
+
+    let accepts: Vec<_> = run.events().collect();
+    let lost = usize::try_from(run.stop.hooks["accept"].lost).unwrap();
+    assert!(accepts.len() + lost >= THREADS, "{run:#?}");
+    for (_, event) in accepts {
+        assert_eq!(event["process.pid"], std::process::id(), "{event}");
+        assert_eq!(event["process.command"], COMM, "{event}");
+    }
+    assert_sound(&run, &netns);
+}
+
+/// Accepts whose event may be skipped: see `assert_sound`.
+const SKIPPED: usize = 2;
+
+/// What io_uring accepts is the process's that asked for it: a thread of its own does it, or before Linux 5.12 one
+/// of the kernel's, which owns nothing.
+#[test]
+fn what_io_uring_accepts_is_nobody_elses() {
+    let Some(binary) = binary() else { return };
+    let ring = match Uring::new() {
+        Ok(ring) => ring,
+        Err(error) => return lacking(&format!("io_uring_setup: {error}")),
+    };
+    let netns = NetNs::new().unwrap();
+    let address = Family::V4.loopback_listener();
+    let listener = netns.run(|| listen(Family::V4, address, 1)).unwrap();
+    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "accept,state"]) else {
+        return;
+    };
+    let client = netns
+        .run(|| {
+            let client = tcp(Family::V4)?;
+            connect_without_waiting(&client, address)?;
+            (&client).write_all(b"x")?;
+            Ok(client)
+        })
+        .unwrap();
+    let mut accepted = ring.accept(&listener).unwrap();
+    accepted.read_exact(&mut [0; 1]).unwrap();
+    drop((client, accepted));
+    tracer
+        .wait_for_event("the end of what was accepted", SOON, "state", |event| {
+            event["role"] == "passive" && event["new_state"] == "closed"
+        })
+        .unwrap();
+    let run = tracer.stop().unwrap();
+
+    let accepts = pids(&run, |kind| kind == "accept");
+    assert!(!accepts.is_empty(), "{run:#?}");
+    let own = Some(std::process::id());
+    for (_, event) in run.events() {
+        let pid = event["process.pid"].as_u64();
+        assert!(
+            pid.is_none() || pid == own.map(u64::from),
+            "{event}: {run:#?}"
+        );
+    }
+    assert_sound(&run, &netns);
+}
+
+/// A process in a control group and a network namespace such as a container has: both name its findings.
+#[test]
+fn a_process_of_a_container_is_named_by_it() {
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    let id = format!("{:064x}", std::process::id());
+    let cgroup = match Cgroup::new(&format!("docker-{id}.scope")) {
+        Ok(cgroup) => cgroup,
+        Err(error) => return lacking(&format!("{error:#}")),
+    };
+    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "failure"]) else {
+        return;
+    };
+    let client = netns.run(|| tcp(Family::V4)).unwrap();
+    client.set_nonblocking(false).unwrap();
+    let fd = client.as_raw_fd();
+    let nobody = SockAddr::from(Family::V4.loopback_listener());
+    let contained = Forked::run(c"ct-contained", &[fd], || {
+        // SAFETY: a socket and an address that live as long as the call.
+        if !cgroup.enter()
+            || unsafe { libc::connect(fd, nobody.as_ptr().cast(), nobody.len()) } == 0
+        {
+            return 1;
+        }
+        forked::pause()
+    })
+    .unwrap();
+    let finding = tracer
+        .wait_for("a refused connect", SOON, is("connect_failure"))
+        .unwrap();
+    let run = tracer.stop().unwrap();
+    let pid = contained.pid();
+    drop(contained);
+
+    let owner = finding.owner.as_ref().expect("it called connect()");
+    assert_eq!((owner.pid, owner.comm.as_str()), (pid, "ct-contained"));
+    assert_eq!(owner.cgroup_id, cgroup.id().unwrap(), "{owner:#?}");
+    let container = owner.container.as_ref().expect("its control group tells");
+    assert_eq!((container.runtime.as_str(), &container.id), ("docker", &id));
+    assert_eq!(owner.unit, Some(format!("docker-{id}.scope")));
+    assert_eq!(owner.cgroup, Some(format!("/docker-{id}.scope")));
+    // Told at once, and again by the poll.
+    let failures = pids(&run, |kind| kind == "failure");
+    assert_eq!(failures, vec![Some(pid); failures.len()], "{run:#?}");
+    assert_sound(&run, &netns);
 }
 
 fn is(kind: &str) -> impl Fn(&Finding) -> bool {

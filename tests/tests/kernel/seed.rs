@@ -3,17 +3,19 @@
 use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
-    net::{IpAddr, Shutdown, SocketAddr},
+    net::{IpAddr, SocketAddr},
+    os::fd::AsRawFd as _,
     time::Duration,
 };
 
 use conntracer_tests::{
     family::{Family, SERVER_PORT},
+    forked::{self, Forked},
     line::Finding,
     netns::NetNs,
     proc_net::{self, Socket},
     scenario::old::{CLOSE_WAITS, Old},
-    socket::{self, connect_without_waiting, listen, tcp},
+    socket::{self, Waiting, connect_without_waiting, listen, tcp},
     tracer::Run,
     wait::{EVENTUALLY, SOON},
 };
@@ -207,16 +209,6 @@ fn accept_that_waited_before_the_start_has_its_owner(#[case] family: Family) {
     assert_sound(&run, &netns);
 }
 
-/// A server that waits in accept(): it is let go, whatever becomes of the test.
-struct Waiting<'a>(&'a socket2::Socket);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        // What waits is told that it waits for nothing; nobody is left to be told when that fails.
-        let _gone = self.0.shutdown(Shutdown::Both);
-    }
-}
-
 /// Connects, says one byte, and is gone.
 fn client(family: Family, address: SocketAddr) -> anyhow::Result<()> {
     let mut client = tcp(family)?;
@@ -243,13 +235,12 @@ fn what_several_processes_hold_is_said_to_be_shared() {
             Ok((listener, mptcp, client))
         })
         .unwrap();
-    let mut sharer = Sharer::of(&client);
+    let sharer = Forked::run(c"ct-sharer", &[client.as_raw_fd()], forked::pause).unwrap();
     let Some(tracer) = trace(&binary, &netns, &["--emit", "seed"]) else {
         return;
     };
     let run = tracer.stop().unwrap();
-    sharer.end();
-    drop((listener, client));
+    drop((sharer, listener, client));
 
     let mut ends = 0;
     for (_, event) in run.events() {
@@ -266,49 +257,4 @@ fn what_several_processes_hold_is_said_to_be_shared() {
     let listeners = run.stop.tallies["seed_listeners"];
     assert_eq!(listeners, 1 + u64::from(mptcp.is_some()), "{run:#?}");
     assert_sound(&run, &netns);
-}
-
-/// A process that holds one descriptor and does nothing.
-struct Sharer(libc::pid_t);
-
-impl Sharer {
-    fn of(socket: &socket2::Socket) -> Self {
-        use std::os::fd::AsRawFd as _;
-        let kept = libc::c_uint::try_from(socket.as_raw_fd()).expect("a descriptor is positive");
-        // SAFETY: the child makes system calls only, all of them async-signal-safe. Every descriptor but
-        // one goes: another test's connection must not be held open by it.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            // SAFETY: as above; the arguments are numbers.
-            unsafe {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                if kept > 0 {
-                    libc::syscall(libc::SYS_close_range, 0, kept - 1, 0);
-                }
-                libc::syscall(libc::SYS_close_range, kept + 1, libc::c_uint::MAX, 0);
-                loop {
-                    libc::pause();
-                }
-            }
-        }
-        assert!(pid > 0, "fork: {}", std::io::Error::last_os_error());
-        Self(pid)
-    }
-
-    fn end(&mut self) {
-        let pid = std::mem::take(&mut self.0);
-        if pid > 0 {
-            // SAFETY: a child of ours that nobody else waits for.
-            unsafe {
-                libc::kill(pid, libc::SIGKILL);
-                libc::waitpid(pid, std::ptr::null_mut(), 0);
-            }
-        }
-    }
-}
-
-impl Drop for Sharer {
-    fn drop(&mut self) {
-        self.end();
-    }
 }

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use conntracer_common::{
     filter::verdict,
-    record::{Accept, kind, owner_source, role, syn_outcome},
+    record::{Accept, Owner, kind, owner_source, role, syn_outcome},
     stats::hook,
 };
 
@@ -45,25 +45,42 @@ fn returned(ctx: &FExitContext, child: u64, listener: u64) -> i32 {
     account(hook::ACCEPT, accepted(ctx, child, listener))
 }
 
-/// Runs at every receive of every connection: one look-up, and nothing more once the owner is known.
+/// Runs at every receive of every connection: one look-up, and nothing more while its owner receives. Another
+/// process that does was passed the descriptor, or inherited it.
 ///
 /// Most receives are a process's, which has locked the socket. Those of the kernel itself (`tcp_read_sock` by
 /// TLS or sockmap, as data arrives) run in whatever task was interrupted, and never with that lock.
 #[btf_tracepoint(function = "tcp_rcv_space_adjust")]
 pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
-    // SAFETY: plain data.
-    match unsafe { SOCKETS.get(sk) } {
-        Some(entry)
-            if entry.role == role::PASSIVE
-                && entry.owner.source != owner_source::ACCEPT
-                && field!(sk, sk_owned: u32) != 0 =>
-        {
+    let Some(entry) = SOCKETS.get_ptr_mut(sk) else {
+        return 0;
+    };
+    // SAFETY: a live map value of plain data.
+    let entry = unsafe { &mut *entry };
+    let is_owner = entry.owner.pid == sock::current_pid();
+    let source = entry.owner.source;
+    let begins = match source {
+        owner_source::UNKNOWN => true,
+        owner_source::SEEDED => is_owner && entry.older != 0,
+        _ => false,
+    };
+    if entry.role == role::PASSIVE && begins {
+        if field!(sk, sk_owned: u32) != 0 {
             // A first receive is no accept(): the listener's last one stays unknown on this rung.
-            account(hook::ACCEPT, accepted(&ctx, sk, 0))
+            return account(hook::ACCEPT, accepted(&ctx, sk, 0));
         }
-        _ => 0,
+    } else if !is_owner && source != owner_source::UNKNOWN && field!(sk, sk_owned: u32) != 0 {
+        let mut user = Owner::default();
+        sock::fill_current(&mut user, owner_source::PASSED);
+        // A kernel thread receives for somebody else.
+        if user.source != owner_source::UNKNOWN {
+            entry.owner = user;
+            entry.asked = filter::of(&entry.owner);
+            return account(hook::PASS, Outcome::Aggregated);
+        }
     }
+    0
 }
 
 #[inline(always)]

@@ -14,6 +14,7 @@ mod filter;
 mod listener;
 mod loss_probe;
 mod netns;
+mod pass;
 mod percpu;
 mod probe;
 mod refusal;

@@ -8,16 +8,18 @@
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::bpf_seq_write},
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
 };
 use conntracer_common::{
     record::{Header, Owner, Seed, Socket, Tcp, kind, owner_source, role},
-    socket::{Held, SocketState},
+    socket::{Held, Holder, Listener, SocketState},
     stats::hook,
-    tcp::{IPPROTO_MPTCP, state},
+    tcp::state,
 };
 
 use crate::{
-    maps::{LISTENERS, Outcome, SEEDING, SOCKETS, account, global},
+    maps::{HEIR, LISTENERS, Outcome, SEEDING, SOCKETS, account, global},
     probes::{filter, listener, socket},
     sock::{self, Anywhere, field, field_into},
 };
@@ -110,54 +112,68 @@ fn active_ns(sk: u64) -> u64 {
     field!(sk, tcp_mstamp: u64).wrapping_mul(1000)
 }
 
-const S_IFMT: u16 = 0o170_000;
-const S_IFSOCK: u16 = 0o140_000;
-
-/// Finds out who holds a socket. Processes come in the order of their pids; the first, or its parent, is
-/// the owner of what has none, and whatever a hook learned stands.
+/// Finds out who holds a socket, and writes a `Holder` for each process. They come in the order of their
+/// pids; the first, or its parent, is the owner of what has none, and whatever a hook learned stands.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub(crate) extern "C" fn seed_owners(ctx: *const FileContext) -> i32 {
     // SAFETY: the kernel's context; task and file are NULL at the end.
-    let (task, file, search) = unsafe { ((*ctx).task, (*ctx).file, (*(*ctx).meta).session as u32) };
+    let (task, file, meta) = unsafe { ((*ctx).task, (*ctx).file, (*ctx).meta) };
     if task == 0 || file == 0 {
         return 0;
     }
-    let inode = field!(file, file_inode: u64);
-    if field!(inode, inode_mode: u16) & S_IFMT != S_IFSOCK {
-        return 0;
-    }
-    let mut sk = field!(field!(file, file_private: u64), socket_sk: u64);
-    // What the process holds is the MPTCP socket; what the hooks see is TCP's below it.
-    if field!(sk, sk_protocol: u16) == IPPROTO_MPTCP {
-        sk = field!(sk, mptcp_first: u64);
-    }
-    // SAFETY: live map values of plain data, here and below.
+    let sk = socket::behind(file);
+    // SAFETY: live map values of plain data.
     if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
-        unsafe {
-            let (held, asked) = (&mut (*entry).held, &mut (*entry).asked);
-            hold(held, &mut (*entry).owner, asked, task, search);
-        }
+        let entry = unsafe { &mut *entry };
+        let kept = Kept {
+            born_ns: entry.born_ns,
+            held: &mut entry.held,
+            owner: &mut entry.owner,
+            asked: &mut entry.asked,
+        };
+        hold(sk, kept, task, meta);
     } else if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
-        unsafe {
-            let (held, asked) = (&mut (*entry).held, &mut (*entry).asked);
-            hold(held, &mut (*entry).syn.owner, asked, task, search);
-        }
+        let Listener {
+            syn, held, asked, ..
+        } = unsafe { &mut *entry };
+        let kept = Kept {
+            born_ns: syn.socket.born_ns,
+            held,
+            owner: &mut syn.owner,
+            asked,
+        };
+        hold(sk, kept, task, meta);
     }
     0
 }
 
+/// What the maps keep of a socket that a process holds.
+struct Kept<'entry> {
+    born_ns: u64,
+    held: &'entry mut Held,
+    owner: &'entry mut Owner,
+    asked: &'entry mut u8,
+}
+
 #[inline(always)]
-fn hold(held: &mut Held, owner: &mut Owner, asked: &mut u8, task: u64, search: u32) {
+fn hold(sk: u64, kept: Kept<'_>, task: u64, meta: *const Meta) {
+    let Kept {
+        born_ns,
+        held,
+        owner,
+        asked,
+    } = kept;
+    // SAFETY: neither the context's `meta` nor its `seq` is ever NULL.
+    let (seq, search) = unsafe { ((*meta).seq, (*meta).session as u32) };
     let pid = field!(task, task_tgid: u32);
     if held.search != search {
         held.search = search;
         held.holders = 0;
         held.pid = 0;
     }
-    if held.pid != pid {
-        held.pid = pid;
-        held.holders += 1;
+    if held.pid == pid {
+        return;
     }
     // Pids wrap: a parent may come after the child that inherited its descriptor.
     let is_parent = owner.source == owner_source::SEEDED && held.parent == pid;
@@ -166,6 +182,55 @@ fn hold(held: &mut Held, owner: &mut Owner, asked: &mut u8, task: u64, search: u
         sock::fill_task(owner, task, owner_source::SEEDED);
         *asked = filter::of(owner);
     }
+    let mut holder = Holder {
+        sk,
+        born_ns,
+        owner_pid: owner.pid,
+        owner_started_ms: owner.started_ms,
+        ..Holder::default()
+    };
+    sock::fill_task(&mut holder.owner, task, owner_source::SEEDED);
+    // SAFETY: initialised stack. A full buffer shows the file again at the next read.
+    let written = unsafe {
+        bpf_seq_write(
+            seq as *mut _,
+            core::ptr::from_ref(&holder).cast(),
+            size_of::<Holder>() as u32,
+        )
+    };
+    if written == 0 {
+        held.pid = pid;
+        held.holders += 1;
+        owner.holders = if held.holders < u8::MAX as u32 {
+            held.holders as u8
+        } else {
+            u8::MAX
+        };
+    }
+}
+
+/// Makes the socket of this address and birth belong to the process in `HEIR`.
+#[raw_tracepoint]
+pub(crate) fn heir(ctx: RawTracePointContext) -> i32 {
+    let (sk, born_ns): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    let Some(heir) = HEIR.get(0) else {
+        return 0;
+    };
+    // SAFETY: live map values of plain data.
+    let (born, owner, asked) = if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
+        let entry = unsafe { &mut *entry };
+        (entry.born_ns, &mut entry.owner, &mut entry.asked)
+    } else if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
+        let Listener { syn, asked, .. } = unsafe { &mut *entry };
+        (syn.socket.born_ns, &mut syn.owner, asked)
+    } else {
+        return 0;
+    };
+    if born == born_ns && owner.pid == heir.before_pid {
+        *owner = heir.owner;
+        *asked = filter::of(owner);
+    }
+    0
 }
 
 /// Writes a `Seed` of a socket that is older than the tracer, or of one that the maps have no room for.

@@ -5,12 +5,13 @@ use conntracer_common::{
     filter::{Read, verdict},
     record::{Owner, Socket, owner_source, role, socket_flag},
     socket::SocketState,
+    tcp::IPPROTO_MPTCP,
 };
 
 use crate::{
     maps::{EMPTY_SOCKET, FILTER, Injected, LISTENERS, Outcome, SOCKETS},
     probes::{filter, listener},
-    sock::{self, Anywhere, Reach},
+    sock::{self, Anywhere, Reach, field},
 };
 
 /// Whether a socket is asked for, as far as it can be told without its owner.
@@ -44,6 +45,24 @@ pub(crate) fn is_refused(sk: u64) -> bool {
     // SAFETY: plain data.
     filter::by_owner()
         && unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.asked == verdict::REFUSED)
+}
+
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
+
+/// The socket behind an open file; 0 when it is none.
+#[inline(always)]
+pub(crate) fn behind(file: u64) -> u64 {
+    let inode = field!(file, file_inode: u64);
+    if field!(inode, inode_mode: u16) & S_IFMT != S_IFSOCK {
+        return 0;
+    }
+    let sk = field!(field!(file, file_private: u64), socket_sk: u64);
+    // What the process holds is the MPTCP socket; what the hooks see is TCP's below it.
+    if field!(sk, sk_protocol: u16) == IPPROTO_MPTCP {
+        return field!(sk, mptcp_first: u64);
+    }
+    sk
 }
 
 /// Starts a connection's life: `Filtered` when nobody asks for it, `Lost` when the map is full. One whose
@@ -115,6 +134,8 @@ pub(crate) fn inherit(listener: u64, child_born_ns: u64, owner: &mut Owner) {
             || entry.syn.socket.flags & socket_flag::OLDER != 0)
     {
         *owner = entry.syn.owner;
+        // Of the listener: nobody looked for the connection's.
+        owner.holders = 0;
         if owner.source != owner_source::UNKNOWN {
             owner.source = owner_source::LISTENER;
         }

@@ -65,7 +65,8 @@ impl Emits {
             | Body::Loss(_)
             | Body::Netns(_)
             | Body::Seeded(_)
-            | Body::Process(_) => {
+            | Body::Process(_)
+            | Body::Holders(_) => {
                 return false;
             }
         };

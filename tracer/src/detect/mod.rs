@@ -129,6 +129,8 @@ impl Context<'_> {
             because: draft.doubt,
             subject: draft.subject,
             owner: draft.owner.map(Into::into),
+            owners: Vec::new(),
+            holders: None,
             since: draft.since,
             last: draft.last,
             at: self.now,

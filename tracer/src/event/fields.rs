@@ -53,6 +53,12 @@ impl Serialize for Named<'_> {
         }
         if let Some(owner) = self.event.body.owner() {
             owner_entries(&mut map, owner)?;
+            // A seed says it itself, with or without an owner.
+            if let Some(holders) = owner.holders
+                && !matches!(self.event.body, Body::Seed(_))
+            {
+                map.serialize_entry("holders", &holders)?;
+            }
         }
         self.body_entries(&mut map)?;
         map.end()
@@ -67,7 +73,8 @@ impl Named<'_> {
             | Body::Tick
             | Body::Netns(_)
             | Body::Seeded(_)
-            | Body::Process(_) => Ok(()),
+            | Body::Process(_)
+            | Body::Holders(_) => Ok(()),
             Body::State(body) => {
                 map.serialize_entry("old_state", &body.old)?;
                 map.serialize_entry("new_state", &body.new)?;

@@ -12,7 +12,9 @@ use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
 use conntracer_common::{
     netns::{KernelCounts, NetnsId},
-    record::{CGROUP_BYTES, EXECUTABLE_BYTES, NETNS_NAME_BYTES, SynTotals, ending_flag},
+    record::{
+        CGROUP_BYTES, EXECUTABLE_BYTES, MAX_HOLDERS, NETNS_NAME_BYTES, SynTotals, ending_flag,
+    },
     retransmit::is_untried,
     sketch,
     stats::HOOKS,
@@ -58,6 +60,7 @@ pub enum Body {
     Seed(Seed),
     Seeded(Seeded),
     Process(Process),
+    Holders(Holders),
 }
 
 /// `TCP_*` states of include/net/tcp_states.h, spelled as OpenTelemetry's `network.connection.state`
@@ -124,6 +127,7 @@ pub enum OwnerSource {
     Accept,
     Listener,
     Seeded,
+    Passed,
 }
 
 impl OwnerSource {
@@ -135,6 +139,7 @@ impl OwnerSource {
             Self::Accept => "accept",
             Self::Listener => "listener",
             Self::Seeded => "seeded",
+            Self::Passed => "passed",
         }
     }
 }
@@ -167,6 +172,8 @@ pub struct Owner {
     /// known.
     pub started_ms: u32,
     pub source: OwnerSource,
+    /// Processes that hold the socket; `None` where nobody looked since it became this one's.
+    pub holders: Option<u8>,
 }
 
 impl From<Owner> for finding::Owner {
@@ -656,6 +663,31 @@ impl Loss {
     }
 }
 
+/// Who holds a socket that is in trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holders {
+    pub socket: Socket,
+    first: [Option<Owner>; MAX_HOLDERS],
+    /// Processes in all.
+    pub count: u32,
+}
+
+impl Holders {
+    #[must_use]
+    pub const fn new(socket: Socket, first: [Option<Owner>; MAX_HOLDERS], count: u32) -> Self {
+        Self {
+            socket,
+            first,
+            count,
+        }
+    }
+
+    /// The first of them: the owner, and others by their pids.
+    pub fn owners(&self) -> impl Iterator<Item = &Owner> {
+        self.first.iter().flatten()
+    }
+}
+
 /// What names an owner. Texts are NUL-padded, empty when not known, and any bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
@@ -697,6 +729,7 @@ impl Body {
             Self::Seed(_) => "seed",
             Self::Seeded(_) => "seeded",
             Self::Process(_) => "process",
+            Self::Holders(_) => "holders",
         }
     }
 
@@ -718,6 +751,7 @@ impl Body {
             Self::Probe(body) => Some(&body.socket),
             Self::Snapshot(body) => Some(&body.socket),
             Self::Seed(body) => Some(&body.socket),
+            Self::Holders(body) => Some(&body.socket),
             Self::Tick | Self::Loss(_) | Self::Netns(_) | Self::Seeded(_) | Self::Process(_) => {
                 None
             }
@@ -746,7 +780,8 @@ impl Body {
             | Self::Loss(_)
             | Self::Netns(_)
             | Self::Seeded(_)
-            | Self::Process(_) => None,
+            | Self::Process(_)
+            | Self::Holders(_) => None,
         }
     }
 }

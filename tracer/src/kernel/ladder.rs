@@ -362,7 +362,18 @@ pub(super) const LADDERS: &[Ladder] = &[
         steps: &[step(T, &[on("drop", Tracepoint("kfree_skb"))])],
         off: Some("packets dropped before they reach a socket"),
     },
+    Ladder {
+        hook: hook::PASS,
+        steps: &[
+            step(F, &[on("pass_fentry", Fentry("__receive_sock"))]),
+            step(K, &[on("pass_kprobe", Kprobe("__receive_sock"))]),
+        ],
+        off: Some(
+            "descriptors passed between processes, before the receiver receives data or the socket's \
+             holders are searched for",
+        ),
+    },
 ];
 
 /// Programs that are loaded and attached to nothing: run on demand.
-pub(super) const ON_DEMAND: &[&str] = &["snapshot", "refresh", "percpu_base", "netns_look"];
+pub(super) const ON_DEMAND: &[&str] = &["snapshot", "refresh", "heir", "percpu_base", "netns_look"];

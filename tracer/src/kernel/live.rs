@@ -32,6 +32,7 @@ use super::{
     attach::Attached,
     error::CannotTrace,
     filter::Groups,
+    holders::{Asked, Found},
     host::Host,
     learn_percpu_offsets,
     maps::{self, Counters},
@@ -92,6 +93,11 @@ impl Unowned {
         self.met |= owner.source == owner_source::UNKNOWN;
     }
 
+    /// The same for one that its owner may have passed on, and that nobody looked for since.
+    fn note_held(&mut self, owner: &Owner) {
+        self.met |= owner.holders == 0;
+    }
+
     /// Whether to search now; each search that is asked for again doubles the wait.
     fn is_due(&mut self, now_ns: u64) -> bool {
         if !std::mem::take(&mut self.met) {
@@ -149,6 +155,8 @@ pub struct Kernel {
     unowned: Unowned,
     /// Where the filter asks for control groups.
     groups: Option<Groups>,
+    asked: Asked,
+    heir: Array<MapData, [u64; 6]>,
 }
 
 impl Kernel {
@@ -180,6 +188,7 @@ impl Kernel {
             hash(&mut ebpf, "FAILURES_OVERFLOW")?,
         ];
         let failures_counted = map(&mut ebpf, "FAILURES_COUNTED")?;
+        let heir = map(&mut ebpf, "HEIR")?;
         let places = if host.drop_reasons.is_empty() {
             Places::read()
                 .inspect_err(|error| log::warn!("reading /proc/kallsyms: {error}"))
@@ -237,6 +246,8 @@ impl Kernel {
             seeds: Seeds::default(),
             unowned: Unowned::default(),
             groups,
+            asked: Asked::default(),
+            heir,
         };
         kernel.make_room_for_all()?;
         kernel.compare(None).map_err(unread)?;
@@ -343,8 +354,8 @@ impl Kernel {
         }
     }
 
-    /// Runs a program on one socket: `snapshot`, whose `Snapshot` arrives in the bulk ring, or `refresh`
-    /// for a listener.
+    /// Runs a program on one socket: `snapshot`, whose `Snapshot` arrives in the bulk ring, `refresh` for a
+    /// listener, or `heir`.
     fn ask(&self, name: &str, id: SocketId) -> io::Result<()> {
         let mut options = RawTracePointRunOptions::new();
         options.args[0] = id.sk;
@@ -531,7 +542,7 @@ impl Kernel {
                         && now_ns.saturating_sub(state.since_ns) >= limit_ns
                         && found.len() < MAX_HALF_CLOSED
                     {
-                        unowned.note(&state.owner);
+                        unowned.note_held(&state.owner);
                         found.push(SocketId {
                             sk,
                             born: Ktime(state.born_ns),
@@ -550,9 +561,38 @@ impl Kernel {
     /// Looks for owners that are not known, where it is time to.
     fn search_owners(&mut self, now_ns: u64) -> io::Result<()> {
         if self.unowned.is_due(now_ns) {
-            seed::find_owners(&mut self.ebpf)?;
+            self.search(&Asked::default())?;
         }
         Ok(())
+    }
+
+    /// Looks through all open files, and hands on what its owner holds no longer.
+    fn search(&mut self, asked: &Asked) -> io::Result<Found> {
+        let mut found = Found::default();
+        seed::find_owners(&mut self.ebpf, &mut |holder| found.see(holder, asked))?;
+        for (id, heir) in found.heirs() {
+            let heir: [u64; 6] = transmute!(heir);
+            self.heir.set(0, heir, 0).map_err(io::Error::other)?;
+            self.ask("heir", id)?;
+        }
+        Ok(found)
+    }
+
+    /// Who holds the sockets that were told to be in trouble, where it is time to search.
+    fn poll_holders(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        let began_ns = ktime_ns();
+        if !self.asked.is_due(began_ns) {
+            return Ok(());
+        }
+        let mut asked = std::mem::take(&mut self.asked);
+        let found = self.search(&asked);
+        if let Ok(found) = &found {
+            for record in asked.tell(found, (began_ns, ktime_ns())) {
+                self.processes.name(record.as_bytes(), feed);
+            }
+        }
+        self.asked = asked;
+        found.map(drop)
     }
 
     /// One hook's counters, with the events that passed while its program could not run.
@@ -620,9 +660,12 @@ impl Source for Kernel {
     }
 
     fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let (places, processes) = (&self.places, &mut self.processes);
+        let (places, processes, asked) = (&self.places, &mut self.processes, &mut self.asked);
         self.rings.drain(&mut |record| {
-            places.name(record, &mut |record| processes.name(record, feed));
+            places.name(record, &mut |record| {
+                asked.meet(record);
+                processes.name(record, feed);
+            });
         });
         if let Some(logger) = &mut self.logger {
             logger.flush();
@@ -641,11 +684,15 @@ impl Source for Kernel {
             groups.decide(&mut self.processes)?;
         }
         let mut processes = std::mem::take(&mut self.processes);
+        let mut asked = std::mem::take(&mut self.asked);
         let polled = self.poll_maps(watched, half_closed_ns, now_ns, &mut |record| {
+            asked.meet(record);
             processes.name(record, feed);
         });
         self.processes = processes;
+        self.asked = asked;
         polled?;
+        self.poll_holders(feed)?;
         let tick = Tick {
             header: header::<Tick>(kind::TICK, ktime_ns()),
         };
@@ -739,7 +786,7 @@ fn map<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Cannot
 }
 
 /// What of a listener's totals goes into a sketch of its sources.
-fn trouble(totals: &SynTotals) -> u64 {
+pub(super) fn trouble(totals: &SynTotals) -> u64 {
     totals[syn_outcome::COOKIE..syn_outcome::SYNS]
         .iter()
         .fold(totals[syn_outcome::REPEATED], |sum, more| {
@@ -764,7 +811,8 @@ mod tests {
         pid: 0,
         uid: 0,
         source: owner_source::UNKNOWN,
-        pad: [0; 3],
+        holders: 0,
+        pad: [0; 2],
         started_ms: 0,
     };
 

@@ -8,6 +8,7 @@ mod btf;
 mod detectors;
 mod error;
 mod filter;
+mod holders;
 pub mod host;
 mod ladder;
 mod layout;
@@ -18,6 +19,7 @@ mod netns;
 mod places;
 pub mod plan;
 mod processes;
+mod progress;
 mod ring;
 mod seed;
 

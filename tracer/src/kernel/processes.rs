@@ -6,7 +6,9 @@
 
 use std::{collections::HashSet, mem::offset_of, path::Path, time::Instant};
 
-use conntracer_common::record::{Header, Owner, Process, Socket, kind, owner_source, process_flag};
+use conntracer_common::record::{
+    Header, Holders, Owner, Process, Socket, kind, owner_source, process_flag,
+};
 use foldhash::quality::RandomState;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -72,14 +74,14 @@ impl Default for Processes {
 impl Processes {
     /// Hands a record on, its owner named before it where that is new.
     pub(super) fn name(&mut self, record: &[u8], feed: &mut dyn FnMut(&[u8])) {
-        if let Some((key, ktime_ns)) = key(record)
-            && !self.told.contains(&key)
+        if let Ok(holders) = Holders::read_from_bytes(record)
+            && holders.header.kind == kind::HOLDERS
         {
-            if self.told.len() >= MAX_TOLD {
-                self.told.clear();
+            for owner in &holders.owners {
+                self.name_owner(owner, holders.socket.netns, holders.header.ktime_ns, feed);
             }
-            self.told.insert(key);
-            feed(self.process(&key, ktime_ns).as_bytes());
+        } else if let Some((owner, netns, ktime_ns)) = owner(record) {
+            self.name_owner(&owner, netns, ktime_ns, feed);
         }
         feed(record);
     }
@@ -101,6 +103,29 @@ impl Processes {
             }
         }
         looked
+    }
+
+    fn name_owner(
+        &mut self,
+        owner: &Owner,
+        netns: u32,
+        ktime_ns: u64,
+        feed: &mut dyn FnMut(&[u8]),
+    ) {
+        let key = Key {
+            pid: owner.pid,
+            started_ms: owner.started_ms,
+            cgroup_id: owner.cgroup_id,
+            netns,
+        };
+        if owner.source == owner_source::UNKNOWN || self.told.contains(&key) {
+            return;
+        }
+        if self.told.len() >= MAX_TOLD {
+            self.told.clear();
+        }
+        self.told.insert(key);
+        feed(self.process(&key, ktime_ns).as_bytes());
     }
 
     fn process(&mut self, key: &Key, ktime_ns: u64) -> Process {
@@ -136,8 +161,8 @@ impl Processes {
     }
 }
 
-/// The owner of a record, where it has one that is known.
-fn key(record: &[u8]) -> Option<(Key, u64)> {
+/// The owner of a record that has one, and in which namespace and when.
+fn owner(record: &[u8]) -> Option<(Owner, u32, u64)> {
     const NETNS: usize = offset_of!(Socket, netns);
     let (header, rest) = Header::read_from_prefix(record).ok()?;
     if !OWNED.contains(&header.kind) {
@@ -145,15 +170,7 @@ fn key(record: &[u8]) -> Option<(Key, u64)> {
     }
     let netns = u32::from_ne_bytes(*rest.get(NETNS..)?.first_chunk()?);
     let (owner, _) = Owner::read_from_prefix(rest.get(size_of::<Socket>()..)?).ok()?;
-    (owner.source != owner_source::UNKNOWN).then_some((
-        Key {
-            pid: owner.pid,
-            started_ms: owner.started_ms,
-            cgroup_id: owner.cgroup_id,
-            netns,
-        },
-        header.ktime_ns,
-    ))
+    Some((owner, netns, header.ktime_ns))
 }
 
 /// Whether a process that started at a clock tick is the one that the kernel half saw start in that tick.

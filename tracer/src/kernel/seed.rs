@@ -14,17 +14,24 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     thread,
+    time::Instant,
 };
 
 use aya::{
     Btf as AyaBtf, Ebpf,
     programs::{Iter, Program},
 };
-use conntracer_common::record::{Header, Seeded, kind};
+use conntracer_common::{
+    record::{Header, Seeded, kind},
+    socket::Holder,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
-use super::plan::{HookPlan, Refusal, Rung};
+use super::{
+    plan::{HookPlan, Refusal, Rung},
+    progress::Progress,
+};
 
 /// The iterators and what they walk.
 const ITERATORS: [(&str, &str); 3] = [
@@ -97,10 +104,16 @@ fn read(mut iterator: &File, buffer: &mut [u8], see: &mut dyn FnMut(&[u8])) -> i
     }
 }
 
-/// Looks for the owners of sockets that have none.
-pub(super) fn find_owners(ebpf: &mut Ebpf) -> io::Result<()> {
+/// Looks for the owners of sockets that have none, and says who holds each socket.
+pub(super) fn find_owners(ebpf: &mut Ebpf, see: &mut dyn FnMut(&Holder)) -> io::Result<()> {
     let files = open(ebpf, "seed_owners")?;
-    read(&files, &mut [0; 512], &mut |_| ())
+    read(&files, &mut vec![0; READ_BYTES], &mut |bytes| {
+        for holder in bytes.chunks_exact(size_of::<Holder>()) {
+            if let Ok(holder) = Holder::read_from_bytes(holder) {
+                see(&holder);
+            }
+        }
+    })
 }
 
 /// The walk that is under way.
@@ -121,7 +134,13 @@ impl Seeds {
         let mut summary = Seeded::default();
         let mut missing = asked.cloned().unwrap_or_default();
         let mut refused = None;
-        for (inode, namespace) in &namespaces {
+        let mut progress = Progress::on_stderr();
+        for (at, (inode, namespace)) in namespaces.iter().enumerate() {
+            let of = namespaces.len();
+            progress.show(
+                Instant::now(),
+                format_args!("taking in the sockets of {at} of {of} network namespaces"),
+            );
             match enter(ebpf, namespace) {
                 Ok((walk, list)) => {
                     read(&walk, &mut [0; 512], &mut |_| ())?;
@@ -135,7 +154,12 @@ impl Seeds {
                 }
             }
         }
-        find_owners(ebpf)?;
+        progress.show(
+            Instant::now(),
+            format_args!("looking for the owners of sockets"),
+        );
+        find_owners(ebpf, &mut |_| ())?;
+        drop(progress);
         summary.not_entered = u32::try_from(missing.len()).unwrap_or(u32::MAX);
         summary.took_ns = super::live::ktime_ns().saturating_sub(began_ns);
         if !missing.is_empty() {

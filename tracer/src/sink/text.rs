@@ -106,6 +106,9 @@ impl Text {
         writeln!(text, "  #{}", finding.id)?;
 
         paragraph(text, "", &finding.summary)?;
+        if let Some(sharers) = sharers(finding) {
+            paragraph(text, "", &sharers)?;
+        }
         writeln!(
             text,
             "  since {}, last {}",
@@ -142,6 +145,9 @@ impl Text {
         text.push_str(&self.detail(event.time, &event.body));
         if let Some(owner) = event.body.owner() {
             write!(text, "  {}[{}]", Escaped(&owner.comm.to_text()), owner.pid)?;
+            if let Some(others) = owner.holders.filter(|holders| *holders > 1) {
+                write!(text, " and {} more", others - 1)?;
+            }
         }
         writeln!(text)
     }
@@ -153,7 +159,8 @@ impl Text {
             | Body::Tick
             | Body::Netns(_)
             | Body::Seeded(_)
-            | Body::Process(_) => String::new(),
+            | Body::Process(_)
+            | Body::Holders(_) => String::new(),
             Body::State(state) => {
                 format!("  {:?} → {:?}{}", state.old, state.new, errno(state.errno))
             }
@@ -571,6 +578,27 @@ impl fmt::Display for OwnerText<'_> {
     }
 }
 
+/// "shared by nginx[12], nginx[13] and 3 more"; nothing of a socket that one process holds.
+fn sharers(finding: &Finding) -> Option<String> {
+    let mut names = finding
+        .owners
+        .iter()
+        .map(|Owner { comm, pid, .. }| format!("{}[{pid}]", Escaped(comm)));
+    let mut text = format!("shared by {}", names.next()?);
+    let mut names = names.peekable();
+    let told = u32::try_from(finding.owners.len()).unwrap_or(u32::MAX);
+    let more = finding.holders.unwrap_or(told).saturating_sub(told);
+    while let Some(name) = names.next() {
+        let last = names.peek().is_none() && more == 0;
+        text.push_str(if last { " and " } else { ", " });
+        text.push_str(&name);
+    }
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    Some(text)
+}
+
 struct Ends<'a>(&'a event::Socket);
 
 impl fmt::Display for Ends<'_> {
@@ -638,5 +666,36 @@ impl Paint {
 
     const fn off(&self) -> &'static str {
         self.sequence("\x1b[0m")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rstest::rstest;
+
+    use super::*;
+    use crate::testing::{Run, socket};
+
+    #[rstest]
+    #[case::one(&[1234], 1, None)]
+    #[case::two(&[1234, 2], 2, Some("shared by server[1234] and server[2]"))]
+    #[case::three(&[1234, 2, 3], 3, Some("shared by server[1234], server[2] and server[3]"))]
+    #[case::many(&[1234, 2], 5, Some("shared by server[1234], server[2] and 3 more"))]
+    fn sharers_are_listed_as_people_do(
+        #[case] pids: &[u32],
+        #[case] count: u32,
+        #[case] said: Option<&str>,
+    ) {
+        let mut run = Run::new();
+        for timeouts in 1..=3 {
+            run.pass(Duration::from_millis(400));
+            run.retransmit(socket("10.0.0.1:80", "10.0.0.2:4000"), |retransmit| {
+                retransmit.tcp.retransmits = timeouts;
+            });
+        }
+        run.holders(socket("10.0.0.1:80", "10.0.0.2:4000"), pids, count);
+        assert_eq!(sharers(run.only()).as_deref(), said);
     }
 }

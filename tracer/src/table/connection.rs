@@ -142,7 +142,8 @@ impl Connections {
             | Body::Loss(_)
             | Body::Netns(_)
             | Body::Seeded(_)
-            | Body::Process(_) => return None,
+            | Body::Process(_)
+            | Body::Holders(_) => return None,
         };
         let key = ConnectionKey::of(socket);
         if self.table.touch(&key).is_none() {

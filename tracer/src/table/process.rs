@@ -64,10 +64,10 @@ impl Processes {
         );
     }
 
-    /// Names the owner of a finding.
+    /// Names the owners of a finding.
     pub fn name(&self, finding: &mut Finding) {
         let netns = finding.subject.netns();
-        if let Some(owner) = &mut finding.owner {
+        for owner in finding.owner.iter_mut().chain(&mut finding.owners) {
             self.name_owner(owner, netns);
         }
     }

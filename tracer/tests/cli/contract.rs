@@ -51,6 +51,13 @@ fn every_line_keeps_the_contract() {
     for line in &lines {
         schema.accepts(line).unwrap();
     }
+    assert!(
+        lines.iter().any(|line| line["owners"]
+            .as_array()
+            .is_some_and(|owners| owners.len() == 8)
+            && line["holders"] == 12),
+        "a shared connection"
+    );
     let kinds: BTreeSet<&str> = lines
         .iter()
         .filter_map(|line| line["kind"].as_str())

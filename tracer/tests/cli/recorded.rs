@@ -15,9 +15,9 @@ use conntracer::{
 };
 use conntracer_common::{
     record::{
-        Accept, Connect, Drop, Header, Loss, Owner, Probe, Refusal as Refused, Reset, Retransmit,
-        Snapshot, Socket, State, Syn, SynAck, Tcp, Tick, kind, owner_source, path, role,
-        syn_evidence, syn_outcome,
+        Accept, Connect, Drop, Header, Holders, Loss, MAX_HOLDERS, Owner, Probe,
+        Refusal as Refused, Reset, Retransmit, Snapshot, Socket, State, Syn, SynAck, Tcp, Tick,
+        kind, owner_source, path, role, syn_evidence, syn_outcome,
     },
     stats::hook,
     tcp::{AF_INET, ca, flag, state},
@@ -96,7 +96,23 @@ pub(crate) fn everything() -> Recording {
         records.push(record(at, kind::RETRANSMIT, retransmit, |r| &mut r.header));
         records.push(tick(at));
     }
+    records.push(shared(3 * SECOND_NS));
     Recording::of(&records)
+}
+
+/// The connection is shared by twelve processes.
+fn shared(at: u64) -> Vec<u8> {
+    let mut owners = [owner(); MAX_HOLDERS];
+    for (pid, other) in (2000..).zip(&mut owners[1..]) {
+        other.pid = pid;
+    }
+    let holders = Holders {
+        socket: socket(),
+        owners,
+        count: 12,
+        ..Holders::default()
+    };
+    record(at, kind::HOLDERS, holders, |r| &mut r.header)
 }
 
 /// What every connection goes through.

@@ -67,9 +67,11 @@ struct Oldest {
 struct Group {
     owner: Option<Owner>,
     life: Option<Life>,
-    /// Counted since the last tick, and as of it.
+    /// Counted since the last tick, and as of it; of those, held by more than one process.
     counting: u64,
     count: u64,
+    sharing: u64,
+    shared: u64,
     peak: u64,
     oldest: Option<Oldest>,
     absent_polls: u8,
@@ -132,6 +134,8 @@ impl HalfClosed {
                 life: None,
                 counting: 0,
                 count: 0,
+                sharing: 0,
+                shared: 0,
                 peak: 0,
                 oldest: None,
                 absent_polls: 0,
@@ -151,6 +155,8 @@ impl HalfClosed {
             group.oldest = None;
         }
         group.counting += 1;
+        let holders = body.owner.and_then(|owner| owner.holders);
+        group.sharing += u64::from(holders > Some(1));
         if group.oldest.is_none_or(|oldest| since < oldest.since) {
             group.oldest = Some(Oldest {
                 since,
@@ -175,6 +181,7 @@ impl HalfClosed {
                 continue;
             };
             let counted = std::mem::take(&mut group.counting);
+            let shared = std::mem::take(&mut group.sharing);
             if counted == 0 {
                 group.absent_polls += 1;
                 // One poll may have lost its snapshots to a full ring.
@@ -188,6 +195,7 @@ impl HalfClosed {
             }
             group.absent_polls = 0;
             group.count = counted;
+            group.shared = shared;
             group.peak = group.peak.max(counted);
             judge(&key, group, cx);
             if group
@@ -255,6 +263,9 @@ fn draft(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> Draft {
                 .count("oldest_segments_retransmitted", oldest.retransmitted);
         }
     }
+    if group.shared > 0 {
+        facts = facts.count("shared_sockets", group.shared);
+    }
     if let Some((gained, span)) = group.growth(cx.now) {
         facts = facts
             .count("gained_sockets", gained)
@@ -313,6 +324,15 @@ fn summary(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> String {
 
 fn advice(key: &Key, group: &Group, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
     let owner = who(group.owner.as_ref());
+    if key.state == TcpState::CloseWait && group.shared == group.count && group.shared > 0 {
+        return vec![
+            format!("close every copy: each is held by {owner} and by another process that inherited it")
+                .into(),
+            "close what a child is not to have before exec() (SOCK_CLOEXEC, accept4()), and in a parent after \
+             fork()"
+                .into(),
+        ];
+    }
     match (key.state, group.leaks(cx)) {
         (TcpState::CloseWait, true) => vec![
             format!("find the path in {owner} that forgets close() after read() returned 0").into(),

@@ -1,0 +1,217 @@
+//! Who holds the sockets that findings are about, and what was last said of those findings: one that turns out
+//! to be somebody else's, or shared, is said again.
+
+use std::net::SocketAddr;
+
+use crate::{
+    event::{self, Role},
+    finding::{Finding, Ktime, Owner, Status, Subject},
+    source::SocketId,
+    table::{Bounded, process::Processes},
+};
+
+/// Sockets whose holders are kept: those of many more findings than are ever open. 2 MB when full.
+const MAX_SOCKETS: usize = 4_096;
+/// Open findings that are said again; of more, the next update tells.
+const MAX_SAID: usize = 1_024;
+
+/// A listener: several of one address (`SO_REUSEPORT`) are told apart by their owners.
+type ListenerKey = (u32, SocketAddr, u32);
+
+/// The table.
+#[derive(Debug)]
+pub struct Holders {
+    connections: Bounded<SocketId, event::Holders>,
+    listeners: Bounded<ListenerKey, event::Holders>,
+    said: Bounded<u64, Finding>,
+}
+
+impl Default for Holders {
+    fn default() -> Self {
+        Self {
+            connections: Bounded::new(MAX_SOCKETS),
+            listeners: Bounded::new(MAX_SOCKETS),
+            said: Bounded::new(MAX_SAID),
+        }
+    }
+}
+
+impl Holders {
+    /// Sockets and findings that had to make room.
+    #[must_use]
+    pub const fn evicted(&self) -> u64 {
+        self.connections.evicted() + self.listeners.evicted() + self.said.evicted()
+    }
+
+    /// Learns what a search found, and says again what it changes.
+    pub fn apply(
+        &mut self,
+        holders: &event::Holders,
+        now: Ktime,
+        processes: &Processes,
+        out: &mut dyn FnMut(&Finding),
+    ) {
+        let socket = &holders.socket;
+        let owner_pid = holders.owners().next().map_or(0, |owner| owner.pid);
+        if socket.role == Role::Listener {
+            let key = (socket.netns, socket.local, owner_pid);
+            self.listeners.insert(key, *holders);
+        } else {
+            self.connections.insert(socket.id, *holders);
+        }
+        let about: Vec<Finding> = self
+            .said
+            .iter()
+            .map(|(_, finding)| finding)
+            .filter(|finding| self.of(finding).is_some_and(|held| held == holders))
+            .cloned()
+            .collect();
+        for mut finding in about {
+            let before = told(&finding);
+            self.share(&mut finding);
+            if told(&finding) != before {
+                finding.status = Status::Update;
+                finding.at = now;
+                processes.name(&mut finding);
+                self.said.insert(finding.id, finding.clone());
+                out(&finding);
+            }
+        }
+    }
+
+    /// Completes a finding's owner by those who hold its socket with it, or instead of it.
+    pub fn share(&self, finding: &mut Finding) {
+        let Some(held) = self.of(finding) else { return };
+        let known = |owner: &Owner| {
+            held.owners()
+                .any(|holder| (holder.pid, holder.started_ms) == (owner.pid, owner.started_ms))
+        };
+        if let Some(owner) = &finding.owner {
+            // The descriptor was passed on since the search.
+            if owner.source == "passed" && !known(owner) {
+                return;
+            }
+        }
+        if !finding.owner.as_ref().is_some_and(known) {
+            finding.owner = held.owners().next().map(|owner| (*owner).into());
+        }
+        finding.holders = Some(held.count);
+        finding.owners = if held.count > 1 {
+            held.owners().map(|owner| (*owner).into()).collect()
+        } else {
+            Vec::new()
+        };
+    }
+
+    /// Remembers what was said, as long as the finding is open.
+    pub fn said(&mut self, finding: &Finding) {
+        if finding.status == Status::Resolved {
+            self.said.remove(&finding.id);
+        } else {
+            self.said.insert(finding.id, finding.clone());
+        }
+    }
+
+    /// Who holds the socket that a finding is about, where it is about one.
+    fn of(&self, finding: &Finding) -> Option<&event::Holders> {
+        match &finding.subject {
+            Subject::Connection { id, born, .. } => self.connections.get(&SocketId {
+                sk: *id,
+                born: *born,
+            }),
+            Subject::Listener { netns, local } => {
+                let pid = finding.owner.as_ref()?.pid;
+                self.listeners.get(&(*netns, *local, pid))
+            }
+            Subject::Remote { .. }
+            | Subject::Peer { .. }
+            | Subject::Prefix { .. }
+            | Subject::Process { .. }
+            | Subject::Netns { .. }
+            | Subject::Host => None,
+        }
+    }
+}
+
+/// What a finding says of whose it is.
+fn told(finding: &Finding) -> (Option<u32>, Vec<u32>, Option<u32>) {
+    (
+        finding.owner.as_ref().map(|owner| owner.pid),
+        finding.owners.iter().map(|owner| owner.pid).collect(),
+        finding.holders.filter(|holders| *holders > 1),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        detect::Thresholds,
+        testing::{self, Run},
+    };
+
+    const LOCAL: &str = "10.0.0.1:80";
+    const REMOTE: &str = "10.0.0.2:4000";
+
+    /// A silent peer of the process that accepted the connection.
+    fn silent() -> Run {
+        let mut run = Run::new();
+        for timeouts in 1..=3 {
+            run.pass(Duration::from_millis(400));
+            run.retransmit(testing::socket(LOCAL, REMOTE), |retransmit| {
+                retransmit.tcp.retransmits = timeouts;
+            });
+        }
+        assert_eq!(told(run.only()), (Some(testing::owner().pid), vec![], None));
+        run
+    }
+
+    #[test]
+    fn a_shared_connection_is_said_again_with_its_owners() {
+        let acceptor = testing::owner().pid;
+        let mut run = silent();
+        run.holders(testing::socket(LOCAL, REMOTE), &[acceptor, 7], 12);
+        let shared = (Some(acceptor), vec![acceptor, 7], Some(12));
+        assert_eq!(told(run.only()), shared);
+        assert_eq!(run.only().owner.as_ref().unwrap().source, "accept");
+        run.holders(testing::socket(LOCAL, REMOTE), &[acceptor, 7], 12);
+        assert_eq!(run.statuses(), [Status::Open, Status::Update], "no news");
+        run.pass(Duration::from_secs(2));
+        run.retransmit(testing::socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.tcp.retransmits = 4;
+        });
+        assert_eq!(told(run.only()), shared, "as long as nobody looks again");
+        run.assert_replays(Thresholds::default());
+    }
+
+    #[test]
+    fn a_connection_that_its_acceptor_holds_no_longer_is_its_holders() {
+        let mut run = silent();
+        run.holders(testing::socket(LOCAL, REMOTE), &[7], 1);
+        assert_eq!(told(run.only()), (Some(7), vec![], None));
+        assert_eq!(run.only().owner.as_ref().unwrap().source, "seeded");
+        assert_eq!(run.only().holders, Some(1));
+        // Passed on since: whoever received it is the last to be known of.
+        run.pass(Duration::from_secs(2));
+        run.retransmit(testing::socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.tcp.retransmits = 4;
+            retransmit.owner.pid = 9;
+            retransmit.owner.source = conntracer_common::record::owner_source::PASSED;
+        });
+        assert_eq!(told(run.only()).0, Some(9));
+        assert_eq!(run.only().holders, None);
+        run.assert_replays(Thresholds::default());
+    }
+
+    #[test]
+    fn a_resolved_finding_is_not_said_again() {
+        let mut run = silent();
+        run.closed(testing::socket(LOCAL, REMOTE), |state| state.error = 110);
+        let said = run.findings.len();
+        assert_eq!(run.only().status, Status::Resolved);
+        run.holders(testing::socket(LOCAL, REMOTE), &[7], 1);
+        assert_eq!(run.findings.len(), said);
+    }
+}
