@@ -39,15 +39,14 @@ fn each_filter_lets_through_one_of_two_processes() {
     let Some(by_comm) = start(&["--comm", "nobody", "--comm", other_name]) else {
         return;
     };
-    let listener = servers.addresses()[1].to_string();
-    let Some(by_listener) = start(&["--listener", &format!("1,{listener}")]) else {
+    let other = servers.other();
+    let Some(by_listener) = start(&everything(&servers).each_ref().map(String::as_str)) else {
         return;
     };
     let by_group = groups.as_ref().map(|[_, outer]| {
         let filter = ["--cgroup", outer.path(), "--container", &CONTAINER[..12]];
         start(&filter).expect("the others started")
     });
-    let other = servers.other();
     servers.provoke().unwrap();
     let mut all = vec![
         (by_pid, process::id(), true),
@@ -215,6 +214,26 @@ fn found(tracer: &mut Tracer) {
             is_syn_drop(finding) && finding.count >= DROPPED
         })
         .unwrap();
+}
+
+/// The second process's listener by every flag that fits it, with as many values as each takes: what the
+/// verifier has to walk at most.
+fn everything(servers: &TwoServers) -> [String; 12] {
+    let address = servers.addresses()[1];
+    let (port, pid) = (address.port().to_string(), servers.other().to_string());
+    let eighth = |filler: &str, last: &str| format!("{}{last}", format!("{filler},").repeat(7));
+    [
+        ("--listener", eighth("10.0.0.1:1", &address.to_string())),
+        ("--addr", eighth("10.0.0.0/8", &address.ip().to_string())),
+        ("--lport", eighth("1", &port)),
+        ("--port", eighth("1", &port)),
+        ("--pid", eighth("1", &pid)),
+        ("--comm", eighth("nobody", name(OTHER))),
+    ]
+    .map(|(flag, values)| [flag.to_owned(), values])
+    .concat()
+    .try_into()
+    .expect("six flags and their values")
 }
 
 fn name(comm: &CStr) -> &str {
