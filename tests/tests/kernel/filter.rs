@@ -19,6 +19,7 @@ use conntracer_tests::{
     wait::SOON,
 };
 use serde_json::Value;
+use socket2::SockAddr;
 
 use crate::support::{assert_reconciled, assert_sound, binary, is_syn_drop, lacking, trace};
 
@@ -120,7 +121,8 @@ fn what_was_there_is_filtered_by_its_owner() {
         .run(|| {
             let (mut told, teller) = UnixStream::pair()?;
             let fd = teller.as_raw_fd();
-            let forked = Forked::run(c"ct-older", move || older(fd))?;
+            let older_address = SockAddr::from(Family::V6.loopback_listener());
+            let forked = Forked::run(c"ct-older", || older(fd, &older_address))?;
             drop(teller);
             told.read_exact(&mut [0])
                 .context("waiting for the other's sockets")?;
@@ -159,24 +161,14 @@ fn what_was_there_is_filtered_by_its_owner() {
 const OLDER: usize = 3;
 
 /// Makes them, says so, and waits to be killed; by system calls alone.
-fn older(tell: libc::c_int) -> u8 {
-    let address = libc::sockaddr_in6 {
-        sin6_family: libc::AF_INET6 as libc::sa_family_t,
-        sin6_port: 8080_u16.to_be(),
-        sin6_flowinfo: 0,
-        sin6_addr: libc::in6_addr {
-            s6_addr: std::net::Ipv6Addr::LOCALHOST.octets(),
-        },
-        sin6_scope_id: 0,
-    };
-    let length = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or_default();
+fn older(tell: libc::c_int, address: &SockAddr) -> u8 {
     // SAFETY: an address that lives as long as the calls.
     unsafe {
         let [listener, client] =
             [(); 2].map(|()| libc::socket(libc::AF_INET6, libc::SOCK_STREAM, 0));
-        let made = libc::bind(listener, (&raw const address).cast(), length) == 0
+        let made = libc::bind(listener, address.as_ptr().cast(), address.len()) == 0
             && libc::listen(listener, 1) == 0
-            && libc::connect(client, (&raw const address).cast(), length) == 0
+            && libc::connect(client, address.as_ptr().cast(), address.len()) == 0
             && libc::accept(listener, std::ptr::null_mut(), std::ptr::null_mut()) >= 0
             && libc::write(tell, [1_u8].as_ptr().cast(), 1) == 1;
         if made {
