@@ -19,6 +19,7 @@ use conntracer_tests::{
     wait::SOON,
 };
 use serde_json::Value;
+use socket2::SockAddr;
 
 use crate::support::{assert_reconciled, assert_sound, binary, is_syn_drop, lacking, trace};
 
@@ -39,15 +40,14 @@ fn each_filter_lets_through_one_of_two_processes() {
     let Some(by_comm) = start(&["--comm", "nobody", "--comm", other_name]) else {
         return;
     };
-    let listener = servers.addresses()[1].to_string();
-    let Some(by_listener) = start(&["--listener", &format!("1,{listener}")]) else {
+    let other = servers.other();
+    let Some(by_listener) = start(&everything(&servers).each_ref().map(String::as_str)) else {
         return;
     };
     let by_group = groups.as_ref().map(|[_, outer]| {
         let filter = ["--cgroup", outer.path(), "--container", &CONTAINER[..12]];
         start(&filter).expect("the others started")
     });
-    let other = servers.other();
     servers.provoke().unwrap();
     let mut all = vec![
         (by_pid, process::id(), true),
@@ -121,7 +121,8 @@ fn what_was_there_is_filtered_by_its_owner() {
         .run(|| {
             let (mut told, teller) = UnixStream::pair()?;
             let fd = teller.as_raw_fd();
-            let forked = Forked::run(c"ct-older", move || older(fd))?;
+            let older_address = SockAddr::from(Family::V6.loopback_listener());
+            let forked = Forked::run(c"ct-older", || older(fd, &older_address))?;
             drop(teller);
             told.read_exact(&mut [0])
                 .context("waiting for the other's sockets")?;
@@ -160,24 +161,14 @@ fn what_was_there_is_filtered_by_its_owner() {
 const OLDER: usize = 3;
 
 /// Makes them, says so, and waits to be killed; by system calls alone.
-fn older(tell: libc::c_int) -> u8 {
-    let address = libc::sockaddr_in6 {
-        sin6_family: libc::AF_INET6 as libc::sa_family_t,
-        sin6_port: 8080_u16.to_be(),
-        sin6_flowinfo: 0,
-        sin6_addr: libc::in6_addr {
-            s6_addr: std::net::Ipv6Addr::LOCALHOST.octets(),
-        },
-        sin6_scope_id: 0,
-    };
-    let length = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or_default();
+fn older(tell: libc::c_int, address: &SockAddr) -> u8 {
     // SAFETY: an address that lives as long as the calls.
     unsafe {
         let [listener, client] =
             [(); 2].map(|()| libc::socket(libc::AF_INET6, libc::SOCK_STREAM, 0));
-        let made = libc::bind(listener, (&raw const address).cast(), length) == 0
+        let made = libc::bind(listener, address.as_ptr().cast(), address.len()) == 0
             && libc::listen(listener, 1) == 0
-            && libc::connect(client, (&raw const address).cast(), length) == 0
+            && libc::connect(client, address.as_ptr().cast(), address.len()) == 0
             && libc::accept(listener, std::ptr::null_mut(), std::ptr::null_mut()) >= 0
             && libc::write(tell, [1_u8].as_ptr().cast(), 1) == 1;
         if made {
@@ -215,6 +206,26 @@ fn found(tracer: &mut Tracer) {
             is_syn_drop(finding) && finding.count >= DROPPED
         })
         .unwrap();
+}
+
+/// The second process's listener by every flag that fits it, with as many values as each takes: what the
+/// verifier has to walk at most.
+fn everything(servers: &TwoServers) -> [String; 12] {
+    let address = servers.addresses()[1];
+    let (port, pid) = (address.port().to_string(), servers.other().to_string());
+    let eighth = |filler: &str, last: &str| format!("{}{last}", format!("{filler},").repeat(7));
+    [
+        ("--listener", eighth("10.0.0.1:1", &address.to_string())),
+        ("--addr", eighth("10.0.0.0/8", &address.ip().to_string())),
+        ("--lport", eighth("1", &port)),
+        ("--port", eighth("1", &port)),
+        ("--pid", eighth("1", &pid)),
+        ("--comm", eighth("nobody", name(OTHER))),
+    ]
+    .map(|(flag, values)| [flag.to_owned(), values])
+    .concat()
+    .try_into()
+    .expect("six flags and their values")
 }
 
 fn name(comm: &CStr) -> &str {

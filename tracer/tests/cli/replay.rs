@@ -64,7 +64,7 @@ fn fail_on_finding_fails_only_on_findings() {
 #[case::netns(&["--netns", "4026531840"], true)]
 #[case::other_netns(&["--netns", "1"], false)]
 #[case::address(&["--addr", "10.0.0.0/24"], true)]
-#[case::other_address(&["--addr", "10.1.0.0/24"], false)]
+#[case::address_of_clients(&["--addr", "10.1.0.0/24"], true)]
 #[case::owner(&["--pid", "99,1234"], true)]
 #[case::other_owner(&["--pid", "1"], false)]
 #[case::other_name(&["--comm", "nginx"], false)]
