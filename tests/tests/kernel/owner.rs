@@ -192,7 +192,7 @@ fn a_socket_is_its_process_after_that_has_ended() {
 /// socket after another, and every event is of the process whose connection it was.
 #[test]
 fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
-    const ROUNDS: usize = 10;
+    const ROUNDS: u8 = 10;
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
     let Some(tracer) = trace(&binary, &netns, &["--emit", ALL]) else {
@@ -200,7 +200,7 @@ fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
     };
     let address = Family::V4.loopback_listener();
     let listener = netns
-        .run(|| listen(Family::V4, address, 2 * ROUNDS as i32))
+        .run(|| listen(Family::V4, address, 2 * i32::from(ROUNDS)))
         .unwrap();
     // A socket is of the namespace that it was made in: those of all rounds are made beforehand.
     let sockets: Vec<Vec<Socket>> = [(); 2]
@@ -221,7 +221,7 @@ fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
         .iter()
         .zip(turns)
         .map(|(sockets, (mine, other))| {
-            let fds: Vec<RawFd> = sockets.iter().map(|socket| socket.as_raw_fd()).collect();
+            let fds: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
             let kept: Vec<RawFd> = fds.iter().copied().chain([mine, other]).collect();
             Forked::run(c"ct-taker", &kept, || {
                 u8::from(!fds.iter().all(|fd| take(*fd, &local, &remote, mine, other)))
@@ -248,7 +248,10 @@ fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
         }
     }
     let lost: u64 = run.stop.hooks.values().map(|account| account.lost).sum();
-    assert!(lives.len() as u64 + lost >= 2 * ROUNDS as u64, "{run:#?}");
+    assert!(
+        lives.len() as u64 + lost >= 2 * u64::from(ROUNDS),
+        "{run:#?}"
+    );
     if lost == 0 {
         for (turn, owners) in lives.values().enumerate() {
             let expected = Some(u64::from(pids[turn % 2]));
@@ -287,12 +290,12 @@ fn take(fd: RawFd, local: &SockAddr, remote: &SockAddr, mine: RawFd, other: RawF
 /// Many threads that wait in accept() are one process.
 #[test]
 fn threads_that_accept_are_their_process() {
-    const THREADS: usize = 25;
+    const THREADS: u8 = 25;
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
     let address = Family::V4.loopback_listener();
     let listener = netns
-        .run(|| listen(Family::V4, address, THREADS as i32))
+        .run(|| listen(Family::V4, address, THREADS.into()))
         .unwrap();
     let Some(mut tracer) = trace(&binary, &netns, &["--emit", "accept"]) else {
         return;
@@ -322,14 +325,16 @@ fn threads_that_accept_are_their_process() {
                 .collect()
         });
         let _clients = clients.unwrap();
-        tracer.wait_for_events(THREADS - SKIPPED, SOON).unwrap();
+        tracer
+            .wait_for_events((THREADS - SKIPPED).into(), SOON)
+            .unwrap();
         drop(waiting);
     });
     let run = tracer.stop().unwrap();
 
     let accepts: Vec<_> = run.events().collect();
     let lost = usize::try_from(run.stop.hooks["accept"].lost).unwrap();
-    assert!(accepts.len() + lost >= THREADS, "{run:#?}");
+    assert!(accepts.len() + lost >= usize::from(THREADS), "{run:#?}");
     for (_, event) in accepts {
         assert_eq!(event["process.pid"], std::process::id(), "{event}");
         assert_eq!(event["process.command"], COMM, "{event}");
@@ -338,7 +343,7 @@ fn threads_that_accept_are_their_process() {
 }
 
 /// Accepts whose event may be skipped: see `assert_sound`.
-const SKIPPED: usize = 2;
+const SKIPPED: u8 = 2;
 
 /// What io_uring accepts is the process's that asked for it: a thread of its own does it, or before Linux 5.12 one
 /// of the kernel's, which owns nothing.
@@ -404,11 +409,10 @@ fn a_process_of_a_container_is_named_by_it() {
     client.set_nonblocking(false).unwrap();
     let fd = client.as_raw_fd();
     let nobody = SockAddr::from(Family::V4.loopback_listener());
-    let contained = Forked::run(c"ct-contained", &[fd], || {
+    let client_of_it = Forked::run(c"ct-contained", &[fd], || {
         // SAFETY: a socket and an address that live as long as the call.
-        if !cgroup.enter()
-            || unsafe { libc::connect(fd, nobody.as_ptr().cast(), nobody.len()) } == 0
-        {
+        let connect = || unsafe { libc::connect(fd, nobody.as_ptr().cast(), nobody.len()) };
+        if !cgroup.enter() || connect() == 0 {
             return 1;
         }
         forked::pause()
@@ -418,8 +422,8 @@ fn a_process_of_a_container_is_named_by_it() {
         .wait_for("a refused connect", SOON, is("connect_failure"))
         .unwrap();
     let run = tracer.stop().unwrap();
-    let pid = contained.pid();
-    drop(contained);
+    let pid = client_of_it.pid();
+    drop(client_of_it);
 
     let owner = finding.owner.as_ref().expect("it called connect()");
     assert_eq!((owner.pid, owner.comm.as_str()), (pid, "ct-contained"));
