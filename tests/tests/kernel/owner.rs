@@ -20,7 +20,10 @@ use conntracer_tests::{
     link::Pair,
     netns::{COMM, NetNs},
     scenario::{accept_queue::AcceptQueueFull, dead_peer::DeadPeer},
-    socket::{Connection, Waiting, abort_on_close, connect_without_waiting, deafen, listen, tcp},
+    socket::{
+        Connection, Waiting, abort_on_close, connect_without_waiting, deafen, listen, tcp,
+        wait_readable,
+    },
     tracer::Run,
     uring::Uring,
     wait::{EVENTUALLY, SOON},
@@ -146,7 +149,7 @@ fn refused_connects_in_a_row_leave_nothing_behind() {
     assert_sound(&run, &netns);
 }
 
-/// A socket outlives the process that connected it, and is its to the end.
+/// A socket outlives the process that connected it and left something unsaid, and is its to the end.
 #[test]
 fn a_socket_is_its_process_after_that_has_ended() {
     let Some(binary) = binary() else { return };
@@ -160,21 +163,35 @@ fn a_socket_is_its_process_after_that_has_ended() {
     client.set_nonblocking(false).unwrap();
     let fd = client.as_raw_fd();
     let raw = SockAddr::from(address);
-    let forked = Forked::run(c"ct-gone", &[fd], || {
-        // SAFETY: a socket and an address that live as long as the calls.
-        let connected = unsafe { libc::connect(fd, raw.as_ptr().cast(), raw.len()) };
-        u8::from(connected != 0)
+    let (here, there) = UnixDatagram::pair().unwrap();
+    let order = there.as_raw_fd();
+    let forked = Forked::run(c"ct-gone", &[fd, order], || {
+        let mut bytes = [0_u8; 100];
+        // SAFETY: descriptors, an address and a buffer that live as long as the calls.
+        let said = unsafe {
+            libc::connect(fd, raw.as_ptr().cast(), raw.len()) == 0
+                && libc::read(order, bytes.as_mut_ptr().cast(), 1) == 1
+                && libc::write(fd, bytes.as_ptr().cast(), bytes.len()) == 100
+        };
+        u8::from(!said)
     })
     .unwrap();
     let pid = forked.pid();
-    forked.wait().unwrap();
-    let (accepted, _) = pair.server.run(|| Ok(listener.accept()?)).unwrap();
+    drop(client);
+    let (accepted, _) = pair
+        .server
+        .run(|| {
+            wait_readable(&listener)?;
+            Ok(listener.accept()?)
+        })
+        .unwrap();
     deafen(&accepted).unwrap();
-    (&client).write_all(&[0; 100]).unwrap();
+    here.send(b"x").unwrap();
+    forked.wait().unwrap();
     tracer
         .wait_for_event("a retransmission", SOON, "retransmit", |_| true)
         .unwrap();
-    drop(client);
+    drop(accepted);
     let run = tracer.stop().unwrap();
 
     let retransmits = pids(&run, |kind| kind == "retransmit");
