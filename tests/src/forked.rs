@@ -58,6 +58,7 @@ impl Forked {
 }
 
 /// Waits to be killed: for an `act` that is over.
+#[must_use]
 pub fn pause() -> u8 {
     loop {
         // SAFETY: no arguments.

@@ -151,31 +151,7 @@ impl Pipeline {
         };
         // Never backwards: rings of two CPUs may be a little out of order.
         self.now = self.now.max(event.time);
-        if let Body::Loss(loss) = &event.body
-            && let Some(lost) = self.lost.get_mut(loss.hook)
-        {
-            *lost = lost.saturating_add(loss.lost);
-            if loss.lost > 0 {
-                out(Output::Gap {
-                    at: self.now,
-                    hook: loss.hook_name(),
-                    lost: loss.lost,
-                });
-            }
-        }
-        if let Body::Netns(netns) = &event.body {
-            self.reconciler.netns(netns);
-        }
-        if let Body::Process(process) = &event.body {
-            self.processes.apply(process);
-        }
-        out(Output::Event(&event));
-        if let Body::Holders(holders) = &event.body {
-            self.holders
-                .apply(holders, self.now, &self.processes, &mut |finding| {
-                    out(Output::Finding(finding));
-                });
-        }
+        self.learn(&event, out);
         let (processes, holders) = (&self.processes, &mut self.holders);
         let mut cx = Context {
             now: self.now,
@@ -249,6 +225,35 @@ impl Pipeline {
             | Body::Holders(_) => {}
             Body::Seed(body) => self.seeds.found(body),
             Body::Seeded(body) => self.seeds.over(body),
+        }
+    }
+
+    /// What a record tells of others: what was lost, what the kernel counts, who is called what and holds what.
+    fn learn(&mut self, event: &Event, out: &mut dyn FnMut(Output<'_>)) {
+        if let Body::Loss(loss) = &event.body
+            && let Some(lost) = self.lost.get_mut(loss.hook)
+        {
+            *lost = lost.saturating_add(loss.lost);
+            if loss.lost > 0 {
+                out(Output::Gap {
+                    at: self.now,
+                    hook: loss.hook_name(),
+                    lost: loss.lost,
+                });
+            }
+        }
+        if let Body::Netns(netns) = &event.body {
+            self.reconciler.netns(netns);
+        }
+        if let Body::Process(process) = &event.body {
+            self.processes.apply(process);
+        }
+        out(Output::Event(event));
+        if let Body::Holders(holders) = &event.body {
+            self.holders
+                .apply(holders, self.now, &self.processes, &mut |finding| {
+                    out(Output::Finding(finding));
+                });
         }
     }
 

@@ -132,7 +132,7 @@ fn each_worker_of_a_preforked_server_owns_what_it_accepts() {
             let accepted = accept(fd);
             // It has one connection and no time for more.
             if say_who(accepted) && answer(accepted, accepted) {
-                forked::pause();
+                return forked::pause();
             }
             1
         })
@@ -212,7 +212,7 @@ fn a_connection_is_its_receivers_once_it_was_passed() {
         let accepted = accept(fd);
         if passed::send(here, accepted) {
             close(accepted);
-            forked::pause();
+            return forked::pause();
         }
         1
     })
@@ -220,7 +220,7 @@ fn a_connection_is_its_receivers_once_it_was_passed() {
     let receiver = Forked::run(c"ct-receiver", &[there], || {
         let received = passed::receive(there);
         if say_who(received) && answer(received, received) {
-            forked::pause();
+            return forked::pause();
         }
         1
     })
@@ -279,7 +279,7 @@ fn an_inherited_connection_is_found_to_be_the_heirs() {
             }
             // It never receives anything from the connection.
             if say_who(accepted) && answer(order, accepted) {
-                forked::pause();
+                return forked::pause();
             }
             return 1;
         }
@@ -312,9 +312,9 @@ fn an_inherited_connection_is_found_to_be_the_heirs() {
     for (_, event) in run.events() {
         looked_for |= event.get("holders").is_some();
         let pid = if looked_for {
-            heir
+            u64::from(heir)
         } else {
-            event["process.pid"].as_u64().unwrap() as u32
+            event["process.pid"].as_u64().unwrap()
         };
         assert_eq!(event["process.pid"], pid, "{event}");
     }

@@ -20,7 +20,10 @@ use conntracer_tests::{
     link::Pair,
     netns::{COMM, NetNs},
     scenario::{accept_queue::AcceptQueueFull, dead_peer::DeadPeer},
-    socket::{Connection, Waiting, abort_on_close, connect_without_waiting, deafen, listen, tcp},
+    socket::{
+        Connection, Waiting, abort_on_close, connect_without_waiting, deafen, listen, tcp,
+        wait_readable,
+    },
     tracer::Run,
     uring::Uring,
     wait::{EVENTUALLY, SOON},
@@ -146,7 +149,7 @@ fn refused_connects_in_a_row_leave_nothing_behind() {
     assert_sound(&run, &netns);
 }
 
-/// A socket outlives the process that connected it, and is its to the end.
+/// A socket outlives the process that connected it and left something unsaid, and is its to the end.
 #[test]
 fn a_socket_is_its_process_after_that_has_ended() {
     let Some(binary) = binary() else { return };
@@ -160,21 +163,35 @@ fn a_socket_is_its_process_after_that_has_ended() {
     client.set_nonblocking(false).unwrap();
     let fd = client.as_raw_fd();
     let raw = SockAddr::from(address);
-    let forked = Forked::run(c"ct-gone", &[fd], || {
-        // SAFETY: a socket and an address that live as long as the calls.
-        let connected = unsafe { libc::connect(fd, raw.as_ptr().cast(), raw.len()) };
-        u8::from(connected != 0)
+    let (here, there) = UnixDatagram::pair().unwrap();
+    let order = there.as_raw_fd();
+    let forked = Forked::run(c"ct-gone", &[fd, order], || {
+        let mut bytes = [0_u8; 100];
+        // SAFETY: descriptors, an address and a buffer that live as long as the calls.
+        let said = unsafe {
+            libc::connect(fd, raw.as_ptr().cast(), raw.len()) == 0
+                && libc::read(order, bytes.as_mut_ptr().cast(), 1) == 1
+                && libc::write(fd, bytes.as_ptr().cast(), bytes.len()) == 100
+        };
+        u8::from(!said)
     })
     .unwrap();
     let pid = forked.pid();
-    forked.wait().unwrap();
-    let (accepted, _) = pair.server.run(|| Ok(listener.accept()?)).unwrap();
+    drop(client);
+    let (accepted, _) = pair
+        .server
+        .run(|| {
+            wait_readable(&listener)?;
+            Ok(listener.accept()?)
+        })
+        .unwrap();
     deafen(&accepted).unwrap();
-    (&client).write_all(&[0; 100]).unwrap();
+    here.send(b"x").unwrap();
+    forked.wait().unwrap();
     tracer
         .wait_for_event("a retransmission", SOON, "retransmit", |_| true)
         .unwrap();
-    drop(client);
+    drop(accepted);
     let run = tracer.stop().unwrap();
 
     let retransmits = pids(&run, |kind| kind == "retransmit");
@@ -192,7 +209,7 @@ fn a_socket_is_its_process_after_that_has_ended() {
 /// socket after another, and every event is of the process whose connection it was.
 #[test]
 fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
-    const ROUNDS: usize = 10;
+    const ROUNDS: u8 = 10;
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
     let Some(tracer) = trace(&binary, &netns, &["--emit", ALL]) else {
@@ -200,7 +217,7 @@ fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
     };
     let address = Family::V4.loopback_listener();
     let listener = netns
-        .run(|| listen(Family::V4, address, 2 * ROUNDS as i32))
+        .run(|| listen(Family::V4, address, 2 * i32::from(ROUNDS)))
         .unwrap();
     // A socket is of the namespace that it was made in: those of all rounds are made beforehand.
     let sockets: Vec<Vec<Socket>> = [(); 2]
@@ -221,7 +238,7 @@ fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
         .iter()
         .zip(turns)
         .map(|(sockets, (mine, other))| {
-            let fds: Vec<RawFd> = sockets.iter().map(|socket| socket.as_raw_fd()).collect();
+            let fds: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
             let kept: Vec<RawFd> = fds.iter().copied().chain([mine, other]).collect();
             Forked::run(c"ct-taker", &kept, || {
                 u8::from(!fds.iter().all(|fd| take(*fd, &local, &remote, mine, other)))
@@ -248,7 +265,10 @@ fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
         }
     }
     let lost: u64 = run.stop.hooks.values().map(|account| account.lost).sum();
-    assert!(lives.len() as u64 + lost >= 2 * ROUNDS as u64, "{run:#?}");
+    assert!(
+        lives.len() as u64 + lost >= 2 * u64::from(ROUNDS),
+        "{run:#?}"
+    );
     if lost == 0 {
         for (turn, owners) in lives.values().enumerate() {
             let expected = Some(u64::from(pids[turn % 2]));
@@ -287,12 +307,12 @@ fn take(fd: RawFd, local: &SockAddr, remote: &SockAddr, mine: RawFd, other: RawF
 /// Many threads that wait in accept() are one process.
 #[test]
 fn threads_that_accept_are_their_process() {
-    const THREADS: usize = 25;
+    const THREADS: u8 = 25;
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
     let address = Family::V4.loopback_listener();
     let listener = netns
-        .run(|| listen(Family::V4, address, THREADS as i32))
+        .run(|| listen(Family::V4, address, THREADS.into()))
         .unwrap();
     let Some(mut tracer) = trace(&binary, &netns, &["--emit", "accept"]) else {
         return;
@@ -322,14 +342,16 @@ fn threads_that_accept_are_their_process() {
                 .collect()
         });
         let _clients = clients.unwrap();
-        tracer.wait_for_events(THREADS - SKIPPED, SOON).unwrap();
+        tracer
+            .wait_for_events((THREADS - SKIPPED).into(), SOON)
+            .unwrap();
         drop(waiting);
     });
     let run = tracer.stop().unwrap();
 
     let accepts: Vec<_> = run.events().collect();
     let lost = usize::try_from(run.stop.hooks["accept"].lost).unwrap();
-    assert!(accepts.len() + lost >= THREADS, "{run:#?}");
+    assert!(accepts.len() + lost >= usize::from(THREADS), "{run:#?}");
     for (_, event) in accepts {
         assert_eq!(event["process.pid"], std::process::id(), "{event}");
         assert_eq!(event["process.command"], COMM, "{event}");
@@ -338,7 +360,7 @@ fn threads_that_accept_are_their_process() {
 }
 
 /// Accepts whose event may be skipped: see `assert_sound`.
-const SKIPPED: usize = 2;
+const SKIPPED: u8 = 2;
 
 /// What io_uring accepts is the process's that asked for it: a thread of its own does it, or before Linux 5.12 one
 /// of the kernel's, which owns nothing.
@@ -403,11 +425,10 @@ fn a_process_of_a_container_is_named_by_it() {
     client.set_nonblocking(false).unwrap();
     let fd = client.as_raw_fd();
     let nobody = SockAddr::from(Family::V4.loopback_listener());
-    let contained = Forked::run(c"ct-contained", &[fd], || {
+    let client_of_it = Forked::run(c"ct-contained", &[fd], || {
         // SAFETY: a socket and an address that live as long as the call.
-        if !cgroup.enter()
-            || unsafe { libc::connect(fd, nobody.as_ptr().cast(), nobody.len()) } == 0
-        {
+        let connect = || unsafe { libc::connect(fd, nobody.as_ptr().cast(), nobody.len()) };
+        if !cgroup.enter() || connect() == 0 {
             return 1;
         }
         forked::pause()
@@ -417,8 +438,8 @@ fn a_process_of_a_container_is_named_by_it() {
         .wait_for("a refused connect", SOON, is("connect_failure"))
         .unwrap();
     let run = tracer.stop().unwrap();
-    let pid = contained.pid();
-    drop(contained);
+    let pid = client_of_it.pid();
+    drop(client_of_it);
 
     let owner = finding.owner.as_ref().expect("it called connect()");
     assert_eq!((owner.pid, owner.comm.as_str()), (pid, "ct-contained"));

@@ -45,7 +45,7 @@ type Identity = (u32, u32);
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     /// As their records have them, with their owners.
-    asked: HashMap<SocketId, (Socket, Identity), RandomState>,
+    sockets: HashMap<SocketId, (Socket, Identity), RandomState>,
     /// The owner of each that was searched for, as the search left it.
     told: HashMap<SocketId, Identity, RandomState>,
     told_ns: u64,
@@ -59,14 +59,14 @@ impl Asked {
             return;
         };
         let (id, owner) = (id(socket.sk, socket.born_ns), identity(&owner));
-        if self.asked.len() < MAX_ASKED && self.told.get(&id) != Some(&owner) {
-            self.asked.insert(id, (socket, owner));
+        if self.sockets.len() < MAX_ASKED && self.told.get(&id) != Some(&owner) {
+            self.sockets.insert(id, (socket, owner));
         }
     }
 
     /// Whether it is time to search.
     pub(super) fn is_due(&self, now_ns: u64) -> bool {
-        !self.asked.is_empty() && now_ns >= self.next_ns
+        !self.sockets.is_empty() && now_ns >= self.next_ns
     }
 
     /// Takes what a search found: a record of each socket that was asked for and is held by anybody.
@@ -77,7 +77,7 @@ impl Asked {
             self.told_ns = now_ns;
         }
         let mut records = Vec::new();
-        for (id, (socket, owner)) in std::mem::take(&mut self.asked) {
+        for (id, (socket, owner)) in std::mem::take(&mut self.sockets) {
             let Some(held) = found.sockets.get(&id) else {
                 // Not accepted yet, or closed and not gone yet: whose it is or was is known.
                 self.told.insert(id, owner);
@@ -135,7 +135,7 @@ impl Found {
         held.count += 1;
         held.owner_holds |= is_owner;
         held.owner_pid = holder.owner_pid;
-        let most = if asked.asked.contains_key(&id) {
+        let most = if asked.sockets.contains_key(&id) {
             MAX_HOLDERS
         } else {
             1

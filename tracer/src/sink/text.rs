@@ -245,11 +245,7 @@ impl Text {
                     " for {:.1} s at least",
                     time.since(since).as_secs_f64()
                 )),
-                if seed.holders > 1 {
-                    format!(" held by {} processes", seed.holders)
-                } else {
-                    String::new()
-                },
+                held(seed.holders),
             ),
             Body::Sources(sources) => format!("  {} SYNs in trouble", sources.syns),
             Body::Loss(loss) => format!(" {} lost {}", loss.hook_name(), loss.lost),
@@ -578,6 +574,15 @@ impl fmt::Display for OwnerText<'_> {
     }
 }
 
+/// What several processes hold.
+fn held(holders: u32) -> String {
+    if holders > 1 {
+        format!(" held by {holders} processes")
+    } else {
+        String::new()
+    }
+}
+
 /// "shared by nginx[12], nginx[13] and 3 more"; nothing of a socket that one process holds.
 fn sharers(finding: &Finding) -> Option<String> {
     let mut names = finding
@@ -594,7 +599,9 @@ fn sharers(finding: &Finding) -> Option<String> {
         text.push_str(&name);
     }
     if more > 0 {
-        text.push_str(&format!(" and {more} more"));
+        text.push_str(" and ");
+        text.push_str(&more.to_string());
+        text.push_str(" more");
     }
     Some(text)
 }
