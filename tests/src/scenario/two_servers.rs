@@ -61,6 +61,17 @@ struct Raw {
     left: [RawFd; LEFT],
 }
 
+impl Raw {
+    fn all(&self) -> impl Iterator<Item = RawFd> {
+        let Self {
+            listener,
+            served,
+            left,
+        } = *self;
+        [listener].into_iter().chain(served).chain(left)
+    }
+}
+
 impl TwoServers {
     /// The second process waits for [`TwoServers::provoke`].
     pub fn new() -> Result<Self> {
@@ -73,7 +84,8 @@ impl TwoServers {
         })?;
         let (go, gone) = UnixStream::pair().context("making a pair of sockets")?;
         let (raw, address, wait) = (other.raw(), SockAddr::from(other.address), gone.as_raw_fd());
-        let forked = Forked::run(OTHER, move || {
+        let kept: Vec<RawFd> = raw.all().chain([wait]).collect();
+        let forked = Forked::run(OTHER, &kept, move || {
             let mut byte = 0_u8;
             // SAFETY: a descriptor that lives, and room for a byte.
             let told = unsafe { libc::read(wait, (&raw mut byte).cast(), 1) };

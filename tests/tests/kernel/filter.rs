@@ -122,7 +122,7 @@ fn what_was_there_is_filtered_by_its_owner() {
             let (mut told, teller) = UnixStream::pair()?;
             let fd = teller.as_raw_fd();
             let older_address = SockAddr::from(Family::V6.loopback_listener());
-            let forked = Forked::run(c"ct-older", || older(fd, &older_address))?;
+            let forked = Forked::run(c"ct-older", &[fd], || older(fd, &older_address))?;
             drop(teller);
             told.read_exact(&mut [0])
                 .context("waiting for the other's sockets")?;
