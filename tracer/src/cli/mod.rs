@@ -135,8 +135,9 @@ pub struct KernelArguments {
     pub btf: Option<PathBuf>,
 }
 
-/// What to print and where.
+/// What to print and where. A heading holds for all that follows.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = None)]
 pub struct OutputArguments {
     /// Text, JSON, or text on a terminal and JSON elsewhere [default: auto].
     #[arg(long, value_enum)]
