@@ -54,6 +54,7 @@ impl Prepared {
             filter,
             emit: emits.records(),
             max_sockets: trace.max_sockets,
+            ring_bytes: trace.ring_bytes,
             verbose: typed.output.common.verbose > 0,
         };
         privileges::check()?;
