@@ -269,6 +269,10 @@ pub struct RetransmitTotals {
     pub peer_spoke: u64,
     /// The smallest segment among `full_heads` in bytes; 0 when there is none.
     pub full_head_bytes: u32,
+    /// At the last event: the smallest round trip lately (`net.ipv4.tcp_min_rtt_wlen`), and the path MTU that
+    /// the kernel believes in; 0 where it does not tell.
+    pub min_rtt_us: u32,
+    pub pmtu: u32,
     /// 1: read from the map by the user half, beside the records that tell of single events.
     pub polled: u8,
     pub pad: [u8; 3],
@@ -879,7 +883,7 @@ const _: () = {
     assert!(size_of::<Connect>() == 120);
     assert!(size_of::<State>() == 128);
     assert!(size_of::<Retransmit>() == 224);
-    assert!(size_of::<Retransmits>() == 368);
+    assert!(size_of::<Retransmits>() == 376);
     assert!(size_of::<SynAck>() == 144);
     assert!(size_of::<Syn>() == 344);
     assert!(size_of::<Reset>() == 128);

@@ -3,6 +3,7 @@
 
 use aya_ebpf::{bindings::BPF_NOEXIST, macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
+    layout::ABSENT,
     netns::count,
     record::{RETRANSMIT_INTERVAL_NS, Retransmit, Retransmits, Socket, Tcp, kind},
     retransmit::{Attempt, class, is_untried},
@@ -93,6 +94,13 @@ fn cumulated(ctx: &BtfTracePointContext, entry: *mut Retransmitted, event: &Retr
     unsafe { core::ptr::write_volatile(&raw mut entry.started, entry.started + 1) };
     let before: Option<&Tcp> = (!is_first).then_some(&entry.retransmits.last.tcp);
     totals.count(event, before);
+    let sk = event.socket.sk;
+    field_into!(sk, icsk_pmtu, &mut totals.pmtu);
+    totals.min_rtt_us = if global!(LAYOUT.rtt_min) == ABSENT {
+        0
+    } else {
+        field!(sk + u64::from(global!(LAYOUT.rtt_min)), sample_value: u32)
+    };
     entry.retransmits.last = *event;
     entry.retransmits.last.header.kind = kind::RETRANSMITS;
     entry.retransmits.last.header.size = size_of::<Retransmits>() as u16;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use conntracer_common::record::RetransmitTotals;
 
-use super::scope::Scope;
+use super::{scope::Scope, words::Cause};
 use crate::{decode::retransmit_type, detect::Life, event::RetransmitType, finding::Ktime};
 
 /// The rate is that of the last three seconds: one alone swings with RTO backoff.
@@ -35,6 +35,9 @@ pub(super) struct Segments {
     pub(super) heads: u64,
     pub(super) full_heads: u64,
     pub(super) full_bytes: Option<u32>,
+    /// The smallest round trip in microseconds, and the smallest path MTU that the kernel believes in.
+    pub(super) min_rtt_us: Option<u32>,
+    pub(super) path_mtu: Option<u32>,
     /// Data segments their connections sent meanwhile.
     pub(super) sent: u64,
     /// Repeats before which the peer acknowledged, or sent, something.
@@ -51,7 +54,9 @@ impl Segments {
             shut: gained.shut,
             heads: gained.heads,
             full_heads: gained.full_heads,
-            full_bytes: (gained.full_head_bytes != 0).then_some(gained.full_head_bytes),
+            full_bytes: known(gained.full_head_bytes),
+            min_rtt_us: known(gained.min_rtt_us),
+            path_mtu: known(gained.pmtu),
             progress: gained.progress,
             peer_spoke: gained.peer_spoke,
             ..Self::default()
@@ -99,10 +104,9 @@ impl Segments {
         sum(&mut self.sent, more.sent);
         sum(&mut self.progress, more.progress);
         sum(&mut self.peer_spoke, more.peer_spoke);
-        self.full_bytes = match (self.full_bytes, more.full_bytes) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
+        self.full_bytes = least(self.full_bytes, more.full_bytes);
+        self.min_rtt_us = least(self.min_rtt_us, more.min_rtt_us);
+        self.path_mtu = least(self.path_mtu, more.path_mtu);
     }
 
     pub(super) const fn of_kind(&self, kind: RetransmitType) -> u64 {
@@ -137,6 +141,15 @@ impl Segments {
     pub(super) fn ratio(&self) -> Option<f64> {
         (self.sent > 0).then(|| (self.data() as f64 / self.sent as f64).min(1.0))
     }
+}
+
+fn known(value: u32) -> Option<u32> {
+    // `tcp_init_sock` has no round trip yet: all ones.
+    (value != 0 && value != u32::MAX).then_some(value)
+}
+
+fn least(one: Option<u32>, other: Option<u32>) -> Option<u32> {
+    one.into_iter().chain(other).min()
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -180,6 +193,8 @@ impl Tally {
 #[derive(Debug)]
 pub(super) struct Activity {
     pub(super) life: Option<Life>,
+    /// The cause that its last word told.
+    pub(super) told: Option<Cause>,
     buckets: [Bucket; BUCKETS],
     older: Tally,
     recent: Tally,
@@ -202,6 +217,7 @@ impl Activity {
     pub(super) fn new(now: Ktime) -> Self {
         Self {
             life: None,
+            told: None,
             buckets: [Bucket::default(); BUCKETS],
             older: Tally::default(),
             recent: Tally::default(),

@@ -207,7 +207,7 @@ impl RetransmitStorm {
         if self.connections.touch(&key).is_none() {
             let entry = OfConnection {
                 connection: *connection,
-                course: Course::new(&connection.tcp, cx.now),
+                course: Course::new(&connection.tcp, segments.min_rtt_us, cx.now),
                 activity: Activity::new(cx.now),
                 duplicates: 0,
             };
@@ -233,7 +233,7 @@ impl RetransmitStorm {
             cx.now,
         );
         if begun {
-            entry.course = Course::new(&connection.tcp, cx.now);
+            entry.course = Course::new(&connection.tcp, segments.min_rtt_us, cx.now);
         }
         entry.course.goes_on(segments.progress > 0, cx.now);
         (key, begun)
@@ -435,12 +435,14 @@ fn step(
             activity.onset_per_s = activity.rate(cx.now);
             let mut life = cx.open(draft(activity, "onset", cx));
             life.said_count = activity.moved();
+            activity.told = Some(words::cause(activity));
             activity.life = Some(life);
             Some(life.id)
         }
         Some(mut life) if life.due(cx.now, activity.moved()) => {
             cx.update(&mut life, draft(activity, "peak", cx));
             life.said_count = activity.moved();
+            activity.told = Some(words::cause(activity));
             activity.life = Some(life);
             None
         }
@@ -466,6 +468,7 @@ fn lives(
     if life.due(cx.now, activity.moved()) {
         cx.update(&mut life, draft(activity, "peak", cx));
         life.said_count = activity.moved();
+        activity.told = Some(words::cause(activity));
         activity.life = Some(life);
     }
     true
@@ -481,6 +484,7 @@ fn last_word(
     {
         cx.update(&mut life, draft(activity, "peak", cx));
         life.said_count = activity.moved();
+        activity.told = Some(words::cause(activity));
         activity.life = Some(life);
     }
 }

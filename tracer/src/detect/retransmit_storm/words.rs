@@ -62,6 +62,18 @@ impl Cause {
         Self::Unknown
     }
 
+    /// What mends a storm reads like loss: what fitted is acknowledged, and the rest with it. Its cause stays
+    /// what was told.
+    const fn after(self, told: Option<Self>) -> Self {
+        match (self, told) {
+            (
+                Self::PathLoss,
+                Some(told @ (Self::LocalDrop | Self::ReceiverStalled | Self::PathMtu)),
+            ) => told,
+            _ => self,
+        }
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::PeerUnreachable => "peer_unreachable",
@@ -166,6 +178,11 @@ pub(super) fn wider(
     draft(scope.subject(), owner, &scope.said(), activity, stage, cx)
 }
 
+/// The cause that the next word tells.
+pub(super) fn cause(activity: &Activity) -> Cause {
+    Cause::of(&activity.total().sum).after(activity.told)
+}
+
 fn draft(
     subject: Subject,
     owner: Option<Owner>,
@@ -176,7 +193,7 @@ fn draft(
 ) -> Draft {
     let total = activity.total();
     let sum = &total.sum;
-    let cause = Cause::of(sum);
+    let cause = cause(activity);
     let mut facts = Facts::default()
         .number("rate_per_s", activity.rate(cx.now))
         .number("onset_per_s", activity.onset_per_s)
@@ -200,7 +217,12 @@ fn draft(
     if cause == Cause::PathMtu
         && let Some(bytes) = sum.full_bytes
     {
-        facts = facts.count("lost_segment_bytes", bytes);
+        facts = facts
+            .count("lost_segment_bytes", bytes)
+            .count_if_known("path_mtu_bytes", sum.path_mtu.map(u64::from));
+    }
+    if let Some(us) = sum.min_rtt_us {
+        facts = facts.number("min_rtt_ms", f64::from(us) / 1e3);
     }
     if total.connections > 0 {
         facts = facts.count("connections", total.connections);

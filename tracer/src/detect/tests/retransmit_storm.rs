@@ -46,6 +46,7 @@ impl Counted {
         let before = (totals.events > 0).then_some(last.tcp);
         totals.count(&event, before.as_ref());
         *last = event;
+        totals.min_rtt_us = if totals.events == 1 { 19_000 } else { 18_500 };
         last.header.kind = kind::RETRANSMITS;
         last.header.size = u16::try_from(size_of::<record::Retransmits>()).unwrap();
     }
@@ -95,6 +96,8 @@ fn what_is_told_of_a_few_events_counts_all_of_them() {
     assert_eq!(finding.status, Status::Resolved);
     assert_eq!(finding.count, 2 * 39);
     assert_eq!(evidence(finding, "fast_segments"), &Value::Count(2 * 39));
+    assert_eq!(evidence(finding, "min_rtt_before_ms"), &Value::Number(19.0));
+    assert_eq!(evidence(finding, "min_rtt_ms"), &Value::Number(18.5));
     run.assert_replays(Thresholds::default());
 }
 
@@ -104,7 +107,7 @@ fn a_storm_that_comes_back_is_counted_anew() {
     let mut counted = Counted::default();
     lossy_counted(&mut run, &mut counted, 21);
     counted.answer(&mut run);
-    run.pass(Duration::from_secs(60));
+    run.pass(Duration::from_mins(1));
     assert_eq!(run.only().count, 2 * 21);
     lossy_counted(&mut run, &mut counted, 41);
     run.finish();
@@ -431,6 +434,28 @@ fn full_sized_segments_that_fail_while_the_peer_talks_are_too_large() {
     let finding = run.only();
     assert_eq!(finding.cause, "path_mtu");
     assert!(finding.because.is_some());
+}
+
+#[test]
+fn what_mends_a_hole_does_not_change_its_cause() {
+    let mut run = Run::new();
+    let fail = |run: &mut Run, mended: u32| {
+        for event in 0..40 {
+            run.skip(Duration::from_millis(50));
+            run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+                retransmit.tcp.rcv_nxt = event;
+                retransmit.tcp.snd_una += event * mended;
+                retransmit.seq = retransmit.tcp.snd_una;
+                retransmit.end_seq = retransmit.seq + 1448;
+            });
+        }
+    };
+    fail(&mut run, 0);
+    fail(&mut run, 1448);
+    run.pass(Duration::from_secs(15));
+    let finding = run.only();
+    assert_eq!(finding.status, Status::Resolved);
+    assert_eq!(finding.cause, "path_mtu");
 }
 
 #[test]
