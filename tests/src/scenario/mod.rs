@@ -15,6 +15,7 @@ pub mod handshakes;
 pub mod healthy;
 pub mod lossy_path;
 pub mod old;
+pub mod patterns;
 pub mod refused;
 pub mod repeats;
 pub mod send_stall;
