@@ -13,6 +13,7 @@ pub mod ghost_syns;
 pub mod half_closed;
 pub mod handshakes;
 pub mod healthy;
+pub mod load;
 pub mod lossy_path;
 pub mod old;
 pub mod patterns;

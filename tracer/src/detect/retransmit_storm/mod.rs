@@ -13,10 +13,14 @@
 //! the end, so that it equals `Tcp RetransSegs` of a namespace that has just this storm. What did not
 //! leave the host (`tcp_retransmit_skb` with an error, or before Linux 6.17 only `total_retrans`) is counted
 //! apart, and so is what the peer said came twice (duplicate SACKs, RFC 2883), which is part of the count.
-//! What was lost on its way here is in the count of its connection by `total_retrans`, without a type.
+//! Connections are counted in the kernel, and their records cumulative: a record that is lost takes nothing
+//! away. What the kernel half missed is in the count by `total_retrans`, without a type.
 //! Repeated SYN-ACKs count, but open nothing: [`super::half_open::handshake`] tells what they mean. Those
 //! of a flood, of which not every one is a record, are in the host's count from the listeners' totals, and
 //! in no other.
+//!
+//! **Cause.** From the whole count so far (`words::Cause`). One that is told apart by what fails outlasts the
+//! repair, in which the rest comes through and reads like loss.
 //!
 //! **False positives.** A link that loses several percent by nature; raise the ratio there. A burst
 //! that is repaired at once, stray tail loss probes and RTO backoff of a single dead peer open
