@@ -64,6 +64,10 @@ counters! {
     /// Segments repeated because of ACKs: in recovery, and after a timeout.
     fast_retrans = "TcpExt"."TCPFastRetrans";
     slow_start_retrans = "TcpExt"."TCPSlowStartRetrans";
+    /// Duplicate SACKs received, SACKs that were taken back, and repeats that were lost in turn.
+    dsack_recv = "TcpExt"."TCPDSACKRecv";
+    sack_reneging = "TcpExt"."TCPSACKReneging";
+    lost_retransmit = "TcpExt"."TCPLostRetransmit";
     /// Probes of a window that has no room.
     win_probes = "TcpExt"."TCPWinProbe";
     spurious_rtx_host_queues = "TcpExt"."TCPSpuriousRtxHostQueues";

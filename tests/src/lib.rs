@@ -15,6 +15,7 @@ pub mod link;
 pub mod netfilter;
 pub mod netns;
 pub mod packet;
+pub mod peer;
 pub mod proc_net;
 pub mod scenario;
 pub mod socket;

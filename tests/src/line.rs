@@ -23,7 +23,7 @@ pub enum Line {
     Finding(Box<Finding>),
     Gap(Gap),
     Stop(Stop),
-    /// A kind that only `--emit` brings: its name and everything in it.
+    /// A kind that only `--emit` brings: its name and everything in it, the time included.
     Event(String, Value),
 }
 
@@ -52,7 +52,10 @@ fn parse(text: &str) -> Result<Line> {
         "finding" => Line::Finding(Box::new(read(value)?)),
         "gap" => Line::Gap(read(value)?),
         "stop" => Line::Stop(read(value)?),
-        _ => Line::Event(kind, value),
+        _ => {
+            value["time"] = time;
+            Line::Event(kind, value)
+        }
     })
 }
 

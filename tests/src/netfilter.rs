@@ -1,5 +1,6 @@
-//! A firewall that drops everything at one of netfilter's hooks: a base chain whose policy is `drop`, set up
-//! over netlink. It goes with its namespace.
+//! A firewall that drops at one of netfilter's hooks: a base chain whose policy is `drop`, or one rule in it
+//! (`nft add rule … numgen random mod 100 < 30 drop`, `… meta length > 1400 drop`), set up over netlink. It
+//! goes with its namespace.
 
 use std::time::Duration;
 
@@ -34,6 +35,16 @@ impl Hook {
     }
 }
 
+/// What is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Match {
+    Everything,
+    /// So many of a hundred packets, at random.
+    Percent(u8),
+    /// Packets of more than so many bytes, IP header included.
+    LargerThan(u32),
+}
+
 /// linux/netfilter/nfnetlink.h and nf_tables.h.
 const NFPROTO_INET: u8 = 1;
 const BATCH_BEGIN: u16 = 0x10;
@@ -52,6 +63,21 @@ const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
 const NESTED: u16 = 1 << 15;
 const POLICY_DROP: u32 = 0;
+const POLICY_ACCEPT: u32 = 1;
+const NEW_RULE: u16 = (SUBSYS_NFTABLES << 8) | 6;
+const RULE_TABLE: u16 = 1;
+const RULE_CHAIN: u16 = 2;
+const RULE_EXPRESSIONS: u16 = 4;
+const LIST_ELEMENT: u16 = 1;
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
+const NF_DROP: u32 = 0;
+/// `NFT_REG_VERDICT`, and the first register of data.
+const VERDICT_REGISTER: u32 = 0;
+const REGISTER: u32 = 1;
 const HEADER: usize = 16;
 
 const TABLE: &[u8] = b"ct-tests\0";
@@ -59,6 +85,16 @@ const CHAIN: &[u8] = b"ct-drop\0";
 
 /// Drops every packet of both families that comes to `hook`, in the calling thread's namespace.
 pub fn drop_at(hook: Hook) -> Result<()> {
+    drop_some_at(hook, Match::Everything)
+}
+
+/// Drops the packets of both families that come to `hook` and match, in the calling thread's namespace.
+pub fn drop_some_at(hook: Hook, matches: Match) -> Result<()> {
+    let (policy, test) = match matches {
+        Match::Everything => (POLICY_DROP, None),
+        Match::Percent(percent) => (POLICY_ACCEPT, Some(is_drawn(percent))),
+        Match::LargerThan(bytes) => (POLICY_ACCEPT, Some(is_larger(bytes))),
+    };
     let chain_hook = [
         attribute(HOOK_NUMBER, &hook.number().to_be_bytes()),
         attribute(HOOK_PRIORITY, &hook.priority().to_be_bytes()),
@@ -68,12 +104,12 @@ pub fn drop_at(hook: Hook) -> Result<()> {
         attribute(CHAIN_TABLE, TABLE),
         attribute(CHAIN_NAME, CHAIN),
         attribute(CHAIN_HOOK | NESTED, &chain_hook),
-        attribute(CHAIN_POLICY, &POLICY_DROP.to_be_bytes()),
+        attribute(CHAIN_POLICY, &policy.to_be_bytes()),
         attribute(CHAIN_TYPE, b"filter\0"),
     ]
     .concat();
     let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE;
-    change(&[
+    let mut messages = vec![
         message(
             NEW_TABLE,
             flags,
@@ -82,10 +118,90 @@ pub fn drop_at(hook: Hook) -> Result<()> {
             &attribute(TABLE_NAME, TABLE),
         ),
         message(NEW_CHAIN, flags, NFPROTO_INET, 0, &chain),
-    ])
+    ];
+    if let Some(test) = test {
+        let rule = [
+            attribute(RULE_TABLE, TABLE),
+            attribute(RULE_CHAIN, CHAIN),
+            attribute(RULE_EXPRESSIONS | NESTED, &[test, drop_it()].concat()),
+        ]
+        .concat();
+        let flags = flags | libc::NLM_F_APPEND;
+        messages.push(message(NEW_RULE, flags, NFPROTO_INET, 0, &rule));
+    }
+    change(&messages)
 }
 
-/// Ends [`drop_at`].
+/// Whether a number drawn from a hundred is below `percent`: numbers in the host's byte order, of which the
+/// first byte is all there is.
+fn is_drawn(percent: u8) -> Vec<u8> {
+    const RANDOM: u32 = 1;
+    const LESS: u32 = 2;
+    let draw = numbers(&[(1, REGISTER), (2, 100), (3, RANDOM), (4, 0)]);
+    [
+        expression(b"numgen\0", &draw),
+        compare(LESS, u32::from(percent).to_le_bytes()),
+    ]
+    .concat()
+}
+
+/// Whether a packet is larger than `bytes`.
+fn is_larger(bytes: u32) -> Vec<u8> {
+    const META_LENGTH: u32 = 0;
+    const HOST_TO_NETWORK: u32 = 1;
+    const GREATER: u32 = 4;
+    let swap = numbers(&[
+        (1, REGISTER),
+        (2, REGISTER),
+        (3, HOST_TO_NETWORK),
+        (4, 4),
+        (5, 4),
+    ]);
+    [
+        expression(b"meta\0", &numbers(&[(1, REGISTER), (2, META_LENGTH)])),
+        expression(b"byteorder\0", &swap),
+        compare(GREATER, bytes.to_be_bytes()),
+    ]
+    .concat()
+}
+
+fn compare(operation: u32, with: [u8; 4]) -> Vec<u8> {
+    let data = [
+        numbers(&[(1, REGISTER), (2, operation)]),
+        attribute(3 | NESTED, &attribute(DATA_VALUE, &with)),
+    ]
+    .concat();
+    expression(b"cmp\0", &data)
+}
+
+fn drop_it() -> Vec<u8> {
+    let verdict = attribute(VERDICT_CODE, &NF_DROP.to_be_bytes());
+    let data = [
+        attribute(1, &VERDICT_REGISTER.to_be_bytes()),
+        attribute(2 | NESTED, &attribute(DATA_VERDICT | NESTED, &verdict)),
+    ]
+    .concat();
+    expression(b"immediate\0", &data)
+}
+
+/// Attributes that are numbers.
+fn numbers(attributes: &[(u16, u32)]) -> Vec<u8> {
+    attributes
+        .iter()
+        .flat_map(|(kind, number)| attribute(*kind, &number.to_be_bytes()))
+        .collect()
+}
+
+fn expression(name: &[u8], data: &[u8]) -> Vec<u8> {
+    let expression = [
+        attribute(EXPRESSION_NAME, name),
+        attribute(EXPRESSION_DATA | NESTED, data),
+    ]
+    .concat();
+    attribute(LIST_ELEMENT | NESTED, &expression)
+}
+
+/// Ends [`drop_at`] and [`drop_some_at`].
 pub fn let_pass() -> Result<()> {
     change(&[message(
         DELETE_TABLE,

@@ -13,12 +13,29 @@ use socket2::{Protocol, Socket, Type};
 
 use crate::family::Family;
 
+/// Flags of the TCP header.
+pub mod flag {
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
+}
+
+/// A TCP segment, as far as a peer looks at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    /// Bits of [`flag`].
+    pub flags: u8,
+    pub seq: u32,
+    pub ack: u32,
+    /// Bytes of data; what is sent from here has none.
+    pub bytes: u32,
+}
+
 const TCP_HEADER: u16 = 20;
 /// Offset of the checksum in the TCP header.
 const CHECKSUM_AT: usize = 16;
-const SYN: u8 = 0x02;
-const ACK: u8 = 0x10;
-const RST: u8 = 0x04;
 /// What a sender without window scaling may offer at most.
 const WINDOW: u16 = u16::MAX;
 const TTL: u8 = 64;
@@ -43,18 +60,19 @@ pub fn send_ack(
     destination: SocketAddr,
     number: u32,
 ) -> Result<()> {
-    let packet = segment(source, destination, ACK, sequence(source), number)?;
-    send(family, &packet, destination)
+    let segment = bare(source, destination, flag::ACK, sequence(source), number);
+    send_segment(family, &segment, &[])
 }
 
 /// Sends the RST with which the client of a [`send_syn`] takes it back.
 pub fn send_rst(family: Family, source: SocketAddr, destination: SocketAddr) -> Result<()> {
     let next = sequence(source) + 1;
-    send(
-        family,
-        &segment(source, destination, RST, next, 0)?,
-        destination,
-    )
+    send_segment(family, &bare(source, destination, flag::RST, next, 0), &[])
+}
+
+/// Sends one segment without data, with TCP options of a whole number of words.
+pub fn send_segment(family: Family, segment: &Segment, options: &[u8]) -> Result<()> {
+    send(family, &packet(segment, options)?, segment.destination)
 }
 
 /// Sends one SYN from each of `sources`, as fast as batches of [`BATCH`] go. The kernel may drop some
@@ -139,30 +157,52 @@ fn sequence(source: SocketAddr) -> u32 {
 }
 
 fn syn(source: SocketAddr, destination: SocketAddr) -> Result<Vec<u8>> {
-    segment(source, destination, SYN, sequence(source), 0)
+    packet(
+        &bare(source, destination, flag::SYN, sequence(source), 0),
+        &[],
+    )
 }
 
-fn segment(
+const fn bare(
     source: SocketAddr,
     destination: SocketAddr,
     flags: u8,
-    sequence: u32,
-    acknowledged: u32,
-) -> Result<Vec<u8>> {
-    let mut tcp = Vec::with_capacity(usize::from(TCP_HEADER));
+    seq: u32,
+    ack: u32,
+) -> Segment {
+    Segment {
+        source,
+        destination,
+        flags,
+        seq,
+        ack,
+        bytes: 0,
+    }
+}
+
+fn packet(segment: &Segment, options: &[u8]) -> Result<Vec<u8>> {
+    let Segment {
+        source,
+        destination,
+        ..
+    } = *segment;
+    let length = TCP_HEADER + u16::try_from(options.len()).context("options of a few words")?;
+    let mut tcp = Vec::with_capacity(usize::from(length));
     tcp.extend(source.port().to_be_bytes());
     tcp.extend(destination.port().to_be_bytes());
-    tcp.extend(sequence.to_be_bytes());
-    tcp.extend(acknowledged.to_be_bytes());
+    tcp.extend(segment.seq.to_be_bytes());
+    tcp.extend(segment.ack.to_be_bytes());
     // Header length in 32-bit words, in the upper half of the byte.
-    tcp.extend([5 << 4, flags]);
+    let words = u8::try_from(length / 4).context("a TCP header of at most 60 bytes")?;
+    tcp.extend([words << 4, segment.flags]);
     tcp.extend(WINDOW.to_be_bytes());
     tcp.extend([0; 4]);
+    tcp.extend(options);
 
     let (mut ip, pseudo) = match (source.ip(), destination.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             let mut ip = vec![0x45, 0];
-            ip.extend((20 + TCP_HEADER).to_be_bytes());
+            ip.extend((20 + length).to_be_bytes());
             ip.extend([0, 0, 0, 0, TTL, 6, 0, 0]);
             ip.extend(from.octets());
             ip.extend(to.octets());
@@ -170,17 +210,17 @@ fn segment(
             ip[10..12].copy_from_slice(&sum.to_be_bytes());
             let mut pseudo = [from.octets(), to.octets()].concat();
             pseudo.extend([0, 6]);
-            pseudo.extend(TCP_HEADER.to_be_bytes());
+            pseudo.extend(length.to_be_bytes());
             (ip, pseudo)
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
             let mut ip = vec![0x60, 0, 0, 0];
-            ip.extend(TCP_HEADER.to_be_bytes());
+            ip.extend(length.to_be_bytes());
             ip.extend([6, TTL]);
             ip.extend(from.octets());
             ip.extend(to.octets());
             let mut pseudo = [from.octets(), to.octets()].concat();
-            pseudo.extend(u32::from(TCP_HEADER).to_be_bytes());
+            pseudo.extend(u32::from(length).to_be_bytes());
             pseudo.extend([0, 0, 0, 6]);
             (ip, pseudo)
         }

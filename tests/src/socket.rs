@@ -23,8 +23,6 @@ use crate::{
 
 /// Opcodes and the offset of the random extension: linux/bpf_common.h and linux/filter.h.
 const BPF_LD_W_ABS: u16 = 0x20;
-const BPF_LD_W_LEN: u16 = 0x80;
-const BPF_JMP_JGT_K: u16 = 0x25;
 const BPF_JMP_JGE_K: u16 = 0x35;
 const BPF_RET_K: u16 = 0x06;
 const RANDOM: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM).cast_unsigned();
@@ -103,20 +101,7 @@ pub fn make_lossy(socket: &Socket, percent: u8) -> Result<()> {
         .context("attaching a filter that drops at random")
 }
 
-/// Makes later packets to `socket` vanish whose TCP header and data are longer than `bytes`.
-pub fn refuse_larger(socket: &Socket, bytes: u32) -> Result<()> {
-    let filter = [
-        SockFilter::new(BPF_LD_W_LEN, 0, 0, 0),
-        SockFilter::new(BPF_JMP_JGT_K, 0, 1, bytes),
-        DROP,
-        PASS,
-    ];
-    socket
-        .attach_filter(&filter)
-        .context("attaching a filter that drops what is large")
-}
-
-/// Ends [`deafen`], [`make_lossy`] or [`refuse_larger`].
+/// Ends [`deafen`] or [`make_lossy`].
 pub fn hear_again(socket: &Socket) -> Result<()> {
     socket.detach_filter().context("detaching the filter")
 }

@@ -118,6 +118,11 @@ layout! {
     /// The request of a Fast Open child until its third ACK.
     fastopen_rsk = "tcp_sock"."fastopen_rsk", optional;
     mss_cache = "tcp_sock"."mss_cache", optional;
+    /// The first of three samples is the smallest round trip.
+    rtt_min = "tcp_sock"."rtt_min.s", optional;
+    sample_value = "minmax_sample"."v", optional;
+    /// The path MTU that the segment size was last chosen by.
+    icsk_pmtu = "inet_connection_sock"."icsk_pmtu_cookie", optional;
 
     /// TIME_WAIT, or FIN_WAIT2 that no process holds any more.
     tw_substate = "inet_timewait_sock"."tw_substate", optional;

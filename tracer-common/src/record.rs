@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     netns::{KernelCounts, NetnsId},
+    retransmit::class,
     sketch,
 };
 
@@ -35,6 +36,7 @@ pub mod kind {
     pub const SEED: u16 = 16;
     pub const PROCESS: u16 = 17;
     pub const HOLDERS: u16 = 18;
+    pub const RETRANSMITS: u16 = 19;
     pub const FAILURE: u16 = 21;
     pub const ENDING: u16 = 22;
     pub const SEEDED: u16 = 24;
@@ -244,6 +246,59 @@ pub struct Retransmit {
     /// Segments that the peer said came twice (`tcp_sock.dsack_dups`), in the socket's life.
     pub dsack_dups: u32,
 }
+
+/// What one connection sent again, cumulative. Whole events are counted, so that two readings subtract.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct RetransmitTotals {
+    /// ktime of the first event, which tells this count from an earlier one of the same connection.
+    pub first_ns: u64,
+    /// Events: buffers, each of one or more segments.
+    pub events: u64,
+    /// Segments that left, by [`class`].
+    pub segments: [u64; class::COUNT],
+    /// Segments that were not sent.
+    pub failed: u64,
+    /// Segments that the socket counted between two events (`total_retrans`): attempts that failed, where the
+    /// kernel is silent about those, and otherwise events that no program saw.
+    pub unseen: u64,
+    /// Of those that left: full-sized ones, and ones sent into a window that is shut.
+    pub full: u64,
+    pub shut: u64,
+    /// Events that repeated the first segment that is not acknowledged, and of them the full-sized ones.
+    pub heads: u64,
+    pub full_heads: u64,
+    /// Events before which the peer acknowledged, or sent, something since the last one.
+    pub progress: u64,
+    pub peer_spoke: u64,
+    /// The smallest segment among `full_heads` in bytes; 0 when there is none.
+    pub full_head_bytes: u32,
+    /// At the last event: the smallest round trip lately (`net.ipv4.tcp_min_rtt_wlen`), and the path MTU that
+    /// the kernel believes in; 0 where it does not tell.
+    pub min_rtt_us: u32,
+    pub pmtu: u32,
+    /// 1: read from the map by the user half, beside the records that tell of single events.
+    pub polled: u8,
+    pub pad: [u8; 3],
+}
+
+/// The last `tcp_retransmit_skb` of a connection and all there were: emitted for the first one and then at
+/// most once in [`RETRANSMIT_INTERVAL_NS`], polled otherwise, so that a storm of any size is counted exactly.
+/// What finds no room to be counted in, and what a handshake repeats, comes as a [`Retransmit`] each.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Retransmits {
+    pub last: Retransmit,
+    pub totals: RetransmitTotals,
+}
+
+/// Shortest time between two [`Retransmits`] records of one connection: a rate over three seconds needs no
+/// more, and 1,000 connections that lose cost 4 MB a second at most, whatever they send.
+pub const RETRANSMIT_INTERVAL_NS: u64 = 100_000_000;
 
 /// One `tcp_retransmit_synack`: our SYN-ACK was not answered in time (or the client repeated its SYN).
 /// At most [`SYNACKS_PER_S`] a second and listener, unless asked for: `SynTotals` count all.
@@ -853,6 +908,7 @@ const _: () = {
     assert!(size_of::<Connect>() == 120);
     assert!(size_of::<State>() == 128);
     assert!(size_of::<Retransmit>() == 224);
+    assert!(size_of::<Retransmits>() == 376);
     assert!(size_of::<SynAck>() == 144);
     assert!(size_of::<Syn>() == 344);
     assert!(size_of::<Reset>() == 128);
@@ -868,5 +924,6 @@ const _: () = {
     assert!(size_of::<Holders>() == 408);
     assert!(size_of::<Sources>() == 424);
     assert!(size_of::<Syn>() <= MAX_RECORD && size_of::<Sources>() <= MAX_RECORD);
+    assert!(size_of::<Retransmits>() <= MAX_RECORD);
     assert!(size_of::<Process>() <= MAX_RECORD);
 };

@@ -1,12 +1,12 @@
 //! What the kernel half keeps per socket between events: the values of the `SOCKETS`, `LISTENERS`,
-//! `REFUSALS` and `FAILURES` maps.
+//! `RETRANSMITS`, `REFUSALS` and `FAILURES` maps.
 //!
 //! Written by `tracer-ebpf`; the user half sweeps the former for half-closed sockets and reads the others'
 //! totals.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::record::{Failure, Owner, Refusal, Syn};
+use crate::record::{Failure, Owner, Refusal, Retransmits, Syn};
 
 /// One connection, from birth (or first sight) to `tcp_destroy_sock`. The key is the address of its
 /// `struct sock`.
@@ -107,6 +107,26 @@ pub struct Listener {
     pub pad: [u8; 2],
     pub held: Held,
 }
+
+/// What one connection sent again: its cumulative record, and what was last emitted of it.
+///
+/// Written under the socket's lock, read by the user half at any time: it is whole where `finished`, which
+/// a walk copies first and a writer sets last, equals `started`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Retransmitted {
+    pub finished: u64,
+    pub retransmits: Retransmits,
+    /// When, and how many events the last record that found room told of.
+    pub emitted_ns: u64,
+    pub emitted: u64,
+    pub started: u64,
+}
+
+/// Bytes of a key of the `RETRANSMITS` map; the record says all that is in it.
+pub const RETRANSMITTED_KEY_BYTES: usize = 16;
 
 /// SYNs dropped on their way to one address for one reason: their cumulative record, and when it was
 /// last emitted.

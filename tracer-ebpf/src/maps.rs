@@ -12,8 +12,11 @@ use conntracer_common::{
     layout::{KernelFacts, KernelLayout},
     netns::{Counts, Look, NetnsId},
     options::Options,
-    record::{Drop, Ending, Seed, Sources},
-    socket::{FAILED_KEY_BYTES, Failed, Heir, Listener, REFUSED_KEY_BYTES, Refused, SocketState},
+    record::{Drop, Ending, Retransmit, Seed, Sources},
+    socket::{
+        FAILED_KEY_BYTES, Failed, Heir, Listener, REFUSED_KEY_BYTES, RETRANSMITTED_KEY_BYTES,
+        Refused, Retransmitted, SocketState,
+    },
     stats::{HookCounters, hook},
 };
 
@@ -80,6 +83,26 @@ pub(crate) static SOCKETS: HashMap<u64, SocketState> = HashMap::with_max_entries
 /// What an adopted connection's entry is copied from: zero for ever.
 #[map]
 pub(crate) static EMPTY_SOCKET: Array<SocketState> = Array::with_max_entries(1, 0);
+
+/// Which connection sends again: an address alone is another's a moment later.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct RetransmitKey {
+    pub(crate) sk: u64,
+    pub(crate) born_ns: u64,
+}
+
+const _: () = assert!(size_of::<RetransmitKey>() == RETRANSMITTED_KEY_BYTES);
+
+/// What connections sent again. A plain hash, so that totals stay exact; the user half removes what is idle.
+/// 4 MB: what finds it full is a record each, as if there were no map.
+#[map]
+pub(crate) static RETRANSMITS: HashMap<RetransmitKey, Retransmitted> =
+    HashMap::with_max_entries(8192, 0);
+
+/// What a new entry is copied from: zero for ever.
+#[map]
+pub(crate) static EMPTY_RETRANSMITS: Array<Retransmitted> = Array::with_max_entries(1, 0);
 
 /// Where `seed_list` makes its records.
 #[map]
@@ -365,6 +388,10 @@ pub(crate) static DROPPED: PerCpuArray<Drop> = PerCpuArray::with_max_entries(1, 
 /// The connection that ended on this CPU: as with `DROPPED`.
 #[map]
 pub(crate) static ENDED: PerCpuArray<Ending> = PerCpuArray::with_max_entries(1, 0);
+
+/// The segment that is sent again on this CPU: as with `DROPPED`.
+#[map]
+pub(crate) static REPEATED: PerCpuArray<Retransmit> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub(crate) static SYN_BRACKET: PerCpuArray<Bracket> = PerCpuArray::with_max_entries(1, 0);

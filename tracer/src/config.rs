@@ -35,6 +35,10 @@ pub struct Config {
     pub detect: Thresholds,
 }
 
+/// The kernel takes whole pages for a ring; the limit keeps a slip of the pen from locking all memory.
+const SMALLEST_RING: u32 = 1 << 12;
+const LARGEST_RING: u32 = 1 << 30;
+
 /// `[trace]`: how to look at the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -43,6 +47,7 @@ pub struct Trace {
     pub transport: Transport,
     pub btf: PathBuf,
     pub max_sockets: u32,
+    pub ring_bytes: u32,
 }
 
 impl Default for Trace {
@@ -52,6 +57,7 @@ impl Default for Trace {
             transport: Transport::Ringbuf,
             btf: PathBuf::from("/sys/kernel/btf/vmlinux"),
             max_sockets: 65_536,
+            ring_bytes: 8 << 20,
         }
     }
 }
@@ -183,6 +189,12 @@ impl Config {
                 self.trace.max_sockets
             ));
         }
+        let ring = self.trace.ring_bytes;
+        if !ring.is_power_of_two() || !(SMALLEST_RING..=LARGEST_RING).contains(&ring) {
+            return Err(format!(
+                "trace.ring_bytes is {ring}: set a power of two from {SMALLEST_RING} to {LARGEST_RING}"
+            ));
+        }
         self.detect.check()
     }
 
@@ -308,6 +320,7 @@ mod tests {
     )]
     #[case::syntax("[trace\n", "test.toml:1: ")]
     #[case::senseless("[trace]\nmax_sockets = 0\n", "trace.max_sockets is 0")]
+    #[case::no_power_of_two("[trace]\nring_bytes = 100000\n", "trace.ring_bytes is 100000")]
     #[case::share(
         "[detect.retransmit_storm]\nratio = 1.5\n",
         "detect.retransmit_storm.ratio is 1.5"

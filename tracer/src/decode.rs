@@ -10,8 +10,8 @@ use std::{
 
 use conntracer_common::{
     record::{
-        self, Header, kind, listener_flag, netns_flag, owner_source, path, process_flag,
-        refusal_place, role, socket_flag, syn_evidence, syn_outcome,
+        self, Header, RetransmitTotals, kind, listener_flag, netns_flag, owner_source, path,
+        process_flag, refusal_place, role, socket_flag, syn_evidence, syn_outcome,
     },
     retransmit::{Attempt, class},
     stats::HOOKS,
@@ -76,6 +76,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         }
         kind::STATE => Body::State(state(&read(bytes, &header)?)?),
         kind::RETRANSMIT => Body::Retransmit(retransmit(&read(bytes, &header)?)?),
+        kind::RETRANSMITS => Body::Retransmit(retransmits(&read(bytes, &header)?)?),
         kind::SYNACK => Body::SynAck(syn_ack(&read(bytes, &header)?)?),
         kind::SYN => Body::Syn(syn(&read(bytes, &header)?)?),
         kind::SOURCES => Body::Sources(sources(&read(bytes, &header)?)),
@@ -222,30 +223,34 @@ fn state(raw: &record::State) -> Result<State, DecodeError> {
     })
 }
 
+fn retransmits(raw: &record::Retransmits) -> Result<Retransmit, DecodeError> {
+    Ok(Retransmit {
+        totals: raw.totals,
+        is_cumulative: true,
+        ..retransmit(&raw.last)?
+    })
+}
+
 fn retransmit(raw: &record::Retransmit) -> Result<Retransmit, DecodeError> {
     Ok(Retransmit {
         socket: socket(&raw.socket),
         owner: owner(&raw.owner)?,
         tcp: tcp(&raw.tcp),
-        kind: retransmit_type(class(&Attempt {
-            state: raw.socket.state,
-            tcp_flags: raw.tcp_flags,
-            sacked: raw.sacked,
-            ca_state: raw.tcp.ca_state,
-            pending: raw.tcp.pending,
-        })),
+        kind: retransmit_type(class(&Attempt::of(raw))),
         seq: raw.seq,
         end_seq: raw.end_seq,
         segments: raw.segs.max(1),
         errno: raw.error,
         failures_traced: raw.failures_traced != 0,
         duplicates: raw.dsack_dups,
+        totals: RetransmitTotals::of(raw),
+        is_cumulative: false,
     })
 }
 
 /// The type of a segment, by what sent it again. What follows a retransmission timeout is `Timeout` like its
 /// first segment: it is repeated because a timer expired, not because an ACK told of a hole.
-const fn retransmit_type(class: u8) -> RetransmitType {
+pub(crate) const fn retransmit_type(class: u8) -> RetransmitType {
     match class {
         class::SYN => RetransmitType::Syn,
         class::SYN_ACK => RetransmitType::SynAck,

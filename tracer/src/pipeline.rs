@@ -168,12 +168,14 @@ impl Pipeline {
                 out(Output::Finding(&finding));
             },
         };
-        if let Some(change) = self.connections.apply(&event) {
-            self.dead_peer.change(&event, &change, &mut cx);
-            self.stalls.change(&event, &change, &mut cx);
-            if let Body::Retransmit(body) = &event.body {
-                self.storm.retransmit(body, &change, &mut cx);
-            }
+        let change = self.connections.apply(&event);
+        if let Some(change) = &change {
+            self.dead_peer.change(&event, change, &mut cx);
+            self.stalls.change(&event, change, &mut cx);
+        }
+        if let Body::Retransmit(body) = &event.body {
+            self.storm
+                .retransmit(event.time, body, change.as_ref(), &mut cx);
         }
         match &event.body {
             Body::Syn(body) => {

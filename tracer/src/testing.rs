@@ -309,7 +309,14 @@ impl Run {
         socket: Socket,
         change: impl FnOnce(&mut record::Retransmit),
     ) {
-        let mut record = record::Retransmit {
+        let mut record = self.repeated(socket);
+        change(&mut record);
+        self.record(&record);
+    }
+
+    /// One segment that is sent again now.
+    pub(crate) fn repeated(&self, socket: Socket) -> record::Retransmit {
+        record::Retransmit {
             header: self.header::<record::Retransmit>(kind::RETRANSMIT),
             socket,
             owner: owner(),
@@ -327,9 +334,7 @@ impl Run {
             end_seq: 1100,
             segs: 1,
             ..record::Retransmit::default()
-        };
-        change(&mut record);
-        self.record(&record);
+        }
     }
 
     /// What a search found: the pids of those who hold `socket`, of `count` in all.
@@ -546,6 +551,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::ACCEPT, size_of::<record::Accept>()),
         (kind::STATE, size_of::<record::State>()),
         (kind::RETRANSMIT, size_of::<record::Retransmit>()),
+        (kind::RETRANSMITS, size_of::<record::Retransmits>()),
         (kind::SYNACK, size_of::<record::SynAck>()),
         (kind::SYN, size_of::<record::Syn>()),
         (kind::RESET, size_of::<record::Reset>()),

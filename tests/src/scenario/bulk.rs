@@ -1,4 +1,5 @@
-//! Bulk transfers from one host to another over a path that loses packets, until it is mended.
+//! Bulk transfers from one host to another over a path that loses packets (by nftables, behind the link),
+//! until it is mended.
 
 use std::{
     io::Write,
@@ -17,6 +18,7 @@ use crate::{
     counters::Counters,
     family::Family,
     link::Pair,
+    netfilter::{Hook, Match, drop_some_at, let_pass},
     socket::{self, Connection},
     wait::{self, EVENTUALLY},
 };
@@ -34,6 +36,9 @@ pub enum Loss {
     Random(u8),
     /// Packets of more than so many bytes; the client goes on sending small ones.
     LargerThan(u32),
+    /// Everything the client would receive, and so many percent of what leaves the sender in its own
+    /// firewall.
+    OwnOutput(u8),
 }
 
 /// Transfers from the server to the client across a veth pair.
@@ -77,8 +82,18 @@ impl Bulk {
             .map(|_| self.pair.connect(self.family))
             .collect::<Result<Vec<_>>>()?;
         self.before = self.pair.server.counters()?;
+        self.lose()?;
         for connection in connections {
             self.transfers.push(self.start(connection)?);
+        }
+        if let Loss::OwnOutput(percent) = self.loss {
+            // What was never sent would not be repeated.
+            wait::until("a first repeat", EVENTUALLY, || {
+                Ok((self.counted()?.retrans_segs > 0).then_some(()))
+            })?;
+            self.pair
+                .server
+                .run(|| drop_some_at(Hook::Output, Match::Percent(percent)))?;
         }
         wait::until("the loss to be noticed", EVENTUALLY, || {
             if matches!(self.loss, Loss::LargerThan(_)) {
@@ -88,14 +103,21 @@ impl Bulk {
         })
     }
 
-    fn start(&self, connection: Connection) -> Result<Transfer> {
-        match self.loss {
+    /// Begins to lose what arrives.
+    fn lose(&self) -> Result<()> {
+        let Pair { server, client } = &self.pair;
+        let lost_by_client = match self.loss {
             Loss::Random(percent) => {
-                socket::make_lossy(&connection.connected, percent)?;
-                socket::make_lossy(&connection.accepted, percent)?;
+                server.run(|| drop_some_at(Hook::Input, Match::Percent(percent)))?;
+                Match::Percent(percent)
             }
-            Loss::LargerThan(bytes) => socket::refuse_larger(&connection.connected, bytes)?,
-        }
+            Loss::LargerThan(bytes) => Match::LargerThan(bytes),
+            Loss::OwnOutput(_) => Match::Everything,
+        };
+        client.run(|| drop_some_at(Hook::Input, lost_by_client))
+    }
+
+    fn start(&self, connection: Connection) -> Result<Transfer> {
         let duplicate = |socket: &Socket| socket.try_clone().context("duplicating a socket");
         let (accepted, connected) = (
             duplicate(&connection.accepted)?,
@@ -124,11 +146,9 @@ impl Bulk {
     /// Ends the loss, lets the transfers run to their end, and waits until all of it is acknowledged.
     pub fn mend(&mut self) -> Result<()> {
         self.is_over.store(true, Ordering::Relaxed);
-        for Transfer { connection, .. } in &self.transfers {
-            socket::hear_again(&connection.connected)?;
-            if matches!(self.loss, Loss::Random(_)) {
-                socket::hear_again(&connection.accepted)?;
-            }
+        self.pair.client.run(let_pass)?;
+        if !matches!(self.loss, Loss::LargerThan(_)) {
+            self.pair.server.run(let_pass)?;
         }
         for transfer in self.transfers.drain(..) {
             let accepted = &transfer.connection.accepted;

@@ -120,7 +120,7 @@ fn no_route_back_equals_listen_drops(#[case] family: Family) {
         return;
     };
     let _listener = knock(&pair, family, 64, family.stranger(), SYNS);
-    wait_counted(&pair.server, before, |counted| {
+    wait_counted(&pair.server, &before, |counted| {
         counted.listen_drops >= u64::from(SYNS)
     });
     wait_for_cause(&mut tracer, "no_route");
@@ -161,7 +161,7 @@ fn syn_queue_pressure_equals_listen_drops(#[case] family: Family) {
     };
     let _listener = knock(&pair, family, 64, family.ghost(), SYNS);
     // 8 - length < 2 from the seventh on: what is stored before is below that.
-    wait_counted(&pair.server, before, |counted| {
+    wait_counted(&pair.server, &before, |counted| {
         counted.in_segs >= u64::from(SYNS) && counted.listen_drops >= u64::from(SYNS) - 7
     });
     wait_for_cause(&mut tracer, "syn_queue_pressure");
@@ -194,7 +194,7 @@ fn cookies_do_not_help_a_full_accept_queue(#[case] family: Family) {
     };
     // Requests that stay, so that every later SYN finds the SYN queue full.
     let _listener = knock(&pair, family, 1, family.ghost(), SYNS);
-    wait_counted(&pair.server, before, |counted| {
+    wait_counted(&pair.server, &before, |counted| {
         counted.in_segs >= u64::from(SYNS) && counted.syncookies_sent > 0
     });
     let clients = pair
@@ -210,7 +210,7 @@ fn cookies_do_not_help_a_full_accept_queue(#[case] family: Family) {
                 .collect::<Result<Vec<_>, anyhow::Error>>()
         })
         .unwrap();
-    wait_counted(&pair.server, before, |counted| {
+    wait_counted(&pair.server, &before, |counted| {
         counted.listen_overflows >= CLIENTS / 2
     });
     wait_for_cause(&mut tracer, "accept_queue_full");
@@ -432,9 +432,9 @@ fn knock(pair: &Pair, family: Family, backlog: i32, from: std::net::IpAddr, coun
 }
 
 #[track_caller]
-fn wait_counted(netns: &NetNs, before: Counters, enough: impl Fn(&Counters) -> bool) {
+fn wait_counted(netns: &NetNs, before: &Counters, enough: impl Fn(&Counters) -> bool) {
     wait::until("the kernel to count the SYNs", SOON, || {
-        Ok(enough(&(netns.counters()? - before)).then_some(()))
+        Ok(enough(&(netns.counters()? - *before)).then_some(()))
     })
     .unwrap();
 }

@@ -3,7 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use conntracer_tests::{family::Family, scenario::repeats::Repeats, tracer::Run};
+use conntracer_tests::{
+    family::Family,
+    scenario::{patterns::Patterns, repeats::Repeats},
+    tracer::Run,
+};
 use rstest::rstest;
 
 use crate::support::{assert_reconciled, assert_sound, binary, trace};
@@ -39,6 +43,49 @@ fn segments_by_type_equal_the_kernels_counters(#[case] family: Family) {
     // Probes that carry new data repeat nothing.
     assert!(
         of("tail_loss_probe") <= counted.loss_probes,
+        "{sent:?} {counted:?}"
+    );
+    assert_eq!(of("unknown"), 0, "{sent:?}");
+    assert_reconciled(&run, &server, &counted);
+    assert_sound(&run, &server);
+}
+
+/// The same against a peer that is a script: whatever pattern of loss it shows.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn every_pattern_of_loss_adds_up(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let scenario = Patterns::new(family).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(tracer) = trace(&binary, &server, &["--emit", "retransmit"]) else {
+        return;
+    };
+    scenario.provoke().unwrap();
+    let counted = server.counters().unwrap();
+    let run = tracer.stop().unwrap();
+
+    let sent = segments(&run);
+    let of = |kind: &str| sent.get(kind).copied().unwrap_or_default();
+    assert_eq!(
+        sent.values().sum::<u64>(),
+        counted.retrans_segs,
+        "{sent:?} {counted:?}"
+    );
+    assert_eq!(
+        of("syn") + of("syn_ack"),
+        counted.syn_retrans,
+        "{sent:?} {counted:?}"
+    );
+    assert!(of("syn") > 0 && of("syn_ack") > 0, "{sent:?}");
+    assert_eq!(of("fast"), counted.fast_retrans, "{sent:?} {counted:?}");
+    assert_eq!(
+        of("tail_loss_probe"),
+        counted.loss_probes,
+        "{sent:?} {counted:?}"
+    );
+    assert!(
+        of("timeout") > counted.slow_start_retrans,
         "{sent:?} {counted:?}"
     );
     assert_eq!(of("unknown"), 0, "{sent:?}");

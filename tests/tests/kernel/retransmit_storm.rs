@@ -1,6 +1,6 @@
 //! `retransmit_storm`: every segment the kernel counts as retransmitted is in the storm's count.
 
-use std::io::Write;
+use std::{collections::VecDeque, io::Write};
 
 use conntracer_tests::{
     family::Family,
@@ -9,8 +9,10 @@ use conntracer_tests::{
         bulk::{Bulk, Loss},
         lossy_path::LossyPath,
     },
+    tracer::Run,
     wait::{EVENTUALLY, SOON},
 };
+use jiff::{SignedDuration, Timestamp};
 use rstest::rstest;
 use tempfile::NamedTempFile;
 
@@ -68,20 +70,22 @@ fn storm_equals_retrans_segs(#[case] family: Family, #[values("ringbuf", "perf")
 #[rstest]
 #[case::random(Loss::Random(30), "path_loss")]
 #[case::large(Loss::LargerThan(1400), "path_mtu")]
+#[case::by_this_host(Loss::OwnOutput(80), "local_drop")]
 fn the_loss_of_many_transfers_is_their_remotes(#[case] loss: Loss, #[case] cause: &str) {
     let Some(binary) = binary() else { return };
     let mut scenario = Bulk::new(Family::V4, loss).unwrap();
     let server = scenario.pair.server.clone();
-    let mut config = NamedTempFile::new().unwrap();
-    config.write_all(QUIET).unwrap();
+    let config = config(QUIET);
     let path = config.path().to_str().unwrap();
-    let Some(mut tracer) = trace(&binary, &server, &["--config", path]) else {
+    let arguments = ["--config", path, "--emit", "retransmit"];
+    let Some(mut tracer) = trace(&binary, &server, &arguments) else {
         return;
     };
     scenario.provoke(FEWER_SEGMENTS).unwrap();
-    let opened = tracer
-        .wait_for("a storm", SOON, |finding| {
-            is_storm(finding) && matches!(finding.subject, Subject::Remote { .. })
+    let opened = tracer.wait_for("a storm", SOON, is_remote_storm).unwrap();
+    tracer
+        .wait_for(cause, EVENTUALLY, |finding| {
+            finding.id == opened.id && finding.cause == cause
         })
         .unwrap();
     scenario.mend().unwrap();
@@ -100,15 +104,84 @@ fn the_loss_of_many_transfers_is_their_remotes(#[case] loss: Loss, #[case] cause
             remote: Family::V4.client()
         }
     );
-    assert_eq!(opened.cause, cause, "{opened:#?}");
+    assert_eq!(ended.cause, cause, "{ended:#?}");
+    let late = time(&opened.last).duration_since(crossing(&run));
+    assert!(late <= SignedDuration::from_secs(1), "{late:?} {run:#?}");
     // What the kernel skipped while a program was running is missing, and said to be (see `assert_sound`).
     let lost = run.stop.hooks["retransmit"].lost;
+    let sent = counted.retrans_segs - counted.retrans_fail;
     assert!(
-        ended.count == counted.retrans_segs || (lost > 0 && ended.count < counted.retrans_segs),
+        ended.count == sent || (lost > 0 && ended.count < sent),
         "{counted:?} {run:#?}"
     );
     assert_said(&run, "retransmit_storm");
     assert_sound(&run, &server);
+}
+
+/// A ring of one page holds ten records: the storm's count comes by polls, and nothing is lost of it.
+#[test]
+fn a_full_ring_takes_nothing_from_the_count() {
+    let Some(binary) = binary() else { return };
+    let mut scenario = Bulk::new(Family::V4, Loss::Random(30)).unwrap();
+    let server = scenario.pair.server.clone();
+    let config = config(&[b"[trace]\nring_bytes = 4096\n", QUIET].concat());
+    let path = config.path().to_str().unwrap();
+    let Some(mut tracer) = trace(&binary, &server, &["--config", path]) else {
+        return;
+    };
+    scenario.provoke(SEGMENTS).unwrap();
+    let opened = tracer.wait_for("a storm", SOON, is_remote_storm).unwrap();
+    scenario.mend().unwrap();
+    let counted = scenario.counted().unwrap();
+    let ended = tracer
+        .wait_for("its end", EVENTUALLY, |finding| {
+            finding.id == opened.id && finding.status == Status::Resolved
+        })
+        .unwrap();
+    let before = server.counters().unwrap();
+    let run = tracer.stop().unwrap();
+
+    let account = &run.stop.hooks["retransmit"];
+    assert!(account.balances(), "{account:?}");
+    assert!(account.aggregated > account.emitted, "{account:?}");
+    assert!(account.lost <= 2 + account.seen / 100, "{account:?}");
+    assert!(
+        ended.count == counted.retrans_segs
+            || (account.lost > 0 && ended.count < counted.retrans_segs),
+        "{counted:?} {run:#?}"
+    );
+    assert_reconciled(&run, &server, &before);
+}
+
+/// When the segments of the last three seconds reached the rate at which one remote storms.
+fn crossing(run: &Run) -> Timestamp {
+    const REMOTE_PER_S: u64 = 10;
+    let span = SignedDuration::from_secs(3);
+    let mut recent: VecDeque<(Timestamp, u64)> = VecDeque::new();
+    for (_, event) in run.events() {
+        let at = time(event["time"].as_str().expect("a time"));
+        recent.push_back((at, event["segments"].as_u64().expect("segments")));
+        while recent
+            .front()
+            .is_some_and(|(first, _)| at.duration_since(*first) >= span)
+        {
+            recent.pop_front();
+        }
+        if recent.iter().map(|(_, segments)| segments).sum::<u64>() >= 3 * REMOTE_PER_S {
+            return at;
+        }
+    }
+    panic!("it never crossed: {run:#?}");
+}
+
+fn time(text: &str) -> Timestamp {
+    text.parse().expect("a time")
+}
+
+fn config(text: &[u8]) -> NamedTempFile {
+    let mut config = NamedTempFile::new().expect("a temporary file");
+    config.write_all(text).expect("a file that can be written");
+    config
 }
 
 /// The same for segments that no repeat gets through: timeouts come less and less often.
@@ -119,6 +192,10 @@ const QUIET: &[u8] = b"[detect.retransmit_storm]\nquiet_s = 5\n";
 
 fn is_storm(finding: &Finding) -> bool {
     finding.finding == "retransmit_storm"
+}
+
+fn is_remote_storm(finding: &Finding) -> bool {
+    is_storm(finding) && matches!(finding.subject, Subject::Remote { .. })
 }
 
 fn is_connection_storm(finding: &Finding) -> bool {

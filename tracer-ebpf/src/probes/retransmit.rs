@@ -1,16 +1,23 @@
-//! Retransmitted data, SYN and FIN segments: `tcp_retransmit_skb`, one record each, read in batches.
+//! Retransmitted data, SYN and FIN segments: `tcp_retransmit_skb`, cumulative by connection, those of a
+//! handshake one record each; read in batches.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{bindings::BPF_NOEXIST, macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
+    layout::ABSENT,
     netns::count,
-    record::{Retransmit, kind},
+    record::{RETRANSMIT_INTERVAL_NS, Retransmit, Retransmits, Socket, Tcp, kind},
     retransmit::{Attempt, class, is_untried},
+    socket::Retransmitted,
     stats::hook,
+    tcp::state,
 };
 
 use crate::{
     emit::{self, Lane},
-    maps::{Outcome, account, global},
+    maps::{
+        EMPTY_RETRANSMITS, Outcome, REPEATED, RETRANSMITS, RetransmitKey, account, asked_for,
+        global,
+    },
     probes::{netns, socket},
     sock::{self, field, field_into},
 };
@@ -24,10 +31,17 @@ fn try_retransmit(ctx: &BtfTracePointContext) -> Outcome {
     let sk: u64 = ctx.arg(0);
     let skb: u64 = ctx.arg(1);
     counted(ctx, sk, skb);
-    let mut record = Retransmit {
-        header: emit::header::<Retransmit>(kind::RETRANSMIT),
-        ..Retransmit::default()
+    let Some(record) = REPEATED.get_ptr_mut(0) else {
+        return Outcome::Lost;
     };
+    // SAFETY: a live per-CPU map value of plain data; the kernel does not enter a program that is running
+    // on the CPU.
+    let record = unsafe { &mut *record };
+    record.header = emit::header::<Retransmit>(kind::RETRANSMIT);
+    record.socket.born_ns = 0;
+    record.socket.role = 0;
+    record.socket.flags = 0;
+    record.owner.source = 0;
     if !socket::fill_troubled(sk, &mut record.socket, &mut record.owner) {
         return Outcome::Filtered;
     }
@@ -43,7 +57,70 @@ fn try_retransmit(ctx: &BtfTracePointContext) -> Outcome {
     // One byte up to 6.12, two from 6.18 on; the low one holds the flags (little endian).
     field_into!(cb, cb_tcp_flags, &mut record.tcp_flags);
     field_into!(cb, cb_sacked, &mut record.sacked);
-    emit::emit(ctx, Lane::Bulk, &record)
+    match entry(&record.socket) {
+        Some(entry) => cumulated(ctx, entry, record),
+        None => emit::emit(ctx, Lane::Bulk, &*record),
+    }
+}
+
+/// Where a connection's events are counted; `None` when there is no room. An unanswered connect() sends
+/// once a second and is soon another socket: its entry would hold one event.
+#[inline(always)]
+fn entry(socket: &Socket) -> Option<*mut Retransmitted> {
+    if socket.born_ns == 0 || socket.state == state::SYN_SENT || socket.state == state::SYN_RECV {
+        return None;
+    }
+    let key = RetransmitKey {
+        sk: socket.sk,
+        born_ns: socket.born_ns,
+    };
+    if let Some(entry) = RETRANSMITS.get_ptr_mut(key) {
+        return Some(entry);
+    }
+    // The socket is locked: no other CPU inserts the same key. The look-up below tells whether there was room.
+    let _refused = RETRANSMITS.insert(key, EMPTY_RETRANSMITS.get(0)?, u64::from(BPF_NOEXIST));
+    RETRANSMITS.get_ptr_mut(key)
+}
+
+/// Counts an event, and says so when it is due. A record that finds the ring full is nothing lost: the next
+/// one says all, and so does a poll.
+#[inline(always)]
+fn cumulated(ctx: &BtfTracePointContext, entry: *mut Retransmitted, event: &Retransmit) -> Outcome {
+    // SAFETY: a live map value of plain data, written under the socket's lock alone.
+    let entry = unsafe { &mut *entry };
+    let totals = &mut entry.retransmits.totals;
+    let is_first = totals.events == 0;
+    // SAFETY: as above; volatile, or the compiler could move them past what they enclose.
+    unsafe { core::ptr::write_volatile(&raw mut entry.started, entry.started + 1) };
+    let before: Option<&Tcp> = (!is_first).then_some(&entry.retransmits.last.tcp);
+    totals.count(event, before);
+    let sk = event.socket.sk;
+    field_into!(sk, icsk_pmtu, &mut totals.pmtu);
+    totals.min_rtt_us = if global!(LAYOUT.rtt_min) == ABSENT {
+        0
+    } else {
+        field!(sk + u64::from(global!(LAYOUT.rtt_min)), sample_value: u32)
+    };
+    entry.retransmits.last = *event;
+    entry.retransmits.last.header.kind = kind::RETRANSMITS;
+    entry.retransmits.last.header.size = size_of::<Retransmits>() as u16;
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(&raw mut entry.finished, entry.started) };
+    let asked = asked_for(kind::RETRANSMIT);
+    let now = event.header.ktime_ns;
+    if !is_first && !asked && now - entry.emitted_ns < RETRANSMIT_INTERVAL_NS {
+        return Outcome::Aggregated;
+    }
+    match emit::emit(ctx, Lane::Bulk, &entry.retransmits) {
+        Outcome::Emitted => {
+            entry.emitted_ns = now;
+            entry.emitted = entry.retransmits.totals.events;
+            Outcome::Emitted
+        }
+        // Who asked for every event misses this one.
+        lost if asked => lost,
+        _ => Outcome::Aggregated,
+    }
 }
 
 /// From 6.17 on failed attempts are reported too, with the error.

@@ -49,6 +49,8 @@ impl Emits {
             Body::Connect(_) => kind::CONNECT,
             Body::Accept(_) => kind::ACCEPT,
             Body::State(_) => kind::STATE,
+            // The answer to a poll repeats what its connection's records tell one by one.
+            Body::Retransmit(body) if body.is_polled() => return false,
             Body::Retransmit(_) => kind::RETRANSMIT,
             Body::SynAck(_) => kind::SYNACK,
             Body::Syn(_) => kind::SYN,
@@ -117,6 +119,7 @@ pub fn trace(typed: &KernelArguments, config: &Config) -> crate::config::Trace {
         transport,
         btf: typed.btf.clone().unwrap_or_else(|| file.btf.clone()),
         max_sockets: file.max_sockets,
+        ring_bytes: file.ring_bytes,
     }
 }
 

@@ -152,6 +152,7 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
         owners: Owners::default(),
         emit: 0,
         max_sockets: trace.max_sockets,
+        ring_bytes: trace.ring_bytes,
         verbose: false,
     })?);
     match resolve(typed.format, io::stdout().is_terminal()) {

@@ -55,6 +55,7 @@ impl Prepared {
             owners,
             emit: emits.records(),
             max_sockets: trace.max_sockets,
+            ring_bytes: trace.ring_bytes,
             verbose: typed.output.common.verbose > 0,
         };
         privileges::check()?;

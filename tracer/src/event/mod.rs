@@ -13,9 +13,10 @@ use std::{borrow::Cow, net::SocketAddr, time::Duration};
 use conntracer_common::{
     netns::{KernelCounts, NetnsId},
     record::{
-        CGROUP_BYTES, EXECUTABLE_BYTES, MAX_HOLDERS, NETNS_NAME_BYTES, SynTotals, ending_flag,
+        CGROUP_BYTES, EXECUTABLE_BYTES, MAX_HOLDERS, NETNS_NAME_BYTES, RetransmitTotals, SynTotals,
+        ending_flag,
     },
-    retransmit::is_untried,
+    retransmit::counted,
     sketch,
     stats::HOOKS,
     tcp::state,
@@ -313,17 +314,22 @@ pub struct Retransmit {
     pub failures_traced: bool,
     /// Segments that the peer said came twice, in the socket's life.
     pub duplicates: u32,
+    /// All that its connection sent again where `is_cumulative`, otherwise this event alone.
+    pub totals: RetransmitTotals,
+    pub is_cumulative: bool,
 }
 
 impl Retransmit {
     /// Segments that this attempt added to `total_retrans`.
     #[must_use]
     pub const fn counted(&self) -> u32 {
-        if self.errno != 0 && is_untried(self.errno) {
-            0
-        } else {
-            self.segments
-        }
+        counted(self.segments, self.errno)
+    }
+
+    /// Whether it is the answer to a poll, and no event of its own.
+    #[must_use]
+    pub const fn is_polled(&self) -> bool {
+        self.totals.polled != 0
     }
 }
 

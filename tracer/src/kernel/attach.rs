@@ -33,10 +33,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/co
 /// Bytes of the ring for records that must survive a flood: ~1,800 of the largest, 60 s of every
 /// listener of a host with 3 of them overflowing at the emission limit of 10 records a second.
 const RARE_BYTES: u32 = 512 * 1024;
-/// Bytes of the ring for the rest: 37,000 retransmissions, 0.75 s of the worst storm measured on
-/// loopback (49,000/s), at a poll every 0.25 s.
-const BULK_BYTES: u32 = 8 * 1024 * 1024;
-
 /// A loaded object with its hooks attached; dropping it detaches them.
 pub(super) struct Attached {
     pub(super) ebpf: Ebpf,
@@ -247,7 +243,7 @@ fn load(
     // The ring buffers are not used by the perf transport, but a map must have a size: one page.
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
     let (rare, bulk) = match options.transport {
-        Transport::Ringbuf => (RARE_BYTES, BULK_BYTES),
+        Transport::Ringbuf => (RARE_BYTES, options.ring_bytes),
         Transport::Perf => (page, page),
     };
     // `aya_log_common::Level`: 0 is below Error, 4 is Debug. What is off is pruned by the verifier.

@@ -17,10 +17,13 @@ use conntracer_common::{
     filter::{Filter, verdict},
     netns::{CPUS_AT_ONCE, NetnsId, count},
     record::{
-        Failure, Header, Loss, Owner, Refusal, Sources, Syn, SynTotals, Tick, kind, netns_flag,
-        owner_source, syn_outcome,
+        Failure, Header, Loss, Owner, Refusal, Retransmits, Sources, Syn, SynTotals, Tick, kind,
+        netns_flag, owner_source, syn_outcome,
     },
-    socket::{FAILED_KEY_BYTES, Failed, Listener, REFUSED_KEY_BYTES, Refused, SocketState},
+    socket::{
+        FAILED_KEY_BYTES, Failed, Listener, REFUSED_KEY_BYTES, RETRANSMITTED_KEY_BYTES, Refused,
+        Retransmitted, SocketState,
+    },
     stats::{HOOKS, HookCounters, hook},
 };
 use rustix::time::{ClockId, clock_gettime};
@@ -59,6 +62,12 @@ const SWEEP_NS: (u64, u64) = (1_000_000_000, 15_000_000_000);
 const REFUSED_IDLE_NS: u64 = 120_000_000_000;
 
 type RefusedKey = [u8; REFUSED_KEY_BYTES];
+
+/// The same for a connection that sends again: more than the longest time between two timeouts
+/// (`TCP_RTO_MAX`, 120 s).
+const REPEATED_IDLE_NS: u64 = 130_000_000_000;
+
+type RetransmittedKey = [u8; RETRANSMITTED_KEY_BYTES];
 
 /// The same for a failed attempt to connect: more than a client waits before it tries again.
 const FAILED_IDLE_NS: u64 = 300_000_000_000;
@@ -127,6 +136,7 @@ pub struct Kernel {
     sockets: MapData,
     listeners: MapData,
     refusals: [MapData; 2],
+    retransmits: [MapData; 1],
     failures: [MapData; 2],
     failures_counted: Array<MapData, u64>,
     places: Places,
@@ -145,6 +155,10 @@ pub struct Kernel {
     totals: HashMap<u64, SynTotals, foldhash::quality::RandomState>,
     drop_events: u64,
     refused: Told<RefusedKey>,
+    repeated: Told<RetransmittedKey>,
+    /// Events of the hook at the last walk of the map, and those of them that no record told; and when.
+    repeats_walked: (u64, u64),
+    repeats_walked_ns: u64,
     failed: Told<FailedKey>,
     failures_seen: u64,
     /// Troubled SYNs of each listener, as last told.
@@ -187,6 +201,7 @@ impl Kernel {
             hash(&mut ebpf, "FAILURES")?,
             hash(&mut ebpf, "FAILURES_OVERFLOW")?,
         ];
+        let retransmits = [hash(&mut ebpf, "RETRANSMITS")?];
         let failures_counted = map(&mut ebpf, "FAILURES_COUNTED")?;
         let heir = map(&mut ebpf, "HEIR")?;
         let places = if host.drop_reasons.is_empty() {
@@ -222,6 +237,7 @@ impl Kernel {
             sockets,
             listeners,
             refusals,
+            retransmits,
             failures,
             failures_counted,
             places,
@@ -238,6 +254,9 @@ impl Kernel {
             totals: HashMap::default(),
             drop_events: 0,
             refused: HashMap::default(),
+            repeated: HashMap::default(),
+            repeats_walked: (0, 0),
+            repeats_walked_ns: 0,
             failed: HashMap::default(),
             failures_seen: 0,
             troubled: HashMap::default(),
@@ -473,6 +492,43 @@ impl Kernel {
         )
     }
 
+    /// What connections sent again since the last record of each; entries long idle are removed, as with
+    /// refusals. Walked when there is something to tell, and now and then to tidy up.
+    fn poll_retransmits(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        let events = maps::counters(&self.counters, hook::RETRANSMIT)?;
+        let walked = (events.seen, events.aggregated);
+        let has_entries = walked != self.repeats_walked || !self.repeated.is_empty();
+        let tidies = now_ns.saturating_sub(self.repeats_walked_ns) >= SWEEP_NS.1;
+        if walked.1 == self.repeats_walked.1 && !(tidies && has_entries) {
+            return Ok(());
+        }
+        self.repeats_walked = walked;
+        self.repeats_walked_ns = now_ns;
+        poll_counted(
+            &self.retransmits,
+            size_of::<Retransmitted>(),
+            &mut self.repeated,
+            (now_ns, REPEATED_IDLE_NS),
+            |value, is_news| {
+                let entry = Retransmitted::read_from_bytes(value).ok()?;
+                if entry.started != entry.finished {
+                    return None;
+                }
+                let Retransmits { last, mut totals } = entry.retransmits;
+                let counted = Counted {
+                    first_ns: totals.first_ns,
+                    last_ns: last.header.ktime_ns,
+                    count: totals.events,
+                };
+                if totals.events > entry.emitted && is_news(&counted) {
+                    totals.polled = 1;
+                    feed(Retransmits { last, totals }.as_bytes());
+                }
+                Some(counted)
+            },
+        )
+    }
+
     /// Failed attempts to connect that were counted since the last poll; entries long idle are removed, as
     /// with refusals.
     fn poll_failures(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
@@ -615,6 +671,7 @@ impl Kernel {
         self.seeds.list(homeless, feed)?;
         self.poll_refusals(now_ns, feed)?;
         self.poll_failures(now_ns, feed)?;
+        self.poll_retransmits(now_ns, feed)?;
         self.poll_listeners(&watched.listeners, now_ns, feed)?;
         for id in &watched.connections {
             self.ask("snapshot", *id)?;

@@ -59,6 +59,8 @@ pub struct Options {
     pub emit: u32,
     /// Connections kept in the kernel at once, ~200 bytes each.
     pub max_sockets: u32,
+    /// Bytes of the ring that is read in batches, a power of two.
+    pub ring_bytes: u32,
     /// Pass the programs' own debug log on.
     pub verbose: bool,
 }

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use conntracer_common::tcp::ca;
+use conntracer_common::{retransmit::advanced, tcp::ca};
 
 use crate::{
     event::{Body, Event, Owner, Socket, Tcp, TcpState},
@@ -121,7 +121,8 @@ impl Connections {
         let socket = event.body.socket()?;
         let owner = event.body.owner().copied();
         let (tcp, begins) = match &event.body {
-            Body::Retransmit(body) => (Some(&body.tcp), true),
+            // The answer to a poll may come when the socket is gone.
+            Body::Retransmit(body) => (Some(&body.tcp), !body.is_polled()),
             Body::Probe(body) => (Some(&body.tcp), true),
             // A socket that is gone has no fields left to compare.
             Body::Snapshot(body) if body.socket.state != TcpState::Close => {
@@ -187,10 +188,4 @@ impl Connections {
 
 fn in_trouble(tcp: &Tcp) -> bool {
     tcp.retransmits > 0 || tcp.probes_out > 0 || tcp.ca_state == ca::LOSS
-}
-
-/// Whether a sequence number moved forward (RFC 9293, 3.4: by less than half the space).
-pub(crate) const fn advanced(before: u32, now: u32) -> bool {
-    let step = now.wrapping_sub(before);
-    step != 0 && step < 1 << 31
 }

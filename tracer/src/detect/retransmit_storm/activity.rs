@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
-use super::scope::Scope;
-use crate::{detect::Life, event::RetransmitType, finding::Ktime};
+use conntracer_common::record::RetransmitTotals;
+
+use super::{scope::Scope, words::Cause};
+use crate::{decode::retransmit_type, detect::Life, event::RetransmitType, finding::Ktime};
 
 /// The rate is that of the last three seconds: one alone swings with RTO backoff.
 const BUCKETS: usize = 3;
@@ -17,26 +19,137 @@ const LOOKBACK: Duration = Duration::from_secs(30);
 /// What is usual is learned over such a time, outside of storms: an hour's rhythm is followed, a burst is not.
 const LEARNED_OVER: Duration = Duration::from_mins(10);
 
-/// One retransmission (or what failed to be one), for every scope it belongs to.
-#[derive(Clone, Copy, Debug)]
+/// Retransmissions (and what failed to be one), for every scope they belong to.
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Segments {
-    pub(super) kind: RetransmitType,
-    pub(super) count: u64,
-    /// They did not leave this host.
-    pub(super) failed: bool,
-    /// All of them full-sized (one MSS or more).
-    pub(super) full: bool,
-    /// Bytes of the first segment that is not acknowledged, where these are it.
-    pub(super) head_bytes: Option<u32>,
-    /// The peer's window is shut: its kernel repeats in place of probing.
-    pub(super) shut: bool,
-    /// Segments that the peer said since the last record came twice.
+    /// Segments that left, by type.
+    pub(super) types: [u64; RetransmitType::ALL.len()],
+    pub(super) failed: u64,
+    /// Of those that left: full-sized ones (one MSS or more), ones that the peer said came twice, and ones
+    /// into a window that is shut, where its kernel repeats in place of probing.
+    pub(super) full: u64,
     pub(super) spurious: u64,
-    /// Data segments their connection sent since its last record.
+    pub(super) shut: u64,
+    /// Repeats of the first segment that is not acknowledged, how many of them were full-sized, and the
+    /// smallest of those in bytes.
+    pub(super) heads: u64,
+    pub(super) full_heads: u64,
+    pub(super) full_bytes: Option<u32>,
+    /// The smallest round trip in microseconds, and the smallest path MTU that the kernel believes in.
+    pub(super) min_rtt_us: Option<u32>,
+    pub(super) path_mtu: Option<u32>,
+    /// Data segments their connections sent meanwhile.
     pub(super) sent: u64,
-    /// Their connection's peer acknowledged, or sent, something since the last record.
-    pub(super) progress: bool,
-    pub(super) peer_spoke: bool,
+    /// Repeats before which the peer acknowledged, or sent, something.
+    pub(super) progress: u64,
+    pub(super) peer_spoke: u64,
+}
+
+impl Segments {
+    /// What one connection's totals gained.
+    pub(super) fn of(gained: &RetransmitTotals, failures_traced: bool) -> Self {
+        let mut segments = Self {
+            failed: gained.failed,
+            full: gained.full,
+            shut: gained.shut,
+            heads: gained.heads,
+            full_heads: gained.full_heads,
+            full_bytes: known(gained.full_head_bytes),
+            min_rtt_us: known(gained.min_rtt_us),
+            path_mtu: known(gained.pmtu),
+            progress: gained.progress,
+            peer_spoke: gained.peer_spoke,
+            ..Self::default()
+        };
+        for (class, count) in (0..).zip(gained.segments) {
+            segments.left(retransmit_type(class), count);
+        }
+        segments.unseen(gained.unseen, failures_traced);
+        segments
+    }
+
+    /// Segments of one type, and nothing else.
+    pub(super) fn of_type(kind: RetransmitType, count: u64) -> Self {
+        let mut segments = Self::default();
+        segments.left(kind, count);
+        segments
+    }
+
+    fn left(&mut self, kind: RetransmitType, count: u64) {
+        let of_type = &mut self.types[kind as usize];
+        *of_type = of_type.saturating_add(count);
+    }
+
+    /// What the socket counted and no event told: attempts that failed, where the kernel is silent about
+    /// them, and otherwise what was lost on its way here.
+    pub(super) fn unseen(&mut self, count: u64, failures_traced: bool) {
+        if failures_traced {
+            self.left(RetransmitType::Unknown, count);
+        } else {
+            self.failed = self.failed.saturating_add(count);
+        }
+    }
+
+    fn add(&mut self, more: &Self) {
+        let sum = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        for (types, more) in self.types.iter_mut().zip(more.types) {
+            sum(types, more);
+        }
+        sum(&mut self.failed, more.failed);
+        sum(&mut self.full, more.full);
+        sum(&mut self.spurious, more.spurious);
+        sum(&mut self.shut, more.shut);
+        sum(&mut self.heads, more.heads);
+        sum(&mut self.full_heads, more.full_heads);
+        sum(&mut self.sent, more.sent);
+        sum(&mut self.progress, more.progress);
+        sum(&mut self.peer_spoke, more.peer_spoke);
+        self.full_bytes = least(self.full_bytes, more.full_bytes);
+        self.min_rtt_us = least(self.min_rtt_us, more.min_rtt_us);
+        self.path_mtu = least(self.path_mtu, more.path_mtu);
+    }
+
+    pub(super) const fn of_kind(&self, kind: RetransmitType) -> u64 {
+        self.types[kind as usize]
+    }
+
+    /// Segments that left.
+    pub(super) fn count(&self) -> u64 {
+        self.types
+            .iter()
+            .fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
+    /// Segments that left and those that did not.
+    pub(super) fn moved(&self) -> u64 {
+        self.count().saturating_add(self.failed)
+    }
+
+    /// Retransmitted segments that carried data (or a FIN).
+    pub(super) fn data(&self) -> u64 {
+        self.count()
+            .saturating_sub(self.of_kind(RetransmitType::Syn))
+            .saturating_sub(self.of_kind(RetransmitType::SynAck))
+    }
+
+    /// Whether timeouts repeat the same segments over and over, with next to nothing acknowledged.
+    pub(super) const fn is_stuck(&self) -> bool {
+        self.of_kind(RetransmitType::Timeout) > 0 && self.progress <= self.heads / 10
+    }
+
+    /// Share of retransmitted among sent data segments, where the kernel counts those.
+    pub(super) fn ratio(&self) -> Option<f64> {
+        (self.sent > 0).then(|| (self.data() as f64 / self.sent as f64).min(1.0))
+    }
+}
+
+fn known(value: u32) -> Option<u32> {
+    // `tcp_init_sock` has no round trip yet: all ones.
+    (value != 0 && value != u32::MAX).then_some(value)
+}
+
+fn least(one: Option<u32>, other: Option<u32>) -> Option<u32> {
+    one.into_iter().chain(other).min()
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,23 +167,7 @@ struct Bucket {
 /// Totals of one stretch.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
-    /// Segments that left, by type.
-    pub(super) types: [u64; RetransmitType::ALL.len()],
-    pub(super) segments: u64,
-    pub(super) failed: u64,
-    pub(super) full: u64,
-    /// Of them, those that were not needed: they came twice.
-    pub(super) spurious: u64,
-    pub(super) sent: u64,
-    pub(super) progress: u64,
-    pub(super) peer_spoke: u64,
-    /// Repeats of the first segment that is not acknowledged, how many of them were full-sized, and the
-    /// smallest of those in bytes.
-    pub(super) heads: u64,
-    pub(super) full_heads: u64,
-    pub(super) full_bytes: Option<u32>,
-    /// Segments repeated into a window that is shut.
-    pub(super) shut: u64,
+    pub(super) sum: Segments,
     /// Connections that retransmitted; 0 in the scope of one.
     pub(super) connections: u64,
     first: Option<Ktime>,
@@ -80,75 +177,15 @@ impl Tally {
     fn add(&mut self, segments: &Segments, first_of_connection: bool, now: Ktime) {
         self.first.get_or_insert(now);
         self.connections += u64::from(first_of_connection);
-        self.progress += u64::from(segments.progress);
-        self.peer_spoke += u64::from(segments.peer_spoke);
-        self.sent = self.sent.saturating_add(segments.sent);
-        self.spurious = self.spurious.saturating_add(segments.spurious);
-        if segments.failed {
-            self.failed = self.failed.saturating_add(segments.count);
-            return;
-        }
-        if segments.shut {
-            self.shut = self.shut.saturating_add(segments.count);
-        }
-        if let Some(bytes) = segments.head_bytes {
-            self.heads += 1;
-            if segments.full {
-                self.full_heads += 1;
-                self.full_bytes = Some(self.full_bytes.map_or(bytes, |least| least.min(bytes)));
-            }
-        }
-        self.segments = self.segments.saturating_add(segments.count);
-        let of_type = &mut self.types[segments.kind as usize];
-        *of_type = of_type.saturating_add(segments.count);
-        if segments.full {
-            self.full = self.full.saturating_add(segments.count);
-        }
+        self.sum.add(segments);
     }
 
     fn joined(&self, later: &Self) -> Self {
-        let mut sum = *later;
-        for (sum, more) in sum.types.iter_mut().zip(self.types) {
-            *sum = sum.saturating_add(more);
-        }
-        sum.segments = sum.segments.saturating_add(self.segments);
-        sum.failed = sum.failed.saturating_add(self.failed);
-        sum.full = sum.full.saturating_add(self.full);
-        sum.spurious = sum.spurious.saturating_add(self.spurious);
-        sum.shut = sum.shut.saturating_add(self.shut);
-        sum.heads += self.heads;
-        sum.full_heads += self.full_heads;
-        sum.full_bytes = match (sum.full_bytes, self.full_bytes) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
-        sum.sent = sum.sent.saturating_add(self.sent);
-        sum.progress += self.progress;
-        sum.peer_spoke += self.peer_spoke;
-        sum.connections += self.connections;
-        sum.first = self.first.or(later.first);
-        sum
-    }
-
-    pub(super) const fn of(&self, kind: RetransmitType) -> u64 {
-        self.types[kind as usize]
-    }
-
-    /// Retransmitted segments that carried data (or a FIN).
-    pub(super) const fn data(&self) -> u64 {
-        self.segments
-            .saturating_sub(self.of(RetransmitType::Syn))
-            .saturating_sub(self.of(RetransmitType::SynAck))
-    }
-
-    /// Whether timeouts repeat the same segments over and over, with next to nothing acknowledged.
-    pub(super) const fn is_stuck(&self) -> bool {
-        self.of(RetransmitType::Timeout) > 0 && 10 * self.progress <= self.heads
-    }
-
-    /// Share of retransmitted among sent data segments, where the kernel counts those.
-    pub(super) fn ratio(&self) -> Option<f64> {
-        (self.sent > 0).then(|| (self.data() as f64 / self.sent as f64).min(1.0))
+        let mut joined = *later;
+        joined.sum.add(&self.sum);
+        joined.connections += self.connections;
+        joined.first = self.first.or(later.first);
+        joined
     }
 }
 
@@ -156,6 +193,8 @@ impl Tally {
 #[derive(Debug)]
 pub(super) struct Activity {
     pub(super) life: Option<Life>,
+    /// The cause that its last word told.
+    pub(super) told: Option<Cause>,
     buckets: [Bucket; BUCKETS],
     older: Tally,
     recent: Tally,
@@ -178,6 +217,7 @@ impl Activity {
     pub(super) fn new(now: Ktime) -> Self {
         Self {
             life: None,
+            told: None,
             buckets: [Bucket::default(); BUCKETS],
             older: Tally::default(),
             recent: Tally::default(),
@@ -234,10 +274,12 @@ impl Activity {
         self.recent.add(segments, first_of_connection, now);
         self.last = now;
         if self.life.is_none() {
-            self.learn(segments.count, now);
+            self.learn(segments.moved(), now);
         }
-        if segments.kind != RetransmitType::SynAck {
-            self.fill_bucket(segments, now);
+        let syn_acks = segments.of_kind(RetransmitType::SynAck);
+        let count = segments.moved().saturating_sub(syn_acks);
+        if count > 0 {
+            self.fill_bucket(segments, count, now);
         }
         if self.rate(now) >= floor / 2.0 {
             self.busy = now;
@@ -245,7 +287,7 @@ impl Activity {
         paused
     }
 
-    fn fill_bucket(&mut self, segments: &Segments, now: Ktime) {
+    fn fill_bucket(&mut self, segments: &Segments, count: u64, now: Ktime) {
         let second = now.0 / BUCKET_NS;
         let bucket = &mut self.buckets[(second % BUCKETS as u64) as usize];
         if bucket.second != second || bucket.segments == 0 {
@@ -255,10 +297,9 @@ impl Activity {
                 ..Bucket::default()
             };
         }
-        bucket.segments += segments.count;
-        if segments.kind != RetransmitType::Syn {
-            bucket.data += segments.count;
-        }
+        bucket.segments = bucket.segments.saturating_add(count);
+        let data = count.saturating_sub(segments.of_kind(RetransmitType::Syn));
+        bucket.data = bucket.data.saturating_add(data);
         bucket.sent = bucket.sent.saturating_add(segments.sent);
         if bucket.segments > self.peak_per_s {
             self.peak_per_s = bucket.segments;
@@ -275,7 +316,10 @@ impl Activity {
 
     /// Segments a second over the last three.
     pub(super) fn rate(&self, now: Ktime) -> f64 {
-        self.live(now).map(|bucket| bucket.segments).sum::<u64>() as f64 / BUCKETS as f64
+        let segments = self
+            .live(now)
+            .fold(0, |sum: u64, bucket| sum.saturating_add(bucket.segments));
+        segments as f64 / BUCKETS as f64
     }
 
     /// Whether rate, ratio and duration make it a storm.
@@ -285,7 +329,7 @@ impl Activity {
         }
         let (mut data, mut sent, mut first) = (0_u64, 0_u64, now);
         for bucket in self.live(now) {
-            data += bucket.data;
+            data = data.saturating_add(bucket.data);
             sent = sent.saturating_add(bucket.sent);
             first = first.min(bucket.first);
         }
@@ -304,8 +348,7 @@ impl Activity {
 
     /// Segments that left and those that did not.
     pub(super) fn moved(&self) -> u64 {
-        let total = self.total();
-        total.segments.saturating_add(total.failed)
+        self.total().sum.moved()
     }
 
     pub(super) fn since(&self) -> Ktime {

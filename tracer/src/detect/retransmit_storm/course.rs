@@ -11,15 +11,17 @@ pub(super) struct Course {
     /// As the first retransmission left them: a repeated segment is no sample of the round trip (Karn), so
     /// that this is the round trip before.
     before: Tcp,
+    min_rtt_before_us: Option<u32>,
     /// When `snd_una` was last seen to advance, and the longest time that it did not.
     progress: Ktime,
     stuck: Duration,
 }
 
 impl Course {
-    pub(super) const fn new(tcp: &Tcp, now: Ktime) -> Self {
+    pub(super) const fn new(tcp: &Tcp, min_rtt_us: Option<u32>, now: Ktime) -> Self {
         Self {
             before: *tcp,
+            min_rtt_before_us: min_rtt_us,
             progress: now,
             stuck: Duration::ZERO,
         }
@@ -35,6 +37,10 @@ impl Course {
     /// The evidence; `tcp` is the connection's last.
     pub(super) fn facts(&self, facts: Facts, tcp: &Tcp) -> Facts {
         let retransmitted = tcp.bytes_retrans.saturating_sub(self.before.bytes_retrans);
+        let facts = match self.min_rtt_before_us {
+            Some(us) => facts.number("min_rtt_before_ms", f64::from(us) / 1e3),
+            None => facts,
+        };
         facts
             .count("bytes_retransmitted", retransmitted)
             .seconds("longest_without_progress_s", self.stuck)

@@ -13,10 +13,14 @@
 //! the end, so that it equals `Tcp RetransSegs` of a namespace that has just this storm. What did not
 //! leave the host (`tcp_retransmit_skb` with an error, or before Linux 6.17 only `total_retrans`) is counted
 //! apart, and so is what the peer said came twice (duplicate SACKs, RFC 2883), which is part of the count.
-//! What was lost on its way here is in the count of its connection by `total_retrans`, without a type.
+//! Connections are counted in the kernel, and their records cumulative: a record that is lost takes nothing
+//! away. What the kernel half missed is in the count by `total_retrans`, without a type.
 //! Repeated SYN-ACKs count, but open nothing: [`super::half_open::handshake`] tells what they mean. Those
 //! of a flood, of which not every one is a record, are in the host's count from the listeners' totals, and
 //! in no other.
+//!
+//! **Cause.** From the whole count so far (`words::Cause`). One that is told apart by what fails outlasts the
+//! repair, in which the rest comes through and reads like loss.
 //!
 //! **False positives.** A link that loses several percent by nature; raise the ratio there. A burst
 //! that is repaired at once, stray tail loss probes and RTO backoff of a single dead peer open
@@ -29,7 +33,10 @@ mod words;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use conntracer_common::record::{SynTotals, syn_outcome};
+use conntracer_common::{
+    record::{RetransmitTotals, SynTotals, syn_outcome},
+    retransmit::advanced,
+};
 
 use self::{
     activity::{Activity, Segments},
@@ -42,7 +49,7 @@ use crate::{
     finding::Ktime,
     table::{
         Bounded,
-        connection::{Change, Connection, ConnectionKey, advanced},
+        connection::{Change, Connection, ConnectionKey},
     },
 };
 
@@ -65,36 +72,34 @@ struct OfMany {
 }
 
 impl OfConnection {
-    /// What became of it between its last record and `body`.
+    /// What became of it between its last record and `body`. What is told of an event alone is compared with
+    /// what the socket counted.
     fn since_last(&self, body: &Retransmit, segments: &mut Segments) {
         let (before, now) = (&self.connection.tcp, &body.tcp);
         segments.sent = now
             .data_segs_out
             .saturating_sub(before.data_segs_out)
             .into();
-        segments.progress = advanced(before.snd_una, now.snd_una);
-        segments.peer_spoke = advanced(before.rcv_nxt, now.rcv_nxt);
         segments.spurious = body.duplicates.saturating_sub(self.duplicates).into();
-    }
-
-    /// What the socket counted between its last record and `body`, and no record told: attempts that failed,
-    /// where the kernel is silent about them, and otherwise what was lost on its way here.
-    fn unseen(&self, body: &Retransmit) -> Segments {
-        let before = self.connection.tcp.total_retrans;
-        let counted = body.tcp.total_retrans.wrapping_sub(before);
+        if body.is_cumulative {
+            return;
+        }
+        segments.progress = advanced(before.snd_una, now.snd_una).into();
+        segments.peer_spoke = advanced(before.rcv_nxt, now.rcv_nxt).into();
+        let counted = now.total_retrans.wrapping_sub(before.total_retrans);
         // Of two records the newer may come first, when they are of two CPUs.
         let counted = if counted < 1 << 31 { counted } else { 0 };
-        Segments {
-            count: counted.saturating_sub(body.counted()).into(),
-            failed: !body.failures_traced,
-            ..NOTHING
-        }
+        let unseen = counted.saturating_sub(body.counted());
+        segments.unseen(unseen.into(), body.failures_traced);
     }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct RetransmitStorm {
+    /// Cumulative records as last told. Kept when a connection's activity is over: what it repeats later
+    /// adds to them.
+    told: Bounded<ConnectionKey, RetransmitTotals>,
     connections: Bounded<ConnectionKey, OfConnection>,
     wider: Bounded<Wider, OfMany>,
     /// Repeated SYN-ACKs counted as records, and as the listeners' totals tell.
@@ -105,6 +110,7 @@ pub(crate) struct RetransmitStorm {
 impl RetransmitStorm {
     pub(crate) fn new(connections: usize, wider: usize) -> Self {
         Self {
+            told: Bounded::new(MAX_TOLD),
             connections: Bounded::new(connections),
             wider: Bounded::new(wider),
             syn_acks: [0; 2],
@@ -113,60 +119,68 @@ impl RetransmitStorm {
     }
 
     pub(crate) const fn evicted(&self) -> u64 {
-        self.connections.evicted() + self.wider.evicted()
+        self.told.evicted() + self.connections.evicted() + self.wider.evicted()
     }
 
     pub(crate) fn retransmit(
         &mut self,
+        at: Ktime,
         body: &Retransmit,
-        change: &Change<'_>,
+        change: Option<&Change<'_>>,
         cx: &mut Context<'_>,
     ) {
-        let length = body.end_seq.wrapping_sub(body.seq);
-        let mut segments = Segments {
-            kind: body.kind,
-            count: body.segments.into(),
-            failed: body.errno != 0,
-            full: body.tcp.mss_bytes > 0
-                && u64::from(length) >= u64::from(body.tcp.mss_bytes) * u64::from(body.segments),
-            head_bytes: (body.seq == body.tcp.snd_una).then_some(length / body.segments),
-            shut: body.tcp.snd_wnd_bytes == 0,
-            spurious: 0,
-            sent: 0,
-            progress: false,
-            peer_spoke: false,
-        };
-        let owner = change.connection.owner;
+        // One that ended meanwhile is as its record says.
+        let connection = &change.map_or_else(
+            || Connection::seen(&body.socket, body.owner, body.tcp, at),
+            |change| *change.connection,
+        );
+        let key = connection.key;
+        let gained = self.gained(key, body);
+        if gained.events == 0 {
+            return;
+        }
+        let mut segments = Segments::of(&gained, body.failures_traced);
+        let owner = connection.owner;
         let levels = levels(&body.socket, owner.as_ref());
         // Unanswered connects are many short-lived sockets: only wider scopes make sense of them.
         if matches!(body.socket.state, TcpState::SynSent | TcpState::SynRecv) {
             self.widen(&levels, owner, &segments, None, cx);
             return;
         }
-        let key = change.connection.key;
         if let Some(entry) = self.connections.get(&key) {
             entry.since_last(body, &mut segments);
-            let unseen = entry.unseen(body);
-            if unseen.count > 0 {
-                let child = self.of_connection(&unseen, change, cx);
-                self.widen(&levels, owner, &unseen, Some(child), cx);
-            }
         } else if cx.now.since(key.id.born) <= YOUNG {
             segments.sent = body.tcp.data_segs_out.into();
         } else {
             // What a connection sent in an hour says nothing about now: of one that is not new, only what it
             // sent since its first retransmission is held against it.
-            segments.sent = segments.count;
+            segments.sent = segments.moved();
         }
-        let child = self.of_connection(&segments, change, cx);
+        let child = self.of_connection(&segments, connection, cx);
         if let Some(entry) = self.connections.get_mut(&key) {
             entry.duplicates = body.duplicates;
         }
         self.widen(&levels, owner, &segments, Some(child), cx);
     }
 
+    /// What a record tells that none before it did.
+    fn gained(&mut self, key: ConnectionKey, body: &Retransmit) -> RetransmitTotals {
+        if !body.is_cumulative {
+            return body.totals;
+        }
+        let Some(told) = self.told.touch(&key) else {
+            self.told.insert(key, body.totals);
+            return body.totals;
+        };
+        let gained = body.totals.since(told);
+        if gained.events > 0 {
+            *told = body.totals;
+        }
+        gained
+    }
+
     pub(crate) fn syn_ack(&mut self, body: &SynAck, cx: &mut Context<'_>) {
-        let segments = syn_acks(1);
+        let segments = Segments::of_type(RetransmitType::SynAck, 1);
         let levels = levels(&body.socket, body.owner.as_ref());
         self.syn_acks[0] = self.syn_acks[0].saturating_add(1);
         self.widen(&levels, body.owner, &segments, None, cx);
@@ -181,22 +195,23 @@ impl RetransmitStorm {
             return;
         }
         *counted = *told;
-        self.add(Wider::Host, None, &syn_acks(uncounted), false, cx);
+        let segments = Segments::of_type(RetransmitType::SynAck, uncounted);
+        self.add(Wider::Host, None, &segments, false, cx);
     }
 
     /// Counts for the connection; says which it is and whether its activity just began.
     fn of_connection(
         &mut self,
         segments: &Segments,
-        change: &Change<'_>,
+        connection: &Connection,
         cx: &mut Context<'_>,
     ) -> (ConnectionKey, bool) {
         let storm = &cx.thresholds.retransmit_storm;
-        let key = change.connection.key;
+        let key = connection.key;
         if self.connections.touch(&key).is_none() {
             let entry = OfConnection {
-                connection: *change.connection,
-                course: Course::new(&change.connection.tcp, cx.now),
+                connection: *connection,
+                course: Course::new(&connection.tcp, segments.min_rtt_us, cx.now),
                 activity: Activity::new(cx.now),
                 duplicates: 0,
             };
@@ -213,7 +228,7 @@ impl RetransmitStorm {
         let Some(entry) = self.connections.get_mut(&key) else {
             return (key, false);
         };
-        entry.connection = *change.connection;
+        entry.connection = *connection;
         let begun = entry.activity.add(
             segments,
             false,
@@ -222,9 +237,9 @@ impl RetransmitStorm {
             cx.now,
         );
         if begun {
-            entry.course = Course::new(&change.connection.tcp, cx.now);
+            entry.course = Course::new(&connection.tcp, segments.min_rtt_us, cx.now);
         }
-        entry.course.goes_on(segments.progress, cx.now);
+        entry.course.goes_on(segments.progress > 0, cx.now);
         (key, begun)
     }
 
@@ -401,26 +416,8 @@ impl RetransmitStorm {
     }
 }
 
-const fn syn_acks(count: u64) -> Segments {
-    Segments {
-        kind: RetransmitType::SynAck,
-        count,
-        ..NOTHING
-    }
-}
-
-const NOTHING: Segments = Segments {
-    kind: RetransmitType::Unknown,
-    count: 0,
-    failed: false,
-    full: false,
-    head_bytes: None,
-    shut: false,
-    spurious: 0,
-    sent: 0,
-    progress: false,
-    peer_spoke: false,
-};
+/// Four times what the kernel half keeps: what is still counted there is not forgotten here.
+const MAX_TOLD: usize = 32_768;
 
 /// Up to this age everything a connection sent belongs to its first retransmission's ratio.
 const YOUNG: Duration = Duration::from_secs(10);
@@ -442,12 +439,14 @@ fn step(
             activity.onset_per_s = activity.rate(cx.now);
             let mut life = cx.open(draft(activity, "onset", cx));
             life.said_count = activity.moved();
+            activity.told = Some(words::cause(activity));
             activity.life = Some(life);
             Some(life.id)
         }
         Some(mut life) if life.due(cx.now, activity.moved()) => {
             cx.update(&mut life, draft(activity, "peak", cx));
             life.said_count = activity.moved();
+            activity.told = Some(words::cause(activity));
             activity.life = Some(life);
             None
         }
@@ -473,6 +472,7 @@ fn lives(
     if life.due(cx.now, activity.moved()) {
         cx.update(&mut life, draft(activity, "peak", cx));
         life.said_count = activity.moved();
+        activity.told = Some(words::cause(activity));
         activity.life = Some(life);
     }
     true
@@ -488,6 +488,7 @@ fn last_word(
     {
         cx.update(&mut life, draft(activity, "peak", cx));
         life.said_count = activity.moved();
+        activity.told = Some(words::cause(activity));
         activity.life = Some(life);
     }
 }

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use super::{
-    activity::{Activity, Tally},
+    activity::{Activity, Segments},
     course::Course,
     scope::{Scope, Wider},
 };
@@ -34,31 +34,44 @@ impl Cause {
     /// talks, or has what came after it, size is what tells them apart. Where the peer acknowledges
     /// anything, or its duplicate ACKs called for the repeats, the path works and loses. Timeouts alone mean
     /// silence.
-    pub(super) fn of(tally: &Tally) -> Self {
-        if tally.failed > tally.segments {
+    pub(super) fn of(sum: &Segments) -> Self {
+        if sum.failed > sum.count() {
             return Self::LocalDrop;
         }
-        if 2 * tally.shut > tally.segments {
+        if sum.shut > sum.count() / 2 {
             return Self::ReceiverStalled;
         }
-        if tally.spurious > 0 && 2 * tally.spurious >= tally.data() {
+        if sum.spurious > 0 && sum.spurious >= sum.data().div_ceil(2) {
             return Self::Reordering;
         }
-        let talks = tally.peer_spoke > 0 || tally.of(RetransmitType::Fast) > 0;
-        if talks && tally.is_stuck() && tally.heads == tally.full_heads {
+        let talks = sum.peer_spoke > 0 || sum.of_kind(RetransmitType::Fast) > 0;
+        if talks && sum.is_stuck() && sum.heads == sum.full_heads {
             return Self::PathMtu;
         }
-        if tally.progress > 0 || tally.of(RetransmitType::Fast) > 0 {
+        if sum.progress > 0 || sum.of_kind(RetransmitType::Fast) > 0 {
             return Self::PathLoss;
         }
-        if tally.of(RetransmitType::Timeout)
-            + tally.of(RetransmitType::Syn)
-            + tally.of(RetransmitType::SynAck)
-            > 0
-        {
+        let silent = [
+            RetransmitType::Timeout,
+            RetransmitType::Syn,
+            RetransmitType::SynAck,
+        ];
+        if silent.iter().any(|kind| sum.of_kind(*kind) > 0) {
             return Self::PeerUnreachable;
         }
         Self::Unknown
+    }
+
+    /// What mends a storm reads like loss: what fitted is acknowledged, and the rest with it. Its cause stays
+    /// what was told.
+    const fn after(self, told: Option<Self>) -> Self {
+        match (self, told) {
+            (
+                Self::PathLoss,
+                Some(told @ (Self::LocalDrop | Self::ReceiverStalled | Self::PathMtu)),
+            ) => told,
+            _ => self,
+        }
     }
 
     const fn name(self) -> &'static str {
@@ -73,9 +86,9 @@ impl Cause {
         }
     }
 
-    const fn reading(self, tally: &Tally) -> &'static str {
+    fn reading(self, sum: &Segments) -> &'static str {
         match self {
-            Self::PeerUnreachable if tally.of(RetransmitType::Syn) == tally.segments => {
+            Self::PeerUnreachable if sum.of_kind(RetransmitType::Syn) == sum.count() => {
                 "connects go unanswered: the peer is gone or filtered, or its listener drops SYNs"
             }
             Self::PeerUnreachable => {
@@ -165,6 +178,11 @@ pub(super) fn wider(
     draft(scope.subject(), owner, &scope.said(), activity, stage, cx)
 }
 
+/// The cause that the next word tells.
+pub(super) fn cause(activity: &Activity) -> Cause {
+    Cause::of(&activity.total().sum).after(activity.told)
+}
+
 fn draft(
     subject: Subject,
     owner: Option<Owner>,
@@ -174,31 +192,37 @@ fn draft(
     cx: &Context<'_>,
 ) -> Draft {
     let total = activity.total();
-    let cause = Cause::of(&total);
+    let sum = &total.sum;
+    let cause = cause(activity);
     let mut facts = Facts::default()
         .number("rate_per_s", activity.rate(cx.now))
         .number("onset_per_s", activity.onset_per_s)
         .number("usual_per_s", activity.usual(cx.now))
         .count("peak_per_s", activity.peak_per_s)
         .seconds("peak_after_s", activity.peak_at.since(activity.since()));
-    if let Some(ratio) = total.ratio() {
+    if let Some(ratio) = sum.ratio() {
         facts = facts
             .number("ratio", ratio)
-            .count("sent_segments", total.sent);
+            .count("sent_segments", sum.sent);
     }
     for kind in RetransmitType::ALL {
-        if total.of(kind) > 0 {
-            facts = facts.count(kind_key(kind), total.of(kind));
+        if sum.of_kind(kind) > 0 {
+            facts = facts.count(kind_key(kind), sum.of_kind(kind));
         }
     }
     facts = facts
-        .count("full_sized_segments", total.full)
-        .count("spurious_segments", total.spurious)
-        .count("segments_not_sent", total.failed);
+        .count("full_sized_segments", sum.full)
+        .count("spurious_segments", sum.spurious)
+        .count("segments_not_sent", sum.failed);
     if cause == Cause::PathMtu
-        && let Some(bytes) = total.full_bytes
+        && let Some(bytes) = sum.full_bytes
     {
-        facts = facts.count("lost_segment_bytes", bytes);
+        facts = facts
+            .count("lost_segment_bytes", bytes)
+            .count_if_known("path_mtu_bytes", sum.path_mtu.map(u64::from));
+    }
+    if let Some(us) = sum.min_rtt_us {
+        facts = facts.number("min_rtt_ms", f64::from(us) / 1e3);
     }
     if total.connections > 0 {
         facts = facts.count("connections", total.connections);
@@ -206,8 +230,8 @@ fn draft(
     if let Some((Scope::Wider(top), count)) = activity.top() {
         facts = facts.text("top", top.said()).count("top_segments", count);
     }
-    let segments = plural(total.segments, "segment");
-    let ratio = total.ratio().map_or_else(String::new, |ratio| {
+    let segments = plural(sum.count(), "segment");
+    let ratio = sum.ratio().map_or_else(String::new, |ratio| {
         format!(" ({:.1} % of what was sent)", ratio * 100.0)
     });
     Draft {
@@ -222,11 +246,11 @@ fn draft(
         owner,
         since: activity.since(),
         last: activity.last,
-        count: total.segments,
+        count: sum.count(),
         summary: format!(
             "{segments} retransmitted to {to}{ratio}, at most {} a second: {}",
             activity.peak_per_s,
-            cause.reading(&total),
+            cause.reading(sum),
         ),
         evidence: facts,
         advice: cause.advice(cx),

@@ -1,10 +1,11 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    record::{self, Socket},
+    record::{self, Socket, kind},
     tcp::{ca, flag, pending, state},
 };
 use rstest::rstest;
+use zerocopy::IntoBytes;
 
 use super::evidence;
 use crate::{
@@ -31,6 +32,104 @@ fn lossy(run: &mut Run, remote: &str, events: u32, segments: u32, sent_per_event
             retransmit.tcp.srtt_us = 20_000 + event * 1000;
         });
     }
+}
+
+/// What the kernel half keeps of one connection's repeats.
+#[derive(Clone, Copy, Default)]
+struct Counted(record::Retransmits);
+
+impl Counted {
+    fn event(&mut self, run: &Run, remote: &str, change: impl FnOnce(&mut record::Retransmit)) {
+        let mut event = run.repeated(socket(LOCAL, remote));
+        change(&mut event);
+        let Self(record::Retransmits { last, totals }) = self;
+        let before = (totals.events > 0).then_some(last.tcp);
+        totals.count(&event, before.as_ref());
+        *last = event;
+        totals.min_rtt_us = if totals.events == 1 { 19_000 } else { 18_500 };
+        last.header.kind = kind::RETRANSMITS;
+        last.header.size = u16::try_from(size_of::<record::Retransmits>()).unwrap();
+    }
+
+    fn tell(&self, run: &mut Run) {
+        run.feed(self.0.as_bytes());
+    }
+
+    fn answer(mut self, run: &mut Run) {
+        self.0.totals.polled = 1;
+        self.tell(run);
+    }
+}
+
+/// As [`lossy`], of which every fourth event is told.
+fn lossy_counted(run: &mut Run, counted: &mut Counted, events: u32) {
+    for event in 0..events {
+        run.skip(Duration::from_millis(50));
+        counted.event(run, REMOTE, |retransmit| {
+            retransmit.segs = 2;
+            retransmit.tcp.ca_state = ca::RECOVERY;
+            retransmit.tcp.snd_una = 1000 + event * 2000;
+            retransmit.tcp.snd_nxt = retransmit.tcp.snd_una + 20_000;
+            retransmit.tcp.data_segs_out = 100 + event * 10;
+            retransmit.tcp.bytes_retrans = u64::from(event) * 2896;
+        });
+        if event % 4 == 0 {
+            counted.tell(run);
+        }
+    }
+}
+
+#[test]
+fn what_is_told_of_a_few_events_counts_all_of_them() {
+    let mut run = Run::new();
+    let mut counted = Counted::default();
+    lossy_counted(&mut run, &mut counted, 20);
+    let older = counted;
+    lossy_counted(&mut run, &mut counted, 19);
+    counted.answer(&mut run);
+    // Twice, and out of order.
+    counted.answer(&mut run);
+    older.tell(&mut run);
+    run.pass(Duration::from_secs(15));
+    let finding = run.only();
+    assert_eq!(finding.cause, "path_loss");
+    assert_eq!(finding.status, Status::Resolved);
+    assert_eq!(finding.count, 2 * 39);
+    assert_eq!(evidence(finding, "fast_segments"), &Value::Count(2 * 39));
+    assert_eq!(evidence(finding, "min_rtt_before_ms"), &Value::Number(19.0));
+    assert_eq!(evidence(finding, "min_rtt_ms"), &Value::Number(18.5));
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn a_storm_that_comes_back_is_counted_anew() {
+    let mut run = Run::new();
+    let mut counted = Counted::default();
+    lossy_counted(&mut run, &mut counted, 21);
+    counted.answer(&mut run);
+    run.pass(Duration::from_mins(1));
+    assert_eq!(run.only().count, 2 * 21);
+    lossy_counted(&mut run, &mut counted, 41);
+    run.finish();
+    let words = run.last_words();
+    assert_eq!(words.len(), 2, "{words:#?}");
+    assert_eq!(words[1].count, 2 * 41);
+}
+
+#[test]
+fn the_rest_of_a_connection_that_ended_is_counted_and_no_dead_peer() {
+    let mut run = Run::new();
+    let mut counted = Counted::default();
+    lossy_counted(&mut run, &mut counted, 36);
+    run.closed(socket(LOCAL, REMOTE), |_| ());
+    counted.event(&run, REMOTE, |retransmit| {
+        retransmit.segs = 5;
+        retransmit.tcp.retransmits = 9;
+    });
+    counted.answer(&mut run);
+    run.pass(Duration::from_secs(15));
+    assert_eq!(run.only().count, 2 * 36 + 5);
+    assert!(run.pipeline.watched().connections.is_empty());
 }
 
 #[test]
@@ -335,6 +434,28 @@ fn full_sized_segments_that_fail_while_the_peer_talks_are_too_large() {
     let finding = run.only();
     assert_eq!(finding.cause, "path_mtu");
     assert!(finding.because.is_some());
+}
+
+#[test]
+fn what_mends_a_hole_does_not_change_its_cause() {
+    let mut run = Run::new();
+    let fail = |run: &mut Run, mended: u32| {
+        for event in 0..40 {
+            run.skip(Duration::from_millis(50));
+            run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+                retransmit.tcp.rcv_nxt = event;
+                retransmit.tcp.snd_una += event * mended;
+                retransmit.seq = retransmit.tcp.snd_una;
+                retransmit.end_seq = retransmit.seq + 1448;
+            });
+        }
+    };
+    fail(&mut run, 0);
+    fail(&mut run, 1448);
+    run.pass(Duration::from_secs(15));
+    let finding = run.only();
+    assert_eq!(finding.status, Status::Resolved);
+    assert_eq!(finding.cause, "path_mtu");
 }
 
 #[test]

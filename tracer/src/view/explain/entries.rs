@@ -428,7 +428,8 @@ one.",
 Only full-sized segments fail, while small ones pass: a link on the way carries less than both ends
 believe, and the ICMP message that should say so does not arrive. Typical: a VPN or tunnel, a cloud
 network with a smaller MTU, a firewall that drops all ICMP. Handshakes and small requests work; large
-answers hang.
+answers hang. In the evidence, lost_segment_bytes is the smallest full-sized segment that fails, headers not
+counted, and path_mtu_bytes what the kernel still believes in: ICMP would have lowered it.
 
 Try `ping -M do -s 1472 PEER` downwards until it passes. Let ICMP \"fragmentation needed\" (type 3 code 4) and
 \"packet too big\" through; clamp the MSS on the tunnel (`TCPMSS --clamp-mss-to-pmtu`); or set

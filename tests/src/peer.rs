@@ -1,0 +1,222 @@
+//! A TCP peer that is a script: it hears what a socket of this host sends to an address that nobody has, and
+//! answers with the segments that it is told to, so that every pattern of loss can be shown one by one.
+//!
+//! It hears through a packet socket behind a veth pair and answers through a raw one (see
+//! [`crate::packet`]), so that the kernel it stands on takes no part.
+
+use std::{
+    io::Read,
+    net::{IpAddr, SocketAddr},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{
+    family::{Family, SERVER_PORT},
+    link::Pair,
+    netns::NetNs,
+    packet::{self, Segment, flag},
+    socket::{abort_on_close, connect_without_waiting, listen, tcp},
+    wait::SOON,
+};
+
+/// What the peer offers: ten segments are an initial window's (RFC 6928).
+const MSS: u16 = 1000;
+/// Bytes of one segment of the script.
+pub const SEGMENT: u32 = MSS as u32;
+const ISN: u32 = 7_000_000;
+/// More than the largest packet that segmentation is put off for.
+const BUFFER: usize = 128 * 1024;
+
+/// One line of a script. Numbers are bytes of the stream, from 0.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    /// The application writes so many bytes.
+    Write(u32),
+    /// The peer waits for the next segment that holds this byte.
+    Hear(u32),
+    /// The peer acknowledges all before a byte, and what it has of the rest; a block before that byte
+    /// tells what came twice (RFC 2883).
+    Ack(u32, &'static [(u32, u32)]),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Peer {
+    family: Family,
+    netns: NetNs,
+    heard: Socket,
+    address: SocketAddr,
+}
+
+impl Peer {
+    /// A peer behind `pair`, at the address that nobody has.
+    pub fn new(pair: &Pair, family: Family, port: u16) -> Result<Self> {
+        let protocol = match family {
+            Family::V4 => libc::ETH_P_IP,
+            Family::V6 => libc::ETH_P_IPV6,
+        };
+        let protocol = u16::try_from(protocol)?.to_be();
+        let heard = pair.client.run(|| {
+            Socket::new(
+                Domain::PACKET,
+                Type::DGRAM,
+                Some(Protocol::from(i32::from(protocol))),
+            )
+            .context("making a packet socket; this needs CAP_NET_RAW")
+        })?;
+        heard
+            .set_read_timeout(Some(SOON))
+            .context("setting SO_RCVTIMEO")?;
+        Ok(Self {
+            family,
+            netns: pair.client.clone(),
+            heard,
+            address: SocketAddr::new(family.ghost(), port),
+        })
+    }
+
+    /// Plays `script` on a new connection from the server of `pair`, of which the first `deaf` SYNs are lost. Its end
+    /// sends a RST at most.
+    pub fn play(&self, pair: &Pair, deaf: u32, script: &[Step]) -> Result<Socket> {
+        let socket = pair.server.run(|| -> Result<Socket> {
+            let socket = tcp(self.family)?;
+            connect_without_waiting(&socket, self.address)?;
+            Ok(socket)
+        })?;
+        abort_on_close(&socket)?;
+        let is_syn = |segment: &Segment| segment.flags == flag::SYN;
+        for _ in 0..deaf {
+            self.hear(is_syn).context("hearing a SYN to lose")?;
+        }
+        let syn = self.hear(is_syn).context("hearing a SYN")?;
+        let offer = [&[2, 4][..], &MSS.to_be_bytes(), &[1, 1, 4, 2]].concat();
+        self.say(&syn, flag::SYN | flag::ACK, ISN, syn.seq + 1, &offer)?;
+        let first = syn.seq.wrapping_add(1);
+        self.hear(|segment| segment.flags & flag::ACK != 0)
+            .context("hearing the third ACK")?;
+        for step in script {
+            self.step(&socket, &syn, first, *step)
+                .with_context(|| format!("{step:?} of {script:?}"))?;
+        }
+        Ok(socket)
+    }
+
+    fn step(&self, mut socket: &Socket, syn: &Segment, first: u32, step: Step) -> Result<()> {
+        match step {
+            Step::Write(bytes) => std::io::Write::write_all(&mut socket, &vec![0; bytes as usize])
+                .context("writing to a scripted peer"),
+            Step::Hear(byte) => {
+                let wanted = first.wrapping_add(byte);
+                self.hear(|segment| wanted.wrapping_sub(segment.seq) < segment.bytes)
+                    .map(drop)
+            }
+            Step::Ack(byte, blocks) => {
+                let edge = |byte: &u32| first.wrapping_add(*byte).to_be_bytes();
+                let mut options = Vec::new();
+                if !blocks.is_empty() {
+                    options.extend([1, 1, 5, u8::try_from(2 + 8 * blocks.len())?]);
+                    for (from, to) in blocks {
+                        options.extend(edge(from));
+                        options.extend(edge(to));
+                    }
+                }
+                self.say(syn, flag::ACK, ISN + 1, first.wrapping_add(byte), &options)
+            }
+        }
+    }
+
+    /// Asks a listener of the server of `pair` for a connection, loses its SYN-ACK once, and takes back what it
+    /// asked for.
+    pub fn lose_syn_ack(&self, pair: &Pair) -> Result<()> {
+        let address = SocketAddr::new(self.family.server(), SERVER_PORT);
+        let listener = pair.server.run(|| listen(self.family, address, 1))?;
+        self.netns
+            .run(|| packet::send_syn(self.family, self.address, address))?;
+        for which in ["a SYN-ACK to lose", "its repeat"] {
+            self.hear(|segment| segment.flags == flag::SYN | flag::ACK)
+                .with_context(|| format!("hearing {which}"))?;
+        }
+        self.netns
+            .run(|| packet::send_rst(self.family, self.address, address))?;
+        drop(listener);
+        Ok(())
+    }
+
+    /// The next segment to the peer that is wanted; the others are not missed.
+    fn hear(&self, wanted: impl Fn(&Segment) -> bool) -> Result<Segment> {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let length = (&self.heard)
+                .read(&mut buffer)
+                .context("waiting for a segment")?;
+            if let Some(segment) = parse(&buffer[..length])?
+                && segment.destination == self.address
+                && wanted(&segment)
+            {
+                return Ok(segment);
+            }
+        }
+    }
+
+    fn say(&self, to: &Segment, flags: u8, seq: u32, ack: u32, options: &[u8]) -> Result<()> {
+        self.netns.run(|| {
+            packet::send_segment(
+                self.family,
+                &Segment {
+                    source: self.address,
+                    destination: to.source,
+                    flags,
+                    seq,
+                    ack,
+                    bytes: 0,
+                },
+                options,
+            )
+        })
+    }
+}
+
+/// A TCP segment in an IP packet; `None` for anything else.
+fn parse(packet: &[u8]) -> Result<Option<Segment>> {
+    let Some(version) = packet.first().map(|byte| byte >> 4) else {
+        bail!("an empty packet");
+    };
+    let (header, protocol, length, source, destination): (usize, u8, usize, IpAddr, IpAddr) =
+        if version == 4 {
+            ensure!(packet.len() >= 20, "an IPv4 packet cut short");
+            (
+                usize::from(packet[0] & 0xf) * 4,
+                packet[9],
+                usize::from(u16::from_be_bytes([packet[2], packet[3]])),
+                <[u8; 4]>::try_from(&packet[12..16])?.into(),
+                <[u8; 4]>::try_from(&packet[16..20])?.into(),
+            )
+        } else {
+            ensure!(packet.len() >= 40, "an IPv6 packet cut short");
+            (
+                40,
+                packet[6],
+                40 + usize::from(u16::from_be_bytes([packet[4], packet[5]])),
+                <[u8; 16]>::try_from(&packet[8..24])?.into(),
+                <[u8; 16]>::try_from(&packet[24..40])?.into(),
+            )
+        };
+    if i32::from(protocol) != libc::IPPROTO_TCP {
+        return Ok(None);
+    }
+    let tcp = packet.get(header..).unwrap_or_default();
+    ensure!(tcp.len() >= 20, "a TCP segment cut short");
+    let port = |at: usize| u16::from_be_bytes([tcp[at], tcp[at + 1]]);
+    let number = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
+    let headers = header + usize::from(tcp[12] >> 4) * 4;
+    Ok(Some(Segment {
+        source: SocketAddr::new(source, port(0)),
+        destination: SocketAddr::new(destination, port(2)),
+        flags: tcp[13],
+        seq: number(4),
+        ack: number(8),
+        bytes: u32::try_from(length.saturating_sub(headers))?,
+    }))
+}

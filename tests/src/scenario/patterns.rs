@@ -1,0 +1,175 @@
+//! Every pattern of loss that a peer can show, one by one, each on a connection of its own.
+
+use anyhow::{Context, Result};
+
+use crate::{
+    counters::Counters,
+    family::Family,
+    link::Pair,
+    peer::{
+        Peer, SEGMENT,
+        Step::{self, Ack, Hear, Write},
+    },
+    socket,
+    wait::{self, SOON},
+};
+
+/// A window of ten segments is written and heard.
+const WINDOW: u32 = 10 * SEGMENT;
+const LAST: u32 = WINDOW - 1;
+
+/// What the peer does about a window, and the counter of the kernel's that has to rise by it.
+#[derive(Clone, Copy, Debug)]
+struct Pattern {
+    name: &'static str,
+    lost_syns: u32,
+    script: &'static [Step],
+    counter: fn(&Counters) -> u64,
+}
+
+const SYN_LOST: Pattern = Pattern {
+    name: "a SYN is lost",
+    lost_syns: 1,
+    script: &[Write(SEGMENT), Hear(0), Ack(SEGMENT, &[])],
+    counter: |counters| counters.syn_retrans,
+};
+
+const PATTERNS: [Pattern; 6] = [
+    Pattern {
+        name: "one segment is lost",
+        lost_syns: 0,
+        script: &[
+            Write(WINDOW),
+            Hear(LAST),
+            Ack(1000, &[(2000, 3000)]),
+            Ack(1000, &[(2000, 4000)]),
+            Ack(1000, &[(2000, 10_000)]),
+            Hear(1000),
+            Ack(WINDOW, &[]),
+        ],
+        counter: |counters| counters.fast_retrans,
+    },
+    Pattern {
+        name: "the last segment is lost",
+        lost_syns: 0,
+        script: &[
+            Write(WINDOW),
+            Hear(LAST),
+            Ack(9000, &[]),
+            Hear(9000),
+            Ack(WINDOW, &[]),
+        ],
+        counter: |counters| counters.loss_probes,
+    },
+    Pattern {
+        name: "everything is lost",
+        lost_syns: 0,
+        script: &[
+            Write(WINDOW),
+            Hear(LAST),
+            Hear(0),
+            Ack(1000, &[]),
+            Hear(1000),
+            Ack(2000, &[]),
+            Hear(2000),
+            Ack(WINDOW, &[]),
+        ],
+        counter: |counters| counters.slow_start_retrans,
+    },
+    Pattern {
+        name: "a segment is overtaken, and comes twice",
+        lost_syns: 0,
+        script: &[
+            Write(WINDOW),
+            Hear(LAST),
+            Ack(1000, &[(2000, 10_000)]),
+            Hear(1000),
+            Ack(WINDOW, &[]),
+            Ack(WINDOW, &[(1000, 2000)]),
+        ],
+        counter: |counters| counters.dsack_recv,
+    },
+    Pattern {
+        name: "the peer takes back what it said it had",
+        lost_syns: 0,
+        script: &[
+            Write(WINDOW),
+            Hear(LAST),
+            Ack(1000, &[(2000, 10_000)]),
+            Hear(1000),
+            Ack(2000, &[]),
+            Hear(2000),
+            Ack(WINDOW, &[]),
+        ],
+        counter: |counters| counters.sack_reneging,
+    },
+    Pattern {
+        name: "a segment and its repeat are lost",
+        lost_syns: 0,
+        script: &[
+            Write(WINDOW),
+            Hear(LAST),
+            Ack(1000, &[(2000, 10_000)]),
+            Hear(1000),
+            Write(SEGMENT),
+            Hear(WINDOW),
+            Ack(1000, &[(2000, 11_000)]),
+            Hear(1000),
+            Ack(11_000, &[]),
+        ],
+        counter: |counters| counters.lost_retransmit,
+    },
+];
+
+/// A pair whose server sends to scripted peers.
+#[derive(Debug)]
+pub struct Patterns {
+    pub pair: Pair,
+    family: Family,
+}
+
+impl Patterns {
+    pub fn new(family: Family) -> Result<Self> {
+        Ok(Self {
+            pair: Pair::new()?,
+            family,
+        })
+    }
+
+    /// All patterns, each until its counter rises.
+    pub fn provoke(&self) -> Result<()> {
+        for (pattern, port) in PATTERNS.iter().zip(1000..) {
+            self.show(port, pattern)?;
+        }
+        self.show(2000, &SYN_LOST)?;
+        let peer = Peer::new(&self.pair, self.family, 2001)?;
+        self.raises(
+            "a SYN-ACK is lost",
+            |counters| counters.syn_retrans,
+            || peer.lose_syn_ack(&self.pair),
+        )
+    }
+
+    fn show(&self, port: u16, pattern: &Pattern) -> Result<()> {
+        let peer = Peer::new(&self.pair, self.family, port)?;
+        let socket = self.raises(pattern.name, pattern.counter, || {
+            peer.play(&self.pair, pattern.lost_syns, pattern.script)
+        })?;
+        socket::wait_acknowledged(&socket, SOON)
+    }
+
+    /// Does it, and waits until the counter is higher than before.
+    fn raises<T>(
+        &self,
+        name: &str,
+        counter: fn(&Counters) -> u64,
+        act: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let before = counter(&self.pair.server.counters()?);
+        let done = act().with_context(|| name.to_owned())?;
+        wait::until(name, SOON, || {
+            Ok((counter(&self.pair.server.counters()?) > before).then_some(()))
+        })?;
+        Ok(done)
+    }
+}
