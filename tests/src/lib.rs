@@ -16,6 +16,7 @@ pub mod netns;
 pub mod packet;
 pub mod proc_net;
 pub mod scenario;
+pub mod sock_diag;
 pub mod socket;
 pub mod tracer;
 pub mod wait;

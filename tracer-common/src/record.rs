@@ -36,7 +36,9 @@ pub mod kind {
     pub const PROCESS: u16 = 17;
     pub const FAILURE: u16 = 21;
     pub const ENDING: u16 = 22;
+    pub const IDLE: u16 = 23;
     pub const SEEDED: u16 = 24;
+    pub const AUDITED: u16 = 25;
 }
 
 /// Where a socket's owner was learned; DESIGN.md's `owner_source`.
@@ -663,6 +665,60 @@ pub struct Probe {
     pub pad: [u8; 3],
 }
 
+/// Bits of [`Idle::flags`].
+pub mod idle_flag {
+    /// `SO_KEEPALIVE` is not set.
+    pub const KEEPALIVE_OFF: u32 = 1;
+    /// Bytes wait to be sent or acknowledged, and no timer will try (`icsk_pending` is 0).
+    pub const NO_TIMER: u32 = 2;
+}
+
+/// What the program `idle` answers when it is asked about a socket.
+pub mod idle_answer {
+    /// It is gone, not established, not idle for so long, or in no need of words.
+    pub const NOTHING: u32 = 0;
+    /// An [`super::Idle`] was written.
+    pub const SAID: u32 = 1;
+    /// There was no room for one.
+    pub const LOST: u32 = 2;
+}
+
+/// An established connection that no data has passed on for as long as the audit asked about, and that
+/// nothing will tell that its peer is gone. Written when the user half asks about the socket.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Idle {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+    pub tcp: Tcp,
+    /// Since data was last sent or received, or the connection was established.
+    pub idle_ns: u64,
+    /// Bits of [`idle_flag`].
+    pub flags: u32,
+    pub pad: [u8; 4],
+}
+
+/// The audit has asked about every connection, made by the user half: the [`Idle`] records since the last
+/// one are all there are.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Audited {
+    pub header: Header,
+    /// Connections asked about; the others are younger than the limit.
+    pub asked: u32,
+    /// Of those, the ones that an `Idle` was written of, and the ones that found no room for it.
+    pub said: u32,
+    pub lost: u32,
+    pub pad: u32,
+    /// How long a connection must have been idle.
+    pub limit_ns: u64,
+}
+
 /// The state of a watched socket, asked for by the user half between events.
 /// `socket.state` is CLOSE when the socket is gone.
 #[derive(
@@ -840,6 +896,8 @@ const _: () = {
     assert!(size_of::<Netns>() == 424);
     assert!(size_of::<Seed>() == 240);
     assert!(size_of::<Seeded>() == 40);
+    assert!(size_of::<Idle>() == 216);
+    assert!(size_of::<Audited>() == 40);
     assert!(size_of::<Sources>() == 424);
     assert!(size_of::<Syn>() <= MAX_RECORD && size_of::<Sources>() <= MAX_RECORD);
     assert!(size_of::<Process>() <= MAX_RECORD);

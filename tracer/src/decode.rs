@@ -10,7 +10,7 @@ use std::{
 
 use conntracer_common::{
     record::{
-        self, Header, kind, listener_flag, netns_flag, owner_source, path, process_flag,
+        self, Header, idle_flag, kind, listener_flag, netns_flag, owner_source, path, process_flag,
         refusal_place, role, socket_flag, syn_evidence, syn_outcome,
     },
     retransmit::{Attempt, class},
@@ -22,9 +22,9 @@ use zerocopy::FromBytes;
 
 use crate::{
     event::{
-        Body, Comm, Device, Drop, Ending, Event, Failure, Loss, Netns, Opened, Owner, OwnerSource,
-        Path, Place, Probe, Process, Refusal, Reset, Retransmit, RetransmitType, Role, Seed,
-        Seeded, Snapshot, Socket, Sources, State, Syn, SynAck, Tcp,
+        Audited, Body, Comm, Device, Drop, Ending, Event, Failure, Idle, Loss, Netns, Opened,
+        Owner, OwnerSource, Path, Place, Probe, Process, Refusal, Reset, Retransmit,
+        RetransmitType, Role, Seed, Seeded, Snapshot, Socket, Sources, State, Syn, SynAck, Tcp,
     },
     finding::Ktime,
     source::SocketId,
@@ -94,6 +94,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::NETNS => Body::Netns(netns(&read(bytes, &header)?)),
         kind::SEED => Body::Seed(seed(&read(bytes, &header)?)?),
         kind::SEEDED => Body::Seeded(seeded(&read(bytes, &header)?)),
+        kind::IDLE => Body::Idle(idle(&read(bytes, &header)?)?),
+        kind::AUDITED => Body::Audited(audited(&read(bytes, &header)?)),
         kind::PROCESS => Body::Process(process(&read(bytes, &header)?)),
         kind => return Err(DecodeError::Kind { kind }),
     };
@@ -449,6 +451,25 @@ fn seed(raw: &record::Seed) -> Result<Seed, DecodeError> {
         holders: raw.holders,
         num_retrans: raw.num_retrans,
     })
+}
+
+fn idle(raw: &record::Idle) -> Result<Idle, DecodeError> {
+    Ok(Idle {
+        socket: socket(&raw.socket),
+        owner: owner(&raw.owner)?,
+        tcp: tcp(&raw.tcp),
+        idle: Duration::from_nanos(raw.idle_ns),
+        without_timer: raw.flags & idle_flag::NO_TIMER != 0,
+    })
+}
+
+const fn audited(raw: &record::Audited) -> Audited {
+    Audited {
+        asked: raw.asked,
+        said: raw.said,
+        lost: raw.lost,
+        limit: Duration::from_nanos(raw.limit_ns),
+    }
 }
 
 const fn seeded(raw: &record::Seeded) -> Seeded {

@@ -10,6 +10,7 @@ mod destroy;
 mod drop;
 mod ending;
 mod failure;
+mod idle;
 mod listener;
 mod loss_probe;
 mod netns;

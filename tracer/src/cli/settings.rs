@@ -10,9 +10,9 @@ use std::{
 use anyhow::Context;
 use conntracer_common::{filter::emit_bit, record::kind};
 
-use super::{KernelArguments, OutputArguments};
+use super::{KernelArguments, OutputArguments, RunArguments};
 use crate::{
-    config::{Config, Emit, Format},
+    config::{Audit, Config, Emit, Format},
     event::Body,
     kernel::plan::{HookMode, Transport},
     sink::{Renderer, SharedHost, json::Json, text::Text},
@@ -65,6 +65,8 @@ impl Emits {
             | Body::Loss(_)
             | Body::Netns(_)
             | Body::Seeded(_)
+            | Body::Idle(_)
+            | Body::Audited(_)
             | Body::Process(_) => {
                 return false;
             }
@@ -116,7 +118,19 @@ pub fn trace(typed: &KernelArguments, config: &Config) -> crate::config::Trace {
         transport,
         btf: typed.btf.clone().unwrap_or_else(|| file.btf.clone()),
         max_sockets: file.max_sockets,
+        audit: file.audit.clone(),
     }
+}
+
+/// Whether idle connections are looked for, by flag or else by the file.
+#[must_use]
+pub fn audits_keepalive(typed: &RunArguments, config: &Config) -> bool {
+    let audits = if typed.audit.is_empty() {
+        &config.trace.audit
+    } else {
+        &typed.audit
+    };
+    audits.contains(&Audit::Keepalive)
 }
 
 /// Kinds to print, from flags or else the file.

@@ -150,6 +150,7 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
         filter: Filter::default(),
         emit: 0,
         max_sockets: trace.max_sockets,
+        audit_ns: None,
         verbose: false,
     })?);
     match resolve(typed.format, io::stdout().is_terminal()) {

@@ -54,6 +54,8 @@ impl Prepared {
             filter,
             emit: emits.records(),
             max_sockets: trace.max_sockets,
+            audit_ns: settings::audits_keepalive(typed, &config)
+                .then(|| config.detect.half_open.idle_ns()),
             verbose: typed.output.common.verbose > 0,
         };
         privileges::check()?;

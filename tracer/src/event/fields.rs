@@ -67,6 +67,7 @@ impl Named<'_> {
             | Body::Tick
             | Body::Netns(_)
             | Body::Seeded(_)
+            | Body::Audited(_)
             | Body::Process(_) => Ok(()),
             Body::State(body) => {
                 map.serialize_entry("old_state", &body.old)?;
@@ -153,6 +154,10 @@ impl Named<'_> {
                 tcp_entries(map, &body.tcp)
             }
             Body::Snapshot(body) => tcp_entries(map, &body.tcp),
+            Body::Idle(body) => {
+                map.serialize_entry("idle_ms", &body.idle.as_millis())?;
+                tcp_entries(map, &body.tcp)
+            }
             Body::Seed(body) => seed_entries(map, body, self.event.time),
             Body::Loss(body) => {
                 map.serialize_entry("hook", body.hook_name())?;

@@ -57,6 +57,8 @@ pub enum Body {
     Netns(Netns),
     Seed(Seed),
     Seeded(Seeded),
+    Idle(Idle),
+    Audited(Audited),
     Process(Process),
 }
 
@@ -231,6 +233,12 @@ impl Tcp {
     #[must_use]
     pub const fn unacked_bytes(&self) -> u32 {
         self.snd_nxt.wrapping_sub(self.snd_una)
+    }
+
+    /// Written by the application and not acknowledged, whether it was sent or not.
+    #[must_use]
+    pub const fn waiting_bytes(&self) -> u32 {
+        self.write_seq.wrapping_sub(self.snd_una)
     }
 }
 
@@ -546,10 +554,11 @@ impl Ending {
         }
     }
 
-    /// An orderly end: both sides closed, and nothing cut in.
+    /// An orderly end: both sides closed, all was acknowledged, and nothing cut in.
     #[must_use]
     pub const fn is_orderly(&self) -> bool {
         self.errno == 0
+            && self.tcp.waiting_bytes() == 0
             && !self.has(ending_flag::RST_SENT)
             && !self.has(ending_flag::RST_RECEIVED)
             && !matches!(self.old, TcpState::Established | TcpState::CloseWait)
@@ -648,6 +657,30 @@ pub struct Seeded {
     pub not_entered: u32,
 }
 
+/// An established connection on which nothing has passed for long, and that nothing will tell that its peer
+/// is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idle {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+    pub tcp: Tcp,
+    /// Since data was last sent or received, or the connection was established.
+    pub idle: Duration,
+    /// Bytes wait to be sent or acknowledged, and no timer will try; otherwise keepalive is off.
+    pub without_timer: bool,
+}
+
+/// The audit is over: the [`Idle`] events since the last one are all there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Audited {
+    /// Connections asked about, those told of, and those that were lost.
+    pub asked: u32,
+    pub said: u32,
+    pub lost: u32,
+    /// How long a connection must have been idle.
+    pub limit: Duration,
+}
+
 impl Loss {
     /// The hook's name.
     #[must_use]
@@ -696,6 +729,8 @@ impl Body {
             Self::Netns(_) => "netns",
             Self::Seed(_) => "seed",
             Self::Seeded(_) => "seeded",
+            Self::Idle(_) => "idle",
+            Self::Audited(_) => "audited",
             Self::Process(_) => "process",
         }
     }
@@ -718,9 +753,13 @@ impl Body {
             Self::Probe(body) => Some(&body.socket),
             Self::Snapshot(body) => Some(&body.socket),
             Self::Seed(body) => Some(&body.socket),
-            Self::Tick | Self::Loss(_) | Self::Netns(_) | Self::Seeded(_) | Self::Process(_) => {
-                None
-            }
+            Self::Idle(body) => Some(&body.socket),
+            Self::Tick
+            | Self::Loss(_)
+            | Self::Netns(_)
+            | Self::Seeded(_)
+            | Self::Audited(_)
+            | Self::Process(_) => None,
         }
     }
 
@@ -741,11 +780,13 @@ impl Body {
             Self::Probe(body) => body.owner.as_ref(),
             Self::Snapshot(body) => body.owner.as_ref(),
             Self::Seed(body) => body.owner.as_ref(),
+            Self::Idle(body) => body.owner.as_ref(),
             Self::Sources(_)
             | Self::Tick
             | Self::Loss(_)
             | Self::Netns(_)
             | Self::Seeded(_)
+            | Self::Audited(_)
             | Self::Process(_) => None,
         }
     }

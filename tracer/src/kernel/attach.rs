@@ -16,7 +16,7 @@ use log::debug;
 use zerocopy::IntoBytes;
 
 use super::{
-    Options,
+    Options, audit,
     btf::Btf,
     error::CannotTrace,
     ladder::{Attachment, LADDERS, Ladder, ON_DEMAND, Step, Target},
@@ -121,6 +121,9 @@ pub(super) fn attach(
         if !refused {
             for name in ON_DEMAND {
                 load_on_demand(&mut ebpf, name)?;
+            }
+            if options.audit_ns.is_some() {
+                load_on_demand(&mut ebpf, audit::PROGRAM)?;
             }
             let iterators = seed::load(&mut ebpf, aya_btf);
             let mut hooks: Vec<HookPlan> = climbs.into_iter().map(plan).collect();

@@ -30,6 +30,7 @@ use zerocopy::{FromBytes, IntoBytes, transmute};
 use super::{
     Options,
     attach::Attached,
+    audit::{self, Answers, Audit},
     error::CannotTrace,
     host::Host,
     learn_percpu_offsets,
@@ -144,6 +145,7 @@ pub struct Kernel {
     troubled: HashMap<u64, u64, foldhash::quality::RandomState>,
     half_closed: Vec<SocketId>,
     swept_ns: u64,
+    audit: Option<Audit>,
     seeds: Seeds,
     unowned: Unowned,
 }
@@ -225,6 +227,7 @@ impl Kernel {
             troubled: HashMap::default(),
             half_closed: Vec::new(),
             swept_ns: 0,
+            audit: options.audit_ns.map(Audit::new),
             seeds: Seeds::default(),
             unowned: Unowned::default(),
         };
@@ -336,12 +339,18 @@ impl Kernel {
     /// Runs a program on one socket: `snapshot`, whose `Snapshot` arrives in the bulk ring, or `refresh`
     /// for a listener.
     fn ask(&self, name: &str, id: SocketId) -> io::Result<()> {
+        self.ask_about(name, id, 0).map(drop)
+    }
+
+    /// The same with an argument, and the program's answer.
+    fn ask_about(&self, name: &str, id: SocketId, argument: u64) -> io::Result<u32> {
         let mut options = RawTracePointRunOptions::new();
         options.args[0] = id.sk;
         options.args[1] = id.born.0;
+        options.args[2] = argument;
         self.on_demand(name)?
             .test_run(options)
-            .map(drop)
+            .map(|result| result.return_value)
             .map_err(io::Error::other)
     }
 
@@ -536,6 +545,32 @@ impl Kernel {
         Ok(())
     }
 
+    /// Connections that nothing passes on, where somebody asked for them and it is time to look.
+    fn look_for_idle(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        let Some(audit) = &mut self.audit else {
+            return Ok(());
+        };
+        if !audit.is_due(now_ns) {
+            return Ok(());
+        }
+        let limit_ns = audit.limit_ns();
+        let unowned = &mut self.unowned;
+        let candidates = audit.candidates(self.sockets.fd().as_fd(), now_ns, |state| {
+            unowned.note(&state.owner);
+        })?;
+        self.search_owners(now_ns)?;
+        let mut answers = Answers::default();
+        for some in candidates.chunks(audit::AT_ONCE) {
+            for id in some {
+                answers.add(self.ask_about(audit::PROGRAM, *id, limit_ns)?);
+            }
+            let places = &self.places;
+            self.rings.drain(&mut |record| places.name(record, feed));
+        }
+        feed(answers.record(limit_ns, ktime_ns()).as_bytes());
+        Ok(())
+    }
+
     /// Looks for owners that are not known, where it is time to.
     fn search_owners(&mut self, now_ns: u64) -> io::Result<()> {
         if self.unowned.is_due(now_ns) {
@@ -571,6 +606,7 @@ impl Kernel {
         self.poll_half_closed(now_ns, half_closed_ns)?;
         let places = &self.places;
         self.rings.drain(&mut |record| places.name(record, feed));
+        self.look_for_idle(now_ns, feed)?;
         self.poll_lost(now_ns, feed)
     }
 

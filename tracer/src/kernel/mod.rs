@@ -4,6 +4,7 @@
 //! this kernel offers. Nothing here knows what a record means.
 
 mod attach;
+mod audit;
 mod btf;
 mod detectors;
 mod error;
@@ -52,6 +53,8 @@ pub struct Options {
     pub emit: u32,
     /// Connections kept in the kernel at once, ~200 bytes each.
     pub max_sockets: u32,
+    /// Look for connections that have been idle for so long.
+    pub audit_ns: Option<u64>,
     /// Pass the programs' own debug log on.
     pub verbose: bool,
 }

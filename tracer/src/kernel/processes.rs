@@ -18,7 +18,7 @@ use crate::owner::{cgroup::Cgroups, netns::Names, process};
 const MAX_TOLD: usize = 16_384;
 
 /// Kinds of records that begin with a header, a socket and its owner.
-const OWNED: [u16; 14] = [
+const OWNED: [u16; 15] = [
     kind::CONNECT,
     kind::ACCEPT,
     kind::STATE,
@@ -30,6 +30,7 @@ const OWNED: [u16; 14] = [
     kind::REFUSAL,
     kind::PROBE,
     kind::SNAPSHOT,
+    kind::IDLE,
     kind::SEED,
     kind::FAILURE,
     kind::ENDING,

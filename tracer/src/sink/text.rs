@@ -153,6 +153,7 @@ impl Text {
             | Body::Tick
             | Body::Netns(_)
             | Body::Seeded(_)
+            | Body::Audited(_)
             | Body::Process(_) => String::new(),
             Body::State(state) => {
                 format!("  {:?} → {:?}{}", state.old, state.new, errno(state.errno))
@@ -231,6 +232,7 @@ impl Text {
                 probe.result,
             ),
             Body::Snapshot(snapshot) => format!("  {:?}", snapshot.socket.state),
+            Body::Idle(idle) => format!("  idle for {} s", idle.idle.as_secs()),
             Body::Seed(seed) => format!(
                 "  {:?}{}{}",
                 seed.socket.state,

@@ -142,6 +142,8 @@ impl Connections {
             | Body::Loss(_)
             | Body::Netns(_)
             | Body::Seeded(_)
+            | Body::Idle(_)
+            | Body::Audited(_)
             | Body::Process(_) => return None,
         };
         let key = ConnectionKey::of(socket);

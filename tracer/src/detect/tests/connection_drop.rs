@@ -90,6 +90,11 @@ fn the_fields_are_the_cause(
 #[rstest]
 #[case::unread(0, |ending: &mut Ending| ending.unread = 5, "closed_with_unread_data")]
 #[case::keepalive(errno::ETIMEDOUT, |ending: &mut Ending| ending.tcp.probes_out = 3, "keepalive")]
+#[case::orphan(0, |ending: &mut Ending| {
+    ending.old_state = state::FIN_WAIT1;
+    ending.flags = ending_flag::ORPHAN;
+    ending.tcp.write_seq = 1;
+}, "orphan")]
 #[case::user(errno::ETIMEDOUT, |ending: &mut Ending| ending.tcp.user_timeout_ms = 3, "user_timeout")]
 fn more_fields_tell_more(
     #[case] error: u32,
