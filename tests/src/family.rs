@@ -26,6 +26,24 @@ impl Family {
         }
     }
 
+    /// The family of an address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// Bits of an address.
+    #[must_use]
+    pub const fn host_len(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+
     #[must_use]
     pub const fn loopback(self) -> IpAddr {
         match self {

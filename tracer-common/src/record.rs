@@ -171,7 +171,8 @@ pub struct Tcp {
     pub keepalive: u8,
     /// `sk_shutdown`: 1 receive, 2 send.
     pub shutdown: u8,
-    pub pad: u8,
+    /// 1 when the application has closed the socket (`SOCK_DEAD`).
+    pub orphan: u8,
 }
 
 /// An active open: `tcp_connect`, or CLOSE → SYN_SENT.
@@ -619,6 +620,8 @@ pub mod ending_flag {
     pub const NO_LINGER: u8 = 8;
     /// No application had accepted it yet (`sk_socket` is NULL).
     pub const NOT_ACCEPTED: u8 = 16;
+    /// The peer's FIN came (`SOCK_DONE`).
+    pub const FIN_RECEIVED: u8 = 32;
 }
 
 /// How an established connection ended: with an error, without a FIN, or with a RST; every end where
@@ -667,7 +670,7 @@ pub struct Probe {
 
 /// Bits of [`Idle::flags`].
 pub mod idle_flag {
-    /// `SO_KEEPALIVE` is not set.
+    /// It is established, and `SO_KEEPALIVE` is not set.
     pub const KEEPALIVE_OFF: u32 = 1;
     /// Bytes wait to be sent or acknowledged, and no timer will try (`icsk_pending` is 0).
     pub const NO_TIMER: u32 = 2;
@@ -675,7 +678,7 @@ pub mod idle_flag {
 
 /// What the program `idle` answers when it is asked about a socket.
 pub mod idle_answer {
-    /// It is gone, not established, not idle for so long, or in no need of words.
+    /// It is gone, not idle for so long, or in no need of words.
     pub const NOTHING: u32 = 0;
     /// An [`super::Idle`] was written.
     pub const SAID: u32 = 1;
@@ -683,8 +686,8 @@ pub mod idle_answer {
     pub const LOST: u32 = 2;
 }
 
-/// An established connection that no data has passed on for as long as the audit asked about, and that
-/// nothing will tell that its peer is gone. Written when the user half asks about the socket.
+/// A connection that no data has passed on for as long as the audit asked about, and that nothing will tell that
+/// its peer is gone. Written when the user half asks about the socket.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]

@@ -206,6 +206,7 @@ fn tcp(raw: &record::Tcp) -> Tcp {
             _ => None,
         },
         shutdown: raw.shutdown,
+        orphan: raw.orphan != 0,
     }
 }
 
@@ -402,7 +403,7 @@ fn ending(raw: &record::Ending) -> Result<Ending, DecodeError> {
         socket,
         owner: owner(&raw.owner)?,
         tcp: tcp(&raw.tcp),
-        bytes_received: raw.bytes_received,
+        octets_received: raw.bytes_received,
         age: is_whole.then(|| Ktime(raw.header.ktime_ns).since(socket.id.born)),
         idle: (raw.idle_ns != u64::MAX).then(|| Duration::from_nanos(raw.idle_ns)),
         errno: raw.error,

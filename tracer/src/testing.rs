@@ -73,6 +73,7 @@ pub(crate) fn host() -> Host {
     let sysctls = [
         ("net.core.somaxconn", "4096"),
         ("net.ipv4.tcp_retries2", "15"),
+        ("net.ipv4.tcp_orphan_retries", "0"),
         ("net.ipv4.tcp_synack_retries", "5"),
         ("net.ipv4.tcp_fin_timeout", "60"),
         ("net.ipv4.tcp_mtu_probing", "0"),

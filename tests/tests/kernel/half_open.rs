@@ -137,12 +137,17 @@ fn dead_peer_that_comes_back_has_recovered(#[case] family: Family) {
     assert_sound(&run, &server);
 }
 
-/// Down with the client's interface, and up again before the kernel gives up. Nothing leaves the host
-/// meanwhile; that the timeouts are seen all the same needs the rto hook, which 5.10 has no tracepoint for.
-#[test]
-fn dead_peer_whose_link_comes_back_has_recovered() {
+/// Down with the client's interface in the middle of a connection, for good or until before the kernel gives up.
+/// Nothing leaves the host meanwhile; that the timeouts are seen all the same needs the rto hook, which 5.10 has no
+/// tracepoint for.
+#[rstest]
+#[case::v4_for_good(Family::V4, "confirmed")]
+#[case::v6_for_good(Family::V6, "confirmed")]
+#[case::v4_for_a_while(Family::V4, "recovered")]
+#[case::v6_for_a_while(Family::V6, "recovered")]
+fn dead_peer_whose_link_is_down(#[case] family: Family, #[case] end: &str) {
     let Some(binary) = binary() else { return };
-    let mut scenario = DeadPeer::new(Family::V4).unwrap();
+    let mut scenario = DeadPeer::new(family).unwrap();
     let server = scenario.pair.server.clone();
     let Some(mut tracer) = trace(&binary, &server, &[]) else {
         return;
@@ -164,17 +169,24 @@ fn dead_peer_whose_link_comes_back_has_recovered() {
         suspected.number("consecutive_timeouts") <= 3,
         "{suspected:#?}"
     );
-    scenario.pair.mend().unwrap();
-    scenario.wait_answered().unwrap();
-    let recovered = tracer
-        .wait_for("the recovery", SOON, |finding| {
-            finding.id == suspected.id && finding.stage.as_deref() == Some("recovered")
+    if end == "recovered" {
+        scenario.pair.mend().unwrap();
+        scenario.wait_answered().unwrap();
+    } else {
+        assert_eq!(scenario.wait_given_up().unwrap(), libc::ETIMEDOUT);
+    }
+    let ended = tracer
+        .wait_for("the end of the doubt", SOON, |finding| {
+            finding.id == suspected.id && finding.stage.as_deref() == Some(end)
         })
         .unwrap();
+    let aborted = server.counters().unwrap().abort_on_timeout;
     scenario.quiet().unwrap();
     let run = tracer.stop().unwrap();
 
-    assert_eq!(recovered.status, Status::Resolved);
+    assert_eq!(suspected.status, Status::Open);
+    assert_eq!(ended.status, Status::Resolved);
+    assert_eq!(aborted, u64::from(end == "confirmed"));
     assert_eq!(run.last_of(is("dead_peer")).len(), 1, "{run:#?}");
     assert_sound(&run, &server);
 }

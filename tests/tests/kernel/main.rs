@@ -7,6 +7,7 @@
 
 mod audit;
 mod connect_failure;
+mod connection;
 mod connection_drop;
 mod doctor;
 mod emit;

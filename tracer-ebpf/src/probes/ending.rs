@@ -11,7 +11,7 @@ use crate::{
     emit::{self, Lane},
     maps::{ENDED, Outcome, asked_for},
     probes::{idle, reset, socket},
-    sock::{self, SOCK_DEAD, SOCK_LINGER, field, field_into, load},
+    sock::{self, SOCK_DEAD, SOCK_DONE, SOCK_LINGER, field, field_into, load},
 };
 
 /// A connection becomes CLOSE. From ESTABLISHED and CLOSE_WAIT there is no orderly way there (`TCP_CLOSE` in
@@ -61,6 +61,9 @@ pub(crate) fn ended(ctx: &BtfTracePointContext, sk: u64, old: u8) -> Outcome {
         record.flags |= ending_flag::ORPHAN;
     } else if field!(sk, sk_socket: u64) == 0 {
         record.flags |= ending_flag::NOT_ACCEPTED;
+    }
+    if flags & SOCK_DONE != 0 {
+        record.flags |= ending_flag::FIN_RECEIVED;
     }
     if flags & SOCK_LINGER != 0 && field!(sk, sk_lingertime: u64) == 0 {
         record.flags |= ending_flag::NO_LINGER;

@@ -27,7 +27,8 @@ pub(crate) fn idle(ctx: RawTracePointContext) -> i32 {
 fn looked_at(ctx: &RawTracePointContext, sk: u64, born_ns: u64, limit_ns: u64) -> u32 {
     // SAFETY: plain data.
     let alive = unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.born_ns == born_ns);
-    if !alive || field!(sk, skc_state: u8) != state::ESTABLISHED {
+    let state = field!(sk, skc_state: u8);
+    if !alive || state == state::CLOSE {
         return idle_answer::NOTHING;
     }
     let idle_ns = idle_ns(sk);
@@ -40,7 +41,7 @@ fn looked_at(ctx: &RawTracePointContext, sk: u64, born_ns: u64, limit_ns: u64) -
         ..Idle::default()
     };
     sock::fill_tcp(sk, &mut record.tcp);
-    if record.tcp.keepalive == 0 {
+    if state == state::ESTABLISHED && record.tcp.keepalive == 0 {
         record.flags |= idle_flag::KEEPALIVE_OFF;
     }
     if record.tcp.snd_una != record.tcp.write_seq && record.tcp.pending == pending::NONE {

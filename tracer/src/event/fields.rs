@@ -171,9 +171,9 @@ impl Named<'_> {
         map.serialize_entry("orderly", &body.is_orderly())?;
         map.serialize_entry("closed_first", &body.closed_first())?;
         map.serialize_entry("reset_received", &body.has(ending_flag::RST_RECEIVED))?;
-        map.serialize_entry("reset_sent", &body.has(ending_flag::RST_SENT))?;
-        map.serialize_entry("bytes_sent", &body.tcp.bytes_acked)?;
-        map.serialize_entry("bytes_received", &body.bytes_received)?;
+        map.serialize_entry("reset_sent", &body.reset_sent())?;
+        map.serialize_entry("bytes_sent", &body.bytes_sent())?;
+        map.serialize_entry("bytes_received", &body.bytes_received())?;
         map.serialize_entry("unread_bytes", &body.unread_bytes)?;
         if let Some(age) = body.age {
             map.serialize_entry("age_ms", &age.as_millis())?;

@@ -226,6 +226,8 @@ pub struct Tcp {
     /// Whether `SO_KEEPALIVE` is set, where that is known.
     pub keepalive: Option<bool>,
     pub shutdown: u8,
+    /// The application has closed the socket; what it wrote may still be under way.
+    pub orphan: bool,
 }
 
 impl Tcp {
@@ -500,7 +502,8 @@ pub struct Ending {
     pub socket: Socket,
     pub owner: Option<Owner>,
     pub tcp: Tcp,
-    pub bytes_received: u64,
+    /// As the kernel counts: with the FIN, which has a number like a byte. See [`Ending::bytes_received`].
+    pub octets_received: u64,
     /// Since the connection began; `None` when its beginning was not seen.
     pub age: Option<Duration>,
     /// Since data was last sent or received; `None` when none was, or the kernel does not tell.
@@ -542,6 +545,34 @@ impl Ending {
     #[must_use]
     pub const fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Bytes of the application that the peer acknowledged: the kernel also counts the SYN of an active open and
+    /// the FIN (`tcp_snd_una_update`).
+    #[must_use]
+    pub const fn bytes_sent(&self) -> u64 {
+        let syn = matches!(self.socket.role, Role::Active);
+        let fin = self.tcp.waiting_bytes() == 0
+            && matches!(
+                self.old,
+                TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing | TcpState::LastAck
+            );
+        self.tcp.bytes_acked.saturating_sub(syn as u64 + fin as u64)
+    }
+
+    /// Bytes for the application that came.
+    #[must_use]
+    pub const fn bytes_received(&self) -> u64 {
+        let fin = self.has(ending_flag::FIN_RECEIVED);
+        self.octets_received.saturating_sub(fin as u64)
+    }
+
+    /// This host sent a RST: before the end, or right after it where a living connection ends without an error
+    /// (`tcp_disconnect`, `tcp_close`).
+    #[must_use]
+    pub const fn reset_sent(&self) -> bool {
+        self.has(ending_flag::RST_SENT)
+            || (self.errno == 0 && !self.has(ending_flag::RST_RECEIVED) && !self.is_orderly())
     }
 
     /// Who closed first, as the state that it ended from tells.

@@ -75,8 +75,7 @@ impl Audit {
     }
 
     const fn may_be_idle(&self, state: &SocketState, now_ns: u64) -> bool {
-        state.half_closed == 0
-            && (state.older != 0 || now_ns.saturating_sub(state.born_ns) >= self.limit_ns)
+        state.older != 0 || now_ns.saturating_sub(state.born_ns) >= self.limit_ns
     }
 }
 
@@ -128,15 +127,13 @@ mod tests {
     #[test]
     fn what_is_younger_than_the_limit_is_not_asked_about() {
         let audit = Audit::new(10 * S);
-        let state = |born_s: u64, older, half_closed| SocketState {
+        let state = |born_s: u64, older| SocketState {
             born_ns: born_s * S,
             older,
-            half_closed,
             ..SocketState::default()
         };
-        assert!(audit.may_be_idle(&state(10, 0, 0), 20 * S));
-        assert!(!audit.may_be_idle(&state(11, 0, 0), 20 * S));
-        assert!(audit.may_be_idle(&state(20, 1, 0), 20 * S));
-        assert!(!audit.may_be_idle(&state(0, 1, 8), 20 * S));
+        assert!(audit.may_be_idle(&state(10, 0), 20 * S));
+        assert!(!audit.may_be_idle(&state(11, 0), 20 * S));
+        assert!(audit.may_be_idle(&state(20, 1), 20 * S));
     }
 }

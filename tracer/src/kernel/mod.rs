@@ -178,6 +178,7 @@ const SYSCTLS: &[&str] = &[
     "net.ipv4.tcp_keepalive_time",
     "net.ipv4.tcp_max_syn_backlog",
     "net.ipv4.tcp_mtu_probing",
+    "net.ipv4.tcp_orphan_retries",
     "net.ipv4.tcp_retries1",
     "net.ipv4.tcp_retries2",
     "net.ipv4.tcp_syn_retries",

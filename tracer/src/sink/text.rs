@@ -217,8 +217,8 @@ impl Text {
             Body::Ending(ending) => format!(
                 "  from {:?}  {} bytes sent, {} received{}",
                 ending.old,
-                ending.tcp.bytes_acked,
-                ending.bytes_received,
+                ending.bytes_sent(),
+                ending.bytes_received(),
                 errno(ending.errno),
             ),
             Body::Probe(probe) => format!(

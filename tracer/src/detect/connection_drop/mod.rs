@@ -68,14 +68,17 @@ impl How {
         if ending.is_orderly() {
             return None;
         }
-        let rst_sent = ending.has(ending_flag::RST_SENT);
         let orphan = ending.has(ending_flag::ORPHAN);
         Some(match ending.errno {
             errno::ETIMEDOUT if orphan => Self::OrphanTimeout,
             errno::ETIMEDOUT if ending.tcp.user_timeout.is_some() => Self::UserTimeout,
-            errno::ETIMEDOUT if ending.tcp.probes_out > 0 && rst_sent => Self::Keepalive,
             errno::ETIMEDOUT if ending.tcp.retransmits == 0 && ending.tcp.probes_out > 0 => {
-                Self::WindowProbe
+                // Probes are a keepalive's where there is nothing to deliver (`tcp_keepalive_timer`).
+                if ending.tcp.waiting_bytes() == 0 {
+                    Self::Keepalive
+                } else {
+                    Self::WindowProbe
+                }
             }
             errno::ETIMEDOUT => Self::Data,
             errno::EHOSTUNREACH

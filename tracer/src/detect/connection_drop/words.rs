@@ -79,8 +79,8 @@ fn facts(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> Facts {
         facts = facts.seconds("last_age_s", age);
     }
     facts
-        .count("last_bytes_sent", latest.tcp.bytes_acked)
-        .count("last_bytes_received", latest.bytes_received)
+        .count("last_bytes_sent", latest.bytes_sent())
+        .count("last_bytes_received", latest.bytes_received())
         .count("last_unacked_bytes", latest.tcp.unacked_bytes())
         .count("last_unread_bytes", latest.unread_bytes)
         .count("last_segments_retransmitted", latest.tcp.total_retrans)

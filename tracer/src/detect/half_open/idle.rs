@@ -1,9 +1,9 @@
-//! `half_open` / `idle_without_keepalive`, `idle_without_timer`: established connections that would not notice
-//! the death of their peer, found by an audit (`--audit keepalive`).
+//! `half_open` / `idle_without_keepalive`, `idle_without_timer`: connections that would not notice the death of
+//! their peer, found by an audit (`--audit keepalive`).
 //!
-//! **Rule.** An audit tells of every established connection on which no data has passed for
-//! [`HalfOpen::idle_after_s`](crate::detect::HalfOpen::idle_after_s), and which has keepalive off, or bytes to
-//! deliver and no timer that would try. They are grouped by process. Opens at the first; resolves when an audit
+//! **Rule.** An audit tells of every connection on which no data has passed for
+//! [`HalfOpen::idle_after_s`](crate::detect::HalfOpen::idle_after_s), and which is established and has keepalive
+//! off, or has bytes (or a FIN) to deliver and no timer that would try. They are grouped by process. Opens at the first; resolves when an audit
 //! finds none. The count is how many there are; of a resolved finding, how many there were at most.
 //!
 //! **Reading.** `idle_without_keepalive` says nothing about the peers: they may be well. It says that this host

@@ -89,6 +89,10 @@ fn the_fields_are_the_cause(
 
 #[rstest]
 #[case::unread(0, |ending: &mut Ending| ending.unread = 5, "closed_with_unread_data")]
+#[case::window(errno::ETIMEDOUT, |ending: &mut Ending| {
+    ending.tcp.probes_out = 3;
+    ending.tcp.write_seq = 9;
+}, "window_probe")]
 #[case::keepalive(errno::ETIMEDOUT, |ending: &mut Ending| ending.tcp.probes_out = 3, "keepalive")]
 #[case::orphan(0, |ending: &mut Ending| {
     ending.old_state = state::FIN_WAIT1;
