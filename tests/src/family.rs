@@ -79,6 +79,24 @@ impl Family {
         }
     }
 
+    /// An address of a third network, for the client to have for a while.
+    #[must_use]
+    pub const fn lent(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::new(203, 0, 113, 5)),
+            Self::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 5)),
+        }
+    }
+
+    /// An address that a route forbids to send to.
+    #[must_use]
+    pub const fn forbidden(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 66)),
+            Self::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 66)),
+        }
+    }
+
     /// Bits of the link's prefix.
     #[must_use]
     pub const fn prefix_len(self) -> u8 {

@@ -6,6 +6,7 @@
 //! `tests/kernel`, and for the demo to show.
 
 pub mod bpf;
+pub mod cgroup;
 pub mod counters;
 pub mod family;
 pub mod forked;
@@ -15,6 +16,7 @@ pub mod netfilter;
 pub mod netns;
 pub mod packet;
 pub mod proc_net;
+mod program;
 pub mod scenario;
 pub mod sock_diag;
 pub mod socket;

@@ -32,12 +32,12 @@ fn a_connection_ends_with_what_its_ends_counted() {
         return;
     };
 
-    let served = pair.connect(Family::V4).unwrap();
-    exchange(&served.accepted, &served.connected);
-    let by_remote = address_of(&served.accepted);
-    drop(served.connected);
-    wait_readable(&served.accepted).unwrap();
-    drop(served.accepted);
+    let taken = pair.connect(Family::V4).unwrap();
+    exchange(&taken.accepted, &taken.connected);
+    let by_remote = address_of(&taken.accepted);
+    drop(taken.connected);
+    wait_readable(&taken.accepted).unwrap();
+    drop(taken.accepted);
 
     let opened = connect_from_server(&pair, Family::V6);
     exchange(&opened.connected, &opened.accepted);

@@ -226,7 +226,7 @@ fn a_peer_that_icmp_calls_unreachable_is_said_to_be(#[case] family: Family) {
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
     server.set_sysctl("net/ipv4/tcp_retries2", "1").unwrap();
-    let away = family.stranger();
+    let away = family.lent();
     pair.lend(away).unwrap();
     let Some(mut tracer) = trace(&binary, &server, &[]) else {
         return;

@@ -6,6 +6,7 @@ mod ack;
 mod bracket;
 mod connect;
 mod cookie;
+mod counted;
 mod destroy;
 mod drop;
 mod ending;

@@ -11,7 +11,7 @@ use serde::{
     ser::{Error as _, SerializeMap},
 };
 
-use super::{Body, Ending, Event, Owner, RetransmitType, Role, Seed, Socket, Tcp, TcpState};
+use super::{Body, Ending, Event, Owner, Probe, RetransmitType, Role, Seed, Socket, Tcp, TcpState};
 use crate::{finding::Ktime, kernel::host::Host};
 
 impl Event {
@@ -143,16 +143,7 @@ impl Named<'_> {
                 map.serialize_entry("longest_ms", &body.longest.as_millis())
             }
             Body::Ending(body) => self.ending_entries(map, body),
-            Body::Probe(body) => {
-                let kind = if body.keepalive {
-                    "keepalive"
-                } else {
-                    "window"
-                };
-                map.serialize_entry("probe", kind)?;
-                map.serialize_entry("result", &body.result)?;
-                tcp_entries(map, &body.tcp)
-            }
+            Body::Probe(body) => probe_entries(map, body),
             Body::Snapshot(body) => tcp_entries(map, &body.tcp),
             Body::Idle(body) => {
                 map.serialize_entry("idle_ms", &body.idle.as_millis())?;
@@ -231,6 +222,17 @@ fn tcp_entries<M: SerializeMap>(map: &mut M, tcp: &Tcp) -> Result<(), M::Error> 
     map.serialize_entry("consecutive_timeouts", &tcp.retransmits)?;
     map.serialize_entry("probes_unanswered", &tcp.probes_out)?;
     map.serialize_entry("backoff", &tcp.backoff)
+}
+
+fn probe_entries<M: SerializeMap>(map: &mut M, probe: &Probe) -> Result<(), M::Error> {
+    let kind = if probe.keepalive {
+        "keepalive"
+    } else {
+        "window"
+    };
+    map.serialize_entry("probe", kind)?;
+    map.serialize_entry("result", &probe.result)?;
+    tcp_entries(map, &probe.tcp)
 }
 
 /// What the kernel still knows of a socket that was there before.

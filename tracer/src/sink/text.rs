@@ -194,13 +194,11 @@ impl Text {
                 if reset.received { "received" } else { "sent" },
                 reason(reset.reason, &self.host.reset_reasons),
             ),
-            Body::Drop(drop) => {
-                format!(
-                    "  flags {:#04x}{}",
-                    drop.tcp_flags,
-                    reason(drop.reason, &self.host.drop_reasons)
-                )
-            }
+            Body::Drop(drop) => format!(
+                "  flags {:#04x}{}",
+                drop.tcp_flags,
+                reason(drop.reason, &self.host.drop_reasons)
+            ),
             Body::Refusal(refusal) => format!(
                 "  {}×{}{}",
                 refusal.count,
