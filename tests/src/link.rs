@@ -309,6 +309,8 @@ fn neighbour(name: &str, address: IpAddr, mac: [u8; 6]) -> Result<()> {
             .neighbours()
             .add(index, address)
             .link_layer_address(&mac)
+            // Some kernels keep permanent ones of an interface that went down.
+            .replace()
             .execute()
             .await
             .with_context(|| format!("adding neighbour {address} to {name}"))

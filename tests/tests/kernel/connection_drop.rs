@@ -200,11 +200,11 @@ fn a_connection_that_an_administrator_kills_is_aborted(#[case] family: Family) {
         lacking("this kernel cannot destroy sockets: CONFIG_INET_DIAG_DESTROY");
         return;
     }
-    assert_eq!(death(&connection.accepted), libc::ECONNABORTED);
-    assert_eq!(death(&connection.connected), libc::ECONNRESET);
     let dropped = tracer
         .wait_for("its death", EVENTUALLY, |finding| is_how(finding, "killed"))
         .unwrap();
+    assert_eq!(death(&connection.accepted), libc::ECONNABORTED);
+    assert_eq!(death(&connection.connected), libc::ECONNRESET);
     let counted = server.counters().unwrap() - before;
     let run = tracer.stop().unwrap();
 
@@ -246,10 +246,10 @@ fn a_peer_that_icmp_calls_unreachable_is_said_to_be(#[case] family: Family) {
     let before = server.counters().unwrap();
     pair.withdraw(away).unwrap();
     (&connection.connected).write_all(b"lost").unwrap();
-    let error = death(&connection.connected);
     let dropped = tracer
         .wait_for("its death", EVENTUALLY, |finding| is_how(finding, "icmp"))
         .unwrap();
+    let error = death(&connection.connected);
     let counted = server.counters().unwrap() - before;
     let run = tracer.stop().unwrap();
 

@@ -11,7 +11,7 @@ use rstest::rstest;
 use super::evidence;
 use crate::{
     detect::{Thresholds, errno},
-    finding::{FindingKind, Status, Subject, Value},
+    finding::{Certainty, FindingKind, Status, Subject, Value},
     testing::{Run, socket},
 };
 
@@ -112,6 +112,39 @@ fn more_fields_tell_more(
     });
     let how = Value::Text(how.to_owned().into());
     assert_eq!(*evidence(run.only(), "how"), how);
+}
+
+/// Before 6.10 an application may read its error while the kernel has not changed the state yet.
+#[rstest]
+#[case(|ending: &mut Ending| ending.tcp.retransmits = 3, "data")]
+#[case(|ending: &mut Ending| {
+    ending.tcp.retransmits = 3;
+    ending.soft_error = errno::ENETUNREACH;
+}, "icmp")]
+#[case(|ending: &mut Ending| {
+    ending.tcp.probes_out = 1;
+    ending.tcp.write_seq = 9;
+}, "window_probe")]
+#[case(|ending: &mut Ending| {
+    ending.tcp.probes_out = 1;
+    ending.flags = ending_flag::RST_SENT;
+}, "keepalive")]
+#[case(|ending: &mut Ending| ending.flags = ending_flag::RST_SENT, "killed")]
+fn an_error_that_was_taken_first_is_concluded(
+    #[case] change: impl Fn(&mut Ending),
+    #[case] how: &str,
+) {
+    let mut run = Run::new();
+    run.ending(service(), |ending| {
+        ended(0, state::ESTABLISHED, 0)(ending);
+        change(ending);
+    });
+    let finding = run.only();
+    assert_eq!(
+        *evidence(finding, "how"),
+        Value::Text(how.to_owned().into())
+    );
+    assert_eq!(finding.certainty, Certainty::Inferred, "{finding:#?}");
 }
 
 /// What `--emit connection` brings beyond the deaths.
