@@ -88,7 +88,11 @@ fn the_fields_are_the_cause(
 }
 
 #[rstest]
-#[case::unread(0, |ending: &mut Ending| ending.unread = 5, "closed_with_unread_data")]
+#[case::unread(0, |ending: &mut Ending| {
+    // The RST follows the change of state.
+    ending.flags = 0;
+    ending.unread = 5;
+}, "closed_with_unread_data")]
 #[case::window(errno::ETIMEDOUT, |ending: &mut Ending| {
     ending.tcp.probes_out = 3;
     ending.tcp.write_seq = 9;

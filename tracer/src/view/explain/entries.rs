@@ -368,7 +368,11 @@ the path or the machine. Only this one: something in between forgot it.
 
 Until then the application waits. TCP_USER_TIMEOUT bounds that for unacknowledged data, keepalive
 (with short TCP_KEEPIDLE and TCP_KEEPINTVL) for idle connections; net.ipv4.tcp_retries2 bounds it for the
-whole host, at 15 that is about 15 minutes.",
+whole host, at 15 that is about 15 minutes.
+
+`orphan`: the application has closed the connection, and its last bytes (or the FIN) are not acknowledged. Nobody is
+told when the kernel gives up, after net.ipv4.tcp_orphan_retries. An application that must know its last bytes
+arrived shuts its side down and reads until the peer's end before it closes.",
     },
     Entry {
         word: "half_closed",
@@ -378,9 +382,11 @@ Sockets that one side has closed, for longer than a minute. CLOSE_WAIT: the peer
 process has not: it did not notice the end of the stream, or lost the descriptor. FIN_WAIT2: this
 process shut its side down, and the peer keeps its own open.
 
-If the number grows (`gained_sockets`), it is a descriptor leak: in the end accept() and open() fail with
-EMFILE. Find the path that returns without close(), usually an error path, or a pool that never checks its
-idle connections. If it does not grow, it is one slow peer or one forgotten connection.
+`looks_like` reads it. `leak`: the number grows again and again (`gained_sockets`); in the end accept() and open()
+fail with EMFILE. Find the path that returns without close(), usually an error path, or a pool that never checks
+its idle connections. `slow_peer`: nothing grows, and it is the peer that takes its time: it does not close
+(FIN_WAIT2), or takes slowly what it is still sent (CLOSE_WAIT, `still_sending`). `forgotten`: nothing grows, and
+nothing is left to do on them; a task is stuck, or forgot one.
 
 No sysctl mends CLOSE_WAIT: only the process can close its descriptor. `ls -l /proc/PID/fd` and `ss -tnp
 state close-wait` name them.",
