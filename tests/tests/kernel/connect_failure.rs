@@ -164,9 +164,15 @@ fn what_a_control_group_forbids_is_denied(#[case] family: Family) {
         return;
     }
     let remote = SocketAddr::new(family.client(), REFUSED);
-    let forbidden = server.run(|| group.connect(family, remote)).unwrap();
-    let pid = forbidden.pid();
-    forbidden.wait().unwrap();
+    // It is killed when the thread that made it ends.
+    let pid = server
+        .run(|| {
+            let forbidden = group.connect(family, remote)?;
+            let pid = forbidden.pid();
+            forbidden.wait()?;
+            Ok(pid)
+        })
+        .unwrap();
     let found = tracer
         .wait_for("the denial", EVENTUALLY, |finding| {
             finding.cause == "denied"
