@@ -74,6 +74,8 @@ counters! {
     /// Fast Open connections taken.
     fast_open_passive = "TcpExt"."TCPFastOpenPassive";
     abort_on_timeout = "TcpExt"."TCPAbortOnTimeout";
+    /// Orphans given up because there are too many, or too little memory.
+    abort_on_memory = "TcpExt"."TCPAbortOnMemory";
     reverse_path = "TcpExt"."IPReversePathFilter";
     md5_not_found = "TcpExt"."TCPMD5NotFound";
 }

@@ -26,6 +26,24 @@ impl Family {
         }
     }
 
+    /// The family of an address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// Bits of an address.
+    #[must_use]
+    pub const fn host_len(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+
     #[must_use]
     pub const fn loopback(self) -> IpAddr {
         match self {
@@ -58,6 +76,24 @@ impl Family {
         match self {
             Self::V4 => IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7)),
             Self::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7)),
+        }
+    }
+
+    /// An address of a third network, for the client to have for a while.
+    #[must_use]
+    pub const fn lent(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::new(203, 0, 113, 5)),
+            Self::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 5)),
+        }
+    }
+
+    /// An address that a route forbids to send to.
+    #[must_use]
+    pub const fn forbidden(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 66)),
+            Self::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 66)),
         }
     }
 

@@ -14,6 +14,7 @@ use futures_util::TryStreamExt;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
     link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State},
+    route::RouteType,
 };
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -110,6 +111,72 @@ impl Pair {
         })
     }
 
+    /// Gives the client one more address, to which the server finds its way.
+    pub fn lend(&self, lent: IpAddr) -> Result<()> {
+        let family = Family::of(lent);
+        self.client
+            .run(|| address(CLIENT, lent, family.host_len()))?;
+        self.route(lent, RouteType::Unicast)?;
+        wait_passable((&self.client, lent), (&self.server, family.server()))?;
+        wait_passable((&self.server, family.server()), (&self.client, lent))
+    }
+
+    /// Takes it from the client again, who says by ICMP that there is no way to it.
+    pub fn withdraw(&self, lent: IpAddr) -> Result<()> {
+        self.client.set_sysctl("net/ipv4/ip_forward", "1")?;
+        self.client
+            .set_sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        self.client.run(|| {
+            with_handle(async |handle: &Handle| {
+                let message = handle
+                    .address()
+                    .get()
+                    .set_address_filter(lent)
+                    .execute()
+                    .try_next()
+                    .await
+                    .with_context(|| format!("asking for {lent}"))?
+                    .with_context(|| format!("no address {lent}"))?;
+                handle
+                    .address()
+                    .del(message)
+                    .execute()
+                    .await
+                    .with_context(|| format!("removing {lent}"))
+            })
+        })
+    }
+
+    /// Forbids the server to send to an address.
+    pub fn prohibit(&self, address: IpAddr) -> Result<()> {
+        self.route(address, RouteType::Prohibit)
+    }
+
+    fn route(&self, to: IpAddr, kind: RouteType) -> Result<()> {
+        let family = Family::of(to);
+        let route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(to, family.host_len())
+            .with_context(|| format!("a route to {to}"))?
+            .kind(kind);
+        let route = if kind == RouteType::Unicast {
+            route
+                .gateway(family.client())
+                .with_context(|| format!("a route to {to} by the client"))?
+        } else {
+            route
+        };
+        self.server.run(|| {
+            with_handle(async |handle: &Handle| {
+                handle
+                    .route()
+                    .add(route.build())
+                    .execute()
+                    .await
+                    .with_context(|| format!("adding a route to {to}"))
+            })
+        })
+    }
+
     /// A connection from the client to a listener of the server, which is closed by then.
     pub fn connect(&self, family: Family) -> Result<Connection> {
         let address = family.veth_listener();
@@ -122,7 +189,7 @@ impl Pair {
         self.server.run(|| Connection::accept(&listener, client))
     }
 
-    /// Takes the client's end down: the server's loses its carrier. What IPv6 had there is gone with it.
+    /// Takes the client's end down: the server's loses its carrier.
     pub fn cut(&self) -> Result<()> {
         self.client.run(|| {
             with_handle(async |handle: &Handle| {
@@ -138,10 +205,18 @@ impl Pair {
         })
     }
 
-    /// Ends [`Pair::cut`].
+    /// Ends [`Pair::cut`]. The neighbours that the client knew are gone, and so is its address of IPv6.
     pub fn mend(&self) -> Result<()> {
         self.client.run(|| set_up(CLIENT))?;
-        self.client.run(|| wait_up(CLIENT))
+        self.client.run(|| wait_up(CLIENT))?;
+        let family = Family::V6;
+        self.client
+            .run(|| address(CLIENT, family.client(), family.prefix_len()))?;
+        for family in [Family::V4, Family::V6] {
+            self.client
+                .run(|| neighbour(CLIENT, family.server(), SERVER_MAC))?;
+        }
+        Ok(())
     }
 
     /// Waits until what the calling CPU sent from the client before has arrived at the server: packets
@@ -234,6 +309,8 @@ fn neighbour(name: &str, address: IpAddr, mac: [u8; 6]) -> Result<()> {
             .neighbours()
             .add(index, address)
             .link_layer_address(&mac)
+            // Some kernels keep permanent ones of an interface that went down.
+            .replace()
             .execute()
             .await
             .with_context(|| format!("adding neighbour {address} to {name}"))

@@ -39,7 +39,9 @@ pub mod kind {
     pub const RETRANSMITS: u16 = 19;
     pub const FAILURE: u16 = 21;
     pub const ENDING: u16 = 22;
+    pub const IDLE: u16 = 23;
     pub const SEEDED: u16 = 24;
+    pub const AUDITED: u16 = 25;
 }
 
 /// Where a socket's owner was learned; DESIGN.md's `owner_source`.
@@ -177,7 +179,8 @@ pub struct Tcp {
     pub keepalive: u8,
     /// `sk_shutdown`: 1 receive, 2 send.
     pub shutdown: u8,
-    pub pad: u8,
+    /// 1 when the application has closed the socket (`SOCK_DEAD`).
+    pub orphan: u8,
 }
 
 /// An active open: `tcp_connect`, or CLOSE → SYN_SENT.
@@ -678,6 +681,8 @@ pub mod ending_flag {
     pub const NO_LINGER: u8 = 8;
     /// No application had accepted it yet (`sk_socket` is NULL).
     pub const NOT_ACCEPTED: u8 = 16;
+    /// The peer's FIN came (`SOCK_DONE`).
+    pub const FIN_RECEIVED: u8 = 32;
 }
 
 /// How an established connection ended: with an error, without a FIN, or with a RST; every end where
@@ -722,6 +727,60 @@ pub struct Probe {
     /// 1 keepalive, 0 window probe.
     pub keepalive: u8,
     pub pad: [u8; 3],
+}
+
+/// Bits of [`Idle::flags`].
+pub mod idle_flag {
+    /// It is established, and `SO_KEEPALIVE` is not set.
+    pub const KEEPALIVE_OFF: u32 = 1;
+    /// Bytes wait to be sent or acknowledged, and no timer will try (`icsk_pending` is 0).
+    pub const NO_TIMER: u32 = 2;
+}
+
+/// What the program `idle` answers when it is asked about a socket.
+pub mod idle_answer {
+    /// It is gone, not idle for so long, or in no need of words.
+    pub const NOTHING: u32 = 0;
+    /// An [`super::Idle`] was written.
+    pub const SAID: u32 = 1;
+    /// There was no room for one.
+    pub const LOST: u32 = 2;
+}
+
+/// A connection that no data has passed on for as long as the audit asked about, and that nothing will tell that
+/// its peer is gone. Written when the user half asks about the socket.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Idle {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+    pub tcp: Tcp,
+    /// Since data was last sent or received, or the connection was established.
+    pub idle_ns: u64,
+    /// Bits of [`idle_flag`].
+    pub flags: u32,
+    pub pad: [u8; 4],
+}
+
+/// The audit has asked about every connection, made by the user half: the [`Idle`] records since the last
+/// one are all there are.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Audited {
+    pub header: Header,
+    /// Connections asked about; the others are younger than the limit.
+    pub asked: u32,
+    /// Of those, the ones that an `Idle` was written of, and the ones that found no room for it.
+    pub said: u32,
+    pub lost: u32,
+    pub pad: u32,
+    /// How long a connection must have been idle.
+    pub limit_ns: u64,
 }
 
 /// The state of a watched socket, asked for by the user half between events.
@@ -922,6 +981,8 @@ const _: () = {
     assert!(size_of::<Seed>() == 240);
     assert!(size_of::<Seeded>() == 40);
     assert!(size_of::<Holders>() == 408);
+    assert!(size_of::<Idle>() == 216);
+    assert!(size_of::<Audited>() == 40);
     assert!(size_of::<Sources>() == 424);
     assert!(size_of::<Syn>() <= MAX_RECORD && size_of::<Sources>() <= MAX_RECORD);
     assert!(size_of::<Retransmits>() <= MAX_RECORD);

@@ -20,6 +20,7 @@ use crate::maps::global;
 /// Bits of `skc_flags`: `enum sock_flags` (include/net/sock.h), the same in 5.10 … 7.x.
 const SOCK_KEEPOPEN: u32 = 3;
 pub(crate) const SOCK_DEAD: u64 = 1 << 0;
+pub(crate) const SOCK_DONE: u64 = 1 << 1;
 pub(crate) const SOCK_LINGER: u64 = 1 << 4;
 
 /// Reads a `T` at `offset` from `base`; zero when the field is absent or the memory unreadable.
@@ -227,7 +228,9 @@ pub(crate) fn fill_tcp(sk: u64, tcp: &mut Tcp) {
     field_into!(sk, icsk_ca_state, &mut tcp.ca_state);
     tcp.ca_state &= 0x1f;
     field_into!(sk, icsk_pending, &mut tcp.pending);
-    tcp.keepalive = ((field!(sk, skc_flags: u64) >> SOCK_KEEPOPEN) & 1) as u8;
+    let flags = field!(sk, skc_flags: u64);
+    tcp.keepalive = ((flags >> SOCK_KEEPOPEN) & 1) as u8;
+    tcp.orphan = (flags & SOCK_DEAD) as u8;
     field_into!(sk, sk_shutdown, &mut tcp.shutdown);
     tcp.shutdown &= 3;
 }

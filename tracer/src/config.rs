@@ -48,6 +48,7 @@ pub struct Trace {
     pub btf: PathBuf,
     pub max_sockets: u32,
     pub ring_bytes: u32,
+    pub audit: Vec<Audit>,
 }
 
 impl Default for Trace {
@@ -58,8 +59,17 @@ impl Default for Trace {
             btf: PathBuf::from("/sys/kernel/btf/vmlinux"),
             max_sockets: 65_536,
             ring_bytes: 8 << 20,
+            audit: Vec::new(),
         }
     }
+}
+
+/// What is looked for on demand only, because it costs a look at every connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Audit {
+    /// Established connections that are idle for long, without keepalive.
+    Keepalive,
 }
 
 /// `[output]`: what to print.

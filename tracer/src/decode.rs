@@ -10,8 +10,8 @@ use std::{
 
 use conntracer_common::{
     record::{
-        self, Header, RetransmitTotals, kind, listener_flag, netns_flag, owner_source, path,
-        process_flag, refusal_place, role, socket_flag, syn_evidence, syn_outcome,
+        self, Header, RetransmitTotals, idle_flag, kind, listener_flag, netns_flag, owner_source,
+        path, process_flag, refusal_place, role, socket_flag, syn_evidence, syn_outcome,
     },
     retransmit::{Attempt, class},
     stats::HOOKS,
@@ -22,9 +22,9 @@ use zerocopy::FromBytes;
 
 use crate::{
     event::{
-        Body, Comm, Device, Drop, Ending, Event, Failure, Holders, Loss, Netns, Opened, Owner,
-        OwnerSource, Path, Place, Probe, Process, Refusal, Reset, Retransmit, RetransmitType, Role,
-        Seed, Seeded, Snapshot, Socket, Sources, State, Syn, SynAck, Tcp,
+        Audited, Body, Comm, Device, Drop, Ending, Event, Failure, Holders, Idle, Loss, Netns,
+        Opened, Owner, OwnerSource, Path, Place, Probe, Process, Refusal, Reset, Retransmit,
+        RetransmitType, Role, Seed, Seeded, Snapshot, Socket, Sources, State, Syn, SynAck, Tcp,
     },
     finding::Ktime,
     source::SocketId,
@@ -95,6 +95,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::NETNS => Body::Netns(netns(&read(bytes, &header)?)),
         kind::SEED => Body::Seed(seed(&read(bytes, &header)?)?),
         kind::SEEDED => Body::Seeded(seeded(&read(bytes, &header)?)),
+        kind::IDLE => Body::Idle(idle(&read(bytes, &header)?)?),
+        kind::AUDITED => Body::Audited(audited(&read(bytes, &header)?)),
         kind::PROCESS => Body::Process(process(&read(bytes, &header)?)),
         kind::HOLDERS => Body::Holders(holders(&read(bytes, &header)?)?),
         kind => return Err(DecodeError::Kind { kind }),
@@ -208,6 +210,7 @@ fn tcp(raw: &record::Tcp) -> Tcp {
             _ => None,
         },
         shutdown: raw.shutdown,
+        orphan: raw.orphan != 0,
     }
 }
 
@@ -408,7 +411,7 @@ fn ending(raw: &record::Ending) -> Result<Ending, DecodeError> {
         socket,
         owner: owner(&raw.owner)?,
         tcp: tcp(&raw.tcp),
-        bytes_received: raw.bytes_received,
+        octets_received: raw.bytes_received,
         age: is_whole.then(|| Ktime(raw.header.ktime_ns).since(socket.id.born)),
         idle: (raw.idle_ns != u64::MAX).then(|| Duration::from_nanos(raw.idle_ns)),
         errno: raw.error,
@@ -457,6 +460,25 @@ fn seed(raw: &record::Seed) -> Result<Seed, DecodeError> {
         holders: raw.holders,
         num_retrans: raw.num_retrans,
     })
+}
+
+fn idle(raw: &record::Idle) -> Result<Idle, DecodeError> {
+    Ok(Idle {
+        socket: socket(&raw.socket),
+        owner: owner(&raw.owner)?,
+        tcp: tcp(&raw.tcp),
+        idle: Duration::from_nanos(raw.idle_ns),
+        without_timer: raw.flags & idle_flag::NO_TIMER != 0,
+    })
+}
+
+const fn audited(raw: &record::Audited) -> Audited {
+    Audited {
+        asked: raw.asked,
+        said: raw.said,
+        lost: raw.lost,
+        limit: Duration::from_nanos(raw.limit_ns),
+    }
 }
 
 const fn seeded(raw: &record::Seeded) -> Seeded {

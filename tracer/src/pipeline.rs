@@ -15,7 +15,9 @@ use crate::{
         Context, Thresholds,
         connect_failure::ConnectFailure,
         connection_drop::ConnectionDrop,
-        half_open::{dead_peer::DeadPeer, half_closed::HalfClosed, handshake::Handshake},
+        half_open::{
+            dead_peer::DeadPeer, half_closed::HalfClosed, handshake::Handshake, idle::IdleAudit,
+        },
         refusal::Refusal,
         retransmit_storm::RetransmitStorm,
         send_stall::SendStalls,
@@ -96,6 +98,7 @@ pub struct Pipeline {
     handshake: Handshake,
     dead_peer: DeadPeer,
     half_closed: HalfClosed,
+    idle: IdleAudit,
     storm: RetransmitStorm,
     stalls: SendStalls,
     connect_failure: ConnectFailure,
@@ -125,6 +128,7 @@ impl Pipeline {
             handshake: Handshake::new(limits.listeners),
             dead_peer: DeadPeer::new(limits.connections),
             half_closed: HalfClosed::new(limits.processes),
+            idle: IdleAudit::new(limits.processes),
             storm: RetransmitStorm::new(limits.connections, limits.remotes),
             stalls: SendStalls::new(limits.connections),
             connect_failure: ConnectFailure::new(limits.failures),
@@ -225,6 +229,8 @@ impl Pipeline {
             | Body::Netns(_)
             | Body::Process(_)
             | Body::Holders(_) => {}
+            Body::Idle(body) => self.idle.idle(body, &mut cx),
+            Body::Audited(body) => self.idle.audited(body, &mut cx),
             Body::Seed(body) => self.seeds.found(body),
             Body::Seeded(body) => self.seeds.over(body),
         }
@@ -282,6 +288,7 @@ impl Pipeline {
         self.handshake.finish(&mut cx);
         self.dead_peer.finish(&mut cx);
         self.half_closed.finish(&mut cx);
+        self.idle.finish(&mut cx);
         self.storm.finish(&mut cx);
         self.stalls.finish(&mut cx);
         self.connect_failure.finish(&mut cx);
@@ -356,7 +363,7 @@ impl Pipeline {
             storms_evicted: self.storm.evicted(),
             stalls_evicted: self.stalls.evicted(),
             dead_peers_evicted: self.dead_peer.evicted(),
-            processes_evicted: self.half_closed.evicted(),
+            processes_evicted: self.half_closed.evicted() + self.idle.evicted(),
             failures_evicted: self.connect_failure.evicted(),
             drops_evicted: self.connection_drop.evicted(),
             names_evicted: self.processes.evicted(),

@@ -27,12 +27,13 @@ use crate::{
 /// When test time begins: not zero, which means "not seen" in records.
 const START_NS: u64 = 1_000_000_000_000;
 
-const DETECTORS: [&str; 9] = [
+const DETECTORS: [&str; 10] = [
     "syn_drop",
     "syn_drop.refusal",
     "half_open.handshake",
     "half_open.dead_peer",
     "half_open.half_closed",
+    "half_open.idle",
     "retransmit_storm",
     "send_stall",
     "connect_failure",
@@ -72,6 +73,7 @@ pub(crate) fn host() -> Host {
     let sysctls = [
         ("net.core.somaxconn", "4096"),
         ("net.ipv4.tcp_retries2", "15"),
+        ("net.ipv4.tcp_orphan_retries", "0"),
         ("net.ipv4.tcp_synack_retries", "5"),
         ("net.ipv4.tcp_fin_timeout", "60"),
         ("net.ipv4.tcp_mtu_probing", "0"),
@@ -380,6 +382,36 @@ impl Run {
         self.record(&record);
     }
 
+    /// A connection that the audit found: idle for `idle`, keepalive off.
+    pub(crate) fn idle(
+        &mut self,
+        socket: Socket,
+        idle: Duration,
+        change: impl FnOnce(&mut record::Idle),
+    ) {
+        let mut record = record::Idle {
+            header: self.header::<record::Idle>(kind::IDLE),
+            socket,
+            owner: owner(),
+            idle_ns: u64::try_from(idle.as_nanos()).expect("a test's duration"),
+            flags: record::idle_flag::KEEPALIVE_OFF,
+            ..record::Idle::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
+    /// The end of an audit, which lost so many.
+    pub(crate) fn audited(&mut self, lost: u32) {
+        let record = record::Audited {
+            header: self.header::<record::Audited>(kind::AUDITED),
+            lost,
+            limit_ns: 900_000_000_000,
+            ..record::Audited::default()
+        };
+        self.record(&record);
+    }
+
     /// A socket that was there before.
     pub(crate) fn seed(&mut self, socket: Socket, change: impl FnOnce(&mut record::Seed)) {
         let mut record = record::Seed {
@@ -567,6 +599,8 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::SOURCES, size_of::<record::Sources>()),
         (kind::SEED, size_of::<record::Seed>()),
         (kind::SEEDED, size_of::<record::Seeded>()),
+        (kind::IDLE, size_of::<record::Idle>()),
+        (kind::AUDITED, size_of::<record::Audited>()),
         (kind::PROCESS, size_of::<record::Process>()),
         (kind::HOLDERS, size_of::<record::Holders>()),
     ];

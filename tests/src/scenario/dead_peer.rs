@@ -88,6 +88,12 @@ impl DeadPeer {
             .context("writing to a dead peer")
     }
 
+    /// The server closes its end, and the client's is handed out.
+    pub fn close(&mut self) -> Result<Socket> {
+        let connection = self.connection.take().context("not connected")?;
+        Ok(connection.connected)
+    }
+
     /// Waits until the client has acknowledged what the server said.
     pub fn wait_answered(&self) -> Result<()> {
         socket::wait_acknowledged(&self.connection()?.accepted, EVENTUALLY)

@@ -1,10 +1,12 @@
 //! `connect_failure`: each way in which an attempt to connect fails, by its cause.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use conntracer_tests::{
+    cgroup::Cgroup,
     family::Family,
+    forbidden::Forbidden,
     line::{Finding, Subject},
     link::Pair,
     socket::{connect_without_waiting, repeat_syns, tcp, tcp_info, wait_error},
@@ -13,16 +15,13 @@ use conntracer_tests::{
 use rstest::rstest;
 use socket2::Socket;
 
-use crate::support::{assert_said, assert_sound, binary, trace};
+use crate::support::{assert_said, assert_sound, binary, lacking, trace};
 
 /// Nobody listens on them.
 const REFUSED: u16 = 9001;
 const TIMED_OUT: u16 = 9002;
 const CANCELLED: u16 = 9003;
 const ELSEWHERE: u16 = 9004;
-
-/// RFC 5737; routed to the client, who knows no way there and says so.
-const NOWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 0);
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -31,8 +30,10 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
-    pair.route_to_nowhere(NOWHERE, 24).unwrap();
-    pair.client.set_sysctl("net/ipv4/ip_forward", "1").unwrap();
+    // Routed to the client, who knows no way there and says so.
+    pair.lend(family.lent()).unwrap();
+    pair.withdraw(family.lent()).unwrap();
+    pair.prohibit(family.forbidden()).unwrap();
     let Some(mut tracer) = trace(&binary, &server, &[]) else {
         return;
     };
@@ -42,7 +43,8 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
     let timed_out = remote(family.ghost(), TIMED_OUT);
     let cancelled = remote(family.ghost(), CANCELLED);
     let no_route = remote(family.stranger(), ELSEWHERE);
-    let by_icmp = remote(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 5)), ELSEWHERE);
+    let by_icmp = remote(family.lent(), ELSEWHERE);
+    let denied = remote(family.forbidden(), ELSEWHERE);
 
     let begin = |address| {
         server
@@ -62,9 +64,8 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
     for _ in 0..2 {
         assert_eq!(fail(&server, family, no_route).unwrap(), libc::ENETUNREACH);
     }
-    if family == Family::V4 {
-        assert_eq!(fail(&server, family, by_icmp).unwrap(), libc::ENETUNREACH);
-    }
+    assert_eq!(fail(&server, family, denied).unwrap(), libc::EACCES);
+    assert_eq!(fail(&server, family, by_icmp).unwrap(), libc::ENETUNREACH);
     wait::until("the SYN to be repeated", EVENTUALLY, || {
         Ok((tcp_info(&impatient)?.tcpi_total_retrans > 0).then_some(()))
     })
@@ -110,11 +111,10 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
         ("timed_out", timed_out, 1, "timer"),
         ("cancelled", cancelled, 1, "application"),
         ("no_port", cancelled, 1, "connect"),
+        ("unreachable", by_icmp, 1, "icmp"),
     ];
-    if family == Family::V4 {
-        expected.push(("unreachable", by_icmp, 1, "icmp"));
-    }
     if sees_connect {
+        expected.push(("denied", denied, 1, "connect"));
         expected.push(("unreachable", no_route, 2, "connect"));
     }
     for (cause, to, count, told_by) in &expected {
@@ -137,6 +137,67 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
         .map(|(_, _, count, _)| count)
         .sum();
     assert_eq!((after - before).attempt_fails, counted);
+    assert_said(&run, "connect_failure");
+    assert_sound(&run, &server);
+}
+
+/// A program of the control group says no, before TCP is asked.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn what_a_control_group_forbids_is_denied(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    let path = format!("/ct-forbidden-{}-{family:?}", std::process::id());
+    let group = match Cgroup::new(&path) {
+        Ok(group) => group,
+        Err(error) => {
+            lacking(&format!("no control group can be made: {error:#}"));
+            return;
+        }
+    };
+    let forbidden = Forbidden::new(group, family).unwrap();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    if !tracer.has_hook("failure") {
+        assert_said(&tracer.stop().unwrap(), "connect_failure");
+        return;
+    }
+    let remote = SocketAddr::new(family.client(), REFUSED);
+    // It is killed when the thread that made it ends.
+    let pid = server
+        .run(|| {
+            let process = forbidden.connect(remote)?;
+            let pid = process.pid();
+            process.wait()?;
+            Ok(pid)
+        })
+        .unwrap();
+    let found = tracer
+        .wait_for("the denial", EVENTUALLY, |finding| {
+            finding.cause == "denied"
+        })
+        .unwrap();
+    let run = tracer.stop().unwrap();
+
+    assert_eq!(
+        found.subject,
+        Subject::Peer {
+            netns: server.inode(),
+            remote
+        }
+    );
+    assert_eq!(found.evidence["error"], "EPERM", "{found:#?}");
+    assert_eq!(found.evidence["told_by"], "connect", "{found:#?}");
+    let owner = found.owner.as_ref().expect("the child connected");
+    assert_eq!((owner.pid, owner.comm.as_str()), (pid, "ct-forbidden"));
+    let findings = run.last_of(|finding| finding.finding == "connect_failure");
+    assert!(
+        matches!(findings.as_slice(), [only] if only.count == 1),
+        "{run:#?}"
+    );
     assert_said(&run, "connect_failure");
     assert_sound(&run, &server);
 }

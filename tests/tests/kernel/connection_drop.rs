@@ -1,24 +1,26 @@
 //! `connection_drop`: each way in which an established connection dies, by its cause; and none for those that
 //! end in order.
 
-use std::{io::Write, time::Duration};
+use std::{fs, io::Write, net::SocketAddr, time::Duration};
 
 use conntracer_tests::{
-    family::Family,
-    line::{Finding, Subject},
+    family::{Family, SERVER_PORT},
+    line::{Certainty, Finding, Subject},
     link::Pair,
     scenario::healthy::{ask, serve},
+    sock_diag,
     socket::{
-        Connection, abort_on_close, connect_without_waiting, deafen, listen, tcp, wait_error,
-        wait_readable,
+        Connection, abort_on_close, connect_without_waiting, deafen, fill, listen, tcp, tcp_info,
+        wait_acknowledged, wait_error, wait_readable,
     },
-    wait::EVENTUALLY,
+    tracer::Run,
+    wait::{self, EVENTUALLY},
 };
 use rstest::rstest;
 use serde_json::Value;
 use socket2::{Socket, TcpKeepalive};
 
-use crate::support::{assert_said, assert_sound, binary, trace};
+use crate::support::{assert_said, assert_sound, binary, is_own_machine, lacking, trace};
 
 const RESETS: u64 = 3;
 
@@ -35,7 +37,7 @@ fn each_death_has_its_cause(#[case] family: Family) {
             .set_sysctl(&format!("net/ipv4/{name}"), value)
             .unwrap();
     }
-    let Some(mut tracer) = trace(&binary, &server, &["--emit", "connection"]) else {
+    let Some(mut tracer) = trace(&binary, &server, &["--emit", "connection,reset"]) else {
         return;
     };
     let before = server.counters().unwrap();
@@ -86,6 +88,15 @@ fn each_death_has_its_cause(#[case] family: Family) {
     for connection in [&bounded, &retried, &orphan] {
         (&connection.accepted).write_all(b"lost").unwrap();
     }
+    // Data waits behind a window that was shut, and the next probe is not answered.
+    let shut = connect();
+    wait::until("the window to be shut", EVENTUALLY, || {
+        fill(&shut.accepted)?;
+        let info = tcp_info(&shut.accepted)?;
+        Ok((info.tcpi_unacked == 0 && info.tcpi_backoff > 0).then_some(()))
+    })
+    .unwrap();
+    deafen(&shut.connected).unwrap();
     let Connection {
         accepted,
         connected: deaf,
@@ -101,11 +112,13 @@ fn each_death_has_its_cause(#[case] family: Family) {
     let mut connection = connect();
     connection.connected.write_all(b"unread").unwrap();
     wait_readable(&connection.accepted).unwrap();
+    // A repeat of it that crosses the RST would be answered with another (a listener's, `tcp_rcv_state_process`).
+    wait_acknowledged(&connection.connected, EVENTUALLY).unwrap();
     drop(connection.accepted);
     let connection = connect();
     abort_on_close(&connection.accepted).unwrap();
     drop(connection.accepted);
-    for connection in [&probed, &bounded, &retried] {
+    for connection in [&probed, &bounded, &retried, &shut] {
         assert_eq!(death(&connection.accepted), libc::ETIMEDOUT);
     }
     let waiting = client();
@@ -119,6 +132,7 @@ fn each_death_has_its_cause(#[case] family: Family) {
         ("timed_out", "keepalive", 1),
         ("timed_out", "user_timeout", 1),
         ("timed_out", "data", 1),
+        ("timed_out", "window_probe", 1),
         ("timed_out", "orphan_timeout", 1),
     ];
     for (_, how, count) in expected {
@@ -155,10 +169,9 @@ fn each_death_has_its_cause(#[case] family: Family) {
     assert_eq!(died - 1, counted.estab_resets, "{run:#?}");
     let timed_out = run.total("connection_drop", &["timed_out"]);
     assert_eq!(timed_out, counted.abort_on_timeout);
-    // One more ended the keepalives. A segment that crosses a RST is answered with another, which is no
-    // connection's.
+    // One more ended the keepalives.
     let sent = run.total("connection_drop", &["reset_sent"]) + 1;
-    assert!(sent <= counted.out_rsts, "{run:#?}");
+    assert_eq!(sent, counted.out_rsts, "{run:#?}");
     let ends = |orderly: bool| {
         run.events()
             .filter(|(kind, fields)| *kind == "connection" && fields["orderly"] == orderly)
@@ -168,6 +181,138 @@ fn each_death_has_its_cause(#[case] family: Family) {
     assert_eq!(u64::try_from(ends(false)).unwrap(), died, "{run:#?}");
     assert_said(&run, "connection_drop");
     assert_sound(&run, &server);
+}
+
+/// Killed from outside, as `ss -K` does.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn a_connection_that_an_administrator_kills_is_aborted(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    let connection = pair.connect(family).unwrap();
+    let (local, remote) = connection.endpoints().unwrap();
+    let before = server.counters().unwrap();
+    if !server.run(|| sock_diag::destroy(local, remote)).unwrap() {
+        lacking("this kernel cannot destroy sockets: CONFIG_INET_DIAG_DESTROY");
+        return;
+    }
+    let dropped = tracer
+        .wait_for("its death", EVENTUALLY, |finding| is_how(finding, "killed"))
+        .unwrap();
+    assert_eq!(death(&connection.accepted), libc::ECONNABORTED);
+    assert_eq!(death(&connection.connected), libc::ECONNRESET);
+    let counted = server.counters().unwrap() - before;
+    let run = tracer.stop().unwrap();
+
+    assert_eq!(dropped.cause, "aborted", "{dropped:#?}");
+    assert_eq!(dropped.evidence["error"], "ECONNABORTED", "{dropped:#?}");
+    assert_eq!((counted.estab_resets, counted.out_rsts), (1, 1));
+    assert_only(&run, 1);
+    assert_said(&run, "connection_drop");
+    assert_sound(&run, &server);
+}
+
+/// A router says that there is no way to the peer any more; the kernel keeps that in mind and tries on until its
+/// retransmissions are used up.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn a_peer_that_icmp_calls_unreachable_is_said_to_be(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    server.set_sysctl("net/ipv4/tcp_retries2", "1").unwrap();
+    let away = family.lent();
+    pair.lend(away).unwrap();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    let listener = pair
+        .client
+        .run(|| listen(family, SocketAddr::new(away, SERVER_PORT), 1))
+        .unwrap();
+    let client = server
+        .run(|| {
+            let client = tcp(family)?;
+            connect_without_waiting(&client, SocketAddr::new(away, SERVER_PORT))?;
+            Ok(client)
+        })
+        .unwrap();
+    let connection = Connection::accept(&listener, client).unwrap();
+    let before = server.counters().unwrap();
+    pair.withdraw(away).unwrap();
+    (&connection.connected).write_all(b"lost").unwrap();
+    let dropped = tracer
+        .wait_for("its death", EVENTUALLY, |finding| is_how(finding, "icmp"))
+        .unwrap();
+    let error = death(&connection.connected);
+    let counted = server.counters().unwrap() - before;
+    let run = tracer.stop().unwrap();
+
+    assert_eq!(error, libc::ENETUNREACH);
+    assert_eq!(dropped.cause, "unreachable", "{dropped:#?}");
+    assert_eq!(dropped.evidence["error"], "ENETUNREACH", "{dropped:#?}");
+    assert_eq!(
+        dropped.subject,
+        Subject::Peer {
+            netns: server.inode(),
+            remote: SocketAddr::new(away, SERVER_PORT)
+        }
+    );
+    assert_eq!((counted.estab_resets, counted.abort_on_timeout), (1, 1));
+    assert_only(&run, 1);
+    assert_sound(&run, &server);
+}
+
+/// `tcp_max_orphans` is the whole machine's.
+#[test]
+fn an_orphan_too_many_is_given_up() {
+    const LIMIT: &str = "/proc/sys/net/ipv4/tcp_max_orphans";
+    let Some(binary) = binary() else { return };
+    if !is_own_machine() {
+        lacking("tcp_max_orphans is the whole machine's, and this one is not the test's own");
+        return;
+    }
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    let connection = pair.connect(Family::V4).unwrap();
+    deafen(&connection.connected).unwrap();
+    let before = server.counters().unwrap();
+    let limit = fs::read_to_string(LIMIT).unwrap();
+    // The kernel counts roughly, and 0 orphans are more than this.
+    fs::write(LIMIT, "-1").unwrap();
+    drop(connection.accepted);
+    fs::write(LIMIT, limit).unwrap();
+    let dropped = tracer
+        .wait_for("its end", EVENTUALLY, |finding| is_how(finding, "orphan"))
+        .unwrap();
+    let counted = server.counters().unwrap() - before;
+    let run = tracer.stop().unwrap();
+
+    assert_eq!(dropped.cause, "aborted", "{dropped:#?}");
+    // The kernel does not say why.
+    assert_eq!(dropped.certainty, Certainty::Inferred, "{dropped:#?}");
+    assert_eq!((counted.abort_on_memory, counted.out_rsts), (1, 1));
+    assert_only(&run, 1);
+    assert_sound(&run, &server);
+}
+
+/// That many connections died, and of one cause.
+#[track_caller]
+fn assert_only(run: &Run, count: u64) {
+    let found = run.last_of(|finding| finding.finding == "connection_drop");
+    assert!(
+        matches!(found.as_slice(), [only] if only.count == count),
+        "{run:#?}"
+    );
 }
 
 fn is_how(finding: &Finding, how: &str) -> bool {

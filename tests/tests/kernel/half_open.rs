@@ -1,19 +1,27 @@
 //! `half_open`: handshakes that nobody completes, peers that vanish, sockets that nobody closes.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    net::{Shutdown, TcpStream},
+    os::fd::AsRawFd as _,
+};
 
 use conntracer_tests::{
-    family::Family,
+    family::{Family, SERVER_PORT},
+    forked::Forked,
     line::{Finding, Sight, Status, Subject},
+    link::Pair,
     netns::COMM,
     scenario::{
         dead_peer::DeadPeer,
         ghost_syns::{Cookies, GhostSyns},
         half_closed::{self, HalfClosed},
     },
+    socket::{fill, listen},
     wait::{EVENTUALLY, SOON},
 };
 use rstest::rstest;
+use rustix::{io::read, net::accept};
 
 use crate::support::{assert_reconciled, assert_said, assert_sound, binary, trace};
 
@@ -137,12 +145,17 @@ fn dead_peer_that_comes_back_has_recovered(#[case] family: Family) {
     assert_sound(&run, &server);
 }
 
-/// Down with the client's interface, and up again before the kernel gives up. Nothing leaves the host
-/// meanwhile; that the timeouts are seen all the same needs the rto hook, which 5.10 has no tracepoint for.
-#[test]
-fn dead_peer_whose_link_comes_back_has_recovered() {
+/// Down with the client's interface in the middle of a connection, for good or until before the kernel gives up.
+/// Nothing leaves the host meanwhile; that the timeouts are seen all the same needs the rto hook, which 5.10 has no
+/// tracepoint for.
+#[rstest]
+#[case::v4_for_good(Family::V4, "confirmed")]
+#[case::v6_for_good(Family::V6, "confirmed")]
+#[case::v4_for_a_while(Family::V4, "recovered")]
+#[case::v6_for_a_while(Family::V6, "recovered")]
+fn dead_peer_whose_link_is_down(#[case] family: Family, #[case] end: &str) {
     let Some(binary) = binary() else { return };
-    let mut scenario = DeadPeer::new(Family::V4).unwrap();
+    let mut scenario = DeadPeer::new(family).unwrap();
     let server = scenario.pair.server.clone();
     let Some(mut tracer) = trace(&binary, &server, &[]) else {
         return;
@@ -164,17 +177,24 @@ fn dead_peer_whose_link_comes_back_has_recovered() {
         suspected.number("consecutive_timeouts") <= 3,
         "{suspected:#?}"
     );
-    scenario.pair.mend().unwrap();
-    scenario.wait_answered().unwrap();
-    let recovered = tracer
-        .wait_for("the recovery", SOON, |finding| {
-            finding.id == suspected.id && finding.stage.as_deref() == Some("recovered")
+    if end == "recovered" {
+        scenario.pair.mend().unwrap();
+        scenario.wait_answered().unwrap();
+    } else {
+        assert_eq!(scenario.wait_given_up().unwrap(), libc::ETIMEDOUT);
+    }
+    let ended = tracer
+        .wait_for("the end of the doubt", SOON, |finding| {
+            finding.id == suspected.id && finding.stage.as_deref() == Some(end)
         })
         .unwrap();
+    let aborted = server.counters().unwrap().abort_on_timeout;
     scenario.quiet().unwrap();
     let run = tracer.stop().unwrap();
 
-    assert_eq!(recovered.status, Status::Resolved);
+    assert_eq!(suspected.status, Status::Open);
+    assert_eq!(ended.status, Status::Resolved);
+    assert_eq!(aborted, u64::from(end == "confirmed"));
     assert_eq!(run.last_of(is("dead_peer")).len(), 1, "{run:#?}");
     assert_sound(&run, &server);
 }
@@ -230,6 +250,114 @@ fn half_closed_counts_the_sockets(#[case] family: Family) {
         "{run:#?}"
     );
     assert_said(&run, "half_open.half_closed");
+    assert_sound(&run, &server);
+}
+
+/// A process that never closes what its clients have left, beside a connection whose peer has left and is slow to take
+/// what it is still sent.
+#[test]
+fn a_leak_is_told_from_a_slow_peer() {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    let mut config = tempfile::NamedTempFile::new().unwrap();
+    config
+        .write_all(b"[detect.half_open]\nhalf_closed_after_s = 1\n")
+        .unwrap();
+    let path = config.path().to_str().expect("a temporary name is ASCII");
+    let Some(mut tracer) = trace(&binary, &server, &["--config", path]) else {
+        return;
+    };
+    let slow = pair.connect(Family::V4).unwrap();
+    fill(&slow.accepted).unwrap();
+    slow.connected.shutdown(Shutdown::Write).unwrap();
+    let address = Family::V4.veth_listener_on(SERVER_PORT + 1);
+    let listener = server.run(|| listen(Family::V4, address, 16)).unwrap();
+    let leaking = Forked::run(c"ct-leaking", &[listener.as_raw_fd()], || {
+        let mut byte = [0];
+        loop {
+            if let Ok(socket) = accept(&listener) {
+                // Whose it is, some hooks learn when it is read from.
+                let _read = read(&socket, &mut byte);
+                std::mem::forget(socket);
+            }
+        }
+    })
+    .unwrap();
+    let by = |pid: u32, reading: &'static str| {
+        move |finding: &Finding| {
+            is("half_closed")(finding)
+                && finding.owner.as_ref().is_some_and(|owner| owner.pid == pid)
+                && finding.evidence["looks_like"] == reading
+        }
+    };
+    let mut leaked = 0;
+    let leak = loop {
+        let client = pair
+            .client
+            .run(|| Ok(TcpStream::connect(address)?))
+            .unwrap();
+        (&client).write_all(b"?").unwrap();
+        drop(client);
+        leaked += 1;
+        let seen = tracer
+            .wait_for("one more that is not closed", EVENTUALLY, |finding| {
+                is("half_closed")(finding)
+                    && finding
+                        .owner
+                        .as_ref()
+                        .is_some_and(|owner| owner.pid == leaking.pid())
+                    && finding.count == leaked
+            })
+            .unwrap();
+        if by(leaking.pid(), "leak")(&seen) {
+            break seen;
+        }
+        assert!(leaked < 12, "{seen:#?}");
+    };
+    let slow_one = tracer
+        .wait_for(
+            "the slow peer",
+            EVENTUALLY,
+            by(std::process::id(), "slow_peer"),
+        )
+        .unwrap();
+    let run = tracer.stop().unwrap();
+    drop((slow, leaking));
+
+    assert!(leak.summary.contains("a leak"), "{leak:#?}");
+    assert!(leak.number("gained_sockets") >= 3, "{leak:#?}");
+    assert!(slow_one.summary.contains("slow to take"), "{slow_one:#?}");
+    assert_eq!(slow_one.count, 1, "{slow_one:#?}");
+    assert_ne!(leak.advice, slow_one.advice);
+    assert_eq!(run.last_of(is("half_closed")).len(), 2, "{run:#?}");
+    assert_sound(&run, &server);
+}
+
+/// The application has closed, and its last data is not acknowledged.
+#[test]
+fn dead_peer_of_a_closed_connection_is_an_orphans() {
+    let Some(binary) = binary() else { return };
+    let mut scenario = DeadPeer::new(Family::V4).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    scenario.connect().unwrap();
+    let (local, remote) = scenario.endpoints().unwrap();
+    scenario.vanish().unwrap();
+    let deaf = scenario.close().unwrap();
+    let suspected = tracer
+        .wait_for("a suspicion", EVENTUALLY, is("dead_peer"))
+        .unwrap();
+    let run = tracer.stop().unwrap();
+    drop(deaf);
+
+    assert_eq!(suspected.stage.as_deref(), Some("suspected"));
+    assert_connection(&suspected, server.inode(), local, remote);
+    assert_eq!(suspected.evidence["orphan"], "yes", "{suspected:#?}");
+    assert!(suspected.summary.contains("has closed"), "{suspected:#?}");
+    assert_said(&run, "half_open.dead_peer");
     assert_sound(&run, &server);
 }
 

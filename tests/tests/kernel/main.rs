@@ -5,7 +5,9 @@
 //! run here prints one `test-skipped NAME: REASON` line and passes, so that the reasons can be
 //! counted; with `CONNTRACER_MUST_TRACE` set it fails instead.
 
+mod audit;
 mod connect_failure;
+mod connection;
 mod connection_drop;
 mod doctor;
 mod emit;

@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::OsString,
+    fs,
     io::{Write, stdout},
     net::SocketAddr,
     panic::Location,
@@ -24,6 +25,11 @@ pub(crate) fn skip(reason: &str) {
         "this test cannot run although CONNTRACER_MUST_TRACE is set: {reason}"
     );
     lacking(reason);
+}
+
+/// Whether this machine is there for the tests alone: a VM, whose first process is the tests' own.
+pub(crate) fn is_own_machine() -> bool {
+    fs::read_link("/proc/1/exe").is_ok_and(|init| init.as_os_str() == "/init")
 }
 
 /// The same for what has nothing to do with tracing, and may be missing anywhere.

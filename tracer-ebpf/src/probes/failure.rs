@@ -11,22 +11,21 @@ use aya_ebpf::{
 };
 use conntracer_common::{
     filter::verdict,
-    record::{
-        Failure, Owner, PATIENCE_NS, REFUSAL_INTERVAL_NS, SYN_INTERVAL_NS, Socket, failure_how,
-        kind, owner_source, role,
-    },
-    socket::Failed,
+    record::{Failure, Owner, PATIENCE_NS, Socket, failure_how, kind, owner_source, role},
     stats::hook,
     tcp::AF_INET,
 };
 
 use crate::{
-    emit::{self, Lane},
+    emit,
     maps::{
         CONNECTING, EMPTY_FAILED, FAILURE_SAID, FAILURES, FAILURES_COUNTED, FAILURES_OVERFLOW,
         FailureKey, Outcome, account, add, asked_for, global,
     },
-    probes::{filter, reset, socket},
+    probes::{
+        counted::{self, Key},
+        filter, reset, socket,
+    },
     sock::{self, Anywhere, field},
 };
 
@@ -35,9 +34,6 @@ const EAGAIN: u32 = 11;
 const EADDRNOTAVAIL: u32 = 99;
 const EALREADY: u32 = 114;
 const EINPROGRESS: u32 = 115;
-/// `BPF_NOEXIST`: of two CPUs that meet a new key at once, the second must not clear what the first
-/// counted.
-const NO_EXIST: u64 = 1;
 
 #[fexit(function = "tcp_v4_connect")]
 pub(crate) fn failure_fexit_v4(ctx: FExitContext) -> i32 {
@@ -59,6 +55,27 @@ pub(crate) fn failure_fexit_v6(ctx: FExitContext) -> i32 {
         hook::FAILURE,
         returned(&ctx, ctx.arg(0), sockaddr, ctx.arg(3)),
     )
+}
+
+/// What a cgroup's program denies (`BPF_CGROUP_INET4_CONNECT`) does not come as far as `tcp_v4_connect`.
+#[fexit(function = "tcp_v4_pre_connect")]
+pub(crate) fn failure_fexit_pre_v4(ctx: FExitContext) -> i32 {
+    denied(&ctx)
+}
+
+#[fexit(function = "tcp_v6_pre_connect")]
+pub(crate) fn failure_fexit_pre_v6(ctx: FExitContext) -> i32 {
+    denied(&ctx)
+}
+
+/// It is no event of its own when it denies nothing: the call goes on.
+#[inline(always)]
+fn denied(ctx: &FExitContext) -> i32 {
+    let result: i32 = ctx.arg(3);
+    if result >= 0 {
+        return 0;
+    }
+    account(hook::FAILURE, returned(ctx, ctx.arg(0), ctx.arg(1), result))
 }
 
 #[kprobe]
@@ -183,7 +200,9 @@ fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
         how: attempt.how,
         pad: 0,
     };
-    let Some((entry, first)) = entry(&mut key) else {
+    let Some((entry, first)) =
+        counted::entry(&FAILURES, &FAILURES_OVERFLOW, &EMPTY_FAILED, &mut key)
+    else {
         return Outcome::Lost;
     };
     // SAFETY: a live map value of plain data; CPUs may mix a record's fields, never its count.
@@ -195,13 +214,10 @@ fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
         if (*failure).longest_ns < attempt.lasted_ns {
             (*failure).longest_ns = attempt.lasted_ns;
         }
-        let Some(said) = FAILURE_SAID.get_ptr_mut(0) else {
-            return Outcome::Aggregated;
-        };
-        let due = (first || now - (*entry).emitted_ns >= SYN_INTERVAL_NS)
-            && now - *said >= REFUSAL_INTERVAL_NS;
         let asked = asked_for(kind::FAILURE);
-        if first || due || asked {
+        let emitted_ns = &raw mut (*entry).emitted_ns;
+        let lane = counted::lane(&FAILURE_SAID, emitted_ns, now, first, asked);
+        if first || lane.is_some() {
             (*failure).socket = *attempt.socket;
             (*failure).owner = *attempt.owner;
             (*failure).error = attempt.error;
@@ -219,45 +235,18 @@ fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
         if let Some(counted) = FAILURES_COUNTED.get_ptr_mut(0) {
             add(counted, 1);
         }
-        if !due && !asked {
+        let Some(lane) = lane else {
             return Outcome::Aggregated;
-        }
-        (*failure).header = emit::header::<Failure>(kind::FAILURE);
-        let lane = if due && first {
-            Lane::Urgent
-        } else if due {
-            Lane::Rare
-        } else {
-            Lane::Bulk
         };
-        if due {
-            *said = now;
-            (*entry).emitted_ns = now;
-        }
+        (*failure).header = emit::header::<Failure>(kind::FAILURE);
         emit::emit(ctx, lane, &*failure)
     }
 }
 
-/// The entry of a key, and whether it is new; when there is no more room, the one that stands for all
-/// such, and the key with it.
-#[inline(always)]
-fn entry(key: &mut FailureKey) -> Option<(*mut Failed, bool)> {
-    if let Some(entry) = FAILURES.get_ptr_mut(&*key) {
-        return Some((entry, false));
+impl Key for FailureKey {
+    fn blur(&mut self) {
+        self.addr = [0; 4];
+        self.port = 0;
+        self.family = AF_INET;
     }
-    let empty = EMPTY_FAILED.get(0)?;
-    let new = FAILURES.insert(&*key, empty, NO_EXIST).is_ok();
-    if let Some(entry) = FAILURES.get_ptr_mut(&*key) {
-        return Some((entry, new));
-    }
-    key.addr = [0; 4];
-    key.port = 0;
-    key.family = AF_INET;
-    if let Some(entry) = FAILURES_OVERFLOW.get_ptr_mut(&*key) {
-        return Some((entry, false));
-    }
-    let new = FAILURES_OVERFLOW.insert(&*key, empty, NO_EXIST).is_ok();
-    FAILURES_OVERFLOW
-        .get_ptr_mut(&*key)
-        .map(|entry| (entry, new))
 }

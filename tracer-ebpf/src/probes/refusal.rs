@@ -8,24 +8,23 @@
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::BtfTracePointContext};
 use conntracer_common::{
     layout::ABSENT,
-    record::{REFUSAL_INTERVAL_NS, Refusal, SYN_INTERVAL_NS, kind, path, refusal_hint},
-    socket::Refused,
+    record::{Refusal, kind, path, refusal_hint},
     tcp::state,
 };
 
 use crate::{
-    emit::{self, Lane},
+    emit,
     maps::{
         EMPTY_REFUSED, LISTENERS, Outcome, REFUSAL_SAID, REFUSALS, REFUSALS_OVERFLOW, RefusalKey,
         add, asked_for, global,
     },
-    probes::{filter, listener},
+    probes::{
+        counted::{self, Key},
+        filter, listener,
+    },
     sock::{self, field},
 };
 
-/// `BPF_NOEXIST`: of two CPUs that meet a new key at once, the second must not clear what the first
-/// counted.
-const NO_EXIST: u64 = 1;
 /// `RTCF_LOCAL` and `RTF_LOCAL` (include/uapi/linux/in_route.h, ipv6_route.h).
 const ROUTE_LOCAL: u32 = 0x8000_0000;
 /// `LOOPBACK_IFINDEX` (include/net/flow.h).
@@ -78,9 +77,10 @@ pub(crate) fn freed(ctx: &BtfTracePointContext, syn: &Freed<'_>) -> Outcome {
         key.location = ctx.arg(1);
         key.hints = syn.counted | listener_hints(sk) | device_hints(syn.skb, key.path);
     }
-    let (entry, first) = match entry(&mut key) {
-        Some(found) => found,
-        None => return Outcome::Lost,
+    let Some((entry, first)) =
+        counted::entry(&REFUSALS, &REFUSALS_OVERFLOW, &EMPTY_REFUSED, &mut key)
+    else {
+        return Outcome::Lost;
     };
     // SAFETY: a live map value of plain data; CPUs may mix a record's fields, never its count.
     unsafe {
@@ -102,59 +102,30 @@ pub(crate) fn freed(ctx: &BtfTracePointContext, syn: &Freed<'_>) -> Outcome {
             (*refusal).socket.local_addr = key.addr;
             (*refusal).socket.local_port = key.port;
             (*refusal).socket.state = state::CLOSE;
+        }
+        let asked = asked_for(kind::REFUSAL);
+        let emitted_ns = &raw mut (*entry).emitted_ns;
+        let lane = counted::lane(&REFUSAL_SAID, emitted_ns, now, first, asked);
+        if first || lane.is_some() {
             name_last(refusal, syn, sk);
+        }
+        if first {
             // Last: a poll takes an entry without it for unfinished.
             (*refusal).first_ns = now;
         }
-        let Some(said) = REFUSAL_SAID.get_ptr_mut(0) else {
+        let Some(lane) = lane else {
             return Outcome::Aggregated;
         };
-        let due = (first || now - (*entry).emitted_ns >= SYN_INTERVAL_NS)
-            && now - *said >= REFUSAL_INTERVAL_NS;
-        let asked = asked_for(kind::REFUSAL);
-        if !due && !asked {
-            return Outcome::Aggregated;
-        }
-        if !first {
-            name_last(refusal, syn, sk);
-        }
         (*refusal).header = emit::header::<Refusal>(kind::REFUSAL);
-        let lane = if due && first {
-            Lane::Urgent
-        } else if due {
-            Lane::Rare
-        } else {
-            Lane::Bulk
-        };
-        if due {
-            *said = now;
-            (*entry).emitted_ns = now;
-        }
         emit::emit(ctx, lane, &*refusal)
     }
 }
 
-/// The entry of a key, and whether it is new; when there is no more room, the one that stands for all
-/// such, and the key with it.
-#[inline(always)]
-fn entry(key: &mut RefusalKey) -> Option<(*mut Refused, bool)> {
-    if let Some(entry) = REFUSALS.get_ptr_mut(&*key) {
-        return Some((entry, false));
+impl Key for RefusalKey {
+    fn blur(&mut self) {
+        self.addr = [0; 4];
+        self.port = 0;
     }
-    let empty = EMPTY_REFUSED.get(0)?;
-    let new = REFUSALS.insert(&*key, empty, NO_EXIST).is_ok();
-    if let Some(entry) = REFUSALS.get_ptr_mut(&*key) {
-        return Some((entry, new));
-    }
-    key.addr = [0; 4];
-    key.port = 0;
-    if let Some(entry) = REFUSALS_OVERFLOW.get_ptr_mut(&*key) {
-        return Some((entry, false));
-    }
-    let new = REFUSALS_OVERFLOW.insert(&*key, empty, NO_EXIST).is_ok();
-    REFUSALS_OVERFLOW
-        .get_ptr_mut(&*key)
-        .map(|entry| (entry, new))
 }
 
 /// Fills in who sent the last one, by which device, and whose the listener is.

@@ -71,19 +71,18 @@ pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
     let skb: u64 = ctx.arg(1);
     // Both may be NULL to the verifier, which wants each asked before anything is read through it.
-    if sk != 0 {
+    let outcome = if sk != 0 {
         // By this host's own decision; after the change to CLOSE there is nothing left to tell.
         if skb == 0 && field!(sk, skc_state: u8) != state::CLOSE {
             remember(sk, reason, 0);
         }
         netns::count(sock::net_of(sk), count::RESET_SENT);
+        reset(&ctx, sk, reason, 0)
     } else if skb != 0 {
         netns::count(sock::net_of_packet(skb), count::RESET_SENT);
-    }
-    let outcome = if sk == 0 {
-        unconnected(&ctx, ctx.arg(1), reason)
+        unconnected(&ctx, skb, reason)
     } else {
-        reset(&ctx, sk, reason, 0)
+        Outcome::Aggregated
     };
     account(hook::RESET_SENT, outcome)
 }

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
 use crate::{
-    config::{Emit, Format},
+    config::{Audit, Emit, Format},
     kernel::plan::{HookMode, Transport},
 };
 
@@ -66,6 +66,9 @@ pub struct RunArguments {
     pub filter: FilterArguments,
     #[command(flatten)]
     pub output: OutputArguments,
+    /// Also look for what no event tells, at intervals.
+    #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
+    pub audit: Vec<Audit>,
     /// Stop after this time, such as 30s, 5m or 1h30m.
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub duration: Option<Duration>,

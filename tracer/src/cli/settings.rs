@@ -10,9 +10,9 @@ use std::{
 use anyhow::Context;
 use conntracer_common::{filter::emit_bit, record::kind};
 
-use super::{KernelArguments, OutputArguments};
+use super::{KernelArguments, OutputArguments, RunArguments};
 use crate::{
-    config::{Config, Emit, Format},
+    config::{Audit, Config, Emit, Format},
     event::Body,
     kernel::plan::{HookMode, Transport},
     sink::{Renderer, SharedHost, json::Json, text::Text},
@@ -67,6 +67,8 @@ impl Emits {
             | Body::Loss(_)
             | Body::Netns(_)
             | Body::Seeded(_)
+            | Body::Idle(_)
+            | Body::Audited(_)
             | Body::Process(_)
             | Body::Holders(_) => {
                 return false;
@@ -120,7 +122,19 @@ pub fn trace(typed: &KernelArguments, config: &Config) -> crate::config::Trace {
         btf: typed.btf.clone().unwrap_or_else(|| file.btf.clone()),
         max_sockets: file.max_sockets,
         ring_bytes: file.ring_bytes,
+        audit: file.audit.clone(),
     }
+}
+
+/// Whether idle connections are looked for, by flag or else by the file.
+#[must_use]
+pub fn audits_keepalive(typed: &RunArguments, config: &Config) -> bool {
+    let audits = if typed.audit.is_empty() {
+        &config.trace.audit
+    } else {
+        &typed.audit
+    };
+    audits.contains(&Audit::Keepalive)
 }
 
 /// Kinds to print, from flags or else the file.

@@ -153,6 +153,7 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
         emit: 0,
         max_sockets: trace.max_sockets,
         ring_bytes: trace.ring_bytes,
+        audit_ns: None,
         verbose: false,
     })?);
     match resolve(typed.format, io::stdout().is_terminal()) {

@@ -56,6 +56,8 @@ impl Prepared {
             emit: emits.records(),
             max_sockets: trace.max_sockets,
             ring_bytes: trace.ring_bytes,
+            audit_ns: settings::audits_keepalive(typed, &config)
+                .then(|| config.detect.half_open.idle_ns()),
             verbose: typed.output.common.verbose > 0,
         };
         privileges::check()?;

@@ -269,6 +269,7 @@ pub(crate) mod hooks {
     pub(crate) const REFUSAL: [u32; 1] = [hook::DROP];
     pub(crate) const HANDSHAKE: [u32; 2] = [hook::SYNACK, hook::REQUEST];
     pub(crate) const DEAD_PEER: [u32; 3] = [hook::RETRANSMIT, hook::PROBE, hook::STATE];
+    pub(crate) const IDLE: [u32; 3] = [hook::CONNECT, hook::ACK, hook::SEED];
     pub(crate) const STALL: [u32; 1] = [hook::PROBE];
     pub(crate) const FAILURE: [u32; 2] = [hook::STATE, hook::FAILURE];
     pub(crate) const DROP: [u32; 2] = [hook::STATE, hook::RESET_RECEIVED];

@@ -76,6 +76,10 @@ pub struct HalfOpen {
     /// Half-closed sockets gained in a minute from which on it reads like a leak. Default 3: one slow
     /// peer holds one socket.
     pub leak_per_minute: u64,
+    /// With `--audit keepalive`: how long an established connection must have been idle. Default 900 s:
+    /// servers and load balancers close what is idle for 1 to 10 minutes, so that what is left is meant to
+    /// stay, or was forgotten.
+    pub idle_after_s: u64,
 }
 
 impl Default for HalfOpen {
@@ -90,6 +94,7 @@ impl Default for HalfOpen {
             half_closed_after_s: 60,
             half_closed_sockets: 1,
             leak_per_minute: 3,
+            idle_after_s: 900,
         }
     }
 }
@@ -357,6 +362,12 @@ impl HalfOpen {
     #[must_use]
     pub const fn half_closed_ns(&self) -> u64 {
         self.half_closed_after_s.saturating_mul(1_000_000_000)
+    }
+
+    /// [`HalfOpen::idle_after_s`] in the unit of records.
+    #[must_use]
+    pub const fn idle_ns(&self) -> u64 {
+        self.idle_after_s.saturating_mul(1_000_000_000)
     }
 }
 

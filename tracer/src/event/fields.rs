@@ -11,7 +11,7 @@ use serde::{
     ser::{Error as _, SerializeMap},
 };
 
-use super::{Body, Ending, Event, Owner, RetransmitType, Role, Seed, Socket, Tcp, TcpState};
+use super::{Body, Ending, Event, Owner, Probe, RetransmitType, Role, Seed, Socket, Tcp, TcpState};
 use crate::{finding::Ktime, kernel::host::Host};
 
 impl Event {
@@ -73,6 +73,7 @@ impl Named<'_> {
             | Body::Tick
             | Body::Netns(_)
             | Body::Seeded(_)
+            | Body::Audited(_)
             | Body::Process(_)
             | Body::Holders(_) => Ok(()),
             Body::State(body) => {
@@ -149,17 +150,12 @@ impl Named<'_> {
                 map.serialize_entry("longest_ms", &body.longest.as_millis())
             }
             Body::Ending(body) => self.ending_entries(map, body),
-            Body::Probe(body) => {
-                let kind = if body.keepalive {
-                    "keepalive"
-                } else {
-                    "window"
-                };
-                map.serialize_entry("probe", kind)?;
-                map.serialize_entry("result", &body.result)?;
+            Body::Probe(body) => probe_entries(map, body),
+            Body::Snapshot(body) => tcp_entries(map, &body.tcp),
+            Body::Idle(body) => {
+                map.serialize_entry("idle_ms", &body.idle.as_millis())?;
                 tcp_entries(map, &body.tcp)
             }
-            Body::Snapshot(body) => tcp_entries(map, &body.tcp),
             Body::Seed(body) => seed_entries(map, body, self.event.time),
             Body::Loss(body) => {
                 map.serialize_entry("hook", body.hook_name())?;
@@ -173,9 +169,9 @@ impl Named<'_> {
         map.serialize_entry("orderly", &body.is_orderly())?;
         map.serialize_entry("closed_first", &body.closed_first())?;
         map.serialize_entry("reset_received", &body.has(ending_flag::RST_RECEIVED))?;
-        map.serialize_entry("reset_sent", &body.has(ending_flag::RST_SENT))?;
-        map.serialize_entry("bytes_sent", &body.tcp.bytes_acked)?;
-        map.serialize_entry("bytes_received", &body.bytes_received)?;
+        map.serialize_entry("reset_sent", &body.reset_sent())?;
+        map.serialize_entry("bytes_sent", &body.bytes_sent())?;
+        map.serialize_entry("bytes_received", &body.bytes_received())?;
         map.serialize_entry("unread_bytes", &body.unread_bytes)?;
         if let Some(age) = body.age {
             map.serialize_entry("age_ms", &age.as_millis())?;
@@ -233,6 +229,17 @@ fn tcp_entries<M: SerializeMap>(map: &mut M, tcp: &Tcp) -> Result<(), M::Error> 
     map.serialize_entry("consecutive_timeouts", &tcp.retransmits)?;
     map.serialize_entry("probes_unanswered", &tcp.probes_out)?;
     map.serialize_entry("backoff", &tcp.backoff)
+}
+
+fn probe_entries<M: SerializeMap>(map: &mut M, probe: &Probe) -> Result<(), M::Error> {
+    let kind = if probe.keepalive {
+        "keepalive"
+    } else {
+        "window"
+    };
+    map.serialize_entry("probe", kind)?;
+    map.serialize_entry("result", &probe.result)?;
+    tcp_entries(map, &probe.tcp)
 }
 
 /// What the kernel still knows of a socket that was there before.

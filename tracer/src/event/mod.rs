@@ -60,6 +60,8 @@ pub enum Body {
     Netns(Netns),
     Seed(Seed),
     Seeded(Seeded),
+    Idle(Idle),
+    Audited(Audited),
     Process(Process),
     Holders(Holders),
 }
@@ -232,6 +234,8 @@ pub struct Tcp {
     /// Whether `SO_KEEPALIVE` is set, where that is known.
     pub keepalive: Option<bool>,
     pub shutdown: u8,
+    /// The application has closed the socket; what it wrote may still be under way.
+    pub orphan: bool,
 }
 
 impl Tcp {
@@ -239,6 +243,12 @@ impl Tcp {
     #[must_use]
     pub const fn unacked_bytes(&self) -> u32 {
         self.snd_nxt.wrapping_sub(self.snd_una)
+    }
+
+    /// Written by the application and not acknowledged, whether it was sent or not.
+    #[must_use]
+    pub const fn waiting_bytes(&self) -> u32 {
+        self.write_seq.wrapping_sub(self.snd_una)
     }
 }
 
@@ -505,7 +515,8 @@ pub struct Ending {
     pub socket: Socket,
     pub owner: Option<Owner>,
     pub tcp: Tcp,
-    pub bytes_received: u64,
+    /// As the kernel counts: with the FIN, which has a number like a byte. See [`Ending::bytes_received`].
+    pub octets_received: u64,
     /// Since the connection began; `None` when its beginning was not seen.
     pub age: Option<Duration>,
     /// Since data was last sent or received; `None` when none was, or the kernel does not tell.
@@ -549,6 +560,34 @@ impl Ending {
         self.flags & flag != 0
     }
 
+    /// Bytes of the application that the peer acknowledged: the kernel also counts the SYN of an active open and
+    /// the FIN (`tcp_snd_una_update`).
+    #[must_use]
+    pub const fn bytes_sent(&self) -> u64 {
+        let syn = matches!(self.socket.role, Role::Active);
+        let fin = self.tcp.waiting_bytes() == 0
+            && matches!(
+                self.old,
+                TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing | TcpState::LastAck
+            );
+        self.tcp.bytes_acked.saturating_sub(syn as u64 + fin as u64)
+    }
+
+    /// Bytes for the application that came.
+    #[must_use]
+    pub const fn bytes_received(&self) -> u64 {
+        let fin = self.has(ending_flag::FIN_RECEIVED);
+        self.octets_received.saturating_sub(fin as u64)
+    }
+
+    /// This host sent a RST: before the end, or right after it where a living connection ends without an error
+    /// (`tcp_disconnect`, `tcp_close`).
+    #[must_use]
+    pub const fn reset_sent(&self) -> bool {
+        self.has(ending_flag::RST_SENT)
+            || (self.errno == 0 && !self.has(ending_flag::RST_RECEIVED) && !self.is_orderly())
+    }
+
     /// Who closed first, as the state that it ended from tells.
     #[must_use]
     pub const fn closed_first(&self) -> Closer {
@@ -559,10 +598,11 @@ impl Ending {
         }
     }
 
-    /// An orderly end: both sides closed, and nothing cut in.
+    /// An orderly end: both sides closed, all was acknowledged, and nothing cut in.
     #[must_use]
     pub const fn is_orderly(&self) -> bool {
         self.errno == 0
+            && self.tcp.waiting_bytes() == 0
             && !self.has(ending_flag::RST_SENT)
             && !self.has(ending_flag::RST_RECEIVED)
             && !matches!(self.old, TcpState::Established | TcpState::CloseWait)
@@ -661,6 +701,30 @@ pub struct Seeded {
     pub not_entered: u32,
 }
 
+/// An established connection on which nothing has passed for long, and that nothing will tell that its peer
+/// is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idle {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+    pub tcp: Tcp,
+    /// Since data was last sent or received, or the connection was established.
+    pub idle: Duration,
+    /// Bytes wait to be sent or acknowledged, and no timer will try; otherwise keepalive is off.
+    pub without_timer: bool,
+}
+
+/// The audit is over: the [`Idle`] events since the last one are all there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Audited {
+    /// Connections asked about, those told of, and those that were lost.
+    pub asked: u32,
+    pub said: u32,
+    pub lost: u32,
+    /// How long a connection must have been idle.
+    pub limit: Duration,
+}
+
 impl Loss {
     /// The hook's name.
     #[must_use]
@@ -734,6 +798,8 @@ impl Body {
             Self::Netns(_) => "netns",
             Self::Seed(_) => "seed",
             Self::Seeded(_) => "seeded",
+            Self::Idle(_) => "idle",
+            Self::Audited(_) => "audited",
             Self::Process(_) => "process",
             Self::Holders(_) => "holders",
         }
@@ -758,9 +824,13 @@ impl Body {
             Self::Snapshot(body) => Some(&body.socket),
             Self::Seed(body) => Some(&body.socket),
             Self::Holders(body) => Some(&body.socket),
-            Self::Tick | Self::Loss(_) | Self::Netns(_) | Self::Seeded(_) | Self::Process(_) => {
-                None
-            }
+            Self::Idle(body) => Some(&body.socket),
+            Self::Tick
+            | Self::Loss(_)
+            | Self::Netns(_)
+            | Self::Seeded(_)
+            | Self::Audited(_)
+            | Self::Process(_) => None,
         }
     }
 
@@ -781,11 +851,13 @@ impl Body {
             Self::Probe(body) => body.owner.as_ref(),
             Self::Snapshot(body) => body.owner.as_ref(),
             Self::Seed(body) => body.owner.as_ref(),
+            Self::Idle(body) => body.owner.as_ref(),
             Self::Sources(_)
             | Self::Tick
             | Self::Loss(_)
             | Self::Netns(_)
             | Self::Seeded(_)
+            | Self::Audited(_)
             | Self::Process(_)
             | Self::Holders(_) => None,
         }

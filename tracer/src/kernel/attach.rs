@@ -16,7 +16,7 @@ use log::debug;
 use zerocopy::IntoBytes;
 
 use super::{
-    Options,
+    Options, audit,
     btf::Btf,
     error::CannotTrace,
     filter,
@@ -118,6 +118,9 @@ pub(super) fn attach(
         if !refused {
             for name in ON_DEMAND {
                 load_on_demand(&mut ebpf, name)?;
+            }
+            if options.audit_ns.is_some() {
+                load_on_demand(&mut ebpf, audit::PROGRAM)?;
             }
             let iterators = seed::load(&mut ebpf, aya_btf);
             let mut hooks: Vec<HookPlan> = climbs.into_iter().map(plan).collect();

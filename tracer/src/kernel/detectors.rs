@@ -85,6 +85,7 @@ pub(super) fn plans(hooks: &[HookPlan]) -> Vec<DetectorPlan> {
             &["retransmit", "rto", "probe", "seed"],
         ),
         ("half_open.half_closed", &["state", "destroy", "seed"]),
+        ("half_open.idle", &["state", "destroy", "seed"]),
         ("retransmit_storm", &["retransmit", "synack"]),
         ("send_stall", &["probe"]),
         ("connect_failure", &["state", "failure", "reset_received"]),

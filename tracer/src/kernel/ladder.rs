@@ -148,6 +148,8 @@ pub(super) const LADDERS: &[Ladder] = &[
                 &[
                     of(3, "failure_fexit_v4", Fexit("tcp_v4_connect")),
                     of(3, "failure_fexit_v6", Fexit("tcp_v6_connect")),
+                    of(3, "failure_fexit_pre_v4", Fexit("tcp_v4_pre_connect")),
+                    of(3, "failure_fexit_pre_v6", Fexit("tcp_v6_pre_connect")),
                 ],
             ),
             step(
@@ -155,8 +157,12 @@ pub(super) const LADDERS: &[Ladder] = &[
                 &[
                     on("failure_kretprobe", Kretprobe("tcp_v4_connect")),
                     on("failure_kretprobe", Kretprobe("tcp_v6_connect")),
+                    on("failure_kretprobe", Kretprobe("tcp_v4_pre_connect")),
+                    on("failure_kretprobe", Kretprobe("tcp_v6_pre_connect")),
                     on("failure_kprobe", Kprobe("tcp_v4_connect")),
                     on("failure_kprobe", Kprobe("tcp_v6_connect")),
+                    on("failure_kprobe", Kprobe("tcp_v4_pre_connect")),
+                    on("failure_kprobe", Kprobe("tcp_v6_pre_connect")),
                 ],
             ),
         ],

@@ -33,6 +33,7 @@ use zerocopy::{FromBytes, IntoBytes, transmute};
 use super::{
     Options,
     attach::Attached,
+    audit::{self, Answers, Audit},
     error::CannotTrace,
     filter::Groups,
     holders::{Asked, Found},
@@ -126,6 +127,15 @@ impl Unowned {
     }
 }
 
+type Logger = aya_log::EbpfLogger<&'static dyn log::Log>;
+
+/// What passes the programs' own log on.
+fn logger(ebpf: &mut Ebpf) -> Option<Logger> {
+    aya_log::EbpfLogger::init(ebpf)
+        .inspect_err(|error| log::warn!("the programs' log is not available: {error}"))
+        .ok()
+}
+
 /// The attached programs, their rings and maps. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -147,7 +157,7 @@ pub struct Kernel {
     /// CPUs whose counters can be read.
     cpus: Vec<u32>,
     sketches: MapData,
-    logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    logger: Option<Logger>,
     wake: OnceCell<AsyncFd<OwnedFd>>,
     /// What the last poll saw, to say only what changed.
     lost: [u64; HOOKS.len()],
@@ -165,6 +175,7 @@ pub struct Kernel {
     troubled: HashMap<u64, u64, foldhash::quality::RandomState>,
     half_closed: Vec<SocketId>,
     swept_ns: u64,
+    audit: Option<Audit>,
     seeds: Seeds,
     unowned: Unowned,
     /// Where the filter asks for control groups.
@@ -214,13 +225,7 @@ impl Kernel {
         let netns_counts = map(&mut ebpf, "NETNS")?;
         let netns_look = map(&mut ebpf, "NETNS_LOOK")?;
         let sketches = hash(&mut ebpf, "SKETCHES")?;
-        let logger = if options.verbose {
-            aya_log::EbpfLogger::init(&mut ebpf)
-                .inspect_err(|error| log::warn!("the programs' log is not available: {error}"))
-                .ok()
-        } else {
-            None
-        };
+        let logger = options.verbose.then(|| logger(&mut ebpf)).flatten();
         let groups = if options.owners.asks_for_groups() {
             let (verdicts, met) = (map(&mut ebpf, "GROUPS")?, map(&mut ebpf, "GROUPS_MET")?);
             Some(Groups::new(&options.owners, verdicts, met))
@@ -262,6 +267,7 @@ impl Kernel {
             troubled: HashMap::default(),
             half_closed: Vec::new(),
             swept_ns: 0,
+            audit: options.audit_ns.map(Audit::new),
             seeds: Seeds::default(),
             unowned: Unowned::default(),
             groups,
@@ -376,12 +382,18 @@ impl Kernel {
     /// Runs a program on one socket: `snapshot`, whose `Snapshot` arrives in the bulk ring, `refresh` for a
     /// listener, or `heir`.
     fn ask(&self, name: &str, id: SocketId) -> io::Result<()> {
+        self.ask_about(name, id, 0).map(drop)
+    }
+
+    /// The same with an argument, and the program's answer.
+    fn ask_about(&self, name: &str, id: SocketId, argument: u64) -> io::Result<u32> {
         let mut options = RawTracePointRunOptions::new();
         options.args[0] = id.sk;
         options.args[1] = id.born.0;
+        options.args[2] = argument;
         self.on_demand(name)?
             .test_run(options)
-            .map(drop)
+            .map(|result| result.return_value)
             .map_err(io::Error::other)
     }
 
@@ -614,6 +626,32 @@ impl Kernel {
         Ok(())
     }
 
+    /// Connections that nothing passes on, where somebody asked for them and it is time to look.
+    fn look_for_idle(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        let Some(audit) = &mut self.audit else {
+            return Ok(());
+        };
+        if !audit.is_due(now_ns) {
+            return Ok(());
+        }
+        let limit_ns = audit.limit_ns();
+        let unowned = &mut self.unowned;
+        let candidates = audit.candidates(self.sockets.fd().as_fd(), now_ns, |state| {
+            unowned.note(&state.owner);
+        })?;
+        self.search_owners(now_ns)?;
+        let mut answers = Answers::default();
+        for some in candidates.chunks(audit::AT_ONCE) {
+            for id in some {
+                answers.add(self.ask_about(audit::PROGRAM, *id, limit_ns)?);
+            }
+            let places = &self.places;
+            self.rings.drain(&mut |record| places.name(record, feed));
+        }
+        feed(answers.record(limit_ns, ktime_ns()).as_bytes());
+        Ok(())
+    }
+
     /// Looks for owners that are not known, where it is time to.
     fn search_owners(&mut self, now_ns: u64) -> io::Result<()> {
         if self.unowned.is_due(now_ns) {
@@ -679,6 +717,7 @@ impl Kernel {
         self.poll_half_closed(now_ns, half_closed_ns)?;
         let places = &self.places;
         self.rings.drain(&mut |record| places.name(record, feed));
+        self.look_for_idle(now_ns, feed)?;
         self.poll_lost(now_ns, feed)
     }
 

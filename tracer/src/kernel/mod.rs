@@ -4,6 +4,7 @@
 //! this kernel offers. Nothing here knows what a record means.
 
 mod attach;
+mod audit;
 mod btf;
 mod detectors;
 mod error;
@@ -61,6 +62,8 @@ pub struct Options {
     pub max_sockets: u32,
     /// Bytes of the ring that is read in batches, a power of two.
     pub ring_bytes: u32,
+    /// Look for connections that have been idle for so long.
+    pub audit_ns: Option<u64>,
     /// Pass the programs' own debug log on.
     pub verbose: bool,
 }
@@ -184,6 +187,7 @@ const SYSCTLS: &[&str] = &[
     "net.ipv4.tcp_keepalive_time",
     "net.ipv4.tcp_max_syn_backlog",
     "net.ipv4.tcp_mtu_probing",
+    "net.ipv4.tcp_orphan_retries",
     "net.ipv4.tcp_retries1",
     "net.ipv4.tcp_retries2",
     "net.ipv4.tcp_syn_retries",

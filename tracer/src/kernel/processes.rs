@@ -20,7 +20,7 @@ use crate::owner::{cgroup::Cgroups, netns::Names, process};
 const MAX_TOLD: usize = 16_384;
 
 /// Kinds of records that begin with a header, a socket and its owner.
-pub(crate) const OWNED: [u16; 15] = [
+pub(crate) const OWNED: [u16; 16] = [
     kind::CONNECT,
     kind::ACCEPT,
     kind::STATE,
@@ -33,6 +33,7 @@ pub(crate) const OWNED: [u16; 15] = [
     kind::REFUSAL,
     kind::PROBE,
     kind::SNAPSHOT,
+    kind::IDLE,
     kind::SEED,
     kind::FAILURE,
     kind::ENDING,

@@ -159,6 +159,7 @@ impl Text {
             | Body::Tick
             | Body::Netns(_)
             | Body::Seeded(_)
+            | Body::Audited(_)
             | Body::Process(_)
             | Body::Holders(_) => String::new(),
             Body::State(state) => {
@@ -200,13 +201,11 @@ impl Text {
                 if reset.received { "received" } else { "sent" },
                 reason(reset.reason, &self.host.reset_reasons),
             ),
-            Body::Drop(drop) => {
-                format!(
-                    "  flags {:#04x}{}",
-                    drop.tcp_flags,
-                    reason(drop.reason, &self.host.drop_reasons)
-                )
-            }
+            Body::Drop(drop) => format!(
+                "  flags {:#04x}{}",
+                drop.tcp_flags,
+                reason(drop.reason, &self.host.drop_reasons)
+            ),
             Body::Refusal(refusal) => format!(
                 "  {}×{}{}",
                 refusal.count,
@@ -223,8 +222,8 @@ impl Text {
             Body::Ending(ending) => format!(
                 "  from {:?}  {} bytes sent, {} received{}",
                 ending.old,
-                ending.tcp.bytes_acked,
-                ending.bytes_received,
+                ending.bytes_sent(),
+                ending.bytes_received(),
                 errno(ending.errno),
             ),
             Body::Probe(probe) => format!(
@@ -238,6 +237,7 @@ impl Text {
                 probe.result,
             ),
             Body::Snapshot(snapshot) => format!("  {:?}", snapshot.socket.state),
+            Body::Idle(idle) => format!("  idle for {} s", idle.idle.as_secs()),
             Body::Seed(seed) => format!(
                 "  {:?}{}{}",
                 seed.socket.state,

@@ -143,6 +143,8 @@ impl Connections {
             | Body::Loss(_)
             | Body::Netns(_)
             | Body::Seeded(_)
+            | Body::Idle(_)
+            | Body::Audited(_)
             | Body::Process(_)
             | Body::Holders(_) => return None,
         };

@@ -68,21 +68,11 @@ impl How {
         if ending.is_orderly() {
             return None;
         }
-        let rst_sent = ending.has(ending_flag::RST_SENT);
         let orphan = ending.has(ending_flag::ORPHAN);
         Some(match ending.errno {
             errno::ETIMEDOUT if orphan => Self::OrphanTimeout,
-            errno::ETIMEDOUT if ending.tcp.user_timeout.is_some() => Self::UserTimeout,
-            errno::ETIMEDOUT if ending.tcp.probes_out > 0 && rst_sent => Self::Keepalive,
-            errno::ETIMEDOUT if ending.tcp.retransmits == 0 && ending.tcp.probes_out > 0 => {
-                Self::WindowProbe
-            }
-            errno::ETIMEDOUT => Self::Data,
-            errno::EHOSTUNREACH
-            | errno::ENETUNREACH
-            | errno::EHOSTDOWN
-            | errno::ENETDOWN
-            | errno::ENONET => Self::Icmp,
+            errno::ETIMEDOUT => Self::of_timeout(ending),
+            errno if is_unreachable(errno) => Self::Icmp,
             errno::ECONNABORTED => Self::Killed,
             errno::ECONNRESET | errno::EPIPE => {
                 if orphan && ending.tcp.unacked_bytes() <= 1 {
@@ -91,12 +81,49 @@ impl How {
                 Self::ResetReceived
             }
             0 if !matches!(ending.old, TcpState::Established | TcpState::CloseWait) => Self::Orphan,
-            0 if ending.has(ending_flag::NOT_ACCEPTED) => Self::NotAccepted,
-            0 if ending.unread_bytes > 0 => Self::Unread,
-            0 if ending.has(ending_flag::NO_LINGER) => Self::Linger,
-            0 => Self::Disconnect,
+            0 => Self::without_error(ending),
             _ => Self::Error,
         })
+    }
+
+    fn of_timeout(ending: &Event) -> Self {
+        let tcp = &ending.tcp;
+        if tcp.user_timeout.is_some() {
+            Self::UserTimeout
+        } else if tcp.retransmits > 0 || tcp.probes_out == 0 {
+            Self::Data
+        } else if tcp.waiting_bytes() > 0 {
+            Self::WindowProbe
+        } else {
+            // Probes are a keepalive's where there is nothing to deliver (`tcp_keepalive_timer`).
+            Self::Keepalive
+        }
+    }
+
+    /// A living connection ends without an error: closed by its application, or by an error that the application took
+    /// first. Before 6.10 the kernel wakes it (`sk_error_report`) before it changes the state.
+    fn without_error(ending: &Event) -> Self {
+        let tcp = &ending.tcp;
+        if ending.has(ending_flag::RST_SENT) {
+            // The application's own RST follows the change of state.
+            if tcp.probes_out > 0 {
+                Self::of_timeout(ending)
+            } else {
+                Self::Killed
+            }
+        } else if ending.has(ending_flag::NOT_ACCEPTED) {
+            Self::NotAccepted
+        } else if ending.unread_bytes > 0 {
+            Self::Unread
+        } else if ending.has(ending_flag::NO_LINGER) {
+            Self::Linger
+        } else if tcp.retransmits == 0 && tcp.probes_out == 0 {
+            Self::Disconnect
+        } else if is_unreachable(ending.soft_errno) {
+            Self::Icmp
+        } else {
+            Self::of_timeout(ending)
+        }
     }
 
     const fn cause(self) -> &'static str {
@@ -131,6 +158,18 @@ impl How {
             Self::Error => "error",
         }
     }
+}
+
+/// ICMP said so, and the kernel kept it in mind until it gave up.
+const fn is_unreachable(errno: u32) -> bool {
+    matches!(
+        errno,
+        errno::EHOSTUNREACH
+            | errno::ENETUNREACH
+            | errno::EHOSTDOWN
+            | errno::ENETDOWN
+            | errno::ENONET
+    )
 }
 
 /// The end of a connection that others share.

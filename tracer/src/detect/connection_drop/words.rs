@@ -46,7 +46,22 @@ fn doubt(key: &Key, latest: &Ending, cx: &Context<'_>) -> Option<Cow<'static, st
     let concluded = match key.how {
         How::ResetReceived => !latest.has(ending_flag::RST_RECEIVED),
         How::Orphan | How::Disconnect => latest.reason.is_none(),
-        _ => false,
+        How::Unread | How::Linger | How::NotAccepted | How::OrphanTimeout | How::Error => false,
+        How::Data
+        | How::Keepalive
+        | How::WindowProbe
+        | How::UserTimeout
+        | How::Icmp
+        | How::Killed => {
+            if latest.errno == 0 {
+                return Some(
+                    "the application took the error before the connection ended: concluded from the \
+                     socket's fields"
+                        .into(),
+                );
+            }
+            false
+        }
     };
     if concluded {
         return Some("the kernel does not say why: concluded from the socket's fields".into());
@@ -79,8 +94,8 @@ fn facts(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> Facts {
         facts = facts.seconds("last_age_s", age);
     }
     facts
-        .count("last_bytes_sent", latest.tcp.bytes_acked)
-        .count("last_bytes_received", latest.bytes_received)
+        .count("last_bytes_sent", latest.bytes_sent())
+        .count("last_bytes_received", latest.bytes_received())
         .count("last_unacked_bytes", latest.tcp.unacked_bytes())
         .count("last_unread_bytes", latest.unread_bytes)
         .count("last_segments_retransmitted", latest.tcp.total_retrans)

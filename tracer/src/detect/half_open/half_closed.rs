@@ -7,9 +7,10 @@
 //! polls find none. The count is how many there are; of a resolved finding, how many there were at
 //! most.
 //!
-//! **Reading.** CLOSE_WAIT: the peer closed and the application did not; a number that grows is a
-//! descriptor leak, a steady one a slow or stuck task. FIN_WAIT2: the application shut its sending
-//! side, and the peer does not close.
+//! **Reading.** CLOSE_WAIT: the peer closed and the application did not. A number that grows again and again, by
+//! [`HalfOpen::leak_per_minute`](crate::detect::HalfOpen::leak_per_minute), is a descriptor leak; sockets that
+//! still have something to deliver belong to a slow peer; the others are forgotten, or their task is stuck.
+//! FIN_WAIT2: the application shut its sending side, and the peer does not close.
 //!
 //! **Older than conntracer.** A socket that was half-closed before conntracer began is so at least since
 //! the kernel last did anything with it; its age is said to be that at least.
@@ -34,9 +35,13 @@ use crate::{
     table::Bounded,
 };
 
-/// Growth is measured over [`SAMPLES`] such steps: a minute.
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(10);
-const SAMPLES: usize = 6;
+/// Growth is measured over the age from which sockets count, by default a minute, in so many steps.
+const SAMPLES: u32 = 6;
+
+fn sample_interval(cx: &Context<'_>) -> Duration {
+    let age = Duration::from_secs(cx.thresholds.half_open.half_closed_after_s);
+    (age / SAMPLES).max(Duration::from_secs(1))
+}
 
 /// Sockets of one poll that are told apart: four times the kernel half's default table.
 const SEEN: usize = 1 << 18;
@@ -63,6 +68,27 @@ struct Oldest {
     retransmitted: u32,
 }
 
+/// What a group of half-closed sockets looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// Ever more of them.
+    Leak,
+    /// The peer is the one that takes its time.
+    SlowPeer,
+    /// The application has nothing left to do with them, and keeps them.
+    Forgotten,
+}
+
+impl Reading {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Leak => "leak",
+            Self::SlowPeer => "slow_peer",
+            Self::Forgotten => "forgotten",
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Group {
     owner: Option<Owner>,
@@ -73,23 +99,43 @@ struct Group {
     sharing: u64,
     shared: u64,
     peak: u64,
+    /// Those that the peer has closed, and has not taken everything from yet: likewise.
+    counting_delivering: u64,
+    delivering: u64,
     oldest: Option<Oldest>,
     absent_polls: u8,
-    /// Counts at steps of [`SAMPLE_INTERVAL`], oldest first.
+    /// Counts at steps of [`sample_interval`], oldest first.
     samples: VecDeque<(Ktime, u64)>,
 }
 
 impl Group {
-    /// Sockets gained over at most a minute, and over how long; `None` before the second sample.
-    fn growth(&self, now: Ktime) -> Option<(u64, Duration)> {
+    /// Sockets gained since the oldest sample, and over how long; `None` before there is one.
+    fn growth(&self, cx: &Context<'_>) -> Option<(u64, Duration)> {
         let (then, count) = *self.samples.front()?;
-        let span = now.since(then);
-        (span >= SAMPLE_INTERVAL).then(|| (self.count.saturating_sub(count), span))
+        let span = cx.now.since(then);
+        (span >= sample_interval(cx)).then(|| (self.count.saturating_sub(count), span))
     }
 
+    /// Grown fast enough, and again and again: a burst of clients that leave together is no leak.
     fn leaks(&self, cx: &Context<'_>) -> bool {
-        self.growth(cx.now)
-            .is_some_and(|(gained, _)| gained >= cx.thresholds.half_open.leak_per_minute.max(1))
+        const RISES: usize = 3;
+        let counts = self.samples.iter().map(|(_, count)| *count);
+        let later = counts.clone().skip(1).chain([self.count]);
+        let rises = counts.zip(later).filter(|(then, now)| now > then).count();
+        self.growth(cx).is_some_and(|(gained, span)| {
+            let per_minute = gained as f64 * 60.0 / span.as_secs_f64();
+            rises >= RISES && per_minute >= cx.thresholds.half_open.leak_per_minute.max(1) as f64
+        })
+    }
+
+    fn reading(&self, state: TcpState, cx: &Context<'_>) -> Reading {
+        if self.leaks(cx) {
+            Reading::Leak
+        } else if state == TcpState::FinWait2 || self.delivering == self.count {
+            Reading::SlowPeer
+        } else {
+            Reading::Forgotten
+        }
     }
 }
 
@@ -137,6 +183,8 @@ impl HalfClosed {
                 sharing: 0,
                 shared: 0,
                 peak: 0,
+                counting_delivering: 0,
+                delivering: 0,
                 oldest: None,
                 absent_polls: 0,
                 samples: VecDeque::new(),
@@ -157,6 +205,8 @@ impl HalfClosed {
         group.counting += 1;
         let holders = body.owner.and_then(|owner| owner.holders);
         group.sharing += u64::from(holders > Some(1));
+        group.counting_delivering +=
+            u64::from(socket.state == TcpState::CloseWait && body.tcp.waiting_bytes() > 0);
         if group.oldest.is_none_or(|oldest| since < oldest.since) {
             group.oldest = Some(Oldest {
                 since,
@@ -182,6 +232,7 @@ impl HalfClosed {
             };
             let counted = std::mem::take(&mut group.counting);
             let shared = std::mem::take(&mut group.sharing);
+            let delivering = std::mem::take(&mut group.counting_delivering);
             if counted == 0 {
                 group.absent_polls += 1;
                 // One poll may have lost its snapshots to a full ring.
@@ -196,14 +247,15 @@ impl HalfClosed {
             group.absent_polls = 0;
             group.count = counted;
             group.shared = shared;
+            group.delivering = delivering;
             group.peak = group.peak.max(counted);
             judge(&key, group, cx);
             if group
                 .samples
                 .back()
-                .is_none_or(|(at, _)| cx.now.since(*at) >= SAMPLE_INTERVAL)
+                .is_none_or(|(at, _)| cx.now.since(*at) >= sample_interval(cx))
             {
-                if group.samples.len() == SAMPLES {
+                if group.samples.len() == SAMPLES as usize {
                     group.samples.pop_front();
                 }
                 group.samples.push_back((cx.now, counted));
@@ -266,7 +318,11 @@ fn draft(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> Draft {
     if group.shared > 0 {
         facts = facts.count("shared_sockets", group.shared);
     }
-    if let Some((gained, span)) = group.growth(cx.now) {
+    if key.state == TcpState::CloseWait {
+        facts = facts.count("still_sending", group.delivering);
+    }
+    facts = facts.text("looks_like", group.reading(key.state, cx).name());
+    if let Some((gained, span)) = group.growth(cx) {
         facts = facts
             .count("gained_sockets", gained)
             .seconds("gained_within_s", span);
@@ -303,22 +359,25 @@ fn summary(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> String {
             said_seconds(cx.now.since(oldest.since))
         )
     });
-    let trend = match group.growth(cx.now) {
+    let trend = match group.growth(cx) {
         Some((gained, span)) if group.leaks(cx) => {
             format!("; {gained} more within {}: a leak", said_seconds(span))
         }
         _ => String::new(),
     };
-    if key.state == TcpState::CloseWait {
-        format!(
+    match (key.state, group.reading(key.state, cx)) {
+        (TcpState::CloseWait, Reading::SlowPeer) => format!(
+            "{owner} holds {sockets} in CLOSE_WAIT{oldest}: the peer has closed its side, and is slow to take \
+             what it is still sent"
+        ),
+        (TcpState::CloseWait, _) => format!(
             "{owner} holds {sockets} in CLOSE_WAIT{oldest}: the peer has closed, close() was not \
              called{trend}"
-        )
-    } else {
-        format!(
+        ),
+        _ => format!(
             "{owner} holds {sockets} in FIN_WAIT2{oldest}: it has shut its side, the peer does not \
              close{trend}"
-        )
+        ),
     }
 }
 
@@ -333,8 +392,8 @@ fn advice(key: &Key, group: &Group, cx: &Context<'_>) -> Vec<Cow<'static, str>> 
                 .into(),
         ];
     }
-    match (key.state, group.leaks(cx)) {
-        (TcpState::CloseWait, true) => vec![
+    match (key.state, group.reading(key.state, cx)) {
+        (TcpState::CloseWait, Reading::Leak) => vec![
             format!("find the path in {owner} that forgets close() after read() returned 0").into(),
             format!(
                 "watch its descriptors (ls /proc/{}/fd) against its limit: at RLIMIT_NOFILE accept() \
@@ -343,7 +402,23 @@ fn advice(key: &Key, group: &Group, cx: &Context<'_>) -> Vec<Cow<'static, str>> 
             )
             .into(),
         ],
-        (TcpState::CloseWait, false) => vec![
+        (TcpState::CloseWait, Reading::SlowPeer) => vec![
+            format!("nothing leaks: bound how long {owner} waits for such a peer (SO_SNDTIMEO, \
+                     TCP_USER_TIMEOUT, or a limit of its own)")
+                .into(),
+        ],
+        (_, Reading::Leak) => vec![
+            format!("find what in {owner} shuts connections and never closes them: a reader that waits \
+                     without a timeout for the peer's end")
+                .into(),
+            format!(
+                "watch its descriptors (ls /proc/{}/fd) against its limit: at RLIMIT_NOFILE accept() \
+                 fails",
+                key.pid
+            )
+            .into(),
+        ],
+        (TcpState::CloseWait, Reading::Forgotten) => vec![
             format!("find out what {owner} waits for before it closes: a stuck task, or a peer it \
                      forgot")
                 .into(),

@@ -3,3 +3,4 @@
 pub(crate) mod dead_peer;
 pub(crate) mod half_closed;
 pub(crate) mod handshake;
+pub(crate) mod idle;

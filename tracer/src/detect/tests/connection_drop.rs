@@ -11,7 +11,7 @@ use rstest::rstest;
 use super::evidence;
 use crate::{
     detect::{Thresholds, errno},
-    finding::{FindingKind, Status, Subject, Value},
+    finding::{Certainty, FindingKind, Status, Subject, Value},
     testing::{Run, socket},
 };
 
@@ -88,8 +88,21 @@ fn the_fields_are_the_cause(
 }
 
 #[rstest]
-#[case::unread(0, |ending: &mut Ending| ending.unread = 5, "closed_with_unread_data")]
+#[case::unread(0, |ending: &mut Ending| {
+    // The RST follows the change of state.
+    ending.flags = 0;
+    ending.unread = 5;
+}, "closed_with_unread_data")]
+#[case::window(errno::ETIMEDOUT, |ending: &mut Ending| {
+    ending.tcp.probes_out = 3;
+    ending.tcp.write_seq = 9;
+}, "window_probe")]
 #[case::keepalive(errno::ETIMEDOUT, |ending: &mut Ending| ending.tcp.probes_out = 3, "keepalive")]
+#[case::orphan(0, |ending: &mut Ending| {
+    ending.old_state = state::FIN_WAIT1;
+    ending.flags = ending_flag::ORPHAN;
+    ending.tcp.write_seq = 1;
+}, "orphan")]
 #[case::user(errno::ETIMEDOUT, |ending: &mut Ending| ending.tcp.user_timeout_ms = 3, "user_timeout")]
 fn more_fields_tell_more(
     #[case] error: u32,
@@ -103,6 +116,39 @@ fn more_fields_tell_more(
     });
     let how = Value::Text(how.to_owned().into());
     assert_eq!(*evidence(run.only(), "how"), how);
+}
+
+/// Before 6.10 an application may read its error while the kernel has not changed the state yet.
+#[rstest]
+#[case(|ending: &mut Ending| ending.tcp.retransmits = 3, "data")]
+#[case(|ending: &mut Ending| {
+    ending.tcp.retransmits = 3;
+    ending.soft_error = errno::ENETUNREACH;
+}, "icmp")]
+#[case(|ending: &mut Ending| {
+    ending.tcp.probes_out = 1;
+    ending.tcp.write_seq = 9;
+}, "window_probe")]
+#[case(|ending: &mut Ending| {
+    ending.tcp.probes_out = 1;
+    ending.flags = ending_flag::RST_SENT;
+}, "keepalive")]
+#[case(|ending: &mut Ending| ending.flags = ending_flag::RST_SENT, "killed")]
+fn an_error_that_was_taken_first_is_concluded(
+    #[case] change: impl Fn(&mut Ending),
+    #[case] how: &str,
+) {
+    let mut run = Run::new();
+    run.ending(service(), |ending| {
+        ended(0, state::ESTABLISHED, 0)(ending);
+        change(ending);
+    });
+    let finding = run.only();
+    assert_eq!(
+        *evidence(finding, "how"),
+        Value::Text(how.to_owned().into())
+    );
+    assert_eq!(finding.certainty, Certainty::Inferred, "{finding:#?}");
 }
 
 /// What `--emit connection` brings beyond the deaths.

@@ -272,3 +272,36 @@ fn a_healthy_connection_that_was_there_before_is_nothing_but_counted() {
     let seeds = run.pipeline.tallies().seeds;
     assert_eq!((seeds.seeds, seeds.seed_unowned), (1, 0));
 }
+
+#[test]
+fn a_closed_connection_whose_data_waits_is_an_orphan() {
+    let mut run = Run::new();
+    let mut orphan = socket(LOCAL, REMOTE);
+    orphan.state = state::FIN_WAIT1;
+    for timeouts in 1..=3 {
+        run.retransmit(orphan, |retransmit| {
+            retransmit.tcp.retransmits = timeouts;
+            retransmit.tcp.orphan = 1;
+        });
+    }
+    let finding = run.only();
+    assert_eq!(evidence(finding, "orphan"), &Value::Text("yes".into()));
+    // Eight retries, and not fifteen.
+    assert_eq!(
+        evidence(finding, "kernel_gives_up_after_s"),
+        &Value::Number(102.2)
+    );
+    assert!(
+        finding
+            .summary
+            .ends_with("the application has closed the connection and is not told"),
+        "{finding:#?}"
+    );
+    assert!(
+        finding
+            .advice
+            .iter()
+            .any(|advice| advice.contains("tcp_orphan_retries")),
+        "{finding:#?}"
+    );
+}

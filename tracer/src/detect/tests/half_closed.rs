@@ -52,6 +52,10 @@ fn forgotten_closes_are_grouped_by_process_and_resolve_when_gone() {
     run.assert_replays(Thresholds::default());
 }
 
+fn looks_like(run: &Run) -> &Value {
+    evidence(run.only(), "looks_like")
+}
+
 #[test]
 fn growth_reads_like_a_leak_and_steadiness_does_not() {
     let mut run = Run::new();
@@ -69,10 +73,12 @@ fn growth_reads_like_a_leak_and_steadiness_does_not() {
         "{}",
         run.only().summary
     );
+    assert_eq!(looks_like(&run), &Value::Text("leak".into()));
 
+    // A burst that left together.
     let mut run = Run::new();
-    for _ in 0..7 {
-        poll(&mut run, state::CLOSE_WAIT, 4, Duration::from_secs(61));
+    for count in [1, 4, 4, 9, 9, 9, 9] {
+        poll(&mut run, state::CLOSE_WAIT, count, Duration::from_secs(61));
         run.skip(Duration::from_secs(10));
     }
     assert!(
@@ -80,6 +86,24 @@ fn growth_reads_like_a_leak_and_steadiness_does_not() {
         "{}",
         run.only().summary
     );
+    assert_eq!(looks_like(&run), &Value::Text("forgotten".into()));
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn a_peer_that_is_slow_to_take_its_data_is_no_leak() {
+    let mut run = Run::new();
+    let mut slow = socket("10.0.0.1:80", "10.0.0.2:4000");
+    slow.state = state::CLOSE_WAIT;
+    let since_ns = run.ktime_ns() - 100_000_000_000;
+    run.snapshot(slow, |snapshot| {
+        snapshot.since_ns = since_ns;
+        snapshot.tcp.write_seq = 5000;
+    });
+    run.tick();
+    assert_eq!(looks_like(&run), &Value::Text("slow_peer".into()));
+    assert!(run.only().summary.contains("slow"), "{:#?}", run.only());
+    assert_eq!(evidence(run.only(), "still_sending"), &Value::Count(1));
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod connection_drop;
 mod dead_peer;
 mod half_closed;
 mod handshake;
+mod idle;
 mod lifecycle;
 mod refusal;
 mod retransmit_storm;

@@ -323,6 +323,7 @@ Where in its life the connection is tells the three causes apart:
   ss -tno state established                   dead_peer: Send-Q stays, timer:(on,…,7) grows
   ss -tnp state close-wait                    half_closed: the peer closed, this process did not
   ss -tnp state fin-wait-2                    half_closed: this process closed, the peer did not
+  ss -tnpo state established                  idle_without_keepalive: no timer:(keepalive,…)
 
 handshake: the client waits for what does not arrive, or forged its address. dead_peer: both ends were
 there, and the peer or the path is gone. half_closed: the network is in order, an application forgot
@@ -367,7 +368,11 @@ the path or the machine. Only this one: something in between forgot it.
 
 Until then the application waits. TCP_USER_TIMEOUT bounds that for unacknowledged data, keepalive
 (with short TCP_KEEPIDLE and TCP_KEEPINTVL) for idle connections; net.ipv4.tcp_retries2 bounds it for the
-whole host, at 15 that is about 15 minutes.",
+whole host, at 15 that is about 15 minutes.
+
+`orphan`: the application has closed the connection, and its last bytes (or the FIN) are not acknowledged. Nobody is
+told when the kernel gives up, after net.ipv4.tcp_orphan_retries. An application that must know its last bytes
+arrived shuts its side down and reads until the peer's end before it closes.",
     },
     Entry {
         word: "half_closed",
@@ -377,12 +382,49 @@ Sockets that one side has closed, for longer than a minute. CLOSE_WAIT: the peer
 process has not: it did not notice the end of the stream, or lost the descriptor. FIN_WAIT2: this
 process shut its side down, and the peer keeps its own open.
 
-If the number grows (`gained_sockets`), it is a descriptor leak: in the end accept() and open() fail with
-EMFILE. Find the path that returns without close(), usually an error path, or a pool that never checks its
-idle connections. If it does not grow, it is one slow peer or one forgotten connection.
+`looks_like` reads it. `leak`: the number grows again and again (`gained_sockets`); in the end accept() and open()
+fail with EMFILE. Find the path that returns without close(), usually an error path, or a pool that never checks
+its idle connections. `slow_peer`: nothing grows, and it is the peer that takes its time: it does not close
+(FIN_WAIT2), or takes slowly what it is still sent (CLOSE_WAIT, `still_sending`). `forgotten`: nothing grows, and
+nothing is left to do on them; a task is stuck, or forgot one.
 
 No sysctl mends CLOSE_WAIT: only the process can close its descriptor. `ls -l /proc/PID/fd` and `ss -tnp
 state close-wait` name them.",
+    },
+    Entry {
+        word: "idle_without_keepalive",
+        of: Some("half_open"),
+        text: "\
+Found by `--audit keepalive`: established connections on which nothing has passed for 15 minutes or longer,
+and which have SO_KEEPALIVE off. Nothing is wrong with them as far as anybody can see, and that is the
+point: a peer that lost its power, or a firewall that forgot the connection, sends no FIN. TCP notices only
+when it sends something, and nobody does. Such a connection stays for days, holds its descriptor and its
+place in a pool, and fails the next request that is given to it.
+
+`oldest_idle_s` and `most_frequent_remotes` say where to begin: many connections to one service are a pool,
+many clients of one listener are a server without an idle timeout. To see them yourself:
+
+  ss -tnpo state established                  those without timer:(keepalive,…) have it off
+  ss -tni | grep lastsnd                      lastsnd, lastrcv: ms since data passed
+
+Let the application set SO_KEEPALIVE with TCP_KEEPIDLE (or use a runtime that does), below the idle timeout of
+what lies between: 350 s at some clouds, 5 days in Linux' own netfilter. net.ipv4.tcp_keepalive_time does
+nothing for a socket that did not ask. A heartbeat of the protocol above serves as well, and checks more.",
+    },
+    Entry {
+        word: "idle_without_timer",
+        of: Some("half_open"),
+        text: "\
+Found by `--audit keepalive`: connections with bytes that the application wrote and the peer has not
+acknowledged (`waiting_bytes`), on which nothing passes, while no retransmission timer and no window probe is
+pending. The kernel will not try by itself again; only an ACK of the peer or another write() can move it.
+
+This should not happen: every path in TCP that leaves data behind starts a timer. It is a bug of the kernel, of a
+module, or of a program that restored the socket (TCP_REPAIR).
+
+  ss -tinom                                   no timer:(…), and Send-Q above 0
+
+Keep that output with the kernel's version, let the application close the connection, and report it.",
     },
     Entry {
         word: "retransmit_storm",

@@ -5,6 +5,7 @@ use std::{borrow::Cow, time::Duration};
 use super::Silence;
 use crate::{
     detect::{Context, Draft, Facts, errno, hooks, plural, said_seconds},
+    event::Tcp,
     finding::FindingKind,
 };
 
@@ -21,6 +22,21 @@ fn gives_up_after(retries: u32) -> Duration {
     doubled + RTO_MAX.saturating_mul(retries.saturating_sub(DOUBLINGS))
 }
 
+/// How often the kernel tries: `tcp_retries2`, and without an application that waits `tcp_orphan_retries`, whose 0
+/// stands for 8 (net/ipv4/tcp_timer.c, `tcp_orphan_retries`).
+fn retries(tcp: &Tcp, cx: &Context<'_>) -> Option<u32> {
+    const OF_ZERO: u64 = 8;
+    let retries = if tcp.orphan {
+        let retries = cx.sysctl_number(ORPHAN_RETRIES)?;
+        if retries == 0 { OF_ZERO } else { retries }
+    } else {
+        cx.sysctl_number("net.ipv4.tcp_retries2")?
+    };
+    u32::try_from(retries).ok()
+}
+
+const ORPHAN_RETRIES: &str = "net.ipv4.tcp_orphan_retries";
+
 pub(super) fn draft(
     silence: &Silence,
     stage: &'static str,
@@ -30,10 +46,9 @@ pub(super) fn draft(
     let connection = &silence.connection;
     let tcp = &connection.tcp;
     let silent = cx.now.since(silence.since);
-    let retries2 = cx
-        .sysctl_number("net.ipv4.tcp_retries2")
-        .and_then(|n| u32::try_from(n).ok());
-    let limit = tcp.user_timeout.or_else(|| retries2.map(gives_up_after));
+    let limit = tcp
+        .user_timeout
+        .or_else(|| retries(tcp, cx).map(gives_up_after));
     let mut facts = Facts::default()
         .count("unacked_bytes", tcp.unacked_bytes())
         .count("consecutive_timeouts", silence.timeouts)
@@ -47,7 +62,9 @@ pub(super) fn draft(
     {
         facts = facts.seconds("kernel_gives_up_after_s", limit);
     }
-    if let Some(keepalive) = tcp.keepalive {
+    if tcp.orphan {
+        facts = facts.text("orphan", "yes");
+    } else if let Some(keepalive) = tcp.keepalive {
         facts = facts.text("keepalive", if keepalive { "on" } else { "off" });
     }
     if connection.older {
@@ -97,9 +114,14 @@ fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: D
         plural(silence.count(), "unanswered window probe")
     };
     let silent = said_seconds(silent);
+    let orphan = if silence.connection.tcp.orphan {
+        "; the application has closed the connection and is not told"
+    } else {
+        ""
+    };
     match stage {
         "confirmed" => format!(
-            "{remote} is gone: the kernel gave up with {} after {tried} in {silent}",
+            "{remote} is gone: the kernel gave up with {} after {tried} in {silent}{orphan}",
             errno.and_then(errno::name).unwrap_or("another error"),
         ),
         "recovered" => format!("{remote} answers again after {tried} in {silent}"),
@@ -113,7 +135,9 @@ fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: D
         _ if silence.is_local() => format!(
             "nothing sent to {remote} leaves this host: {tried} in {silent}, {unacked} bytes wait"
         ),
-        _ => format!("{remote} is silent: {tried} in {silent}, {unacked} bytes unacknowledged"),
+        _ => format!(
+            "{remote} is silent: {tried} in {silent}, {unacked} bytes unacknowledged{orphan}"
+        ),
     }
 }
 
@@ -148,7 +172,21 @@ fn advice(
         )
         .into(),
     );
-    if stage == "suspected" {
+    if tcp.orphan {
+        let retries = cx.sysctl(ORPHAN_RETRIES).unwrap_or("unknown");
+        advice.push(
+            "let the application see its last data arrive before it closes: shutdown(), then read until the \
+             peer's end"
+                .into(),
+        );
+        advice.push(
+            format!(
+                "net.ipv4.tcp_orphan_retries (now {retries}; 0 stands for 8) bounds how long the kernel keeps \
+                 what was closed"
+            )
+            .into(),
+        );
+    } else if stage == "suspected" {
         if tcp.user_timeout.is_none() && silence.timeouts > 0 {
             let retries2 = cx.sysctl("net.ipv4.tcp_retries2").unwrap_or("unknown");
             let after = limit.map_or_else(String::new, |limit| {

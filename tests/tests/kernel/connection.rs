@@ -1,0 +1,129 @@
+//! `--emit connection`: what is said of a connection at its end is what its ends counted.
+
+use std::net::{Shutdown, SocketAddr};
+
+use conntracer_tests::{
+    family::{Family, SERVER_PORT},
+    link::Pair,
+    socket::{
+        Connection, abort_on_close, connect_without_waiting, hear_again, listen, make_lossy, tcp,
+        tcp_info, transfer, wait_acknowledged, wait_readable,
+    },
+    tracer::Run,
+    wait::{EVENTUALLY, SOON},
+};
+use serde_json::Value;
+use socket2::Socket;
+
+use crate::support::{assert_sound, binary, trace};
+
+/// What the server sends, and the client; in more segments than a lossy path leaves whole.
+const SENT: u64 = 300_000;
+const RECEIVED: u64 = 4_096;
+
+/// Three connections of one namespace: opened by the peer and closed by it first, opened and closed first here,
+/// and one over a lossy path that ends at once.
+#[test]
+fn a_connection_ends_with_what_its_ends_counted() {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &["--emit", "connection"]) else {
+        return;
+    };
+
+    let taken = pair.connect(Family::V4).unwrap();
+    exchange(&taken.accepted, &taken.connected);
+    let by_remote = address_of(&taken.accepted);
+    drop(taken.connected);
+    wait_readable(&taken.accepted).unwrap();
+    drop(taken.accepted);
+
+    let opened = connect_from_server(&pair, Family::V6);
+    exchange(&opened.connected, &opened.accepted);
+    let by_local = address_of(&opened.connected);
+    opened.connected.shutdown(Shutdown::Write).unwrap();
+    wait_readable(&opened.accepted).unwrap();
+    drop(opened.accepted);
+    wait_readable(&opened.connected).unwrap();
+    drop(opened.connected);
+
+    let lossy = pair.connect(Family::V4).unwrap();
+    make_lossy(&lossy.connected, 10).unwrap();
+    exchange(&lossy.accepted, &lossy.connected);
+    hear_again(&lossy.connected).unwrap();
+    wait_acknowledged(&lossy.accepted, EVENTUALLY).unwrap();
+    let by_nobody = address_of(&lossy.accepted);
+    let info = tcp_info(&lossy.accepted).unwrap();
+    abort_on_close(&lossy.accepted).unwrap();
+    drop(lossy.accepted);
+
+    tracer.wait_for_events(3, SOON).unwrap();
+    let run = tracer.stop().unwrap();
+    drop(lossy.connected);
+
+    for (remote, role, closed_first, orderly) in [
+        (by_remote, "passive", "remote", true),
+        (by_local, "active", "local", true),
+        (by_nobody, "passive", "nobody", false),
+    ] {
+        let ended = ending(&run, remote);
+        assert_eq!(ended["role"], role, "{ended}");
+        assert_eq!(ended["closed_first"], closed_first, "{ended}");
+        assert_eq!(ended["orderly"], orderly, "{ended}");
+        assert_eq!(ended["reset_sent"], !orderly, "{ended}");
+        assert_eq!(ended["bytes_sent"], SENT, "{ended}");
+        assert_eq!(ended["bytes_received"], RECEIVED, "{ended}");
+        assert_eq!(ended["unacked_bytes"], 0, "{ended}");
+        assert!(ended["age_ms"].is_u64() && ended["idle_ms"].is_u64());
+        assert_eq!(ended["process.pid"], std::process::id(), "{ended}");
+    }
+    let ended = ending(&run, by_nobody);
+    assert!(info.tcpi_total_retrans > 0, "a tenth of it was lost");
+    assert_eq!(ended["total_retrans"], info.tcpi_total_retrans, "{ended}");
+    assert_eq!(ended["srtt_us"], info.tcpi_rtt, "{ended}");
+    assert_eq!(ended["bytes_sent"], info.tcpi_bytes_acked, "{ended}");
+    assert_eq!(ended["bytes_received"], info.tcpi_bytes_received);
+    assert_sound(&run, &server);
+}
+
+/// Data both ways, acknowledged.
+fn exchange(ours: &Socket, theirs: &Socket) {
+    transfer(theirs, ours, RECEIVED).unwrap();
+    transfer(ours, theirs, SENT).unwrap();
+    wait_acknowledged(ours, EVENTUALLY).unwrap();
+    wait_acknowledged(theirs, EVENTUALLY).unwrap();
+}
+
+/// A connection from the server to a listener of the client.
+fn connect_from_server(pair: &Pair, family: Family) -> Connection {
+    let address = SocketAddr::new(family.client(), SERVER_PORT);
+    let listener = pair.client.run(|| listen(family, address, 1)).unwrap();
+    let connected = pair
+        .server
+        .run(|| {
+            let socket = tcp(family)?;
+            connect_without_waiting(&socket, address)?;
+            Ok(socket)
+        })
+        .unwrap();
+    Connection::accept(&listener, connected).unwrap()
+}
+
+fn address_of(socket: &Socket) -> SocketAddr {
+    socket.peer_addr().unwrap().as_socket().unwrap()
+}
+
+/// The one record about a connection to `remote`.
+#[track_caller]
+fn ending(run: &Run, remote: SocketAddr) -> &Value {
+    let ip = remote.ip().to_string();
+    let mut found = run.events().filter(|(kind, event)| {
+        *kind == "connection"
+            && event["network.peer.address"] == ip
+            && event["network.peer.port"] == remote.port()
+    });
+    let (_, event) = found.next().unwrap_or_else(|| panic!("{run:#?}"));
+    assert!(found.next().is_none(), "{run:#?}");
+    event
+}

@@ -1,0 +1,78 @@
+//! How long no data has passed on a connection; on demand, the record of one that has been idle for so long
+//! and that nothing will tell that its peer is gone. A raw tracepoint program attached to nothing, run by
+//! BPF_PROG_TEST_RUN with the socket's address, its birth and the time as arguments.
+
+use aya_ebpf::{
+    helpers::generated::bpf_jiffies64, macros::raw_tracepoint, programs::RawTracePointContext,
+};
+use conntracer_common::{
+    record::{Idle, idle_answer, idle_flag, kind},
+    tcp::{pending, state},
+};
+
+use crate::{
+    emit::{self, Lane},
+    maps::{Outcome, SOCKETS, global},
+    probes::socket,
+    sock::{self, field},
+};
+
+#[raw_tracepoint]
+pub(crate) fn idle(ctx: RawTracePointContext) -> i32 {
+    looked_at(&ctx, ctx.arg(0), ctx.arg(1), ctx.arg(2)) as i32
+}
+
+/// What the user half is answered.
+#[inline(always)]
+fn looked_at(ctx: &RawTracePointContext, sk: u64, born_ns: u64, limit_ns: u64) -> u32 {
+    // SAFETY: plain data.
+    let alive = unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.born_ns == born_ns);
+    let state = field!(sk, skc_state: u8);
+    if !alive || state == state::CLOSE {
+        return idle_answer::NOTHING;
+    }
+    let idle_ns = idle_ns(sk);
+    if idle_ns == u64::MAX || idle_ns < limit_ns {
+        return idle_answer::NOTHING;
+    }
+    let mut record = Idle {
+        header: emit::header::<Idle>(kind::IDLE),
+        idle_ns,
+        ..Idle::default()
+    };
+    sock::fill_tcp(sk, &mut record.tcp);
+    if state == state::ESTABLISHED && record.tcp.keepalive == 0 {
+        record.flags |= idle_flag::KEEPALIVE_OFF;
+    }
+    if record.tcp.snd_una != record.tcp.write_seq && record.tcp.pending == pending::NONE {
+        record.flags |= idle_flag::NO_TIMER;
+    }
+    if record.flags == 0 || !socket::fill(sk, &mut record.socket, &mut record.owner) {
+        return idle_answer::NOTHING;
+    }
+    if emit::emit(ctx, Lane::Bulk, &record) == Outcome::Lost {
+        idle_answer::LOST
+    } else {
+        idle_answer::SAID
+    }
+}
+
+/// Since data last went either way; `lsndtime` and `lrcvtime` are `tcp_jiffies32`, set when the connection is
+/// established too, and 0 on a socket that never was.
+#[inline(always)]
+pub(crate) fn idle_ns(sk: u64) -> u64 {
+    let (sent, received) = (field!(sk, lsndtime: u32), field!(sk, icsk_lrcvtime: u32));
+    // SAFETY: helper without preconditions.
+    let now = unsafe { bpf_jiffies64() } as u32;
+    let mut idle = u32::MAX;
+    if sent != 0 {
+        idle = now.wrapping_sub(sent);
+    }
+    if received != 0 && now.wrapping_sub(received) < idle {
+        idle = now.wrapping_sub(received);
+    }
+    if idle == u32::MAX {
+        return u64::MAX;
+    }
+    u64::from(idle) * u64::from(global!(OPTIONS.tick_ns))
+}
