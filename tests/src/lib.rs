@@ -6,6 +6,7 @@
 //! `tests/kernel`, and for the demo to show.
 
 pub mod bpf;
+pub mod btf;
 pub mod counters;
 pub mod family;
 pub mod forked;
@@ -16,6 +17,7 @@ pub mod netns;
 pub mod packet;
 pub mod proc_net;
 pub mod scenario;
+pub mod security;
 pub mod socket;
 pub mod tracer;
 pub mod wait;

@@ -7,6 +7,7 @@
 
 mod connect_failure;
 mod connection_drop;
+mod denied;
 mod doctor;
 mod emit;
 mod half_open;
