@@ -71,6 +71,8 @@ counters! {
     /// Probes of a window that has no room.
     win_probes = "TcpExt"."TCPWinProbe";
     spurious_rtx_host_queues = "TcpExt"."TCPSpuriousRtxHostQueues";
+    /// Bare third ACKs that a listener was asked not to take.
+    defer_accept_drop = "TcpExt"."TCPDeferAcceptDrop";
     /// Fast Open connections taken.
     fast_open_passive = "TcpExt"."TCPFastOpenPassive";
     abort_on_timeout = "TcpExt"."TCPAbortOnTimeout";
@@ -101,6 +103,7 @@ impl Counters {
             "TCPRetransFail" => self.retrans_fail,
             "RetransSegs" => self.retrans_segs - self.retrans_fail,
             "OutRsts" => self.out_rsts,
+            "AttemptFails" => self.attempt_fails,
             _ => return None,
         })
     }

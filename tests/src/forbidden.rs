@@ -10,7 +10,12 @@ use std::{
 use anyhow::{Context, Result};
 use socket2::SockAddr;
 
-use crate::{cgroup::Cgroup, family::Family, forked::Forked, program};
+use crate::{
+    cgroup::Cgroup,
+    family::Family,
+    forked::Forked,
+    program::{self, Purpose},
+};
 
 /// include/uapi/linux/bpf.h.
 const BPF_PROG_ATTACH: libc::c_long = 8;
@@ -42,8 +47,13 @@ impl Forbidden {
             Family::V4 => BPF_CGROUP_INET4_CONNECT,
             Family::V6 => BPF_CGROUP_INET6_CONNECT,
         };
-        let program = program::returning(DENY, BPF_PROG_TYPE_CGROUP_SOCK_ADDR, attach_type)
-            .context("loading a program for a control group")?;
+        let purpose = Purpose {
+            prog_type: BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
+            attach_type,
+            ..Purpose::default()
+        };
+        let program =
+            program::returning(DENY, purpose).context("loading a program for a control group")?;
         let directory = File::open(group.directory()).context("opening a control group")?;
         let mut attr = ProgAttach {
             target_fd: directory.as_raw_fd().cast_unsigned(),

@@ -6,6 +6,7 @@
 //! `tests/kernel`, and for the demo to show.
 
 pub mod bpf;
+pub mod btf;
 pub mod cgroup;
 pub mod counters;
 pub mod family;
@@ -20,6 +21,7 @@ pub mod peer;
 pub mod proc_net;
 mod program;
 pub mod scenario;
+pub mod security;
 pub mod sock_diag;
 pub mod socket;
 pub mod tracer;

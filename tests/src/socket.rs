@@ -119,6 +119,11 @@ pub fn take_fast_opens(listener: &Socket, requests: i32) -> Result<()> {
     set_tcp_option(listener, libc::TCP_FASTOPEN, requests).context("setting TCP_FASTOPEN")
 }
 
+/// Lets a listener wait so many seconds for data before it takes a client.
+pub fn defer_accept(listener: &Socket, seconds: i32) -> Result<()> {
+    set_tcp_option(listener, libc::TCP_DEFER_ACCEPT, seconds).context("setting TCP_DEFER_ACCEPT")
+}
+
 /// Makes connect() wait for the first data, and send it with the SYN.
 pub fn connect_with_data(socket: &Socket) -> Result<()> {
     set_tcp_option(socket, libc::TCP_FASTOPEN_CONNECT, 1).context("setting TCP_FASTOPEN_CONNECT")

@@ -9,7 +9,7 @@ use rtnetlink::LinkUnspec;
 
 use crate::{
     link::{find, with_handle},
-    program,
+    program::{self, Purpose},
 };
 
 /// `BPF_PROG_TYPE_XDP` and `XDP_DROP` (include/uapi/linux/bpf.h).
@@ -21,8 +21,11 @@ const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 
 /// Drops every packet that `interface` of the calling thread's namespace receives.
 pub fn drop_all(interface: &str) -> Result<()> {
-    let program =
-        program::returning(XDP_DROP, BPF_PROG_TYPE_XDP, 0).context("loading an XDP program")?;
+    let purpose = Purpose {
+        prog_type: BPF_PROG_TYPE_XDP,
+        ..Purpose::default()
+    };
+    let program = program::returning(XDP_DROP, purpose).context("loading an XDP program")?;
     with_handle(async |handle| {
         let index = find(handle, interface).await?.header.index;
         let mut message = LinkUnspec::new_with_index(index).build();

@@ -35,8 +35,12 @@ pub mod count {
     pub const LOSS_PROBE: usize = COOKIE_DROPPED + 10;
     /// Segments that the kernel counted as sent again and could not send, of which it tells from 6.17 on.
     pub const RETRANSMIT_FAILED: usize = COOKIE_DROPPED + 11;
+    /// Sockets that the kernel gave up before they were established (`tcp_done`).
+    pub const ATTEMPT_FAILED: usize = COOKIE_DROPPED + 12;
+    /// Requests that the peer's RST or SYN was to end and another CPU had ended already.
+    pub const REQUEST_STOLEN: usize = COOKIE_DROPPED + 13;
     /// Segments sent again, by [`class`]: this is the first.
-    pub const RETRANSMITTED: usize = COOKIE_DROPPED + 12;
+    pub const RETRANSMITTED: usize = COOKIE_DROPPED + 14;
     pub const COUNT: usize = RETRANSMITTED + class::COUNT;
 }
 
@@ -88,7 +92,8 @@ pub mod kernel {
     pub const TCP: usize = 14;
     pub const RETRANS_SEGS: usize = 14;
     pub const OUT_RSTS: usize = 15;
-    pub const COUNT: usize = 16;
+    pub const ATTEMPT_FAILS: usize = 16;
+    pub const COUNT: usize = 17;
 }
 
 /// The kernel's names of the counters: in its enumerations, and in /proc/net/netstat and /proc/net/snmp.
@@ -109,6 +114,7 @@ pub const KERNEL: [(&str, &str); kernel::COUNT] = [
     ("LINUX_MIB_TCPRETRANSFAIL", "TCPRetransFail"),
     ("TCP_MIB_RETRANSSEGS", "RetransSegs"),
     ("TCP_MIB_OUTRSTS", "OutRsts"),
+    ("TCP_MIB_ATTEMPTFAILS", "AttemptFails"),
 ];
 
 /// The kernel's counters of one namespace, summed over CPUs.
@@ -153,6 +159,9 @@ pub const fn expected(counts: &Counts) -> KernelCounts {
     sums[kernel::RETRANS_FAIL] = counts[c::RETRANSMIT_FAILED];
     sums[kernel::RETRANS_SEGS] = again;
     sums[kernel::OUT_RSTS] = counts[c::RESET_SENT];
+    sums[kernel::ATTEMPT_FAILS] = counts[c::ATTEMPT_FAILED]
+        .wrapping_add(counts[c::REQUEST_RESET])
+        .wrapping_add(counts[c::REQUEST_STOLEN]);
     sums
 }
 

@@ -977,7 +977,7 @@ const _: () = {
     assert!(size_of::<Ending>() == 240);
     assert!(size_of::<Probe>() == 208);
     assert!(size_of::<Snapshot>() == 208);
-    assert!(size_of::<Netns>() == 424);
+    assert!(size_of::<Netns>() == 448);
     assert!(size_of::<Seed>() == 240);
     assert!(size_of::<Seeded>() == 40);
     assert!(size_of::<Holders>() == 408);

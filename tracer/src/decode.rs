@@ -9,6 +9,7 @@ use std::{
 };
 
 use conntracer_common::{
+    netns::{KernelCounts, kernel},
     record::{
         self, Header, RetransmitTotals, idle_flag, kind, listener_flag, netns_flag, owner_source,
         path, process_flag, refusal_place, role, socket_flag, syn_evidence, syn_outcome,
@@ -92,7 +93,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
             Body::Tick
         }
         kind::LOSS => Body::Loss(loss(&read(bytes, &header)?)?),
-        kind::NETNS => Body::Netns(netns(&read(bytes, &header)?)),
+        kind::NETNS => Body::Netns(netns(bytes, &header)?),
         kind::SEED => Body::Seed(seed(&read(bytes, &header)?)?),
         kind::SEEDED => Body::Seeded(seeded(&read(bytes, &header)?)),
         kind::IDLE => Body::Idle(idle(&read(bytes, &header)?)?),
@@ -490,7 +491,27 @@ const fn seeded(raw: &record::Seeded) -> Seeded {
     }
 }
 
-const fn netns(raw: &record::Netns) -> Netns {
+/// A recording of an earlier conntracer has fewer counters, and the same ones first.
+fn netns(bytes: &[u8], header: &Header) -> Result<Netns, DecodeError> {
+    const LISTS: usize = 3;
+    const AROUND: usize = size_of::<record::Netns>() - LISTS * size_of::<KernelCounts>();
+    let told = bytes.len().saturating_sub(AROUND) / (LISTS * size_of::<u64>());
+    if told >= kernel::COUNT {
+        return Ok(compared(&read(bytes, header)?, kernel::COUNT));
+    }
+    let list = told * size_of::<u64>();
+    let mut whole = bytes.to_vec();
+    for lists in (1..=LISTS).rev() {
+        let end = size_of::<Header>() + lists * list;
+        whole.splice(
+            end..end,
+            [0; size_of::<KernelCounts>()].into_iter().skip(list),
+        );
+    }
+    Ok(compared(&read(&whole, header)?, told))
+}
+
+const fn compared(raw: &record::Netns, told: usize) -> Netns {
     Netns {
         id: raw.id,
         kernel: raw.kernel,
@@ -502,6 +523,7 @@ const fn netns(raw: &record::Netns) -> Netns {
         failures_untraced: raw.flags & netns_flag::FAILURES_UNTRACED != 0,
         uncompared: raw.uncompared,
         homeless: raw.homeless,
+        told,
     }
 }
 
@@ -623,6 +645,37 @@ mod tests {
     #[case::anything_else(class::OTHER, RetransmitType::Unknown)]
     fn what_sent_a_segment_again_is_its_type(#[case] class: u8, #[case] expected: RetransmitType) {
         assert_eq!(retransmit_type(class), expected);
+    }
+
+    #[test]
+    fn an_older_recording_has_fewer_counters() {
+        const FEWER: usize = kernel::ATTEMPT_FAILS;
+        let mut now = record::Netns {
+            kernel: std::array::from_fn(|at| at as u64),
+            before: [100; kernel::COUNT],
+            after: [200; kernel::COUNT],
+            homeless: 9,
+            ..record::Netns::default()
+        };
+        now.header.kind = kind::NETNS;
+        let words = |figures: &KernelCounts| figures[..FEWER].as_bytes().to_vec();
+        let body = [&now.kernel, &now.before, &now.after].map(words).concat();
+        let tail_at = size_of::<Header>() + 3 * size_of::<KernelCounts>();
+        let tail = now.as_bytes()[tail_at..].to_vec();
+        now.header.size = u16::try_from(size_of::<Header>() + body.len() + tail.len()).unwrap();
+        let older = [now.header.as_bytes(), &body, &tail].concat();
+        let Ok(Event {
+            body: Body::Netns(netns),
+            ..
+        }) = decode(&older)
+        else {
+            panic!("{:?}", decode(&older));
+        };
+        assert_eq!(netns.told, FEWER);
+        assert_eq!(netns.kernel[FEWER - 1], FEWER as u64 - 1);
+        assert_eq!(netns.kernel[FEWER], 0);
+        assert_eq!((netns.before[0], netns.after[FEWER - 1]), (100, 200));
+        assert_eq!(netns.homeless, 9);
     }
 
     #[test]

@@ -39,6 +39,7 @@ const HOOKS_OF: [&[&str]; kernel::COUNT] = [
     &["retransmit"],
     &["retransmit", "synack"],
     &["reset_sent"],
+    &["state", "request"],
 ];
 
 /// The residues as a finding's evidence names them, in the order of [`kernel`].
@@ -59,14 +60,11 @@ pub(crate) const EVIDENCE: [&str; kernel::COUNT] = [
     "residue_retrans_fail",
     "residue_retrans_segs",
     "residue_out_rsts",
+    "residue_attempt_fails",
 ];
 
 /// Counters of the same things that are never compared, and why.
-const NEVER: [(&str, &str); 3] = [
-    (
-        "AttemptFails",
-        "it counts requests that were reset and connect() calls that failed, but not all of those",
-    ),
+const NEVER: [(&str, &str); 2] = [
     (
         "TCPLostRetransmit",
         "it counts repeats that are marked lost, some of which are acknowledged after all and never sent \
@@ -83,6 +81,8 @@ const NEVER: [(&str, &str); 3] = [
 pub(crate) struct Reconciler {
     namespaces: Bounded<NetnsId, Netns>,
     of_all: Option<Netns>,
+    /// Counters that every record so far told: those that an older recording has not come last.
+    told: usize,
 }
 
 impl Reconciler {
@@ -90,10 +90,12 @@ impl Reconciler {
         Self {
             namespaces: Bounded::new(MAX_NAMESPACES),
             of_all: None,
+            told: kernel::COUNT,
         }
     }
 
     pub(crate) fn netns(&mut self, netns: &Netns) {
+        self.told = self.told.min(netns.told);
         if netns.id.inode == 0 {
             self.of_all = Some(*netns);
         } else if let Some(known) = self.namespaces.touch(&netns.id) {
@@ -150,6 +152,9 @@ impl Reconciler {
         }
         if counter == kernel::RETRANS_FAIL && self.of_all.is_some_and(|all| all.failures_untraced) {
             return Some("before Linux 6.17 only what was sent again is traced".into());
+        }
+        if counter >= self.told {
+            return Some("the conntracer that made this recording did not compare it".into());
         }
         why_not(plan, counter)
     }
@@ -332,6 +337,9 @@ fn likely(
             "the data of a Fast Open SYN of which only the SYN was acknowledged counts as a repeat"
         }
         kernel::OUT_RSTS => "resets that could not be allocated are counted all the same",
+        kernel::ATTEMPT_FAILS => {
+            "a RST to a Fast Open connection before its third ACK counts twice"
+        }
         kernel::SYNCOOKIES_SENT | kernel::REQ_Q_FULL_DO_COOKIES => {
             "BPF programs that make cookies are counted, and pass no hook"
         }
@@ -391,6 +399,7 @@ mod tests {
             failures_untraced: false,
             uncompared: 0,
             homeless: 0,
+            told: kernel::COUNT,
         }
     }
 
@@ -456,6 +465,25 @@ mod tests {
         let kprobes = plan(&[("syn", Rung::Kprobe, None), ("ack", Rung::Kprobe, None)]);
         let because = likely(kernel::LISTEN_DROPS, 2, &kprobes, &nothing);
         assert!(because.contains("the syn hook is a kprobe"), "{because}");
+    }
+
+    #[test]
+    fn what_an_older_recording_does_not_tell_is_not_compared() {
+        let older = Netns {
+            told: kernel::ATTEMPT_FAILS,
+            ..netns(1, 3, 3, 3)
+        };
+        let mut reconciler = Reconciler::new();
+        reconciler.netns(&older);
+        let plan = plan(&[
+            ("state", Rung::Tracepoint, None),
+            ("request", Rung::Fentry, None),
+            ("reset_sent", Rung::Tracepoint, None),
+        ]);
+        let report = reconciler.report(&plan, &[0; HOOKS.len()]);
+        assert!(report.not_reconciled["AttemptFails"].contains("recording"));
+        assert!(!report.not_reconciled.contains_key("OutRsts"));
+        assert_eq!(reconciler.residue(&plan, 1, kernel::ATTEMPT_FAILS), None);
     }
 
     #[test]

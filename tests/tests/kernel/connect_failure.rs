@@ -15,7 +15,7 @@ use conntracer_tests::{
 use rstest::rstest;
 use socket2::Socket;
 
-use crate::support::{assert_said, assert_sound, binary, lacking, trace};
+use crate::support::{assert_reconciled, assert_said, assert_sound, binary, lacking, trace};
 
 /// Nobody listens on them.
 const REFUSED: u16 = 9001;
@@ -137,6 +137,7 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
         .map(|(_, _, count, _)| count)
         .sum();
     assert_eq!((after - before).attempt_fails, counted);
+    assert_reconciled(&run, &server, &after);
     assert_said(&run, "connect_failure");
     assert_sound(&run, &server);
 }

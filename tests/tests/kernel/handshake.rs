@@ -15,7 +15,7 @@ use conntracer_tests::{
 use rstest::rstest;
 use rustix::process::Pid;
 
-use crate::support::{assert_said, assert_sound, binary, trace};
+use crate::support::{assert_reconciled, assert_said, assert_sound, binary, trace};
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -73,10 +73,13 @@ fn requests_that_clients_reset_equal_embryonic_rsts(#[case] family: Family) {
         })
         .unwrap();
     let counted = scenario.counted().unwrap();
+    let absolute = server.counters().unwrap();
     let run = tracer.stop().unwrap();
 
     let finding = only(&run);
     assert_eq!(finding.number(name), counted.embryonic_rsts, "{finding:#?}");
+    assert_eq!(counted.attempt_fails, REQUESTS, "{counted:#?}");
+    assert_reconciled(&run, &server, &absolute);
     assert_eq!(finding.count, counted.syn_retrans, "{finding:#?}");
     assert_eq!(finding.number("requests_aborted"), 0, "{finding:#?}");
     if name == "requests_reset" {
@@ -113,7 +116,7 @@ fn requests_that_complete_late_are_told(#[case] family: Family) {
     assert_eq!(finding.number("completed_late"), REQUESTS, "{finding:#?}");
     assert_eq!(finding.number("completed"), counted.passive_opens);
     assert_eq!(finding.number("syn_added"), REQUESTS, "{finding:#?}");
-    assert_eq!(finding.count, counted.syn_retrans, "{finding:#?}");
+    assert_eq!(finding.count, counted.syn_retrans, "{run:#?}");
     assert_eq!(finding.number(name), 0, "{finding:#?}");
     assert_sound(&run, &server);
 }

@@ -15,8 +15,8 @@ use conntracer_tests::{
     packet::send_syn,
     scenario::accept_queue::{AcceptQueueFull, AckOverflow, CLIENTS, VICTIMS},
     socket::{
-        self, abort_on_close, connect_with_data, connect_without_waiting, listen, listen_on,
-        take_fast_opens, tcp,
+        self, abort_on_close, connect_with_data, connect_without_waiting, defer_accept, listen,
+        listen_on, take_fast_opens, tcp,
     },
     tracer::{Run, Tracer},
     wait::{self, SOON},
@@ -25,7 +25,8 @@ use rstest::rstest;
 use socket2::Socket;
 
 use crate::support::{
-    assert_listener, assert_said, assert_sound, binary, is_syn_drop, lacking, overflows, trace,
+    assert_listener, assert_reconciled, assert_said, assert_sound, binary, is_syn_drop, lacking,
+    overflows, trace,
 };
 
 /// A client whose third ACK is refused tries again and again, and is one victim; the finding says that it
@@ -80,7 +81,8 @@ fn abort_on_overflow_equals_embryonic_resets(#[case] family: Family) {
     };
     scenario.provoke().unwrap();
     wait_for_cause(&mut tracer, "abort_on_overflow");
-    let counted = scenario.netns.counters().unwrap() - before;
+    let after = scenario.netns.counters().unwrap();
+    let counted = after - before;
     let run = tracer.stop().unwrap();
 
     let finding = only(&run, "abort_on_overflow");
@@ -95,6 +97,7 @@ fn abort_on_overflow_equals_embryonic_resets(#[case] family: Family) {
         "{finding:#?}"
     );
     assert_eq!(run.total("syn_drop", &["ack_overflow"]), 0, "{run:#?}");
+    assert_reconciled(&run, &scenario.netns, &after);
     assert_listener(finding, &scenario.netns, family.loopback_listener());
     assert_sound(&run, &scenario.netns);
 }
@@ -347,6 +350,41 @@ fn fast_open_is_added_and_completed(#[case] family: Family) {
         .unwrap();
     let counted = netns.counters().unwrap() - before;
     assert_eq!(counted.fast_open_passive, CLIENTS, "{counted:#?}");
+    assert_totals(&mut tracer, CLIENTS);
+    drop(listener);
+    let run = tracer.stop().unwrap();
+    assert_eq!(run.findings().count(), 0, "{run:#?}");
+    assert_sound(&run, &netns);
+}
+
+/// A listener that waits for data discards every bare third ACK: that is what it was asked to do, and no drop.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn deferred_accepts_are_added_and_completed(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    let before = netns.counters().unwrap();
+    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "syn"]) else {
+        return;
+    };
+    let address = family.loopback_listener();
+    let listener = netns
+        .run(|| {
+            let listener = listen(family, address, 64)?;
+            defer_accept(&listener, 10)?;
+            for _ in 0..CLIENTS {
+                let mut client = tcp(family)?;
+                client.connect(&address.into())?;
+                client.write_all(b"now")?;
+                let (mut accepted, _) = listener.accept()?;
+                accepted.read_exact(&mut [0; 3])?;
+            }
+            Ok(listener)
+        })
+        .unwrap();
+    let counted = netns.counters().unwrap() - before;
+    assert_eq!(counted.defer_accept_drop, CLIENTS, "{counted:#?}");
     assert_totals(&mut tracer, CLIENTS);
     drop(listener);
     let run = tracer.stop().unwrap();

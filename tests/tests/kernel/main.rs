@@ -9,6 +9,7 @@ mod audit;
 mod connect_failure;
 mod connection;
 mod connection_drop;
+mod denied;
 mod doctor;
 mod emit;
 mod filter;

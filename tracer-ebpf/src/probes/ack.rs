@@ -121,9 +121,9 @@ fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
 }
 
 /// A segment that `kfree_skb` freed at a listener (tracepoint rung), with what the kernel counted on this
-/// CPU since the last look. Without counters: a third ACK that found the accept queue full raises
-/// `sk_drops` by 2 (`tcp_listendrop`, and `sk_drops_add` at the discard), anything else by 1; those are
-/// explained but are no drops of a connection.
+/// CPU since the last look. Without counters: a third ACK that is refused raises `sk_drops` by 2
+/// (`tcp_listendrop`, and `sk_drops_add` at the discard), anything else by 1; those are explained but are no
+/// drops of a connection.
 #[inline(always)]
 pub(crate) fn freed_at_listener<C: EbpfContext>(
     ctx: &C,
@@ -143,16 +143,21 @@ pub(crate) fn freed_at_listener<C: EbpfContext>(
         return Outcome::Aggregated;
     }
     let full = field!(sk, sk_ack_backlog: u32) > field!(sk, sk_max_ack_backlog: u32);
-    let (overflowed, evidence) = if counted.known {
-        (counted.mib.overflows != 0, syn_evidence::COUNTERS)
+    let (refused, overflowed, evidence) = if counted.known {
+        let mib = &counted.mib;
+        (mib.drops != 0, mib.overflows != 0, syn_evidence::COUNTERS)
     } else {
-        (risen > 1 && full, syn_evidence::FIELDS)
+        (risen > 1, full, syn_evidence::FIELDS)
     };
-    if overflowed {
-        // Whether it brought a cookie does not show here.
-        listener::refused(entry, sk, skb, syn_outcome::ACK_OVERFLOW, 0);
-        listener::outcome(ctx, sk, entry, syn_outcome::ACK_OVERFLOW, evidence, skb)
-    } else {
-        Outcome::Aggregated
+    if !refused {
+        return Outcome::Aggregated;
     }
+    let outcome = if overflowed {
+        syn_outcome::ACK_OVERFLOW
+    } else {
+        syn_outcome::ACK_OTHER
+    };
+    // Whether it brought a cookie does not show here.
+    listener::refused(entry, sk, skb, outcome, 0);
+    listener::outcome(ctx, sk, entry, outcome, evidence, skb)
 }

@@ -4,6 +4,7 @@
 //! `tcp_check_req` runs for every third ACK and returns the child; only where it returns NULL is there
 //! more to ask. A request that it ended itself is in no hash table any more (`inet_csk_reqsk_queue_drop`),
 //! and was not taken away by another CPU meanwhile (`*req_stolen`): what `TcpExt EmbryonicRsts` counts.
+//! `Tcp AttemptFails` counts both.
 
 use aya_ebpf::{
     EbpfContext,
@@ -93,14 +94,23 @@ pub(crate) fn request_kretprobe(ctx: RetProbeContext) -> i32 {
 /// Whether the peer ended the request; every other packet that makes no connection is not our event.
 #[inline(always)]
 fn ended<C: EbpfContext>(ctx: &C, checked: &Checked) -> Outcome {
-    if field!(checked.request, skc_pprev: u64) != 0 || sock::read::<u8>(checked.stolen, 0) != 0 {
+    if field!(checked.request, skc_pprev: u64) != 0 {
         return Outcome::NotOurs;
     }
     // Our own RST, for a full accept queue, answers an ACK.
     if !sock::ends_request(checked.skb, field!(checked.request, treq_rcv_isn: u32)) {
         return Outcome::NotOurs;
     }
-    netns::count(sock::net_of(checked.request), count::REQUEST_RESET);
+    let stolen = sock::read::<u8>(checked.stolen, 0) != 0;
+    let total = if stolen {
+        count::REQUEST_STOLEN
+    } else {
+        count::REQUEST_RESET
+    };
+    netns::count(sock::net_of(checked.request), total);
+    if stolen {
+        return Outcome::NotOurs;
+    }
     count_at(ctx, checked.sk, syn_outcome::RESET)
 }
 

@@ -3,6 +3,7 @@
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
+    netns::count,
     record::{State, kind, role},
     stats::hook,
     tcp::state,
@@ -11,8 +12,8 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{Outcome, SOCKETS, account, asked_for, global},
-    probes::{connect, ending, failure, filter, listener, socket},
-    sock::{self, Argument, field, load},
+    probes::{connect, ending, failure, filter, listener, netns, socket},
+    sock::{self, Argument, SOCK_DEAD, field, load},
 };
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
@@ -28,6 +29,9 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     let new = ctx.arg::<i32>(2) as u8;
     if !sock::is_tcp(sk) {
         return Outcome::Filtered;
+    }
+    if new == state::CLOSE && attempt_failed(sk, old) {
+        netns::count(sock::net_of(sk), count::ATTEMPT_FAILED);
     }
     // A birth is of another owner than the socket's last life.
     if new != state::SYN_SENT && socket::is_refused(sk) {
@@ -80,6 +84,19 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     } else {
         said
     }
+}
+
+/// Whether `tcp_done` ends a socket that was never established, which it counts in `Tcp AttemptFails`. It is
+/// called with the error stored; `tcp_close`, `tcp_disconnect` and a failing connect() set the state alone
+/// and before any error. A child that could not be finished (`put_and_exit` of `tcp_v4/v6_syn_recv_sock`)
+/// has no error, and is dead before it is done.
+#[inline(always)]
+fn attempt_failed(sk: u64, old: u8) -> bool {
+    if old != state::SYN_SENT && old != state::SYN_RECV {
+        return false;
+    }
+    load!(sk, sk_err: u32) != 0
+        || (old == state::SYN_RECV && field!(sk, skc_flags: u64) & SOCK_DEAD != 0)
 }
 
 /// Enters a half-closed state. A connection older than the tracer is adopted without an owner, so that a

@@ -667,6 +667,8 @@ pub struct Netns {
     /// Namespaces not compared, and counts that found no room.
     pub uncompared: u32,
     pub homeless: u32,
+    /// Counters that the record tells, the first ones; the others are 0 on all sides.
+    pub told: usize,
 }
 
 /// A socket that was there before conntracer.

@@ -325,6 +325,9 @@ fn reconciliation(text: &mut String, reconciliation: &Reconciliation) -> fmt::Re
 /// One listener on one line.
 fn queue(text: &mut String, listener: &Summary) -> fmt::Result {
     write!(text, "  {} netns {}", listener.local, listener.netns)?;
+    if let Some(families) = listener.takes {
+        write!(text, " ({families})")?;
+    }
     if let Some(owner) = &listener.owner {
         write!(text, ", {}", OwnerText(owner))?;
     }
@@ -336,8 +339,13 @@ fn queue(text: &mut String, listener: &Summary) -> fmt::Result {
     if listener.members > 1 {
         write!(text, " at the fullest of {} sockets", listener.members)?;
     }
-    if let Some(rate) = listener.accepts_per_s {
-        write!(text, ", accepts {rate:.1}/s")?;
+    match (listener.since_last_accept_s, listener.accepts_per_s) {
+        // What nobody waits for is no stall.
+        (Some(idle), _) if idle >= 1.0 && listener.ack_backlog > 0 => {
+            write!(text, ", nothing accepted for {idle:.1} s")?;
+        }
+        (_, Some(rate)) => write!(text, ", accepts {rate:.1}/s")?,
+        (_, None) => {}
     }
     writeln!(
         text,

@@ -238,10 +238,21 @@ fn sum(totals: &[u64]) -> u64 {
         .fold(0, |sum: u64, total| sum.saturating_add(*total))
 }
 
+/// Which clients an IPv6 any-address takes; `None` for any other address, which tells by itself.
+pub(crate) const fn takes(local: SocketAddr, v6_only: bool) -> Option<&'static str> {
+    match local {
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => {
+            Some(if v6_only { "IPv6" } else { "IPv6 and IPv4" })
+        }
+        _ => None,
+    }
+}
+
 /// One listener in numbers, for the `stats` line.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     pub local: SocketAddr,
+    pub takes: Option<&'static str>,
     pub netns: u32,
     pub owner: Option<finding::Owner>,
     pub members: usize,
@@ -420,6 +431,7 @@ impl Listeners {
                 let acceptor = service.acceptor(now, seen, told_apart);
                 Summary {
                     local: key.local,
+                    takes: takes(key.local, service.latest.v6_only),
                     netns: key.netns,
                     owner: service.owner.map(Into::into),
                     members: service.members.len(),

@@ -136,6 +136,7 @@ fn stats_keep_the_contract() {
     };
     let busy = Summary {
         local: "[::]:80".parse().unwrap(),
+        takes: Some("IPv6 and IPv4"),
         netns: 4026,
         owner: Some(owner),
         members: 4,
@@ -149,6 +150,13 @@ fn stats_keep_the_contract() {
         syn_cookies_sent: 2,
         syn_drops: 1,
     };
+    let stalled = Summary {
+        local: "10.0.0.1:443".parse().unwrap(),
+        takes: None,
+        accepts_per_s: Some(0.0),
+        since_last_accept_s: Some(12.4),
+        ..busy.clone()
+    };
     let unknown = Summary {
         owner: None,
         accepts_per_s: None,
@@ -156,7 +164,7 @@ fn stats_keep_the_contract() {
         ..busy.clone()
     };
     let account = Account {
-        listeners: vec![busy, unknown],
+        listeners: vec![busy, stalled, unknown],
         listeners_left_out: 1,
         ..Account::default()
     };

@@ -8,7 +8,8 @@
 //! ACK did: the client believes it is connected, and counts once however often it repeats its ACK),
 //! `abort_on_overflow` (the same where `tcp_abort_on_overflow` answers with a RST), `syn_queue_full`,
 //! `syn_queue_pressure` (the last quarter of `tcp_max_syn_backlog`), `no_route` (back to the client),
-//! `other`. A listener is an address, with all the sockets that share it (`SO_REUSEPORT`): the worst of
+//! `no_memory` (no socket was made of a third ACK that found room in the queue), `other` (a SYN refused by a
+//! security module, or for want of memory). A listener is an address, with all the sockets that share it (`SO_REUSEPORT`): the worst of
 //! them, which dropped the most, lends its queue to the words. A cookie in place of a stored request is `syn_cookies`: service goes on, without window
 //! scaling and SACK where timestamps are off.
 //!
@@ -27,7 +28,7 @@ use conntracer_common::{
     record::{SynTotals, syn_outcome},
 };
 
-use super::{Context, Life};
+use super::{Context, Life, hooks};
 use crate::{
     event::{Owner, Syn},
     finding::{FindingKind, Ktime},
@@ -48,18 +49,20 @@ enum Cause {
     SynQueueFull,
     SynQueuePressure,
     NoRoute,
+    NoMemory,
     Other,
     Cookies,
 }
 
 impl Cause {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::AcceptQueueFull,
         Self::AckOverflow,
         Self::AbortOnOverflow,
         Self::SynQueueFull,
         Self::SynQueuePressure,
         Self::NoRoute,
+        Self::NoMemory,
         Self::Other,
         Self::Cookies,
     ];
@@ -79,6 +82,7 @@ impl Cause {
             Self::SynQueueFull | Self::Cookies => "syn_queue_full",
             Self::SynQueuePressure => "syn_queue_pressure",
             Self::NoRoute => "no_route",
+            Self::NoMemory => "no_memory",
             Self::Other => "other",
         }
     }
@@ -91,9 +95,17 @@ impl Cause {
         )
     }
 
-    /// Whether it is the third ACK that is refused.
+    /// Whether it is the third ACK that finds the accept queue full.
     const fn is_of_ack(self) -> bool {
         matches!(self, Self::AckOverflow | Self::AbortOnOverflow)
+    }
+
+    /// The hook that tells it.
+    const fn hooks(self) -> &'static [u32] {
+        match self {
+            Self::AckOverflow | Self::AbortOnOverflow | Self::NoMemory => &hooks::ACK,
+            _ => &hooks::SYN,
+        }
     }
 
     /// The kernel's counters that count it too.
@@ -103,7 +115,9 @@ impl Cause {
                 &[kernel::LISTEN_OVERFLOWS, kernel::LISTEN_DROPS]
             }
             Self::SynQueueFull => &[kernel::REQ_Q_FULL_DROP, kernel::LISTEN_DROPS],
-            Self::SynQueuePressure | Self::NoRoute | Self::Other => &[kernel::LISTEN_DROPS],
+            Self::SynQueuePressure | Self::NoRoute | Self::NoMemory | Self::Other => {
+                &[kernel::LISTEN_DROPS]
+            }
             Self::Cookies => &[kernel::SYNCOOKIES_SENT, kernel::REQ_Q_FULL_DO_COOKIES],
         }
     }
@@ -118,9 +132,8 @@ impl Cause {
             Self::NoRoute => totals[syn_outcome::NO_ROUTE],
             Self::SynQueueFull => totals[syn_outcome::SYN_QUEUE_FULL],
             Self::SynQueuePressure => totals[syn_outcome::SYN_QUEUE_PRESSURE],
-            Self::Other => {
-                totals[syn_outcome::OTHER].saturating_add(totals[syn_outcome::ACK_OTHER])
-            }
+            Self::NoMemory => totals[syn_outcome::ACK_OTHER],
+            Self::Other => totals[syn_outcome::OTHER],
             Self::Cookies => totals[syn_outcome::COOKIE],
         }
     }

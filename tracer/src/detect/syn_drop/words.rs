@@ -6,10 +6,10 @@ use conntracer_common::record::syn_outcome;
 
 use super::{Cause, Told};
 use crate::{
-    detect::{Context, Draft, Facts, hooks, plural, said_seconds, who},
+    detect::{Context, Draft, Facts, plural, said_seconds, who},
     event::Syn,
     finding::Subject,
-    table::listener::{AcceptSight, Acceptor},
+    table::listener::{AcceptSight, Acceptor, takes},
 };
 
 /// Shares of the drops that are told one by one.
@@ -18,17 +18,17 @@ const SHARES_TOLD: usize = 8;
 pub(super) fn draft(told: &Told<'_>, cause: Cause, cx: &Context<'_>) -> Draft {
     let drops = told.drops;
     let doubt = cx
-        .doubt(
-            "syn_drop",
-            if cause.is_of_ack() {
-                &hooks::ACK
-            } else {
-                &hooks::SYN
-            },
-        )
+        .doubt("syn_drop", cause.hooks())
         .or_else(|| {
             (drops.by_fields && cause != Cause::Cookies)
                 .then(|| "the cause was concluded from the listener's queue lengths".into())
+        })
+        .or_else(|| {
+            (cause == Cause::NoMemory).then(|| {
+                "the kernel counts that it made no socket, and not why: a route that went meanwhile \
+                 does the same"
+                    .into()
+            })
         });
     Draft {
         kind: cause.kind(),
@@ -80,8 +80,7 @@ fn evidence(told: &Told<'_>, cause: Cause) -> Facts {
     }
     facts = members(facts, told);
     facts = accepts(facts, &told.acceptor);
-    if told.key.local.is_ipv6() && told.key.local.ip().is_unspecified() {
-        let families = if syn.v6_only { "IPv6" } else { "IPv6 and IPv4" };
+    if let Some(families) = takes(told.key.local, syn.v6_only) {
         facts = facts.text("takes", families);
     }
     let remote = service.latest.socket.remote;
@@ -223,9 +222,15 @@ fn summary(told: &Told<'_>, cause: Cause) -> String {
             "{local} dropped {}: this host has no route back to the client",
             plural(count, "SYN"),
         ),
+        Cause::NoMemory => format!(
+            "{local} refused {}, though its accept queue had room: the kernel made no socket, as it does \
+             for want of memory, and the clients believe they are connected",
+            plural(count, "third ACK"),
+        ),
         Cause::Other => format!(
-            "{local} dropped {} for want of memory, or by a security module",
-            plural(count, "connection request"),
+            "{local} dropped {} though both its queues had room: a security module refused, or there was \
+             no memory for a request",
+            plural(count, "SYN"),
         ),
         Cause::Cookies => format!(
             "{local} answered {} with cookies: its SYN queue is full ({} requests{which}, limit \
@@ -291,10 +296,22 @@ fn advice(told: &Told<'_>, cause: Cause) -> Vec<Cow<'static, str>> {
             )
             .into(),
         ),
-        Cause::Other => advice.push(
-            "look for memory pressure (TcpExt TCPMemoryPressures) and for denials in the audit log"
+        Cause::NoMemory => advice.push(
+            "look for who holds this host's memory: failed allocations in dmesg, TCP's share in \
+             /proc/net/sockstat, memory.events of the owner's cgroup"
                 .into(),
         ),
+        Cause::Other => {
+            advice.push(
+                "look for a denial first: ausearch -m avc, dmesg, and BPF LSM programs (bpftool prog)"
+                    .into(),
+            );
+            advice.push(
+                "without one, look for failed allocations in dmesg: a request is taken from memory that \
+                 must be free at once"
+                    .into(),
+            );
+        }
         Cause::Cookies => {
             advice.push(backlog(syn));
             advice.push(

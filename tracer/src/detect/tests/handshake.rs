@@ -70,6 +70,29 @@ fn a_discarded_third_ack_is_told_from_one_that_never_came() {
     assert_eq!(evidence(finding, "repeats_unanswered"), &Value::Count(0));
 }
 
+#[test]
+fn a_third_ack_without_a_socket_is_not_blamed_on_the_queue() {
+    let mut run = Run::new();
+    unanswered(&mut run, "10.0.0.2:4000", 2, true);
+    run.syn(listener(LOCAL, "10.0.0.2:4000"), |syn| {
+        syn.ack_backlog = 0;
+        syn.totals[syn_outcome::ACK_OTHER] = 1;
+        syn.totals[syn_outcome::REPEATED] = 3;
+        syn.totals[syn_outcome::REPEATED_ACKED] = 3;
+    });
+    run.finish();
+    let last = run.last_words();
+    let handshake = last
+        .iter()
+        .find(|finding| finding.kind == FindingKind::HalfOpen)
+        .unwrap();
+    assert!(
+        handshake.summary.contains("no socket was made of it"),
+        "{}",
+        handshake.summary
+    );
+}
+
 /// So many addresses, four of each network.
 fn addresses(count: u32) -> impl Iterator<Item = [u32; 4]> {
     (0..count).map(|number| {

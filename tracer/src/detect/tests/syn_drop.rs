@@ -109,7 +109,8 @@ fn each_cause_is_its_own_finding() {
             (FindingKind::SynDrop, "syn_queue_full", 4),
             (FindingKind::SynDrop, "syn_queue_pressure", 5),
             (FindingKind::SynDrop, "no_route", 6),
-            (FindingKind::SynDrop, "other", 7 + 10),
+            (FindingKind::SynDrop, "no_memory", 10),
+            (FindingKind::SynDrop, "other", 7),
             (FindingKind::SynCookies, "syn_queue_full", 2),
         ]
     );
@@ -149,6 +150,27 @@ fn a_cause_concluded_from_fields_says_so() {
     let finding = run.only();
     assert_eq!(finding.certainty, Certainty::Inferred);
     assert!(finding.because.as_ref().unwrap().contains("queue lengths"));
+}
+
+#[test]
+fn a_third_ack_of_which_no_socket_was_made_is_concluded_to_want_memory() {
+    let mut run = Run::new();
+    run.syn(listener("10.0.0.1:80", "10.0.0.2:4000"), |syn| {
+        syn.totals[syn_outcome::ADDED] = 3;
+        syn.totals[syn_outcome::ACK_OTHER] = 2;
+        syn.outcome = 9;
+    });
+    let finding = run.only();
+    assert_eq!((finding.cause.as_ref(), finding.count), ("no_memory", 2));
+    assert_eq!(finding.certainty, Certainty::Inferred);
+    assert!(finding.because.as_ref().unwrap().contains("not why"));
+    assert!(
+        finding.summary.contains("believe they are connected"),
+        "{}",
+        finding.summary
+    );
+    assert_eq!(evidence(finding, "syn_arrivals"), &Value::Count(3));
+    run.assert_replays(Thresholds::default());
 }
 
 #[test]

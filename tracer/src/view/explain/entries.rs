@@ -22,7 +22,7 @@ What the client sees tells the causes apart before you look at anything here:
   opens after 1, 3, 7 s     the SYN was dropped, and a repeated one got through
   times out                 every SYN was dropped: accept_queue_full for long, filtered,
                             reverse_path, no_route
-  opens, then hangs         the third ACK was dropped: ack_overflow
+  opens, then hangs         the third ACK was dropped: ack_overflow, no_memory
   \"connection reset\"        abort_on_overflow
   \"connection refused\"      no_listener
 
@@ -34,7 +34,7 @@ nsenter -t PID -n):
   ip netns exec NAME ss -ltn                  the same elsewhere
 
 ListenOverflows rises: the accept queue, so look at who should call accept(). ListenDrops alone: the SYN
-queue, memory or the route. Neither: the packet never got as far as the listener.
+queue, memory, the route or a security module. Neither: the packet never got as far as the listener.
 
 The count of the finding is the kernel's, not a sample; a listener is its address, with all sockets
 that share it. Do not begin by raising limits: a queue that nobody empties fills at any length.",
@@ -232,8 +232,9 @@ capture at the sender shows wrong checksums for every packet that the device is 
         word: "no_memory",
         of: Some("syn_drop"),
         text: "\
-The kernel had no memory for the packet or the request. The client sees 1, 3, 7 s or a timeout, and so do
-established connections on this host.
+The kernel had no memory for the packet, or for the socket that the third ACK was to make. Where it was the
+packet, the client sees 1, 3, 7 s or a timeout; where it was the socket, it believes it is connected and
+gets in a second or more late. Established connections on this host suffer, too.
 
   cat /proc/net/sockstat                      mem of TCP, in pages, against net.ipv4.tcp_mem
   nstat -az TcpExtTCPMemoryPressures TcpExtTCPAbortOnMemory
@@ -277,10 +278,16 @@ in the firewall's counters: it has passed that already.",
         word: "other",
         of: Some("syn_drop"),
         text: "\
-The kernel turned the client away for none of the usual reasons. What is left: no memory for the request, a
-security module (SELinux, AppArmor, a BPF LSM) that said no, or a reason the kernel does not name.
+The kernel turned the client away for none of the usual reasons. Of a SYN that reached a listener with room
+in both queues this is left: a security module (SELinux, AppArmor, Smack, a BPF LSM) said no, or there was
+no memory for the request. Of one dropped before: a reason that the kernel does not name, or that is
+in the evidence.
+
+A denial hits the same clients every time, and goes on; want of memory hits any client, and comes in bursts.
 
   ausearch -m avc -ts recent; dmesg | grep -i denied
+  bpftool prog list | grep -w lsm             programs that may say no without a word
+  dmesg | grep -i 'allocation failure'        requests are allocated where nobody can wait
   nstat -az TcpExtListenDrops TcpExtTCPMemoryPressures
   conntracer --emit drop                      each drop, with the kernel's reason
 

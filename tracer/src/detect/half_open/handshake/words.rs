@@ -114,6 +114,8 @@ fn summary(key: &ListenerKey, waiting: &Waiting, looks: Looks) -> String {
             let queues = waiting.queues();
             let why = if queues.ack_backlog > queues.max_ack_backlog {
                 "the accept queue is full"
+            } else if waiting.totals[syn_outcome::ACK_OTHER] > 0 {
+                "no socket was made of it, as for want of memory"
             } else {
                 "the accept queue was full, or the listener defers accept until data comes"
             };
