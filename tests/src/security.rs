@@ -14,7 +14,6 @@ use anyhow::{Context, Result};
 
 use crate::{
     btf,
-    family::Family,
     program::{self, Purpose, bpf, lift_limit},
 };
 
@@ -44,18 +43,16 @@ pub fn refuse_requests(port: u16) -> Result<Option<Refusing>> {
 
 /// Makes no connection of the next `clients` third ACKs to a listener on `port`, as if there were no memory
 /// for its socket (`sk_prot_alloc` asks `security_sk_alloc`). `None` as above.
-pub fn refuse_children(family: Family, port: u16, clients: u32) -> Result<Option<Refusing>> {
-    // Whether this CPU is making a child of the listener: bottom halves are off from entry to exit.
-    let making = create_map(BPF_MAP_TYPE_PERCPU_ARRAY).context("making a per-CPU array")?;
+pub fn refuse_children(port: u16, clients: u32) -> Result<Option<Refusing>> {
+    // Not `tcp_v4/v6_syn_recv_sock`, whose seven parameters no trampoline of 6.1 takes.
+    const FUNCTION: &str = "tcp_check_req";
+    // Whether this CPU is looking at a third ACK for the listener: bottom halves are off from entry to exit.
+    let looking = create_map(BPF_MAP_TYPE_PERCPU_ARRAY).context("making a per-CPU array")?;
     let count = create_map(BPF_MAP_TYPE_ARRAY).context("making an array")?;
-    let function = match family {
-        Family::V4 => "tcp_v4_syn_recv_sock",
-        Family::V6 => "tcp_v6_syn_recv_sock",
-    };
     let begins = [
         load_u64(R6, R1),
         load_port(R7, R6),
-        look_up(&making),
+        look_up(&looking),
         set(R1, 1),
         skip_if_equal(R7, i32::from(port), 1),
         set(R1, 0),
@@ -63,13 +60,13 @@ pub fn refuse_children(family: Family, port: u16, clients: u32) -> Result<Option
         RETURN_0.to_vec(),
     ];
     let ends = [
-        look_up(&making),
+        look_up(&looking),
         set(R1, 0),
         store_u64(R0, R1),
         RETURN_0.to_vec(),
     ];
     let refuses = [
-        look_up(&making),
+        look_up(&looking),
         load_u64(R1, R0),
         skip_if_equal(R1, 1, RETURN),
         RETURN_0.to_vec(),
@@ -83,8 +80,8 @@ pub fn refuse_children(family: Family, port: u16, clients: u32) -> Result<Option
         EXIT.to_vec(),
     ];
     attach(&[
-        (BPF_TRACE_FENTRY, function, begins.concat()),
-        (BPF_TRACE_FEXIT, function, ends.concat()),
+        (BPF_TRACE_FENTRY, FUNCTION, begins.concat()),
+        (BPF_TRACE_FEXIT, FUNCTION, ends.concat()),
         (BPF_MODIFY_RETURN, "security_sk_alloc", refuses.concat()),
     ])
 }

@@ -94,7 +94,7 @@ fn third_acks_without_memory_for_a_socket_equal_listen_drops(
     };
     let address = (family.loopback(), port).into();
     let _listener = netns.run(|| listen(family, address, BACKLOG)).unwrap();
-    let Some(_refusing) = security::refuse_children(family, port, CLIENTS.into()).unwrap() else {
+    let Some(_refusing) = security::refuse_children(port, CLIENTS.into()).unwrap() else {
         return lacking(NO_PROGRAMS);
     };
     let clients = netns
