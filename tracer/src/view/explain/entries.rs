@@ -381,6 +381,9 @@ If the number grows (`gained_sockets`), it is a descriptor leak: in the end acce
 EMFILE. Find the path that returns without close(), usually an error path, or a pool that never checks its
 idle connections. If it does not grow, it is one slow peer or one forgotten connection.
 
+A socket that several processes hold (`shared_sockets`) closes with the last of them: a parent that forgot
+its copy after fork(), or a child that inherited one it never uses, keeps it in CLOSE_WAIT for ever.
+
 No sysctl mends CLOSE_WAIT: only the process can close its descriptor. `ls -l /proc/PID/fd` and `ss -tnp
 state close-wait` name them.",
     },
