@@ -148,3 +148,30 @@ fn what_was_half_closed_before_is_so_for_that_long_at_least() {
         &Value::Count(7)
     );
 }
+
+#[test]
+fn a_close_that_only_one_of_two_holders_called_is_told_from_a_forgotten_one() {
+    let told = |holders: &[u8]| {
+        let mut run = Run::new();
+        for (port, holders) in (4000..).zip(holders) {
+            let mut socket = socket("10.0.0.1:80", &format!("10.0.0.2:{port}"));
+            socket.state = state::CLOSE_WAIT;
+            let since_ns = run.ktime_ns() - 61_000_000_000;
+            run.snapshot(socket, |snapshot| {
+                snapshot.since_ns = since_ns;
+                snapshot.owner.holders = *holders;
+            });
+        }
+        run.tick();
+        let finding = run.only();
+        let shared = finding
+            .evidence
+            .iter()
+            .find(|evidence| evidence.name == "shared_sockets")
+            .map(|evidence| evidence.value.clone());
+        (shared, finding.advice[0].starts_with("close every copy"))
+    };
+    assert_eq!(told(&[0, 1]), (None, false));
+    assert_eq!(told(&[1, 2]), (Some(Value::Count(1)), false));
+    assert_eq!(told(&[2, 3]), (Some(Value::Count(2)), true));
+}

@@ -395,6 +395,9 @@ its idle connections. `slow_peer`: nothing grows, and it is the peer that takes 
 (FIN_WAIT2), or takes slowly what it is still sent (CLOSE_WAIT, `still_sending`). `forgotten`: nothing grows, and
 nothing is left to do on them; a task is stuck, or forgot one.
 
+A socket that several processes hold (`shared_sockets`) closes with the last of them: a parent that forgot
+its copy after fork(), or a child that inherited one it never uses, keeps it in CLOSE_WAIT for ever.
+
 No sysctl mends CLOSE_WAIT: only the process can close its descriptor. `ls -l /proc/PID/fd` and `ss -tnp
 state close-wait` name them.",
     },
