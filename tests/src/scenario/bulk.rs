@@ -36,9 +36,6 @@ pub enum Loss {
     Random(u8),
     /// Packets of more than so many bytes; the client goes on sending small ones.
     LargerThan(u32),
-    /// Everything the client would receive, and so many percent of what leaves the sender in its own
-    /// firewall.
-    OwnOutput(u8),
 }
 
 /// Transfers from the server to the client across a veth pair.
@@ -86,15 +83,6 @@ impl Bulk {
         for connection in connections {
             self.transfers.push(self.start(connection)?);
         }
-        if let Loss::OwnOutput(percent) = self.loss {
-            // What was never sent would not be repeated.
-            wait::until("a first repeat", EVENTUALLY, || {
-                Ok((self.counted()?.retrans_segs > 0).then_some(()))
-            })?;
-            self.pair
-                .server
-                .run(|| drop_some_at(Hook::Output, Match::Percent(percent)))?;
-        }
         wait::until("the loss to be noticed", EVENTUALLY, || {
             if matches!(self.loss, Loss::LargerThan(_)) {
                 self.ask()?;
@@ -112,7 +100,6 @@ impl Bulk {
                 Match::Percent(percent)
             }
             Loss::LargerThan(bytes) => Match::LargerThan(bytes),
-            Loss::OwnOutput(_) => Match::Everything,
         };
         client.run(|| drop_some_at(Hook::Input, lost_by_client))
     }

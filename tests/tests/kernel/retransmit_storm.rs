@@ -70,8 +70,6 @@ fn storm_equals_retrans_segs(#[case] family: Family, #[values("ringbuf", "perf")
 #[rstest]
 #[case::random(Loss::Random(30), "path_loss", 10)]
 #[case::large(Loss::LargerThan(1400), "path_mtu", 10)]
-// Before Linux 6.17 what fails shows with the next one that does not: less and less often.
-#[case::by_this_host(Loss::OwnOutput(80), "local_drop", 2)]
 fn the_loss_of_many_transfers_is_their_remotes(
     #[case] loss: Loss,
     #[case] cause: &str,
