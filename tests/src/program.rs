@@ -5,6 +5,8 @@ use std::{
     os::fd::{FromRawFd, OwnedFd},
 };
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+
 /// `BPF_PROG_LOAD` (include/uapi/linux/bpf.h).
 const BPF_PROG_LOAD: libc::c_long = 5;
 
@@ -28,6 +30,12 @@ struct ProgLoad {
 
 /// A program of a type and an attach type (0 where the type needs none), which returns a number.
 pub(crate) fn returning(number: u32, prog_type: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    // Up to 5.10 programs are charged to RLIMIT_MEMLOCK; later kernels do not ask.
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    let _charged = setrlimit(Resource::Memlock, unlimited);
     // `r0 = number; exit`, as `struct bpf_insn`.
     let instructions = [(u64::from(number) << 32) | 0xb7, 0x95];
     let mut attr = ProgLoad {
