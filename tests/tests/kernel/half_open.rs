@@ -17,8 +17,8 @@ use conntracer_tests::{
         ghost_syns::{Cookies, GhostSyns},
         half_closed::{self, HalfClosed},
     },
-    socket::{fill, listen},
-    wait::{EVENTUALLY, SOON},
+    socket::{fill, listen, tcp_info},
+    wait::{self, EVENTUALLY, SOON},
 };
 use rstest::rstest;
 use rustix::{io::read, net::accept};
@@ -269,7 +269,12 @@ fn a_leak_is_told_from_a_slow_peer() {
         return;
     };
     let slow = pair.connect(Family::V4).unwrap();
-    fill(&slow.accepted).unwrap();
+    wait::until("the slow peer's window to be shut", EVENTUALLY, || {
+        fill(&slow.accepted)?;
+        let info = tcp_info(&slow.accepted)?;
+        Ok((info.tcpi_unacked == 0 && info.tcpi_backoff > 0).then_some(()))
+    })
+    .unwrap();
     slow.connected.shutdown(Shutdown::Write).unwrap();
     let address = Family::V4.veth_listener_on(SERVER_PORT + 1);
     let listener = server.run(|| listen(Family::V4, address, 16)).unwrap();
