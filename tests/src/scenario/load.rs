@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
+    cpu,
     family::{Family, SERVER_PORT},
     link::Pair,
     scenario::healthy::{ask, serve},
@@ -47,7 +48,9 @@ impl Load {
         let bulk = self.pair.connect(self.family)?;
         let is_over = AtomicBool::new(false);
         let made = thread::scope(|scope| -> Result<u32> {
+            // Packets of one connection that are sent on two CPUs overtake each other on a veth.
             let writing = scope.spawn(|| {
+                cpu::pin_to_one()?;
                 let chunk = vec![0; CHUNK];
                 while !is_over.load(Ordering::Relaxed) {
                     (&bulk.accepted)
@@ -60,6 +63,7 @@ impl Load {
                     .context("shutting down")
             });
             let reading = scope.spawn(|| {
+                cpu::pin_to_one()?;
                 std::io::copy(&mut { &bulk.connected }, &mut std::io::sink())
                     .context("reading in bulk")
             });

@@ -7,11 +7,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::Socket;
 
 use crate::{
     counters::Counters,
+    cpu,
     family::{Family, SERVER_PORT},
     link::Pair,
     packet,
@@ -152,7 +152,7 @@ impl SynFlood {
         std::thread::scope(|scope| {
             scope
                 .spawn(|| {
-                    pin_to_one_cpu()?;
+                    cpu::pin_to_one()?;
                     // Threads begin where their maker may run.
                     self.pair
                         .client
@@ -169,14 +169,4 @@ impl SynFlood {
 #[must_use]
 pub const fn stuck() -> SocketAddr {
     Family::V4.veth_listener_on(STUCK_PORT)
-}
-
-fn pin_to_one_cpu() -> Result<()> {
-    let allowed = sched_getaffinity(None).context("reading the CPU affinity")?;
-    let first = (0..CpuSet::MAX_CPU)
-        .find(|cpu| allowed.is_set(*cpu))
-        .context("no CPU to run on")?;
-    let mut one = CpuSet::new();
-    one.set(first);
-    sched_setaffinity(None, &one).context("setting the CPU affinity")
 }

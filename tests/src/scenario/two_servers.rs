@@ -3,7 +3,7 @@
 
 use std::{
     ffi::CStr,
-    io::Write as _,
+    io::{Read as _, Write as _},
     net::SocketAddr,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
@@ -12,12 +12,12 @@ use std::{
     ptr,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use socket2::{SockAddr, Socket};
 
 use crate::{
     family::{Family, SERVER_PORT},
-    forked::Forked,
+    forked::{self, Forked},
     netns::NetNs,
     socket::tcp,
 };
@@ -38,9 +38,10 @@ pub const OTHER: &CStr = c"ct-other";
 pub struct TwoServers {
     pub netns: NetNs,
     own: Ends,
-    other: Ends,
-    forked: Option<Forked>,
-    go: UnixStream,
+    /// Where the second process listens; what it uses is its own.
+    other: SocketAddr,
+    forked: Forked,
+    talk: UnixStream,
     accepted: Vec<OwnedFd>,
 }
 
@@ -82,21 +83,29 @@ impl TwoServers {
                 Ends::new(Family::V6, SERVER_PORT + 1)?,
             ))
         })?;
-        let (go, gone) = UnixStream::pair().context("making a pair of sockets")?;
-        let (raw, address, wait) = (other.raw(), SockAddr::from(other.address), gone.as_raw_fd());
-        let kept: Vec<RawFd> = raw.all().chain([wait]).collect();
+        let (talk, its) = UnixStream::pair().context("making a pair of sockets")?;
+        let (raw, address, its_fd) = (other.raw(), SockAddr::from(other.address), its.as_raw_fd());
+        let kept: Vec<RawFd> = raw.all().chain([its_fd]).collect();
         let forked = Forked::run(OTHER, &kept, move || {
-            let mut byte = 0_u8;
-            // SAFETY: a descriptor that lives, and room for a byte.
-            let told = unsafe { libc::read(wait, (&raw mut byte).cast(), 1) };
-            u8::from(told != 1 || act(&raw, &address).is_none())
+            let mut byte = 1_u8;
+            let at = (&raw mut byte).cast();
+            // SAFETY: descriptors that live, and room for a byte.
+            let served = unsafe {
+                libc::read(its_fd, at, 1) == 1
+                    && act(&raw, &address).is_some()
+                    && libc::write(its_fd, at, 1) == 1
+                    && libc::read(its_fd, at, 1) == 1
+                    && raw.left.iter().all(|fd| libc::close(*fd) == 0)
+                    && libc::write(its_fd, at, 1) == 1
+            };
+            if served { forked::pause() } else { 1 }
         })?;
         Ok(Self {
             netns,
             own,
-            other,
-            forked: Some(forked),
-            go,
+            other: other.address,
+            forked,
+            talk,
             accepted: Vec::new(),
         })
     }
@@ -104,34 +113,38 @@ impl TwoServers {
     /// Pid of the second process.
     #[must_use]
     pub fn other(&self) -> u32 {
-        self.forked.as_ref().map_or(0, Forked::pid)
+        self.forked.pid()
     }
 
     /// Where this process listens, and where the second one does.
     #[must_use]
     pub const fn addresses(&self) -> [SocketAddr; 2] {
-        [self.own.address, self.other.address]
+        [self.own.address, self.other]
     }
 
-    /// Both serve and stop to; the second process ends.
+    /// Both serve and stop to.
     pub fn provoke(&mut self) -> Result<()> {
         let address = SockAddr::from(self.own.address);
         let accepted = act(&self.own.raw(), &address).context("serving")?;
         // SAFETY: accept(2) made them, and nobody else knows them.
         let owned = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
         self.accepted.extend(accepted.map(owned));
-        self.go.write_all(&[1]).context("letting the other go")?;
-        let forked = self.forked.take().context("it was provoked already")?;
-        forked.wait()
+        self.tell()
     }
 
     /// Clients stop to repeat their SYNs.
     pub fn quiet(&mut self) -> Result<()> {
-        for ends in [&mut self.own, &mut self.other] {
-            ensure!(!ends.left.is_empty(), "it is quiet already");
-            ends.left.clear();
-        }
-        Ok(())
+        self.own.left.clear();
+        self.tell()
+    }
+
+    /// Lets the second process go on, and waits until it has.
+    fn tell(&mut self) -> Result<()> {
+        self.talk.write_all(&[1]).context("letting the other go")?;
+        let mut done = [0];
+        self.talk
+            .read_exact(&mut done)
+            .context("waiting for the other")
     }
 }
 
