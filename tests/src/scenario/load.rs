@@ -81,7 +81,6 @@ impl Load {
             joined(reading)?;
             made
         })?;
-        bulk.abort()?;
         Ok(made)
     }
 

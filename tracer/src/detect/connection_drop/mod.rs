@@ -32,7 +32,7 @@ use super::{
     errno,
 };
 use crate::{
-    event::{Ending as Event, Role, TcpState},
+    event::{Ending as Event, Role},
     finding::Ktime,
     table::Bounded,
 };
@@ -80,7 +80,7 @@ impl How {
                 }
                 Self::ResetReceived
             }
-            0 if !matches!(ending.old, TcpState::Established | TcpState::CloseWait) => Self::Orphan,
+            0 if orphan => Self::Orphan,
             0 => Self::without_error(ending),
             _ => Self::Error,
         })

@@ -103,6 +103,12 @@ fn the_fields_are_the_cause(
     ending.flags = ending_flag::ORPHAN;
     ending.tcp.write_seq = 1;
 }, "orphan")]
+#[case::linger(0, |ending: &mut Ending| {
+    // The application has closed its direction before; it holds the socket still.
+    ending.old_state = state::FIN_WAIT1;
+    ending.flags = ending_flag::NO_LINGER;
+    ending.tcp.write_seq = 1;
+}, "closed_without_linger")]
 #[case::user(errno::ETIMEDOUT, |ending: &mut Ending| ending.tcp.user_timeout_ms = 3, "user_timeout")]
 fn more_fields_tell_more(
     #[case] error: u32,
