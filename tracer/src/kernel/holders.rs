@@ -29,8 +29,9 @@ const SEARCH_NS: u64 = 1_000_000_000;
 const SHARE: u64 = 100;
 
 /// Kinds of records that tell of a socket in trouble.
-const TROUBLE: [u16; 6] = [
+const TROUBLE: [u16; 7] = [
     kind::RETRANSMIT,
+    kind::RETRANSMITS,
     kind::PROBE,
     kind::SNAPSHOT,
     kind::RESET,
