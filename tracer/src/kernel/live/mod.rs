@@ -1,5 +1,8 @@
 //! The running kernel as a source of records.
 
+mod counted;
+mod owners;
+
 use std::{
     cell::OnceCell,
     collections::HashMap,
@@ -16,27 +19,25 @@ use aya::{
 use conntracer_common::{
     filter::{Filter, verdict},
     netns::{CPUS_AT_ONCE, NetnsId, count},
-    record::{
-        Failure, Header, Loss, Owner, Refusal, Retransmits, Sources, Syn, SynTotals, Tick, kind,
-        netns_flag, owner_source, syn_outcome,
-    },
-    socket::{
-        FAILED_KEY_BYTES, Failed, Listener, REFUSED_KEY_BYTES, RETRANSMITTED_KEY_BYTES, Refused,
-        Retransmitted, SocketState,
-    },
+    record::{Header, Loss, Sources, Syn, SynTotals, Tick, kind, netns_flag, syn_outcome},
+    socket::{Listener, SocketState},
     stats::{HOOKS, HookCounters, hook},
 };
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{Interest, unix::AsyncFd};
 use zerocopy::{FromBytes, IntoBytes, transmute};
 
+use self::{
+    counted::{FailedKey, RefusedKey, RetransmittedKey, Told},
+    owners::Unowned,
+};
 use super::{
     Options,
     attach::Attached,
     audit::{self, Answers, Audit},
     error::CannotTrace,
     filter::Groups,
-    holders::{Asked, Found},
+    holders::Asked,
     host::Host,
     learn_percpu_offsets,
     maps::{self, Counters},
@@ -45,7 +46,7 @@ use super::{
     places::Places,
     processes::Processes,
     ring::Rings,
-    seed::{self, Seeds},
+    seed::Seeds,
 };
 use crate::{
     finding::Ktime,
@@ -58,74 +59,12 @@ const MAX_HALF_CLOSED: usize = 4096;
 /// 65,536 sockets copies 6 MB.
 const SWEEP_NS: (u64, u64) = (1_000_000_000, 15_000_000_000);
 
-/// A dropped SYN's entry is removed when it counted nothing for so long: more than the 63 s that a client
-/// repeats its SYN for (`tcp_syn_retries` 6 waits 1 + 2 + … + 32 s).
-const REFUSED_IDLE_NS: u64 = 120_000_000_000;
-
-type RefusedKey = [u8; REFUSED_KEY_BYTES];
-
-/// The same for a connection that sends again: more than the longest time between two timeouts
-/// (`TCP_RTO_MAX`, 120 s).
-const REPEATED_IDLE_NS: u64 = 130_000_000_000;
-
-type RetransmittedKey = [u8; RETRANSMITTED_KEY_BYTES];
-
-/// The same for a failed attempt to connect: more than a client waits before it tries again.
-const FAILED_IDLE_NS: u64 = 300_000_000_000;
-
-type FailedKey = [u8; FAILED_KEY_BYTES];
-
-/// When an entry of a kernel map began to count, and what it had counted when last told.
-type Told<K> = HashMap<K, (u64, u64), foldhash::quality::RandomState>;
-
 /// Where records go.
 type Feed<'a> = &'a mut dyn FnMut(&[u8]);
 
 /// Listeners whose queues are asked for anew at one poll: as many of a host's as may be in trouble at
 /// once, at about 1 µs each. The others are told as they stood at their last SYN.
 const MAX_REFRESHED: usize = 256;
-
-/// Sockets whose owner no hook told, because its program could not run at that moment, or because they
-/// are older: looked for among the open files of all processes, which costs as much as there are.
-#[derive(Debug, Default)]
-struct Unowned {
-    met: bool,
-    searched_ns: u64,
-    wait_ns: u64,
-}
-
-/// Shortest and longest time between two searches: what no process holds (a kernel thread's listener) is
-/// not found by the next one either.
-const SEARCH_NS: (u64, u64) = (1_000_000_000, 64_000_000_000);
-
-impl Unowned {
-    fn note(&mut self, owner: &Owner) {
-        self.met |= owner.source == owner_source::UNKNOWN;
-    }
-
-    /// The same for one that its owner may have passed on, and that nobody looked for since.
-    fn note_held(&mut self, owner: &Owner) {
-        self.met |= owner.holders == 0;
-    }
-
-    /// Whether to search now; each search that is asked for again doubles the wait.
-    fn is_due(&mut self, now_ns: u64) -> bool {
-        if !std::mem::take(&mut self.met) {
-            return false;
-        }
-        let since_ns = now_ns.saturating_sub(self.searched_ns);
-        if since_ns < self.wait_ns {
-            return false;
-        }
-        self.wait_ns = if since_ns > 2 * self.wait_ns {
-            SEARCH_NS.0
-        } else {
-            (2 * self.wait_ns).min(SEARCH_NS.1)
-        };
-        self.searched_ns = now_ns;
-        true
-    }
-}
 
 type Logger = aya_log::EbpfLogger<&'static dyn log::Log>;
 
@@ -473,103 +412,6 @@ impl Kernel {
         Ok(())
     }
 
-    /// Dropped SYNs that were counted since the last poll. Entries long idle are removed: without them
-    /// a few scans would fill the map for good. Should a SYN be counted between the look and the
-    /// removal, its own record tells, because the entry's last one is long ago.
-    fn poll_refusals(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let events = maps::counters(&self.counters, hook::DROP)?.seen;
-        if events == self.drop_events {
-            return Ok(());
-        }
-        self.drop_events = events;
-        let places = &self.places;
-        poll_counted(
-            &self.refusals,
-            size_of::<Refused>(),
-            &mut self.refused,
-            (now_ns, REFUSED_IDLE_NS),
-            |value, is_news| {
-                let Refused { mut refusal, .. } = Refused::read_from_bytes(value).ok()?;
-                let counted = Counted {
-                    first_ns: refusal.first_ns,
-                    last_ns: refusal.last_ns,
-                    count: refusal.count,
-                };
-                if is_news(&counted) {
-                    refusal.header = header::<Refusal>(kind::REFUSAL, now_ns);
-                    places.name(refusal.as_bytes(), feed);
-                }
-                Some(counted)
-            },
-        )
-    }
-
-    /// What connections sent again since the last record of each; entries long idle are removed, as with
-    /// refusals. Walked when there is something to tell, and now and then to tidy up.
-    fn poll_retransmits(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let events = maps::counters(&self.counters, hook::RETRANSMIT)?;
-        let walked = (events.seen, events.aggregated);
-        let has_entries = walked != self.repeats_walked || !self.repeated.is_empty();
-        let tidies = now_ns.saturating_sub(self.repeats_walked_ns) >= SWEEP_NS.1;
-        if walked.1 == self.repeats_walked.1 && !(tidies && has_entries) {
-            return Ok(());
-        }
-        self.repeats_walked = walked;
-        self.repeats_walked_ns = now_ns;
-        poll_counted(
-            &self.retransmits,
-            size_of::<Retransmitted>(),
-            &mut self.repeated,
-            (now_ns, REPEATED_IDLE_NS),
-            |value, is_news| {
-                let entry = Retransmitted::read_from_bytes(value).ok()?;
-                if entry.started != entry.finished {
-                    return None;
-                }
-                let Retransmits { last, mut totals } = entry.retransmits;
-                let counted = Counted {
-                    first_ns: totals.first_ns,
-                    last_ns: last.header.ktime_ns,
-                    count: totals.events,
-                };
-                if totals.events > entry.emitted && is_news(&counted) {
-                    totals.polled = 1;
-                    feed(Retransmits { last, totals }.as_bytes());
-                }
-                Some(counted)
-            },
-        )
-    }
-
-    /// Failed attempts to connect that were counted since the last poll; entries long idle are removed, as
-    /// with refusals.
-    fn poll_failures(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let counted = self.failures_counted.get(&0, 0).map_err(io::Error::other)?;
-        if counted == self.failures_seen {
-            return Ok(());
-        }
-        self.failures_seen = counted;
-        poll_counted(
-            &self.failures,
-            size_of::<Failed>(),
-            &mut self.failed,
-            (now_ns, FAILED_IDLE_NS),
-            |value, is_news| {
-                let Failed { mut failure, .. } = Failed::read_from_bytes(value).ok()?;
-                let counted = Counted {
-                    first_ns: failure.first_ns,
-                    last_ns: failure.last_ns,
-                    count: failure.count,
-                };
-                if is_news(&counted) {
-                    failure.header = header::<Failure>(kind::FAILURE, now_ns);
-                    feed(failure.as_bytes());
-                }
-                Some(counted)
-            },
-        )
-    }
-
     /// Who troubled listeners since the last poll.
     fn poll_sources(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         let before = std::mem::take(&mut self.troubled);
@@ -650,43 +492,6 @@ impl Kernel {
         }
         feed(answers.record(limit_ns, ktime_ns()).as_bytes());
         Ok(())
-    }
-
-    /// Looks for owners that are not known, where it is time to.
-    fn search_owners(&mut self, now_ns: u64) -> io::Result<()> {
-        if self.unowned.is_due(now_ns) {
-            self.search(&Asked::default())?;
-        }
-        Ok(())
-    }
-
-    /// Looks through all open files, and hands on what its owner holds no longer.
-    fn search(&mut self, asked: &Asked) -> io::Result<Found> {
-        let mut found = Found::default();
-        seed::find_owners(&mut self.ebpf, &mut |holder| found.see(holder, asked))?;
-        for (id, heir) in found.heirs() {
-            let heir: [u64; 6] = transmute!(heir);
-            self.heir.set(0, heir, 0).map_err(io::Error::other)?;
-            self.ask("heir", id)?;
-        }
-        Ok(found)
-    }
-
-    /// Who holds the sockets that were told to be in trouble, where it is time to search.
-    fn poll_holders(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let began_ns = ktime_ns();
-        if !self.asked.is_due(began_ns) {
-            return Ok(());
-        }
-        let mut asked = std::mem::take(&mut self.asked);
-        let found = self.search(&asked);
-        if let Ok(found) = &found {
-            for record in asked.tell(found, (began_ns, ktime_ns())) {
-                self.processes.name(record.as_bytes(), feed);
-            }
-        }
-        self.asked = asked;
-        found.map(drop)
     }
 
     /// One hook's counters, with the events that passed while its program could not run.
@@ -809,48 +614,6 @@ impl Source for Kernel {
     }
 }
 
-/// How often something happened, and when first and last.
-struct Counted {
-    first_ns: u64,
-    last_ns: u64,
-    count: u64,
-}
-
-/// Walks the maps of cumulative records: `tell` reads one and hands it on where that is news. Entries that
-/// counted nothing for `idle_ns` are removed.
-fn poll_counted<const K: usize>(
-    counts: &[MapData],
-    value_size: usize,
-    told: &mut Told<[u8; K]>,
-    (now_ns, idle_ns): (u64, u64),
-    mut tell: impl FnMut(&[u8], &dyn Fn(&Counted) -> bool) -> Option<Counted>,
-) -> io::Result<()> {
-    let mut alive = HashMap::default();
-    for map in counts {
-        let mut idle = Vec::new();
-        maps::for_each_entry(map.fd().as_fd(), value_size, |key: &[u8; K], value| {
-            // Without its beginning an entry is still being filled in.
-            let is_news = |now: &Counted| {
-                now.first_ns != 0 && told.get(key) != Some(&(now.first_ns, now.count))
-            };
-            let Some(counted) = tell(value, &is_news).filter(|counted| counted.first_ns != 0)
-            else {
-                return;
-            };
-            if !is_news(&counted) && now_ns.saturating_sub(counted.last_ns) >= idle_ns {
-                idle.push(*key);
-            } else {
-                alive.insert(*key, (counted.first_ns, counted.count));
-            }
-        })?;
-        for key in &idle {
-            maps::remove(map.fd().as_fd(), key)?;
-        }
-    }
-    *told = alive;
-    Ok(())
-}
-
 const fn unread(source: io::Error) -> CannotTrace {
     CannotTrace::Kernel {
         what: "reading the kernel's counters",
@@ -894,40 +657,5 @@ fn hash(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, CannotTrace> {
     match ebpf.take_map(name) {
         Some(Map::HashMap(data) | Map::LruHashMap(data)) => Ok(data),
         _ => Err(CannotTrace::Foreign(name)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const UNKNOWN: Owner = Owner {
-        cgroup_id: 0,
-        comm: [0; 16],
-        pid: 0,
-        uid: 0,
-        source: owner_source::UNKNOWN,
-        holders: 0,
-        pad: [0; 2],
-        started_ms: 0,
-    };
-
-    #[test]
-    fn owners_that_stay_unknown_are_looked_for_ever_more_seldom() {
-        let mut unowned = Unowned::default();
-        let mut searches = Vec::new();
-        for second in 1..200 {
-            unowned.note(&UNKNOWN);
-            if unowned.is_due(second * 1_000_000_000) {
-                searches.push(second);
-            }
-        }
-        assert_eq!(searches, [1, 2, 4, 8, 16, 32, 64, 128, 192]);
-        assert!(!unowned.is_due(u64::MAX), "none is unknown");
-        unowned.note(&Owner {
-            source: owner_source::ACCEPT,
-            ..UNKNOWN
-        });
-        assert!(!unowned.is_due(u64::MAX), "none is unknown");
     }
 }
