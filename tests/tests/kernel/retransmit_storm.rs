@@ -147,7 +147,8 @@ fn a_full_ring_takes_nothing_from_the_count() {
     let account = &run.stop.hooks["retransmit"];
     assert!(account.balances(), "{account:?}");
     assert!(account.aggregated > account.emitted, "{account:?}");
-    assert!(account.lost <= 2 + account.seen / 100, "{account:?}");
+    // From 7.0 on a program that is interrupted on its CPU misses what comes meanwhile: the kernel counts it.
+    assert!(account.lost <= 2 + account.seen / 20, "{account:?}");
     assert!(
         ended.count == counted.retrans_segs
             || (account.lost > 0 && ended.count < counted.retrans_segs),
