@@ -27,10 +27,11 @@ use std::{
 
 use foldhash::quality::RandomState;
 
+use super::process;
 use crate::{
     detect::{Context, Draft, Facts, Life, plural, said_seconds, who},
     event::{Owner, Snapshot, TcpState},
-    finding::{FindingKind, Ktime, Subject},
+    finding::{FindingKind, Ktime},
     source::SocketId,
     table::Bounded,
 };
@@ -332,13 +333,7 @@ fn draft(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> Draft {
         cause: "half_closed",
         stage: None,
         doubt: cx.doubt("half_open.half_closed", &[]),
-        subject: Subject::Process {
-            netns: key.netns,
-            pid: key.pid,
-            comm: group
-                .owner
-                .map_or_else(String::new, |owner| owner.comm.to_text().into_owned()),
-        },
+        subject: process((key.netns, key.pid), group.owner.as_ref()),
         owner: group.owner,
         since,
         last: cx.now,

@@ -20,10 +20,11 @@ use std::{
     time::Duration,
 };
 
+use super::process;
 use crate::{
     detect::{Context, Draft, Facts, Life, hooks, plural, said_seconds, who},
     event::{Audited, Idle as Event, Owner, Role},
-    finding::{FindingKind, Ktime, Subject},
+    finding::{FindingKind, Ktime},
     table::Bounded,
 };
 
@@ -266,13 +267,7 @@ fn draft(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> Draft {
         },
         stage: None,
         doubt: cx.doubt("half_open.idle", &hooks::IDLE),
-        subject: Subject::Process {
-            netns: key.netns,
-            pid: key.pid,
-            comm: group
-                .owner
-                .map_or_else(String::new, |owner| owner.comm.to_text().into_owned()),
-        },
+        subject: process((key.netns, key.pid), group.owner.as_ref()),
         owner: group.owner,
         since: group.since,
         last: cx.now,
