@@ -1,5 +1,5 @@
-//! The kernel's own list of TCP sockets: /proc/net/tcp and /proc/net/tcp6, and the descriptors of this
-//! process. What ss(8) shows, without it.
+//! The kernel's own list of TCP sockets: /proc/net/tcp and /proc/net/tcp6, and the descriptors of
+//! processes. What ss(8) shows, without it.
 
 use std::{
     collections::BTreeSet,
@@ -33,12 +33,14 @@ pub fn sockets() -> Result<Vec<Socket>> {
     Ok(sockets)
 }
 
-/// The inodes of the sockets that this process holds.
-pub fn held() -> Result<BTreeSet<u64>> {
+/// The inodes of the sockets that a process holds.
+pub fn held(pid: u32) -> Result<BTreeSet<u64>> {
+    let path = format!("/proc/{pid}/fd");
+    let reading = || format!("reading {path}");
     let mut held = BTreeSet::new();
-    for entry in fs::read_dir("/proc/self/fd").context("reading /proc/self/fd")? {
+    for entry in fs::read_dir(&path).with_context(reading)? {
         // Another thread may close one between the two.
-        let Ok(target) = fs::read_link(entry.context("reading /proc/self/fd")?.path()) else {
+        let Ok(target) = fs::read_link(entry.with_context(reading)?.path()) else {
             continue;
         };
         let target = target.to_string_lossy();

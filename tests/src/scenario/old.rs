@@ -1,7 +1,10 @@
-//! Sockets that are there before anything traces: in every state that lasts, held by this process or by
-//! nobody.
+//! Sockets that are there before anything traces: in every state that lasts, held by this process, by
+//! another, or by nobody.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::fd::AsRawFd,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -9,7 +12,9 @@ use socket2::Socket;
 
 use crate::{
     family::Family,
+    forked::{self, Forked},
     netns::NetNs,
+    proc_net,
     socket::{Connection, abort_on_close, connect_without_waiting, deafen, listen, tcp, tcp_info},
     wait::{self, SOON},
 };
@@ -30,8 +35,10 @@ const FIN_WAIT2: u8 = 5;
 #[derive(Debug)]
 pub struct Old {
     pub netns: NetNs,
+    /// Holds the connecting ends of all that live.
+    pub clients: Forked,
     _listener: Socket,
-    live: Vec<Connection>,
+    accepted: Vec<Socket>,
     waiting: Vec<Socket>,
     leaked: Vec<Socket>,
     shut: Option<Connection>,
@@ -83,10 +90,24 @@ impl Old {
                 })
                 .collect::<Result<_>>()
         })?;
+        let (accepted, connected): (Vec<_>, Vec<_>) = live
+            .into_iter()
+            .map(|live| (live.accepted, live.connected))
+            .unzip();
+        // Killed, the other process closes them.
+        connected.iter().try_for_each(abort_on_close)?;
+        let descriptors: Vec<_> = connected.iter().map(AsRawFd::as_raw_fd).collect();
+        let clients = Forked::run(c"ct-clients", &descriptors, forked::pause)?;
+        wait::until(
+            "the other process to let go of what it does not keep",
+            SOON,
+            || Ok((proc_net::held(clients.pid())?.len() == connected.len()).then_some(())),
+        )?;
         Ok(Self {
             netns,
+            clients,
             _listener: listener,
-            live,
+            accepted,
             waiting,
             leaked,
             shut: Some(shut),
@@ -102,9 +123,12 @@ impl Old {
 impl Drop for Old {
     /// Without a word of goodbye: ten thousand FINs would take their time.
     fn drop(&mut self) {
-        for connection in self.live.drain(..).chain(self.shut.take()) {
-            // Nothing is lost when it fails: the sockets end the long way.
-            let _aborted = connection.abort();
+        // Nothing is lost when it fails: the sockets end the long way.
+        for accepted in self.accepted.drain(..) {
+            let _refused = abort_on_close(&accepted);
+        }
+        if let Some(shut) = self.shut.take() {
+            let _refused = shut.abort();
         }
         self.waiting.clear();
     }
@@ -122,9 +146,9 @@ fn wait_state(socket: &Socket, state: u8) -> Result<()> {
     })
 }
 
-/// Descriptors there must be for each connection: both ends of it in three namespaces, and a quarter more
-/// for whatever else this process has open.
-const PER_CONNECTION: usize = 8;
+/// Descriptors there must be for each connection: one end of it in three namespaces, for a while the other in
+/// one, and a quarter more for whatever else this process has open.
+const PER_CONNECTION: usize = 5;
 
 /// Takes as many descriptors as this process may have at all, and says how many that is.
 fn raise_descriptors() -> Result<usize> {
