@@ -179,30 +179,51 @@ fn other_ends_are_no_dead_peer(#[case] old: u8, #[case] error: u32, #[case] retr
     assert!(run.findings.is_empty(), "{:#?}", run.findings);
 }
 
+/// A poll finds no socket after three timeouts, 1.4 s after the data was sent for the first time.
+fn gone(run: &mut Run, user_timeout_ms: u32) {
+    timeouts(run, LOCAL, REMOTE, 2);
+    run.pass(Duration::from_millis(800));
+    run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+        retransmit.tcp.retransmits = 3;
+        retransmit.tcp.user_timeout_ms = user_timeout_ms;
+    });
+    let mut socket = socket(LOCAL, REMOTE);
+    socket.state = state::CLOSE;
+    socket.local_addr = [0; 4];
+    socket.remote_addr = [0; 4];
+    run.snapshot(socket, |snapshot| snapshot.owner = Owner::default());
+    run.tick();
+}
+
 #[test]
 fn a_socket_that_is_gone_waits_for_the_word_of_its_end() {
-    let gone = |run: &mut Run| {
-        timeouts(run, LOCAL, REMOTE, 3);
-        let mut socket = socket(LOCAL, REMOTE);
-        socket.state = state::CLOSE;
-        socket.local_addr = [0; 4];
-        socket.remote_addr = [0; 4];
-        run.snapshot(socket, |snapshot| snapshot.owner = Owner::default());
-        run.tick();
-    };
     let mut run = Run::new();
-    gone(&mut run);
+    gone(&mut run, 0);
     run.closed(socket(LOCAL, REMOTE), |closed| {
         closed.error = 110;
         closed.retransmits = 3;
     });
     assert_eq!(run.only().stage.as_deref(), Some("confirmed"));
+    assert_eq!(run.only().certainty, Certainty::Exact);
+}
 
+#[rstest]
+#[case::unset(0, "closed", 3)]
+#[case::longer(1500, "closed", 3)]
+#[case::over(1400, "confirmed", 4)]
+fn a_socket_that_is_gone_without_a_word_was_given_up_if_its_time_was_over(
+    #[case] user_timeout_ms: u32,
+    #[case] stage: &str,
+    #[case] count: u64,
+) {
     let mut run = Run::new();
-    gone(&mut run);
+    gone(&mut run, user_timeout_ms);
     run.pass(Duration::from_secs(1));
-    assert_eq!(run.only().stage.as_deref(), Some("closed"));
-    assert_eq!(run.only().owner.as_ref().unwrap().pid, 1234);
+    let finding = run.only();
+    assert_eq!(finding.stage.as_deref(), Some(stage));
+    assert_eq!((finding.status, finding.count), (Status::Resolved, count));
+    assert_eq!(finding.certainty == Certainty::Exact, stage == "closed");
+    assert_eq!(finding.owner.as_ref().unwrap().pid, 1234);
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! retransmission timeouts, or [`HalfOpen::probes`](crate::detect::HalfOpen::probes) unanswered
 //! keepalive or window probes. `confirmed` when the kernel gives up (ETIMEDOUT and its kin),
 //! `recovered` when anything is acknowledged, `reset` when the peer answers that it knows nothing of
-//! the connection, `closed` when the socket went for another reason. The last four resolve.
+//! the connection, `closed` when the socket went for another reason. The last four resolve. A socket that is gone
+//! without a word, after a silence as long as the kernel bears, is taken for `confirmed`.
 //!
 //! **Count.** Consecutive timeouts, with the one at which the kernel gave up: what `TcpExt
 //! TCPTimeouts` counts for the connection since it went silent. Of a connection that only probes, the
@@ -18,7 +19,7 @@ mod words;
 
 use std::collections::BTreeMap;
 
-use self::words::{RTO_MAX, draft};
+use self::words::{RTO_MAX, draft, is_outlasted};
 use crate::{
     detect::{Context, Life, errno},
     event::{Body, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState},
@@ -47,8 +48,15 @@ struct Silence {
     last: Ktime,
     /// It was seen from its first timeout or probe on.
     is_whole: bool,
-    /// Polls since the socket was found gone.
-    gone: Option<u8>,
+    gone: Option<Gone>,
+}
+
+/// A poll did not find the socket.
+#[derive(Clone, Copy, Debug)]
+struct Gone {
+    at: Ktime,
+    /// The tick of that poll is over.
+    is_settled: bool,
 }
 
 impl Silence {
@@ -173,7 +181,7 @@ impl DeadPeer {
 
     fn snapshot(&mut self, at: Ktime, body: &Snapshot, change: &Change<'_>, cx: &mut Context<'_>) {
         if body.socket.state == TcpState::Close {
-            self.gone(change.connection.key);
+            self.gone(at, change.connection.key);
         } else if !matches!(body.socket.state, TcpState::SynSent | TcpState::SynRecv)
             && self.observe(at, &body.tcp, change, cx).is_some()
         {
@@ -191,9 +199,12 @@ impl DeadPeer {
     }
 
     /// The socket was not found. Why it went may still wait in a ring, behind the poll's answer.
-    fn gone(&mut self, key: ConnectionKey) {
+    fn gone(&mut self, at: Ktime, key: ConnectionKey) {
         if let Some(silence) = self.table.get_mut(&key) {
-            silence.gone.get_or_insert(0);
+            silence.gone.get_or_insert(Gone {
+                at,
+                is_settled: false,
+            });
         }
     }
 
@@ -334,10 +345,18 @@ impl DeadPeer {
                 return false;
             };
             match &mut silence.gone {
-                // The tick of the poll that missed it: the rings are read once more.
-                Some(polls @ 0) => *polls = 1,
-                Some(_) => {
-                    cx.resolve(life, draft(silence, "closed", None, cx));
+                // The rings are read once more.
+                Some(gone) if !gone.is_settled => gone.is_settled = true,
+                Some(gone) => {
+                    let at = gone.at;
+                    let stage = if is_outlasted(silence, at, cx) {
+                        silence.fatal = true;
+                        silence.last = at;
+                        "confirmed"
+                    } else {
+                        "closed"
+                    };
+                    cx.resolve(life, draft(silence, stage, None, cx));
                     table.remove(key);
                     return false;
                 }

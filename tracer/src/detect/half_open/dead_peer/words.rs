@@ -6,7 +6,7 @@ use super::Silence;
 use crate::{
     detect::{Context, Draft, Facts, errno, hooks, plural, said_seconds},
     event::Tcp,
-    finding::FindingKind,
+    finding::{FindingKind, Ktime},
 };
 
 /// `TCP_RTO_MIN` and `TCP_RTO_MAX` (include/net/tcp.h).
@@ -37,6 +37,20 @@ fn retries(tcp: &Tcp, cx: &Context<'_>) -> Option<u32> {
 
 const ORPHAN_RETRIES: &str = "net.ipv4.tcp_orphan_retries";
 
+/// How long the kernel bears the silence, where timeouts tell.
+fn limit(tcp: &Tcp, cx: &Context<'_>) -> Option<Duration> {
+    tcp.user_timeout
+        .or_else(|| retries(tcp, cx).map(gives_up_after))
+}
+
+/// Whether the silence was as long as the kernel bears at `end`. It counts from the first transmission, a timeout
+/// before the first that is seen.
+pub(super) fn is_outlasted(silence: &Silence, end: Ktime, cx: &Context<'_>) -> bool {
+    silence.timeouts > 0
+        && limit(&silence.connection.tcp, cx)
+            .is_some_and(|limit| end.since(silence.since) + RTO_MIN >= limit)
+}
+
 pub(super) fn draft(
     silence: &Silence,
     stage: &'static str,
@@ -46,9 +60,7 @@ pub(super) fn draft(
     let connection = &silence.connection;
     let tcp = &connection.tcp;
     let silent = cx.now.since(silence.since);
-    let limit = tcp
-        .user_timeout
-        .or_else(|| retries(tcp, cx).map(gives_up_after));
+    let limit = limit(tcp, cx);
     let mut facts = Facts::default()
         .count("unacked_bytes", tcp.unacked_bytes())
         .count("consecutive_timeouts", silence.timeouts)
@@ -78,11 +90,16 @@ pub(super) fn draft(
     }
     let doubt = cx
         .doubt("half_open.dead_peer", &hooks::DEAD_PEER)
-        .or_else(|| {
-            (stage == "suspected").then(|| {
+        .or_else(|| match (stage, errno) {
+            ("suspected", _) => Some(
                 "the kernel has not given up: the peer may be slow or unreachable for a while"
-                    .into()
-            })
+                    .into(),
+            ),
+            ("confirmed", None) => Some(
+                "the socket's end was not seen: it is gone, and was silent for as long as the kernel tries"
+                    .into(),
+            ),
+            _ => None,
         });
     Draft {
         kind: FindingKind::HalfOpen,
@@ -120,10 +137,12 @@ fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: D
         ""
     };
     match stage {
-        "confirmed" => format!(
-            "{remote} is gone: the kernel gave up with {} after {tried} in {silent}{orphan}",
-            errno.and_then(errno::name).unwrap_or("another error"),
-        ),
+        "confirmed" => {
+            let with = errno.map_or_else(String::new, |errno| {
+                format!(" with {}", errno::name(errno).unwrap_or("another error"))
+            });
+            format!("{remote} is gone: the kernel gave up{with} after {tried} in {silent}{orphan}")
+        }
         "recovered" => format!("{remote} answers again after {tried} in {silent}"),
         "reset" => format!(
             "{remote} answered with a reset after {tried} in {silent}: it had lost the connection"
