@@ -207,6 +207,20 @@ fn a_socket_that_is_gone_waits_for_the_word_of_its_end() {
     assert_eq!(run.only().certainty, Certainty::Exact);
 }
 
+/// An application that is woken first takes the error.
+#[rstest]
+#[case::in_time(1000, "confirmed")]
+#[case::early(9000, "closed")]
+fn an_end_without_its_error_was_given_up_if_its_time_was_over(
+    #[case] user_timeout_ms: u32,
+    #[case] stage: &str,
+) {
+    let mut run = Run::new();
+    gone(&mut run, user_timeout_ms);
+    run.closed(socket(LOCAL, REMOTE), |closed| closed.retransmits = 3);
+    assert_eq!(run.only().stage.as_deref(), Some(stage));
+}
+
 #[rstest]
 #[case::unset(0, "closed", 3)]
 #[case::longer(1500, "closed", 3)]

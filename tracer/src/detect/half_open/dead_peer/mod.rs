@@ -85,6 +85,17 @@ impl Silence {
         }
     }
 
+    /// The connection was over at `end`, without a word of how. Whether its silence had lasted for as long as the
+    /// kernel bears; then a last timeout ended it.
+    fn give_up(&mut self, end: Ktime, cx: &Context<'_>) -> bool {
+        let is_over = is_outlasted(self, end, cx);
+        if is_over {
+            self.fatal = true;
+            self.last = end;
+        }
+        is_over
+    }
+
     fn is_silent(&self) -> bool {
         self.timeouts > 0 || self.probes > 0
     }
@@ -287,10 +298,16 @@ impl DeadPeer {
             errno::ETIMEDOUT | errno::EHOSTUNREACH | errno::ENETUNREACH | errno::EHOSTDOWN
         );
         if !gave_up {
-            if let Some(silence) = known {
-                let reset = matches!(body.errno, errno::ECONNRESET | errno::EPIPE);
-                self.resolve(&silence, if reset { "reset" } else { "closed" }, None, cx);
-            }
+            let Some(mut silence) = known else {
+                return;
+            };
+            // Up to 6.9 an application may take the error before the end.
+            let stage = match body.errno {
+                errno::ECONNRESET | errno::EPIPE => "reset",
+                0 if silence.give_up(cx.now, cx) => "confirmed",
+                _ => "closed",
+            };
+            self.resolve(&silence, stage, None, cx);
             return;
         }
         if known.is_none() && body.retransmits == 0 && body.probes_out == 0 {
@@ -349,9 +366,7 @@ impl DeadPeer {
                 Some(gone) if !gone.is_settled => gone.is_settled = true,
                 Some(gone) => {
                     let at = gone.at;
-                    let stage = if is_outlasted(silence, at, cx) {
-                        silence.fatal = true;
-                        silence.last = at;
+                    let stage = if silence.give_up(at, cx) {
                         "confirmed"
                     } else {
                         "closed"

@@ -96,7 +96,7 @@ pub(super) fn draft(
                     .into(),
             ),
             ("confirmed", None) => Some(
-                "the socket's end was not seen: it is gone, and was silent for as long as the kernel tries"
+                "nothing told how the connection ended: it was silent for as long as the kernel tries"
                     .into(),
             ),
             _ => None,
