@@ -495,10 +495,13 @@ const fn seeded(raw: &record::Seeded) -> Seeded {
 fn netns(bytes: &[u8], header: &Header) -> Result<Netns, DecodeError> {
     const LISTS: usize = 3;
     const AROUND: usize = size_of::<record::Netns>() - LISTS * size_of::<KernelCounts>();
-    let told = bytes.len().saturating_sub(AROUND) / (LISTS * size_of::<u64>());
-    if told >= kernel::COUNT {
-        return Ok(compared(&read(bytes, header)?, kernel::COUNT));
-    }
+    let told = match bytes.len().checked_sub(AROUND) {
+        Some(figures) if figures < LISTS * size_of::<KernelCounts>() => {
+            figures / (LISTS * size_of::<u64>())
+        }
+        // The size of today, or of no record.
+        _ => return Ok(compared(&read(bytes, header)?, kernel::COUNT)),
+    };
     let list = told * size_of::<u64>();
     let mut whole = bytes.to_vec();
     for lists in (1..=LISTS).rev() {
@@ -602,6 +605,10 @@ mod tests {
     #[case::half_a_header(0, 0, 8, DecodeError::Short { length: 8 })]
     #[case::no_kind(0, 16, 16, DecodeError::Kind { kind: 0 })]
     #[case::cut_off(kind::CONNECT, 120, 16, DecodeError::Truncated { size: 120, length: 16 })]
+    #[case::less_than_its_header(
+        kind::NETNS, 0, 16,
+        DecodeError::Size { kind: kind::NETNS, size: 0, expected: size_of::<record::Netns>() }
+    )]
     #[case::of_another_size(
         kind::CONNECT, 16, 16, DecodeError::Size { kind: kind::CONNECT, size: 16, expected: 120 }
     )]
@@ -698,6 +705,24 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..MAX_RECORD + 8),
         ) {
             let _total = decode(&bytes);
+        }
+
+        #[test]
+        fn any_record_of_another_size_decodes_or_says_why(
+            bytes in any_record(), share in 0..=u16::MAX,
+        ) {
+            const SIZE_AT: usize = std::mem::offset_of!(Header, size);
+            let cut = bytes.len() * usize::from(share) / usize::from(u16::MAX);
+            let mut bytes = bytes[..cut].to_vec();
+            if let Some(size) = bytes.get_mut(SIZE_AT..SIZE_AT + 2) {
+                size.copy_from_slice(&u16::try_from(cut).unwrap().to_ne_bytes());
+            }
+            let _total = decode(&bytes);
+            // Even shorter than its own header.
+            if let Some(size) = bytes.get_mut(SIZE_AT..SIZE_AT + 2) {
+                size.copy_from_slice(&(share % 16).to_ne_bytes());
+            }
+            prop_assert!(decode(&bytes).is_err());
         }
 
         #[test]
