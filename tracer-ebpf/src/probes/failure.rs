@@ -226,6 +226,8 @@ fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
             if key.port == 0 {
                 (*failure).socket.remote_addr = [0; 4];
                 (*failure).socket.remote_port = 0;
+                // One entry of both families, and one key of the record.
+                (*failure).socket.family = key.family;
             }
         }
         if first {
