@@ -31,6 +31,8 @@ pub struct Segment {
     pub ack: u32,
     /// Bytes of data; what is sent from here has none.
     pub bytes: u32,
+    /// What the timestamps option says of its time (RFC 7323); what is sent from here has its options apart.
+    pub timestamp: Option<u32>,
 }
 
 const TCP_HEADER: u16 = 20;
@@ -177,6 +179,7 @@ const fn bare(
         seq,
         ack,
         bytes: 0,
+        timestamp: None,
     }
 }
 

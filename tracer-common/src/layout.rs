@@ -115,6 +115,10 @@ layout! {
     srtt_us = "tcp_sock"."srtt_us";
     dsack_dups = "tcp_sock"."dsack_dups", optional;
     tlp_high_seq = "tcp_sock"."tlp_high_seq", optional;
+    /// What was in flight when the recovery began, whether it may be undone (0: not), and the segments repeated in it.
+    high_seq = "tcp_sock"."high_seq", optional;
+    undo_marker = "tcp_sock"."undo_marker", optional;
+    undo_retrans = "tcp_sock"."undo_retrans", optional;
     /// The request of a Fast Open child until its third ACK.
     fastopen_rsk = "tcp_sock"."fastopen_rsk", optional;
     mss_cache = "tcp_sock"."mss_cache", optional;

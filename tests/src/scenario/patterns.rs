@@ -7,7 +7,7 @@ use crate::{
     family::Family,
     link::Pair,
     peer::{
-        Peer, SEGMENT,
+        Peer, SEGMENT, Script,
         Step::{self, Ack, Hear, Write},
     },
     socket,
@@ -23,21 +23,34 @@ const LAST: u32 = WINDOW - 1;
 struct Pattern {
     name: &'static str,
     lost_syns: u32,
+    timestamps: bool,
     script: &'static [Step],
     counter: fn(&Counters) -> u64,
+}
+
+impl Pattern {
+    const fn script(&self) -> Script<'static> {
+        Script {
+            lost_syns: self.lost_syns,
+            timestamps: self.timestamps,
+            steps: self.script,
+        }
+    }
 }
 
 const SYN_LOST: Pattern = Pattern {
     name: "a SYN is lost",
     lost_syns: 1,
+    timestamps: false,
     script: &[Write(SEGMENT), Hear(0), Ack(SEGMENT, &[])],
     counter: |counters| counters.syn_retrans,
 };
 
-const PATTERNS: [Pattern; 6] = [
+const PATTERNS: [Pattern; 10] = [
     Pattern {
         name: "one segment is lost",
         lost_syns: 0,
+        timestamps: false,
         script: &[
             Write(WINDOW),
             Hear(LAST),
@@ -52,6 +65,7 @@ const PATTERNS: [Pattern; 6] = [
     Pattern {
         name: "the last segment is lost",
         lost_syns: 0,
+        timestamps: false,
         script: &[
             Write(WINDOW),
             Hear(LAST),
@@ -64,6 +78,7 @@ const PATTERNS: [Pattern; 6] = [
     Pattern {
         name: "everything is lost",
         lost_syns: 0,
+        timestamps: false,
         script: &[
             Write(WINDOW),
             Hear(LAST),
@@ -79,6 +94,7 @@ const PATTERNS: [Pattern; 6] = [
     Pattern {
         name: "a segment is overtaken, and comes twice",
         lost_syns: 0,
+        timestamps: false,
         script: &[
             Write(WINDOW),
             Hear(LAST),
@@ -92,6 +108,7 @@ const PATTERNS: [Pattern; 6] = [
     Pattern {
         name: "the peer takes back what it said it had",
         lost_syns: 0,
+        timestamps: false,
         script: &[
             Write(WINDOW),
             Hear(LAST),
@@ -106,6 +123,7 @@ const PATTERNS: [Pattern; 6] = [
     Pattern {
         name: "a segment and its repeat are lost",
         lost_syns: 0,
+        timestamps: false,
         script: &[
             Write(WINDOW),
             Hear(LAST),
@@ -119,7 +137,60 @@ const PATTERNS: [Pattern; 6] = [
         ],
         counter: |counters| counters.lost_retransmit,
     },
+    Pattern {
+        name: "everything is late",
+        lost_syns: 0,
+        timestamps: true,
+        script: &[Write(WINDOW), Hear(LAST), Hear(0), Ack(WINDOW, &[])],
+        counter: |counters| counters.loss_undo,
+    },
+    Pattern {
+        name: "everything but one segment is late",
+        lost_syns: 0,
+        timestamps: false,
+        script: &[
+            Write(WINDOW),
+            Hear(LAST),
+            Hear(0),
+            Ack(0, &[(1000, 9000)]),
+            Ack(WINDOW, &[]),
+        ],
+        counter: |counters| counters.spurious_rtos,
+    },
+    OVERTAKEN,
+    Pattern {
+        name: "one of several segments is overtaken",
+        lost_syns: 0,
+        timestamps: true,
+        script: &[
+            Write(WINDOW),
+            Hear(LAST),
+            Hear(LAST),
+            Ack(1000, &[(2000, 5000)]),
+            Hear(1000),
+            Ack(5000, &[]),
+            Ack(WINDOW, &[]),
+        ],
+        counter: |counters| counters.partial_undo,
+    },
 ];
+
+/// A clock of milliseconds tells a segment from its repeat only where time passes between them: the tail loss
+/// probe is waited for, although the last segment is not lost.
+const OVERTAKEN: Pattern = Pattern {
+    name: "a segment is overtaken",
+    lost_syns: 0,
+    timestamps: true,
+    script: &[
+        Write(WINDOW),
+        Hear(LAST),
+        Hear(LAST),
+        Ack(1000, &[(2000, 9000)]),
+        Hear(1000),
+        Ack(WINDOW, &[]),
+    ],
+    counter: |counters| counters.full_undo,
+};
 
 /// A pair whose server sends to scripted peers.
 #[derive(Debug)]
@@ -150,10 +221,20 @@ impl Patterns {
         )
     }
 
+    /// A segment is overtaken, on so many connections one after the other.
+    pub fn overtake(&self, connections: u16) -> Result<()> {
+        for port in 3000..3000 + connections {
+            let peer = Peer::new(&self.pair, self.family, port)?;
+            let socket = peer.play(&self.pair, &OVERTAKEN.script())?;
+            socket::wait_acknowledged(&socket, SOON)?;
+        }
+        Ok(())
+    }
+
     fn show(&self, port: u16, pattern: &Pattern) -> Result<()> {
         let peer = Peer::new(&self.pair, self.family, port)?;
         let socket = self.raises(pattern.name, pattern.counter, || {
-            peer.play(&self.pair, pattern.lost_syns, pattern.script)
+            peer.play(&self.pair, &pattern.script())
         })?;
         socket::wait_acknowledged(&socket, SOON)
     }

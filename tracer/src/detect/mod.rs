@@ -274,4 +274,5 @@ pub(crate) mod hooks {
     pub(crate) const FAILURE: [u32; 2] = [hook::STATE, hook::FAILURE];
     pub(crate) const DROP: [u32; 2] = [hook::STATE, hook::RESET_RECEIVED];
     pub(crate) const STORM: [u32; 2] = [hook::RETRANSMIT, hook::SYNACK];
+    pub(crate) const REORDERING: [u32; 3] = [hook::RETRANSMIT, hook::SYNACK, hook::UNDO];
 }

@@ -25,11 +25,14 @@ pub(super) struct Segments {
     /// Segments that left, by type.
     pub(super) types: [u64; RetransmitType::ALL.len()],
     pub(super) failed: u64,
-    /// Of those that left: full-sized ones (one MSS or more), ones that the peer said came twice, and ones
-    /// into a window that is shut, where its kernel repeats in place of probing.
+    /// Of those that left: full-sized ones (one MSS or more), ones into a window that is shut, where its kernel
+    /// repeats in place of probing, and ones that were repeated for nothing.
     pub(super) full: u64,
-    pub(super) spurious: u64,
     pub(super) shut: u64,
+    pub(super) spurious: u64,
+    /// Of the latter, those that an undo told of; and how often the kernel took a loss back.
+    pub(super) undone: u64,
+    pub(super) undos: u64,
     /// Repeats of the first segment that is not acknowledged, how many of them were full-sized, and the
     /// smallest of those in bytes.
     pub(super) heads: u64,
@@ -98,6 +101,8 @@ impl Segments {
         sum(&mut self.failed, more.failed);
         sum(&mut self.full, more.full);
         sum(&mut self.spurious, more.spurious);
+        sum(&mut self.undone, more.undone);
+        sum(&mut self.undos, more.undos);
         sum(&mut self.shut, more.shut);
         sum(&mut self.heads, more.heads);
         sum(&mut self.full_heads, more.full_heads);
@@ -287,6 +292,14 @@ impl Activity {
         paused
     }
 
+    /// Adds what became known of segments that were counted before.
+    pub(super) fn learned(&mut self, segments: &Segments, quiet: Duration, now: Ktime) {
+        // What begins anew with the next segment has nothing to do with these.
+        if self.life.is_some() || now.since(self.last) < quiet {
+            self.recent.sum.add(segments);
+        }
+    }
+
     fn fill_bucket(&mut self, segments: &Segments, count: u64, now: Ktime) {
         let second = now.0 / BUCKET_NS;
         let bucket = &mut self.buckets[(second % BUCKETS as u64) as usize];
@@ -349,6 +362,13 @@ impl Activity {
     /// Segments that left and those that did not.
     pub(super) fn moved(&self) -> u64 {
         self.total().sum.moved()
+    }
+
+    /// Rises with everything that there is to tell: with each segment, and with each that turns out to have been
+    /// repeated for nothing.
+    pub(super) fn news(&self) -> u64 {
+        let sum = self.total().sum;
+        sum.moved().saturating_add(sum.spurious)
     }
 
     pub(super) fn since(&self) -> Ktime {

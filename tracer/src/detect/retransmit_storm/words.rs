@@ -29,7 +29,7 @@ pub(super) enum Cause {
 
 impl Cause {
     /// From most to least certain. A segment that this host could not send needs no theory, nor one that
-    /// was sent into a shut window. What the peer says came twice was not lost. Where the first segment that
+    /// was sent into a shut window. What the peer, or the kernel, says was repeated for nothing was not lost. Where the first segment that
     /// is not acknowledged is a full-sized one each time, and does not come through although the peer still
     /// talks, or has what came after it, size is what tells them apart. Where the peer acknowledges
     /// anything, or its duplicate ACKs called for the repeats, the path works and loses. Timeouts alone mean
@@ -100,10 +100,24 @@ impl Cause {
             }
             Self::LocalDrop => "most never left this host: it drops them itself",
             Self::ReceiverStalled => "the peer's window is shut: its application does not read",
+            Self::Reordering if sum.undone > sum.spurious / 2 => {
+                "most had arrived before they were repeated, as their acknowledgements tell: they were late, \
+                 not lost"
+            }
             Self::Reordering => {
                 "the peer says that most came twice: they were late or overtaken, not lost"
             }
             Self::Unknown => "their types do not tell why",
+        }
+    }
+
+    fn doubt(self, cx: &Context<'_>) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Reordering => cx.doubt("retransmit_storm.reordering", &hooks::REORDERING),
+            Self::PathMtu => cx
+                .doubt("retransmit_storm", &hooks::STORM)
+                .or_else(|| Some("the cause was concluded from the sizes of the segments".into())),
+            _ => cx.doubt("retransmit_storm", &hooks::STORM),
         }
     }
 
@@ -137,8 +151,8 @@ impl Cause {
                     .into(),
             ],
             Self::Reordering => vec![
-                "look for several paths to one place (bonded links, ECMP by packet, Wi-Fi), and for ACKs \
-                 that are delayed or lost on the way back"
+                "look for several paths to one place (bonded links, ECMP by packet, Wi-Fi), for queues that \
+                 fill and empty (bufferbloat), and for ACKs that are delayed or lost on the way back"
                     .into(),
             ],
             Self::Unknown => {
@@ -214,6 +228,9 @@ fn draft(
         .count("full_sized_segments", sum.full)
         .count("spurious_segments", sum.spurious)
         .count("segments_not_sent", sum.failed);
+    if sum.undos > 0 {
+        facts = facts.count("losses_undone", sum.undos);
+    }
     if cause == Cause::PathMtu
         && let Some(bytes) = sum.full_bytes
     {
@@ -238,10 +255,7 @@ fn draft(
         kind: FindingKind::RetransmitStorm,
         cause: cause.name(),
         stage: Some(stage),
-        doubt: cx.doubt("retransmit_storm", &hooks::STORM).or_else(|| {
-            (cause == Cause::PathMtu)
-                .then(|| "the cause was concluded from the sizes of the segments".into())
-        }),
+        doubt: cause.doubt(cx),
         subject,
         owner,
         since: activity.since(),

@@ -3,6 +3,7 @@ use std::time::Duration;
 use conntracer_common::{
     record::{self, Socket, kind},
     tcp::{ca, flag, pending, state},
+    undo::way,
 };
 use rstest::rstest;
 use zerocopy::IntoBytes;
@@ -490,6 +491,71 @@ fn what_came_twice_was_not_lost() {
     assert_eq!(finding.cause, "reordering");
     assert_eq!(evidence(finding, "spurious_segments"), &Value::Count(39));
     assert_eq!(finding.count, 40, "they are part of it");
+}
+
+/// Timeouts, each of a segment that had arrived, as the kernel finds out; cumulative as it tells it.
+fn undone(run: &mut Run, count: u64, duplicates: impl Fn(u64) -> u64) {
+    for event in 1..=count {
+        run.skip(Duration::from_millis(50));
+        run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.tcp.retransmits = 1;
+            retransmit.dsack_dups = u32::try_from(duplicates(event - 1)).unwrap();
+        });
+        run.undo(socket(LOCAL, REMOTE), |undo| {
+            undo.first_ns = 1;
+            undo.totals.undos[usize::from(way::LOSS)] = event;
+            undo.totals.segments = event;
+            undo.dsack_dups = u32::try_from(duplicates(event - 1)).unwrap();
+        });
+    }
+}
+
+/// Whether the peer says nothing of it, or says each time, after the kernel found out, that it came twice.
+#[rstest]
+#[case::told_by_the_kernel_alone(false)]
+#[case::told_by_the_peer_too(true)]
+fn what_the_kernel_took_back_was_late(#[case] peer_tells: bool) {
+    let mut run = Run::new();
+    undone(&mut run, 40, |before| if peer_tells { before } else { 0 });
+    run.finish();
+    let finding = run.only();
+    assert_eq!(finding.cause, "reordering");
+    assert_eq!(finding.because, None);
+    assert_eq!(evidence(finding, "spurious_segments"), &Value::Count(40));
+    assert_eq!(evidence(finding, "losses_undone"), &Value::Count(40));
+    assert!(finding.summary.contains("were late"), "{finding:#?}");
+    assert_eq!(finding.count, 40, "they are part of it");
+}
+
+#[test]
+fn an_undo_of_a_connection_that_is_in_no_storm_says_nothing() {
+    let mut run = Run::new();
+    undone(&mut run, 3, |_| 0);
+    run.pass(Duration::from_mins(2));
+    run.undo(socket(LOCAL, REMOTE), |undo| {
+        undo.first_ns = 1;
+        undo.totals.undos[usize::from(way::LOSS)] = 1000;
+        undo.totals.segments = 1000;
+    });
+    lossy(&mut run, REMOTE, 40, 1, 10);
+    run.finish();
+    let finding = run.only();
+    assert_eq!(finding.cause, "path_loss");
+    assert_eq!(evidence(finding, "spurious_segments"), &Value::Count(0));
+}
+
+/// Of a connection that finds no room in the kernel half, each undo is told alone.
+#[test]
+fn undos_told_one_by_one_add_up() {
+    let mut run = Run::new();
+    for _ in 0..40 {
+        run.skip(Duration::from_millis(50));
+        run.retransmit(socket(LOCAL, REMOTE), |_| {});
+        run.undo(socket(LOCAL, REMOTE), |_| {});
+    }
+    run.finish();
+    let finding = run.only();
+    assert_eq!(evidence(finding, "losses_undone"), &Value::Count(40));
 }
 
 #[test]

@@ -525,12 +525,14 @@ queued for one peer, and a write timeout (`TCP_USER_TIMEOUT` ends such a connect
         word: "reordering",
         of: Some("retransmit_storm"),
         text: "\
-The peer says (duplicate SACK, RFC 2883) that at least half of what was repeated had arrived already: nothing
-was lost. Packets overtake each other on the way, or are late, or the ACKs are.
+At least half of what was repeated had arrived already: nothing was lost. Packets overtake each other on the
+way, or are late, or the ACKs are. The peer says so (duplicate SACK, RFC 2883), or the kernel finds out that an
+ACK is of the first transmission (timestamps, RFC 3522, or F-RTO, RFC 5682) and takes back what it did about
+the loss: losses_undone says how often. spurious_segments counts both, each segment once.
 
 Several paths to one place: bonded links in round-robin mode, ECMP by packet, Wi-Fi. Late: a queue that
-fills and empties (bufferbloat), a host that was paused. `nstat -az TcpExtTCPDSACKRecv TcpExtTCPSpuriousRTOs
-TcpExtTCPSACKReorder` tells which.",
+fills and empties (bufferbloat), a host that was paused. `nstat -az TcpExtTCPDSACKRecv TcpExtTCPLossUndo
+TcpExtTCPSpuriousRTOs TcpExtTCPFullUndo TcpExtTCPSACKReorder` tells which.",
     },
     Entry {
         word: "unknown",
