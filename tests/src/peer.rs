@@ -42,6 +42,8 @@ pub enum Step {
     /// tells what came twice (RFC 2883). Where it takes part in timestamps, it echoes the first segment heard
     /// since the last write: what came later says nothing.
     Ack(u32, &'static [(u32, u32)]),
+    /// A router says of the segment that begins with a byte that the path carries packets of so many bytes.
+    TooBig(u32, u16),
 }
 
 /// What a connection to the peer goes through.
@@ -144,6 +146,17 @@ impl Peer {
     ) -> Result<Option<u32>> {
         let first = syn.seq.wrapping_add(1);
         match step {
+            Step::TooBig(byte, mtu) => {
+                let about = Segment {
+                    flags: flag::ACK,
+                    seq: first.wrapping_add(byte),
+                    ack: ISN + 1,
+                    ..*syn
+                };
+                self.netns
+                    .run(|| packet::send_too_big(self.family, &about, mtu))
+                    .map(|()| None)
+            }
             Step::Write(bytes) => std::io::Write::write_all(&mut socket, &vec![0; bytes as usize])
                 .context("writing to a scripted peer")
                 .map(|()| None),

@@ -128,6 +128,9 @@ layout! {
     /// The path MTU that the segment size was last chosen by.
     icsk_pmtu = "inet_connection_sock"."icsk_pmtu_cookie", optional;
 
+    /// The largest packet that an ICMP message about this socket said would pass; 0 when none came.
+    mtu_info = "tcp_sock"."mtu_info", optional;
+
     /// TIME_WAIT, or FIN_WAIT2 that no process holds any more.
     tw_substate = "inet_timewait_sock"."tw_substate", optional;
 

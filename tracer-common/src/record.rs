@@ -286,7 +286,11 @@ pub struct RetransmitTotals {
     pub pmtu: u32,
     /// 1: read from the map by the user half, beside the records that tell of single events.
     pub polled: u8,
-    pub pad: [u8; 3],
+    /// 1: the kernel tells whether ICMP told of a smaller path.
+    pub tells_icmp: u8,
+    /// The largest packet that passes, as the last such ICMP message about the socket said (`tcp_sock.mtu_info`);
+    /// 0 when none came.
+    pub icmp_mtu: u16,
 }
 
 /// The last `tcp_retransmit_skb` of a connection and all there were: emitted for the first one and then at

@@ -1,6 +1,7 @@
 //! Every pattern of loss that a peer can show, one by one, each on a connection of its own.
 
 use anyhow::{Context, Result};
+use socket2::Socket;
 
 use crate::{
     counters::Counters,
@@ -8,7 +9,7 @@ use crate::{
     link::Pair,
     peer::{
         Peer, SEGMENT, Script,
-        Step::{self, Ack, Hear, Write},
+        Step::{self, Ack, Hear, TooBig, Write},
     },
     socket,
     wait::{self, SOON},
@@ -192,6 +193,42 @@ const OVERTAKEN: Pattern = Pattern {
     counter: |counters| counters.full_undo,
 };
 
+/// Nine full-sized segments are too large for the path, and a small one behind them is not.
+const NARROW: Pattern = Pattern {
+    name: "the path is too narrow",
+    lost_syns: 0,
+    timestamps: false,
+    script: &[
+        Write(9100),
+        Hear(9050),
+        Ack(0, &[(9000, 9100)]),
+        Hear(0),
+        Hear(0),
+        Hear(0),
+        Hear(0),
+    ],
+    counter: |counters| counters.timeouts,
+};
+
+/// The same, of which a router tells that it carries more than it does.
+const NARROWER: Pattern = Pattern {
+    name: "the path is narrower than a router says",
+    script: &[
+        Write(9100),
+        Hear(9050),
+        TooBig(0, TOLD_BYTES),
+        Ack(0, &[(9000, 9100)]),
+        Hear(0),
+        Hear(0),
+        Hear(0),
+        Hear(0),
+    ],
+    ..NARROW
+};
+
+/// What the router says: less than the link, and more than the segments that are lost.
+pub const TOLD_BYTES: u16 = 1400;
+
 /// A pair whose server sends to scripted peers.
 #[derive(Debug)]
 pub struct Patterns {
@@ -229,6 +266,14 @@ impl Patterns {
             socket::wait_acknowledged(&socket, SOON)?;
         }
         Ok(())
+    }
+
+    /// The path is too narrow for one connection, until its third timeout; with or without a router that says more
+    /// than is true. The connection lasts as long as what is returned.
+    pub fn narrow(&self, told: bool) -> Result<Socket> {
+        let peer = Peer::new(&self.pair, self.family, 4000)?;
+        let pattern = if told { &NARROWER } else { &NARROW };
+        peer.play(&self.pair, &pattern.script())
     }
 
     fn show(&self, port: u16, pattern: &Pattern) -> Result<()> {

@@ -8,7 +8,7 @@ use conntracer_tests::{
     scenario::{
         bulk::{Bulk, Loss},
         lossy_path::LossyPath,
-        patterns::Patterns,
+        patterns::{Patterns, TOLD_BYTES},
     },
     tracer::Run,
     wait::{EVENTUALLY, SOON},
@@ -159,6 +159,55 @@ fn what_is_overtaken_is_not_lost(#[case] family: Family) {
         assert_eq!(storm.number("spurious_segments"), counted.retrans_segs);
     }
     assert_said(&run, "retransmit_storm.reordering");
+    assert_reconciled(&run, &server, &counted);
+    assert_sound(&run, &server);
+}
+
+/// A peer that has what follows is not dead, and one connection is no storm: it is the path, of which ICMP may
+/// have told.
+#[rstest]
+#[case::nobody_tells(Family::V4, false)]
+#[case::told_v4(Family::V4, true)]
+#[case::told_v6(Family::V6, true)]
+fn a_path_too_narrow_is_told_of_one_connection(#[case] family: Family, #[case] told: bool) {
+    let Some(binary) = binary() else { return };
+    let scenario = Patterns::new(family).unwrap();
+    let server = scenario.pair.server.clone();
+    // Where ICMP told, what a storm says of it is looked at, too.
+    let config = config(&format!(
+        "[detect.retransmit_storm]\nconnection_per_s = {:?}\n",
+        if told { 1.0 } else { 50.0 }
+    ));
+    let path = config.path().to_str().unwrap();
+    let Some(mut tracer) = trace(&binary, &server, &["--config", path]) else {
+        return;
+    };
+    let _connection = scenario.narrow(told).unwrap();
+    let dead = tracer
+        .wait_for("a suspicion", SOON, |finding| finding.cause == "dead_peer")
+        .unwrap();
+    let counted = server.counters().unwrap();
+    let run = tracer.stop().unwrap();
+
+    let storms = run.last_of(is_storm);
+    assert_eq!(storms.len(), usize::from(told), "{run:#?}");
+    for finding in storms.into_iter().chain([&dead]) {
+        assert_eq!(finding.number("lost_segment_bytes"), 1000, "{finding:#?}");
+        if told {
+            assert_eq!(finding.number("icmp_mtu_bytes"), u64::from(TOLD_BYTES));
+        } else {
+            assert_eq!(finding.evidence["icmp"], "none");
+        }
+    }
+    assert_eq!(dead.evidence["looks_like"], "path_mtu", "{dead:#?}");
+    assert!(
+        run.last_of(is_storm)
+            .iter()
+            .all(|storm| storm.cause == "path_mtu"),
+        "{run:#?}"
+    );
+    assert_eq!(counted.timeouts, 3, "{counted:?}");
+    assert_said(&run, "retransmit_storm");
     assert_reconciled(&run, &server, &counted);
     assert_sound(&run, &server);
 }

@@ -9,6 +9,7 @@ pub(crate) mod connect_failure;
 pub(crate) mod connection_drop;
 mod errno;
 pub(crate) mod half_open;
+mod path_mtu;
 pub(crate) mod refusal;
 pub(crate) mod retransmit_storm;
 pub(crate) mod send_stall;

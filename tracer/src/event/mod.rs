@@ -337,6 +337,19 @@ impl Retransmit {
         counted(self.segments, self.errno)
     }
 
+    /// Whether it repeated the first segment that is not acknowledged.
+    #[must_use]
+    pub const fn is_head(&self) -> bool {
+        self.seq == self.tcp.snd_una
+    }
+
+    /// Whether each of its segments holds as much as the path is believed to carry.
+    #[must_use]
+    pub const fn is_full_sized(&self) -> bool {
+        let bytes = self.end_seq.wrapping_sub(self.seq) as u64;
+        self.tcp.mss_bytes != 0 && bytes >= self.tcp.mss_bytes as u64 * self.segments as u64
+    }
+
     /// Whether it is the answer to a poll, and no event of its own.
     #[must_use]
     pub const fn is_polled(&self) -> bool {

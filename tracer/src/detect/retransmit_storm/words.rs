@@ -121,7 +121,7 @@ impl Cause {
         }
     }
 
-    fn advice(self, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
+    fn advice(self, sum: &Segments, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
         match self {
             Self::PeerUnreachable => vec![
                 "check that the peer is up and that no firewall drops its packets silently \
@@ -133,16 +133,7 @@ impl Cause {
                  (mtr --tcp)"
                     .into(),
             ],
-            Self::PathMtu => vec![
-                "let ICMP \"fragmentation needed\" and \"packet too big\" through, or clamp the MSS on \
-                 the tunnel's ends"
-                    .into(),
-                format!(
-                    "or set net.ipv4.tcp_mtu_probing to 1 (now {})",
-                    cx.sysctl("net.ipv4.tcp_mtu_probing").unwrap_or("unknown"),
-                )
-                .into(),
-            ],
+            Self::PathMtu => sum.sizes.advice(cx),
             Self::LocalDrop => vec![
                 "look at this host's output firewall, its qdisc (tc -s qdisc) and the link".into(),
             ],
@@ -231,12 +222,8 @@ fn draft(
     if sum.undos > 0 {
         facts = facts.count("losses_undone", sum.undos);
     }
-    if cause == Cause::PathMtu
-        && let Some(bytes) = sum.full_bytes
-    {
-        facts = facts
-            .count("lost_segment_bytes", bytes)
-            .count_if_known("path_mtu_bytes", sum.path_mtu.map(u64::from));
+    if cause == Cause::PathMtu {
+        facts = sum.sizes.facts(facts);
     }
     if let Some(us) = sum.min_rtt_us {
         facts = facts.number("min_rtt_ms", f64::from(us) / 1e3);
@@ -251,6 +238,11 @@ fn draft(
     let ratio = sum.ratio().map_or_else(String::new, |ratio| {
         format!(" ({:.1} % of what was sent)", ratio * 100.0)
     });
+    let icmp = if cause == Cause::PathMtu {
+        sum.sizes.icmp()
+    } else {
+        ""
+    };
     Draft {
         kind: FindingKind::RetransmitStorm,
         cause: cause.name(),
@@ -262,12 +254,12 @@ fn draft(
         last: activity.last,
         count: sum.count(),
         summary: format!(
-            "{segments} retransmitted to {to}{ratio}, at most {} a second: {}",
+            "{segments} retransmitted to {to}{ratio}, at most {} a second: {}{icmp}",
             activity.peak_per_s,
             cause.reading(sum),
         ),
         evidence: facts,
-        advice: cause.advice(cx),
+        advice: cause.advice(sum, cx),
     }
 }
 

@@ -437,6 +437,45 @@ fn full_sized_segments_that_fail_while_the_peer_talks_are_too_large() {
     assert!(finding.because.is_some());
 }
 
+/// What ICMP said of a path whose segments are too large, and what the kernel makes of it.
+#[rstest]
+#[case::nothing_is_known(0, 0, None, "for the path", "let ICMP")]
+#[case::a_black_hole(1, 0, None, "no ICMP message says so", "let ICMP")]
+#[case::a_second_hole(1, 1490, Some(1490), "even after what ICMP said", "let ICMP")]
+#[case::ignored(1, 1300, Some(1300), "even after what ICMP said", "does not follow")]
+fn icmp_is_named_where_it_came(
+    #[case] tells_icmp: u8,
+    #[case] icmp_mtu: u16,
+    #[case] told: Option<u64>,
+    #[case] reading: &str,
+    #[case] advice: &str,
+) {
+    let mut run = Run::new();
+    let mut counted = Counted::default();
+    for event in 0..40 {
+        run.skip(Duration::from_millis(50));
+        counted.event(&run, REMOTE, |retransmit| {
+            retransmit.end_seq = retransmit.seq + 1448;
+            retransmit.tcp.rcv_nxt = event;
+        });
+        counted.0.totals.pmtu = 1500;
+        counted.0.totals.tells_icmp = tells_icmp;
+        counted.0.totals.icmp_mtu = icmp_mtu;
+        counted.tell(&mut run);
+    }
+    run.finish();
+    let finding = run.only();
+    assert_eq!(finding.cause, "path_mtu");
+    assert!(finding.summary.contains(reading), "{finding:#?}");
+    assert!(finding.advice[0].contains(advice), "{finding:#?}");
+    let said = |name: &str| finding.evidence.iter().any(|fact| fact.name == name);
+    assert_eq!(said("icmp"), tells_icmp != 0 && told.is_none());
+    assert_eq!(said("icmp_mtu_bytes"), told.is_some());
+    if let Some(bytes) = told {
+        assert_eq!(evidence(finding, "icmp_mtu_bytes"), &Value::Count(bytes));
+    }
+}
+
 #[test]
 fn what_mends_a_hole_does_not_change_its_cause() {
     let mut run = Run::new();
