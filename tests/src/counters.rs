@@ -68,6 +68,12 @@ counters! {
     dsack_recv = "TcpExt"."TCPDSACKRecv";
     sack_reneging = "TcpExt"."TCPSACKReneging";
     lost_retransmit = "TcpExt"."TCPLostRetransmit";
+    /// Losses that were none, by how the kernel learned it, and those after a timeout that F-RTO told.
+    loss_undo = "TcpExt"."TCPLossUndo";
+    full_undo = "TcpExt"."TCPFullUndo";
+    partial_undo = "TcpExt"."TCPPartialUndo";
+    dsack_undo = "TcpExt"."TCPDSACKUndo";
+    spurious_rtos = "TcpExt"."TCPSpuriousRTOs";
     /// Probes of a window that has no room.
     win_probes = "TcpExt"."TCPWinProbe";
     spurious_rtx_host_queues = "TcpExt"."TCPSpuriousRtxHostQueues";
@@ -104,6 +110,10 @@ impl Counters {
             "RetransSegs" => self.retrans_segs - self.retrans_fail,
             "OutRsts" => self.out_rsts,
             "AttemptFails" => self.attempt_fails,
+            "TCPLossUndo" => self.loss_undo,
+            "TCPFullUndo" => self.full_undo,
+            "TCPPartialUndo" => self.partial_undo,
+            "TCPDSACKUndo" => self.dsack_undo,
             _ => return None,
         })
     }

@@ -31,6 +31,8 @@ pub struct Segment {
     pub ack: u32,
     /// Bytes of data; what is sent from here has none.
     pub bytes: u32,
+    /// What the timestamps option says of its time (RFC 7323); what is sent from here has its options apart.
+    pub timestamp: Option<u32>,
 }
 
 const TCP_HEADER: u16 = 20;
@@ -73,6 +75,22 @@ pub fn send_rst(family: Family, source: SocketAddr, destination: SocketAddr) -> 
 /// Sends one segment without data, with TCP options of a whole number of words.
 pub fn send_segment(family: Family, segment: &Segment, options: &[u8]) -> Result<()> {
     send(family, &packet(segment, options)?, segment.destination)
+}
+
+/// Says by ICMP of a segment that it was too large for the path, which carries packets of `mtu` bytes at most
+/// (RFC 1191, RFC 8201), in the name of its destination.
+pub fn send_too_big(family: Family, about: &Segment, mtu: u16) -> Result<()> {
+    let (protocol, kind) = match family {
+        Family::V4 => (ICMP, [3, 4]),
+        Family::V6 => (ICMP_V6, [2, 0]),
+    };
+    let mut body = kind.to_vec();
+    body.extend([0; 2]);
+    body.extend(u32::from(mtu).to_be_bytes());
+    body.extend(packet(about, &[])?);
+    let (from, to) = (about.destination, about.source);
+    let packet = enclose(from.ip(), to.ip(), protocol, body, 2)?;
+    send(family, &packet, to)
 }
 
 /// Sends one SYN from each of `sources`, as fast as batches of [`BATCH`] go. The kernel may drop some
@@ -177,6 +195,7 @@ const fn bare(
         seq,
         ack,
         bytes: 0,
+        timestamp: None,
     }
 }
 
@@ -199,36 +218,54 @@ fn packet(segment: &Segment, options: &[u8]) -> Result<Vec<u8>> {
     tcp.extend([0; 4]);
     tcp.extend(options);
 
-    let (mut ip, pseudo) = match (source.ip(), destination.ip()) {
+    enclose(source.ip(), destination.ip(), TCP, tcp, CHECKSUM_AT)
+}
+
+/// What IP carries, as its header numbers it.
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const ICMP_V6: u8 = 58;
+
+/// Puts an IP header before `body`, and into `body` its checksum.
+fn enclose(
+    from: IpAddr,
+    to: IpAddr,
+    protocol: u8,
+    mut body: Vec<u8>,
+    checksum_at: usize,
+) -> Result<Vec<u8>> {
+    let length = u16::try_from(body.len()).context("a packet of at most 64 kB")?;
+    let (mut ip, pseudo) = match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             let mut ip = vec![0x45, 0];
             ip.extend((20 + length).to_be_bytes());
-            ip.extend([0, 0, 0, 0, TTL, 6, 0, 0]);
+            ip.extend([0, 0, 0, 0, TTL, protocol, 0, 0]);
             ip.extend(from.octets());
             ip.extend(to.octets());
             let sum = checksum(&ip);
             ip[10..12].copy_from_slice(&sum.to_be_bytes());
             let mut pseudo = [from.octets(), to.octets()].concat();
-            pseudo.extend([0, 6]);
+            pseudo.extend([0, protocol]);
             pseudo.extend(length.to_be_bytes());
-            (ip, pseudo)
+            // ICMP stands for itself.
+            (ip, if protocol == ICMP { Vec::new() } else { pseudo })
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
             let mut ip = vec![0x60, 0, 0, 0];
             ip.extend(length.to_be_bytes());
-            ip.extend([6, TTL]);
+            ip.extend([protocol, TTL]);
             ip.extend(from.octets());
             ip.extend(to.octets());
             let mut pseudo = [from.octets(), to.octets()].concat();
             pseudo.extend(u32::from(length).to_be_bytes());
-            pseudo.extend([0, 0, 0, 6]);
+            pseudo.extend([0, 0, 0, protocol]);
             (ip, pseudo)
         }
-        _ => bail!("{source} and {destination} are of different families"),
+        _ => bail!("{from} and {to} are of different families"),
     };
-    let sum = checksum(&[pseudo, tcp.clone()].concat());
-    tcp[CHECKSUM_AT..CHECKSUM_AT + 2].copy_from_slice(&sum.to_be_bytes());
-    ip.extend(tcp);
+    let sum = checksum(&[pseudo, body.clone()].concat());
+    body[checksum_at..checksum_at + 2].copy_from_slice(&sum.to_be_bytes());
+    ip.extend(body);
     Ok(ip)
 }
 

@@ -23,6 +23,8 @@ use crate::{
 
 /// What the peer offers: ten segments are an initial window's (RFC 6928).
 const MSS: u16 = 1000;
+/// Bytes of the timestamps option with its padding.
+const TIMESTAMPS_BYTES: u16 = 12;
 /// Bytes of one segment of the script.
 pub const SEGMENT: u32 = MSS as u32;
 const ISN: u32 = 7_000_000;
@@ -37,8 +39,21 @@ pub enum Step {
     /// The peer waits for the next segment that holds this byte.
     Hear(u32),
     /// The peer acknowledges all before a byte, and what it has of the rest; a block before that byte
-    /// tells what came twice (RFC 2883).
+    /// tells what came twice (RFC 2883). Where it takes part in timestamps, it echoes the first segment heard
+    /// since the last write: what came later says nothing.
     Ack(u32, &'static [(u32, u32)]),
+    /// A router says of the segment that begins with a byte that the path carries packets of so many bytes.
+    TooBig(u32, u16),
+}
+
+/// What a connection to the peer goes through.
+#[derive(Clone, Copy, Debug)]
+pub struct Script<'a> {
+    /// SYNs that are lost at first.
+    pub lost_syns: u32,
+    /// Whether the peer takes part in timestamps (RFC 7323).
+    pub timestamps: bool,
+    pub steps: &'a [Step],
 }
 
 /// See the module.
@@ -77,9 +92,8 @@ impl Peer {
         })
     }
 
-    /// Plays `script` on a new connection from the server of `pair`, of which the first `deaf` SYNs are lost. Its end
-    /// sends a RST at most.
-    pub fn play(&self, pair: &Pair, deaf: u32, script: &[Step]) -> Result<Socket> {
+    /// Plays `script` on a new connection from the server of `pair`. Its end sends a RST at most.
+    pub fn play(&self, pair: &Pair, script: &Script<'_>) -> Result<Socket> {
         let socket = pair.server.run(|| -> Result<Socket> {
             let socket = tcp(self.family)?;
             connect_without_waiting(&socket, self.address)?;
@@ -87,34 +101,73 @@ impl Peer {
         })?;
         abort_on_close(&socket)?;
         let is_syn = |segment: &Segment| segment.flags == flag::SYN;
-        for _ in 0..deaf {
+        for _ in 0..script.lost_syns {
             self.hear(is_syn).context("hearing a SYN to lose")?;
         }
         let syn = self.hear(is_syn).context("hearing a SYN")?;
-        let offer = [&[2, 4][..], &MSS.to_be_bytes(), &[1, 1, 4, 2]].concat();
+        let echo = syn.timestamp.filter(|_| script.timestamps);
+        // A segment holds less by the option that comes with it.
+        let mss = if echo.is_some() {
+            MSS + TIMESTAMPS_BYTES
+        } else {
+            MSS
+        };
+        let offer = [
+            &[2, 4][..],
+            &mss.to_be_bytes(),
+            &[1, 1, 4, 2],
+            &timestamps(echo),
+        ]
+        .concat();
         self.say(&syn, flag::SYN | flag::ACK, ISN, syn.seq + 1, &offer)?;
-        let first = syn.seq.wrapping_add(1);
         self.hear(|segment| segment.flags & flag::ACK != 0)
             .context("hearing the third ACK")?;
-        for step in script {
-            self.step(&socket, &syn, first, *step)
+        let mut echoed = None;
+        for step in script.steps {
+            let heard = self
+                .step(&socket, &syn, echoed, *step)
                 .with_context(|| format!("{step:?} of {script:?}"))?;
+            if let Step::Write(_) = step {
+                echoed = None;
+            } else if script.timestamps {
+                echoed = echoed.or(heard);
+            }
         }
         Ok(socket)
     }
 
-    fn step(&self, mut socket: &Socket, syn: &Segment, first: u32, step: Step) -> Result<()> {
+    /// Does one step, and says the timestamp of what it heard.
+    fn step(
+        &self,
+        mut socket: &Socket,
+        syn: &Segment,
+        echoed: Option<u32>,
+        step: Step,
+    ) -> Result<Option<u32>> {
+        let first = syn.seq.wrapping_add(1);
         match step {
+            Step::TooBig(byte, mtu) => {
+                let about = Segment {
+                    flags: flag::ACK,
+                    seq: first.wrapping_add(byte),
+                    ack: ISN + 1,
+                    ..*syn
+                };
+                self.netns
+                    .run(|| packet::send_too_big(self.family, &about, mtu))
+                    .map(|()| None)
+            }
             Step::Write(bytes) => std::io::Write::write_all(&mut socket, &vec![0; bytes as usize])
-                .context("writing to a scripted peer"),
+                .context("writing to a scripted peer")
+                .map(|()| None),
             Step::Hear(byte) => {
                 let wanted = first.wrapping_add(byte);
                 self.hear(|segment| wanted.wrapping_sub(segment.seq) < segment.bytes)
-                    .map(drop)
+                    .map(|heard| heard.timestamp)
             }
             Step::Ack(byte, blocks) => {
                 let edge = |byte: &u32| first.wrapping_add(*byte).to_be_bytes();
-                let mut options = Vec::new();
+                let mut options = timestamps(echoed);
                 if !blocks.is_empty() {
                     options.extend([1, 1, 5, u8::try_from(2 + 8 * blocks.len())?]);
                     for (from, to) in blocks {
@@ -123,6 +176,7 @@ impl Peer {
                     }
                 }
                 self.say(syn, flag::ACK, ISN + 1, first.wrapping_add(byte), &options)
+                    .map(|()| None)
             }
         }
     }
@@ -171,10 +225,36 @@ impl Peer {
                     seq,
                     ack,
                     bytes: 0,
+                    timestamp: None,
                 },
                 options,
             )
         })
+    }
+}
+
+/// A timestamps option, aligned as everybody does (RFC 7323, appendix A): of a clock that stands still.
+fn timestamps(echoed: Option<u32>) -> Vec<u8> {
+    match echoed {
+        Some(echoed) => [
+            &[1, 1, 8, 10][..],
+            &1_u32.to_be_bytes(),
+            &echoed.to_be_bytes(),
+        ]
+        .concat(),
+        None => Vec::new(),
+    }
+}
+
+/// The time in the timestamps option of a header.
+fn timestamp(mut options: &[u8]) -> Option<u32> {
+    loop {
+        options = match options {
+            [1, rest @ ..] => rest,
+            [8, 10, a, b, c, d, ..] => return Some(u32::from_be_bytes([*a, *b, *c, *d])),
+            [] | [0, ..] | [_] => return None,
+            [_, length, ..] => options.get(usize::from(*length).max(2)..)?,
+        };
     }
 }
 
@@ -210,7 +290,8 @@ fn parse(packet: &[u8]) -> Result<Option<Segment>> {
     ensure!(tcp.len() >= 20, "a TCP segment cut short");
     let port = |at: usize| u16::from_be_bytes([tcp[at], tcp[at + 1]]);
     let number = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
-    let headers = header + usize::from(tcp[12] >> 4) * 4;
+    let options_end = usize::from(tcp[12] >> 4) * 4;
+    let headers = header + options_end;
     Ok(Some(Segment {
         source: SocketAddr::new(source, port(0)),
         destination: SocketAddr::new(destination, port(2)),
@@ -218,5 +299,6 @@ fn parse(packet: &[u8]) -> Result<Option<Segment>> {
         seq: number(4),
         ack: number(8),
         bytes: u32::try_from(length.saturating_sub(headers))?,
+        timestamp: timestamp(tcp.get(20..options_end).unwrap_or_default()),
     }))
 }

@@ -115,6 +115,10 @@ layout! {
     srtt_us = "tcp_sock"."srtt_us";
     dsack_dups = "tcp_sock"."dsack_dups", optional;
     tlp_high_seq = "tcp_sock"."tlp_high_seq", optional;
+    /// What was in flight when the recovery began, whether it may be undone (0: not), and the segments repeated in it.
+    high_seq = "tcp_sock"."high_seq", optional;
+    undo_marker = "tcp_sock"."undo_marker", optional;
+    undo_retrans = "tcp_sock"."undo_retrans", optional;
     /// The request of a Fast Open child until its third ACK.
     fastopen_rsk = "tcp_sock"."fastopen_rsk", optional;
     mss_cache = "tcp_sock"."mss_cache", optional;
@@ -123,6 +127,9 @@ layout! {
     sample_value = "minmax_sample"."v", optional;
     /// The path MTU that the segment size was last chosen by.
     icsk_pmtu = "inet_connection_sock"."icsk_pmtu_cookie", optional;
+
+    /// The largest packet that an ICMP message about this socket said would pass; 0 when none came.
+    mtu_info = "tcp_sock"."mtu_info", optional;
 
     /// TIME_WAIT, or FIN_WAIT2 that no process holds any more.
     tw_substate = "inet_timewait_sock"."tw_substate", optional;

@@ -15,3 +15,4 @@ pub mod sketch;
 pub mod socket;
 pub mod stats;
 pub mod tcp;
+pub mod undo;

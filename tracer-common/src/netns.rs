@@ -5,12 +5,12 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{record::syn_outcome, retransmit::class};
+use crate::{record::syn_outcome, retransmit::class, undo::way};
 
 /// Index into [`Counts`]. The first [`syn_outcome::OUTCOMES`] are those of [`syn_outcome`], of which the
 /// healthy ones (`ADDED`, `COMPLETED`) stay 0.
 pub mod count {
-    use super::{class, syn_outcome};
+    use super::{class, syn_outcome, way};
 
     /// SYNs that were to be answered with a cookie, and then dropped.
     pub const COOKIE_DROPPED: usize = syn_outcome::OUTCOMES;
@@ -41,7 +41,9 @@ pub mod count {
     pub const REQUEST_STOLEN: usize = COOKIE_DROPPED + 13;
     /// Segments sent again, by [`class`]: this is the first.
     pub const RETRANSMITTED: usize = COOKIE_DROPPED + 14;
-    pub const COUNT: usize = RETRANSMITTED + class::COUNT;
+    /// Losses that were none, by [`way`]: this is the first.
+    pub const UNDONE: usize = RETRANSMITTED + class::COUNT;
+    pub const COUNT: usize = UNDONE + way::COUNT;
 }
 
 /// Cumulative per namespace since the kernel half first counted anything there, indexed by [`count`].
@@ -88,12 +90,21 @@ pub mod kernel {
     pub const LOSS_PROBES: usize = 12;
     /// `RetransSegs` that could not be sent.
     pub const RETRANS_FAIL: usize = 13;
-    /// From here on of `struct tcp_mib`; before, of `struct linux_mib`.
-    pub const TCP: usize = 14;
     pub const RETRANS_SEGS: usize = 14;
     pub const OUT_RSTS: usize = 15;
     pub const ATTEMPT_FAILS: usize = 16;
-    pub const COUNT: usize = 17;
+    pub const LOSS_UNDO: usize = 17;
+    pub const FULL_UNDO: usize = 18;
+    pub const PARTIAL_UNDO: usize = 19;
+    pub const DSACK_UNDO: usize = 20;
+    pub const COUNT: usize = 21;
+
+    /// Whether a counter is of `struct tcp_mib`; the others are of `struct linux_mib`.
+    #[must_use]
+    #[inline]
+    pub const fn is_of_tcp(counter: usize) -> bool {
+        counter >= RETRANS_SEGS && counter <= ATTEMPT_FAILS
+    }
 }
 
 /// The kernel's names of the counters: in its enumerations, and in /proc/net/netstat and /proc/net/snmp.
@@ -115,6 +126,10 @@ pub const KERNEL: [(&str, &str); kernel::COUNT] = [
     ("TCP_MIB_RETRANSSEGS", "RetransSegs"),
     ("TCP_MIB_OUTRSTS", "OutRsts"),
     ("TCP_MIB_ATTEMPTFAILS", "AttemptFails"),
+    ("LINUX_MIB_TCPLOSSUNDO", "TCPLossUndo"),
+    ("LINUX_MIB_TCPFULLUNDO", "TCPFullUndo"),
+    ("LINUX_MIB_TCPPARTIALUNDO", "TCPPartialUndo"),
+    ("LINUX_MIB_TCPDSACKUNDO", "TCPDSACKUndo"),
 ];
 
 /// The kernel's counters of one namespace, summed over CPUs.
@@ -162,6 +177,10 @@ pub const fn expected(counts: &Counts) -> KernelCounts {
     sums[kernel::ATTEMPT_FAILS] = counts[c::ATTEMPT_FAILED]
         .wrapping_add(counts[c::REQUEST_RESET])
         .wrapping_add(counts[c::REQUEST_STOLEN]);
+    sums[kernel::LOSS_UNDO] = counts[c::UNDONE + way::LOSS as usize];
+    sums[kernel::FULL_UNDO] = counts[c::UNDONE + way::FULL as usize];
+    sums[kernel::PARTIAL_UNDO] = counts[c::UNDONE + way::PARTIAL as usize];
+    sums[kernel::DSACK_UNDO] = counts[c::UNDONE + way::DSACK as usize];
     sums
 }
 

@@ -13,6 +13,7 @@ use crate::{
     netns::{KernelCounts, NetnsId},
     retransmit::class,
     sketch,
+    undo::way,
 };
 
 /// What a record is about; the value of [`Header::kind`].
@@ -37,6 +38,7 @@ pub mod kind {
     pub const PROCESS: u16 = 17;
     pub const HOLDERS: u16 = 18;
     pub const RETRANSMITS: u16 = 19;
+    pub const UNDO: u16 = 20;
     pub const FAILURE: u16 = 21;
     pub const ENDING: u16 = 22;
     pub const IDLE: u16 = 23;
@@ -284,7 +286,11 @@ pub struct RetransmitTotals {
     pub pmtu: u32,
     /// 1: read from the map by the user half, beside the records that tell of single events.
     pub polled: u8,
-    pub pad: [u8; 3],
+    /// 1: the kernel tells whether ICMP told of a smaller path.
+    pub tells_icmp: u8,
+    /// The largest packet that passes, as the last such ICMP message about the socket said (`tcp_sock.mtu_info`);
+    /// 0 when none came.
+    pub icmp_mtu: u16,
 }
 
 /// The last `tcp_retransmit_skb` of a connection and all there were: emitted for the first one and then at
@@ -297,6 +303,37 @@ pub struct RetransmitTotals {
 pub struct Retransmits {
     pub last: Retransmit,
     pub totals: RetransmitTotals,
+}
+
+/// What the kernel took back of what it did about one connection's losses, cumulative.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct UndoTotals {
+    /// How often, by [`way`].
+    pub undos: [u64; way::COUNT],
+    /// Segments that were repeated for nothing. Of those that the peer had said came twice by then, none.
+    pub segments: u64,
+}
+
+/// The kernel took back what it did about a loss that was none (`tcp_undo_cwnd_reduction`), as told with the
+/// connection's [`Retransmits`]: the first one, and then at most once in [`RETRANSMIT_INTERVAL_NS`], polled
+/// otherwise. Where its retransmissions find no room to be counted in, a record each.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Undo {
+    pub header: Header,
+    pub socket: Socket,
+    pub owner: Owner,
+    /// [`RetransmitTotals::first_ns`] of the count that it belongs to; 0 when it is of one alone.
+    pub first_ns: u64,
+    pub totals: UndoTotals,
+    /// `tcp_sock.dsack_dups` at the last one, as in [`Retransmit`].
+    pub dsack_dups: u32,
+    pub pad: u32,
 }
 
 /// Shortest time between two [`Retransmits`] records of one connection: a rate over three seconds needs no
@@ -957,7 +994,7 @@ pub struct Holders {
 }
 
 /// The largest record. What is larger than half the 512-byte BPF stack is emitted from its map.
-pub const MAX_RECORD: usize = 448;
+pub const MAX_RECORD: usize = 544;
 
 const _: () = {
     assert!(size_of::<Header>() == 16);
@@ -968,6 +1005,7 @@ const _: () = {
     assert!(size_of::<State>() == 128);
     assert!(size_of::<Retransmit>() == 224);
     assert!(size_of::<Retransmits>() == 376);
+    assert!(size_of::<Undo>() == 176);
     assert!(size_of::<SynAck>() == 144);
     assert!(size_of::<Syn>() == 344);
     assert!(size_of::<Reset>() == 128);
@@ -977,7 +1015,7 @@ const _: () = {
     assert!(size_of::<Ending>() == 240);
     assert!(size_of::<Probe>() == 208);
     assert!(size_of::<Snapshot>() == 208);
-    assert!(size_of::<Netns>() == 448);
+    assert!(size_of::<Netns>() == 544);
     assert!(size_of::<Seed>() == 240);
     assert!(size_of::<Seeded>() == 40);
     assert!(size_of::<Holders>() == 408);
@@ -986,5 +1024,5 @@ const _: () = {
     assert!(size_of::<Sources>() == 424);
     assert!(size_of::<Syn>() <= MAX_RECORD && size_of::<Sources>() <= MAX_RECORD);
     assert!(size_of::<Retransmits>() <= MAX_RECORD);
-    assert!(size_of::<Process>() <= MAX_RECORD);
+    assert!(size_of::<Process>() <= MAX_RECORD && size_of::<Netns>() <= MAX_RECORD);
 };

@@ -6,7 +6,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::record::{Failure, Owner, Refusal, Retransmits, Syn};
+use crate::record::{Failure, Owner, Refusal, Retransmits, Syn, UndoTotals};
 
 /// One connection, from birth (or first sight) to `tcp_destroy_sock`. The key is the address of its
 /// `struct sock`.
@@ -32,7 +32,9 @@ pub struct SocketState {
     pub older: u8,
     /// What the filter says of the owner, one of [`crate::filter::verdict`].
     pub asked: u8,
-    pub pad: [u8; 3],
+    /// 1 while it recovers from a loss that the kernel may take back (tracepoint rung only).
+    pub undoable: u8,
+    pub pad: [u8; 2],
     pub held: Held,
 }
 
@@ -122,7 +124,23 @@ pub struct Retransmitted {
     /// When, and how many events the last record that found room told of.
     pub emitted_ns: u64,
     pub emitted: u64,
+    pub undone: Undone,
     pub started: u64,
+}
+
+/// What the kernel took back of it, and what was last emitted of that.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Undone {
+    pub totals: UndoTotals,
+    pub last_ns: u64,
+    pub emitted_ns: u64,
+    /// How many undos the last record that found room told of.
+    pub emitted: u64,
+    pub dsack_dups: u32,
+    pub pad: u32,
 }
 
 /// Bytes of a key of the `RETRANSMITS` map; the record says all that is in it.

@@ -26,6 +26,7 @@ use crate::{
         Audited, Body, Comm, Device, Drop, Ending, Event, Failure, Holders, Idle, Loss, Netns,
         Opened, Owner, OwnerSource, Path, Place, Probe, Process, Refusal, Reset, Retransmit,
         RetransmitType, Role, Seed, Seeded, Snapshot, Socket, Sources, State, Syn, SynAck, Tcp,
+        Undo,
     },
     finding::Ktime,
     source::SocketId,
@@ -78,6 +79,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::STATE => Body::State(state(&read(bytes, &header)?)?),
         kind::RETRANSMIT => Body::Retransmit(retransmit(&read(bytes, &header)?)?),
         kind::RETRANSMITS => Body::Retransmit(retransmits(&read(bytes, &header)?)?),
+        kind::UNDO => Body::Undo(undo(&read(bytes, &header)?)?),
         kind::SYNACK => Body::SynAck(syn_ack(&read(bytes, &header)?)?),
         kind::SYN => Body::Syn(syn(&read(bytes, &header)?)?),
         kind::SOURCES => Body::Sources(sources(&read(bytes, &header)?)),
@@ -249,6 +251,16 @@ fn retransmit(raw: &record::Retransmit) -> Result<Retransmit, DecodeError> {
         duplicates: raw.dsack_dups,
         totals: RetransmitTotals::of(raw),
         is_cumulative: false,
+    })
+}
+
+fn undo(raw: &record::Undo) -> Result<Undo, DecodeError> {
+    Ok(Undo {
+        socket: socket(&raw.socket),
+        owner: owner(&raw.owner)?,
+        began: (raw.first_ns != 0).then_some(Ktime(raw.first_ns)),
+        totals: raw.totals,
+        duplicates: raw.dsack_dups,
     })
 }
 

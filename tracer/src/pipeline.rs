@@ -191,6 +191,7 @@ impl Pipeline {
                     .syn(body, &applied, flood, &self.listeners, &mut cx);
                 self.storm.syn_acks(&applied.gained, &mut cx);
             }
+            Body::Undo(body) => self.storm.undo(body, &mut cx),
             Body::Refusal(body) => self.refusal.refusal(body, &mut cx),
             Body::Failure(body) => self.connect_failure.failure(body, &mut cx),
             Body::Ending(body) => self.connection_drop.ending(body, &mut cx),

@@ -40,6 +40,10 @@ const HOOKS_OF: [&[&str]; kernel::COUNT] = [
     &["retransmit", "synack"],
     &["reset_sent"],
     &["state", "request"],
+    &["undo"],
+    &["undo"],
+    &["undo"],
+    &["undo"],
 ];
 
 /// The residues as a finding's evidence names them, in the order of [`kernel`].
@@ -61,10 +65,14 @@ pub(crate) const EVIDENCE: [&str; kernel::COUNT] = [
     "residue_retrans_segs",
     "residue_out_rsts",
     "residue_attempt_fails",
+    "residue_loss_undo",
+    "residue_full_undo",
+    "residue_partial_undo",
+    "residue_dsack_undo",
 ];
 
 /// Counters of the same things that are never compared, and why.
-const NEVER: [(&str, &str); 2] = [
+const NEVER: [(&str, &str); 3] = [
     (
         "TCPLostRetransmit",
         "it counts repeats that are marked lost, some of which are acknowledged after all and never sent \
@@ -73,6 +81,10 @@ const NEVER: [(&str, &str); 2] = [
     (
         "TCPSpuriousRtxHostQueues",
         "a tail loss probe that finds its segment still in this host's queue counts, and passes no hook",
+    ),
+    (
+        "TCPSpuriousRTOs",
+        "it counts those of TCPLossUndo that F-RTO told, and what told one is known to its caller alone",
     ),
 ];
 
@@ -212,7 +224,7 @@ fn why_not(plan: &Plan, counter: usize) -> Option<Cow<'static, str>> {
                     None => format!("the {name} hook is off").into(),
                 });
             }
-            Some(hook) if counter == kernel::OUT_RSTS => {
+            Some(hook) if needs_all_of_its_hook(counter) => {
                 if let Some(blind_to) = &hook.blind_to {
                     return Some(format!("the {name} hook does not see {blind_to}").into());
                 }
@@ -221,6 +233,14 @@ fn why_not(plan: &Plan, counter: usize) -> Option<Cow<'static, str>> {
         }
     }
     None
+}
+
+/// Whether a hook that is blind to anything makes a counter say nothing.
+const fn needs_all_of_its_hook(counter: usize) -> bool {
+    matches!(
+        counter,
+        kernel::OUT_RSTS | kernel::PARTIAL_UNDO | kernel::DSACK_UNDO
+    )
 }
 
 /// What was compared, for the `stats` and `stop` lines.

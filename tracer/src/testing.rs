@@ -8,6 +8,7 @@ use conntracer_common::{
     },
     sketch,
     tcp::{AF_INET, AF_INET6, ca, state},
+    undo::way,
 };
 use proptest::prelude::*;
 use zerocopy::{Immutable, IntoBytes};
@@ -27,7 +28,7 @@ use crate::{
 /// When test time begins: not zero, which means "not seen" in records.
 const START_NS: u64 = 1_000_000_000_000;
 
-const DETECTORS: [&str; 10] = [
+const DETECTORS: [&str; 11] = [
     "syn_drop",
     "syn_drop.refusal",
     "half_open.handshake",
@@ -35,6 +36,7 @@ const DETECTORS: [&str; 10] = [
     "half_open.half_closed",
     "half_open.idle",
     "retransmit_storm",
+    "retransmit_storm.reordering",
     "send_stall",
     "connect_failure",
     "connection_drop",
@@ -316,6 +318,19 @@ impl Run {
         self.record(&record);
     }
 
+    /// The kernel takes back what it did about a loss, `change`d from one that repeated a segment.
+    pub(crate) fn undo(&mut self, socket: Socket, change: impl FnOnce(&mut record::Undo)) {
+        let mut record = record::Undo {
+            header: self.header::<record::Undo>(kind::UNDO),
+            socket,
+            owner: owner(),
+            ..record::Undo::default()
+        };
+        record.totals.count(way::LOSS, 1);
+        change(&mut record);
+        self.record(&record);
+    }
+
     /// One segment that is sent again now.
     pub(crate) fn repeated(&self, socket: Socket) -> record::Retransmit {
         record::Retransmit {
@@ -584,6 +599,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::STATE, size_of::<record::State>()),
         (kind::RETRANSMIT, size_of::<record::Retransmit>()),
         (kind::RETRANSMITS, size_of::<record::Retransmits>()),
+        (kind::UNDO, size_of::<record::Undo>()),
         (kind::SYNACK, size_of::<record::SynAck>()),
         (kind::SYN, size_of::<record::Syn>()),
         (kind::RESET, size_of::<record::Reset>()),

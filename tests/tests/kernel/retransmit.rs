@@ -89,6 +89,7 @@ fn every_pattern_of_loss_adds_up(#[case] family: Family) {
         "{sent:?} {counted:?}"
     );
     assert_eq!(of("unknown"), 0, "{sent:?}");
+    assert!(counted.loss_undo > counted.spurious_rtos, "{counted:?}");
     assert_reconciled(&run, &server, &counted);
     assert_sound(&run, &server);
 }

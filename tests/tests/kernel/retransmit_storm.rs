@@ -8,6 +8,7 @@ use conntracer_tests::{
     scenario::{
         bulk::{Bulk, Loss},
         lossy_path::LossyPath,
+        patterns::{Patterns, TOLD_BYTES},
     },
     tracer::Run,
     wait::{EVENTUALLY, SOON},
@@ -17,6 +18,9 @@ use rstest::rstest;
 use tempfile::NamedTempFile;
 
 use crate::support::{assert_reconciled, assert_said, assert_sound, binary, may_skip, trace};
+
+/// Connections one after the other that are a storm of their remote: of two repeats each, for longer than a burst.
+const OVERTAKEN: u16 = 60;
 
 /// Segments after which a storm is a storm by any threshold.
 const SEGMENTS: u64 = 200;
@@ -118,6 +122,93 @@ fn the_loss_of_many_transfers_is_their_remotes(
         "{counted:?} {run:#?}"
     );
     assert_said(&run, "retransmit_storm");
+    assert_sound(&run, &server);
+}
+
+/// What is repeated because it is late is no loss, as the kernel finds out by timestamps although the peer says
+/// nothing.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn what_is_overtaken_is_not_lost(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let scenario = Patterns::new(family).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    let undo_works = tracer.has_hook("undo");
+    scenario.overtake(OVERTAKEN).unwrap();
+    let counted = server.counters().unwrap();
+    let run = tracer.stop().unwrap();
+
+    assert_eq!(counted.full_undo, u64::from(OVERTAKEN), "{counted:?}");
+    assert_eq!(counted.retrans_segs, 2 * counted.full_undo, "{counted:?}");
+    let storms = run.last_of(is_remote_storm);
+    let [storm] = storms.as_slice() else {
+        panic!("one remote's storm: {run:#?}");
+    };
+    assert_eq!(storm.count, counted.retrans_segs, "{run:#?}");
+    assert_eq!(
+        storm.number("tail_loss_probe_segments"),
+        counted.loss_probes
+    );
+    if undo_works {
+        assert_eq!(storm.cause, "reordering", "{run:#?}");
+        assert_eq!(storm.number("losses_undone"), counted.full_undo);
+        assert_eq!(storm.number("spurious_segments"), counted.retrans_segs);
+    }
+    assert_said(&run, "retransmit_storm.reordering");
+    assert_reconciled(&run, &server, &counted);
+    assert_sound(&run, &server);
+}
+
+/// A peer that has what follows is not dead, and one connection is no storm: it is the path, of which ICMP may
+/// have told.
+#[rstest]
+#[case::nobody_tells(Family::V4, false)]
+#[case::told_v4(Family::V4, true)]
+#[case::told_v6(Family::V6, true)]
+fn a_path_too_narrow_is_told_of_one_connection(#[case] family: Family, #[case] told: bool) {
+    let Some(binary) = binary() else { return };
+    let scenario = Patterns::new(family).unwrap();
+    let server = scenario.pair.server.clone();
+    // Where ICMP told, what a storm says of it is looked at, too.
+    let config = config(&format!(
+        "[detect.retransmit_storm]\nconnection_per_s = {:?}\n",
+        if told { 1.0 } else { 50.0 }
+    ));
+    let path = config.path().to_str().unwrap();
+    let Some(mut tracer) = trace(&binary, &server, &["--config", path]) else {
+        return;
+    };
+    let _connection = scenario.narrow(told).unwrap();
+    let dead = tracer
+        .wait_for("a suspicion", SOON, |finding| finding.cause == "dead_peer")
+        .unwrap();
+    let counted = server.counters().unwrap();
+    let run = tracer.stop().unwrap();
+
+    let storms = run.last_of(is_storm);
+    assert_eq!(storms.len(), usize::from(told), "{run:#?}");
+    for finding in storms.into_iter().chain([&dead]) {
+        assert_eq!(finding.number("lost_segment_bytes"), 1000, "{finding:#?}");
+        if told {
+            assert_eq!(finding.number("icmp_mtu_bytes"), u64::from(TOLD_BYTES));
+        } else {
+            assert_eq!(finding.evidence["icmp"], "none");
+        }
+    }
+    assert_eq!(dead.evidence["looks_like"], "path_mtu", "{dead:#?}");
+    assert!(
+        run.last_of(is_storm)
+            .iter()
+            .all(|storm| storm.cause == "path_mtu"),
+        "{run:#?}"
+    );
+    assert_eq!(counted.timeouts, 3, "{counted:?}");
+    assert_said(&run, "retransmit_storm");
+    assert_reconciled(&run, &server, &counted);
     assert_sound(&run, &server);
 }
 

@@ -198,13 +198,15 @@ const ALWAYS_COMPARED: [&str; 9] = [
 ];
 
 /// Those that need a hook without a tracepoint.
-const COMPARED_WITH: [(&str, &[&str]); 6] = [
+const COMPARED_WITH: [(&str, &[&str]); 8] = [
     ("SyncookiesRecv", &["cookie"]),
     ("SyncookiesFailed", &["cookie"]),
     ("EmbryonicRsts", &["request"]),
     ("TCPTimeouts", &["timeout", "request"]),
     ("TCPLossProbes", &["loss_probe"]),
     ("AttemptFails", &["state", "request"]),
+    ("TCPLossUndo", &["undo"]),
+    ("TCPFullUndo", &["undo"]),
 ];
 
 /// What a detector cannot see under this plan is said in the plan and in its findings, and what it

@@ -32,3 +32,4 @@ mod state;
 mod syn;
 mod synack;
 mod timeout;
+mod undo;

@@ -117,7 +117,7 @@ fn add_counters(look: &mut Look, of_linux: u64, of_tcp: u64) {
         // SAFETY: within the arrays.
         unsafe {
             let at = core::ptr::read_volatile((&raw const FACTS.mib_compared[0]).add(index));
-            let of = if index >= kernel::TCP {
+            let of = if kernel::is_of_tcp(index) {
                 of_tcp
             } else {
                 of_linux

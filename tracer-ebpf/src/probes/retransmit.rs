@@ -96,6 +96,9 @@ fn cumulated(ctx: &BtfTracePointContext, entry: *mut Retransmitted, event: &Retr
     totals.count(event, before);
     let sk = event.socket.sk;
     field_into!(sk, icsk_pmtu, &mut totals.pmtu);
+    totals.tells_icmp = u8::from(global!(LAYOUT.mtu_info) != ABSENT);
+    // IPv6 has packets of more than 64 kB (RFC 2675), and no path that only they are too large for.
+    totals.icmp_mtu = field!(sk, mtu_info: u32) as u16;
     totals.min_rtt_us = if global!(LAYOUT.rtt_min) == ABSENT {
         0
     } else {

@@ -61,7 +61,8 @@ impl Emits {
             Body::Ending(_) => kind::ENDING,
             Body::Probe(_) => kind::PROBE,
             Body::Seed(_) => kind::SEED,
-            Body::Sources(_)
+            Body::Undo(_)
+            | Body::Sources(_)
             | Body::Snapshot(_)
             | Body::Tick
             | Body::Loss(_)

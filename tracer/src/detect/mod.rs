@@ -9,6 +9,7 @@ pub(crate) mod connect_failure;
 pub(crate) mod connection_drop;
 mod errno;
 pub(crate) mod half_open;
+mod path_mtu;
 pub(crate) mod refusal;
 pub(crate) mod retransmit_storm;
 pub(crate) mod send_stall;
@@ -274,4 +275,5 @@ pub(crate) mod hooks {
     pub(crate) const FAILURE: [u32; 2] = [hook::STATE, hook::FAILURE];
     pub(crate) const DROP: [u32; 2] = [hook::STATE, hook::RESET_RECEIVED];
     pub(crate) const STORM: [u32; 2] = [hook::RETRANSMIT, hook::SYNACK];
+    pub(crate) const REORDERING: [u32; 3] = [hook::RETRANSMIT, hook::SYNACK, hook::UNDO];
 }

@@ -91,6 +91,10 @@ impl Named<'_> {
                 errno_entry(map, body.errno)?;
                 tcp_entries(map, &body.tcp)
             }
+            Body::Undo(body) => {
+                map.serialize_entry("undos", &body.totals.undos())?;
+                map.serialize_entry("segments", &body.totals.segments)
+            }
             Body::SynAck(body) => {
                 map.serialize_entry("tcp.retransmit.type", &RetransmitType::SynAck)?;
                 map.serialize_entry("segments", &1)?;

@@ -14,7 +14,7 @@ use conntracer_common::{
     netns::{KernelCounts, NetnsId},
     record::{
         CGROUP_BYTES, EXECUTABLE_BYTES, MAX_HOLDERS, NETNS_NAME_BYTES, RetransmitTotals, SynTotals,
-        ending_flag,
+        UndoTotals, ending_flag,
     },
     retransmit::counted,
     sketch,
@@ -45,6 +45,7 @@ pub enum Body {
     Accept(Opened),
     State(State),
     Retransmit(Retransmit),
+    Undo(Undo),
     SynAck(SynAck),
     Syn(Syn),
     Sources(Sources),
@@ -336,11 +337,36 @@ impl Retransmit {
         counted(self.segments, self.errno)
     }
 
+    /// Whether it repeated the first segment that is not acknowledged.
+    #[must_use]
+    pub const fn is_head(&self) -> bool {
+        self.seq == self.tcp.snd_una
+    }
+
+    /// Whether each of its segments holds as much as the path is believed to carry.
+    #[must_use]
+    pub const fn is_full_sized(&self) -> bool {
+        let bytes = self.end_seq.wrapping_sub(self.seq) as u64;
+        self.tcp.mss_bytes != 0 && bytes >= self.tcp.mss_bytes as u64 * self.segments as u64
+    }
+
     /// Whether it is the answer to a poll, and no event of its own.
     #[must_use]
     pub const fn is_polled(&self) -> bool {
         self.totals.polled != 0
     }
+}
+
+/// The kernel took back what it did about losses that were none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Undo {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+    /// The beginning of the count of retransmissions that the totals belong to; `None`: they are of one alone.
+    pub began: Option<Ktime>,
+    pub totals: UndoTotals,
+    /// Segments that the peer said came twice, in the socket's life.
+    pub duplicates: u32,
 }
 
 /// A repeated SYN-ACK. `socket` is the listener with the request's remote end.
@@ -786,6 +812,7 @@ impl Body {
             Self::Accept(_) => "accept",
             Self::State(_) => "state",
             Self::Retransmit(_) | Self::SynAck(_) => "retransmit",
+            Self::Undo(_) => "undo",
             Self::Syn(_) => "syn",
             Self::Sources(_) => "sources",
             Self::Reset(_) => "reset",
@@ -814,6 +841,7 @@ impl Body {
             Self::Connect(body) | Self::Accept(body) => Some(&body.socket),
             Self::State(body) => Some(&body.socket),
             Self::Retransmit(body) => Some(&body.socket),
+            Self::Undo(body) => Some(&body.socket),
             Self::SynAck(body) => Some(&body.socket),
             Self::Syn(body) => Some(&body.socket),
             Self::Sources(body) => Some(&body.socket),
@@ -843,6 +871,7 @@ impl Body {
             Self::Connect(body) | Self::Accept(body) => body.owner.as_ref(),
             Self::State(body) => body.owner.as_ref(),
             Self::Retransmit(body) => body.owner.as_ref(),
+            Self::Undo(body) => body.owner.as_ref(),
             Self::SynAck(body) => body.owner.as_ref(),
             Self::Syn(body) => body.owner.as_ref(),
             Self::Reset(body) => body.owner.as_ref(),

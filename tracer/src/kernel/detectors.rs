@@ -87,6 +87,10 @@ pub(super) fn plans(hooks: &[HookPlan]) -> Vec<DetectorPlan> {
         ("half_open.half_closed", &["state", "destroy", "seed"]),
         ("half_open.idle", &["state", "destroy", "seed"]),
         ("retransmit_storm", &["retransmit", "synack"]),
+        (
+            "retransmit_storm.reordering",
+            &["retransmit", "synack", "undo"],
+        ),
         ("send_stall", &["probe"]),
         ("connect_failure", &["state", "failure", "reset_received"]),
         ("connection_drop", &["state", "reset_received"]),

@@ -335,6 +335,19 @@ pub(super) const LADDERS: &[Ladder] = &[
         off: Some("tail loss probes that carry new data"),
     },
     Ladder {
+        hook: hook::UNDO,
+        steps: &[
+            step(F, &[on("undo_fentry", Fentry("tcp_undo_cwnd_reduction"))]),
+            step(K, &[on("undo_kprobe", Kprobe("tcp_undo_cwnd_reduction"))]),
+            blind(
+                T,
+                &[on("undo_tracepoint", Tracepoint("tcp_cong_state_set"))],
+                "losses that turn out to be none when the recovery is over; which of the two ways ended one before",
+            ),
+        ],
+        off: Some("losses that were none, but for what the peer says came twice"),
+    },
+    Ladder {
         hook: hook::PROBE,
         steps: &[
             step(F, &[on("probe_fexit", Fexit("tcp_write_wakeup"))]),

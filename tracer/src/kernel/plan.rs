@@ -84,7 +84,7 @@ pub enum Sight {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DetectorPlan {
     /// `syn_drop`, `syn_drop.refusal`, `syn_cookies`, `half_open.handshake`, `half_open.dead_peer`, `half_open.half_closed`,
-    /// `retransmit_storm`, `connect_failure`, `connection_drop`.
+    /// `retransmit_storm`, `retransmit_storm.reordering`, `connect_failure`, `connection_drop`.
     pub detector: String,
     pub sight: Sight,
     /// What it cannot see and why; `None` when exact.

@@ -20,12 +20,13 @@ use crate::owner::{cgroup::Cgroups, netns::Names, process};
 const MAX_TOLD: usize = 16_384;
 
 /// Kinds of records that begin with a header, a socket and its owner.
-pub(crate) const OWNED: [u16; 16] = [
+pub(crate) const OWNED: [u16; 17] = [
     kind::CONNECT,
     kind::ACCEPT,
     kind::STATE,
     kind::RETRANSMIT,
     kind::RETRANSMITS,
+    kind::UNDO,
     kind::SYNACK,
     kind::SYN,
     kind::RESET,

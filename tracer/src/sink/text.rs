@@ -206,6 +206,7 @@ impl Text {
                 drop.tcp_flags,
                 reason(drop.reason, &self.host.drop_reasons)
             ),
+            Body::Undo(undo) => format!("  {}× for nothing", undo.totals.segments),
             Body::Refusal(refusal) => format!(
                 "  {}×{}{}",
                 refusal.count,

@@ -132,6 +132,7 @@ impl Connections {
             Body::Snapshot(_) | Body::State(_) | Body::Reset(_) => (None, false),
             Body::Connect(_)
             | Body::Accept(_)
+            | Body::Undo(_)
             | Body::SynAck(_)
             | Body::Syn(_)
             | Body::Sources(_)

@@ -6,7 +6,12 @@ use std::time::Duration;
 use conntracer_common::record::RetransmitTotals;
 
 use super::{scope::Scope, words::Cause};
-use crate::{decode::retransmit_type, detect::Life, event::RetransmitType, finding::Ktime};
+use crate::{
+    decode::retransmit_type,
+    detect::{Life, path_mtu::Sizes},
+    event::RetransmitType,
+    finding::Ktime,
+};
 
 /// The rate is that of the last three seconds: one alone swings with RTO backoff.
 const BUCKETS: usize = 3;
@@ -25,19 +30,21 @@ pub(super) struct Segments {
     /// Segments that left, by type.
     pub(super) types: [u64; RetransmitType::ALL.len()],
     pub(super) failed: u64,
-    /// Of those that left: full-sized ones (one MSS or more), ones that the peer said came twice, and ones
-    /// into a window that is shut, where its kernel repeats in place of probing.
+    /// Of those that left: full-sized ones (one MSS or more), ones into a window that is shut, where its kernel
+    /// repeats in place of probing, and ones that were repeated for nothing.
     pub(super) full: u64,
-    pub(super) spurious: u64,
     pub(super) shut: u64,
-    /// Repeats of the first segment that is not acknowledged, how many of them were full-sized, and the
-    /// smallest of those in bytes.
+    pub(super) spurious: u64,
+    /// Of the latter, those that an undo told of; and how often the kernel took a loss back.
+    pub(super) undone: u64,
+    pub(super) undos: u64,
+    /// Repeats of the first segment that is not acknowledged, how many of them were full-sized, and what is known
+    /// of the path that those are for.
     pub(super) heads: u64,
     pub(super) full_heads: u64,
-    pub(super) full_bytes: Option<u32>,
-    /// The smallest round trip in microseconds, and the smallest path MTU that the kernel believes in.
+    pub(super) sizes: Sizes,
+    /// The smallest round trip in microseconds.
     pub(super) min_rtt_us: Option<u32>,
-    pub(super) path_mtu: Option<u32>,
     /// Data segments their connections sent meanwhile.
     pub(super) sent: u64,
     /// Repeats before which the peer acknowledged, or sent, something.
@@ -54,9 +61,8 @@ impl Segments {
             shut: gained.shut,
             heads: gained.heads,
             full_heads: gained.full_heads,
-            full_bytes: known(gained.full_head_bytes),
+            sizes: Sizes::of(gained),
             min_rtt_us: known(gained.min_rtt_us),
-            path_mtu: known(gained.pmtu),
             progress: gained.progress,
             peer_spoke: gained.peer_spoke,
             ..Self::default()
@@ -98,15 +104,16 @@ impl Segments {
         sum(&mut self.failed, more.failed);
         sum(&mut self.full, more.full);
         sum(&mut self.spurious, more.spurious);
+        sum(&mut self.undone, more.undone);
+        sum(&mut self.undos, more.undos);
         sum(&mut self.shut, more.shut);
         sum(&mut self.heads, more.heads);
         sum(&mut self.full_heads, more.full_heads);
         sum(&mut self.sent, more.sent);
         sum(&mut self.progress, more.progress);
         sum(&mut self.peer_spoke, more.peer_spoke);
-        self.full_bytes = least(self.full_bytes, more.full_bytes);
-        self.min_rtt_us = least(self.min_rtt_us, more.min_rtt_us);
-        self.path_mtu = least(self.path_mtu, more.path_mtu);
+        self.sizes.add(&more.sizes);
+        self.min_rtt_us = self.min_rtt_us.into_iter().chain(more.min_rtt_us).min();
     }
 
     pub(super) const fn of_kind(&self, kind: RetransmitType) -> u64 {
@@ -146,10 +153,6 @@ impl Segments {
 fn known(value: u32) -> Option<u32> {
     // `tcp_init_sock` has no round trip yet: all ones.
     (value != 0 && value != u32::MAX).then_some(value)
-}
-
-fn least(one: Option<u32>, other: Option<u32>) -> Option<u32> {
-    one.into_iter().chain(other).min()
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -287,6 +290,14 @@ impl Activity {
         paused
     }
 
+    /// Adds what became known of segments that were counted before.
+    pub(super) fn learned(&mut self, segments: &Segments, quiet: Duration, now: Ktime) {
+        // What begins anew with the next segment has nothing to do with these.
+        if self.life.is_some() || now.since(self.last) < quiet {
+            self.recent.sum.add(segments);
+        }
+    }
+
     fn fill_bucket(&mut self, segments: &Segments, count: u64, now: Ktime) {
         let second = now.0 / BUCKET_NS;
         let bucket = &mut self.buckets[(second % BUCKETS as u64) as usize];
@@ -349,6 +360,13 @@ impl Activity {
     /// Segments that left and those that did not.
     pub(super) fn moved(&self) -> u64 {
         self.total().sum.moved()
+    }
+
+    /// Rises with everything that there is to tell: with each segment, and with each that turns out to have been
+    /// repeated for nothing.
+    pub(super) fn news(&self) -> u64 {
+        let sum = self.total().sum;
+        sum.moved().saturating_add(sum.spurious)
     }
 
     pub(super) fn since(&self) -> Ktime {

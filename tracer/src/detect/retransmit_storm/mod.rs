@@ -12,7 +12,8 @@
 //! **Count.** Every segment the scope sent again since its activity began, from before the opening to
 //! the end, so that it equals `Tcp RetransSegs` of a namespace that has just this storm. What did not
 //! leave the host (`tcp_retransmit_skb` with an error, or before Linux 6.17 only `total_retrans`) is counted
-//! apart, and so is what the peer said came twice (duplicate SACKs, RFC 2883), which is part of the count.
+//! apart, and so is what was repeated for nothing, which is part of the count: the peer says that it came twice
+//! (duplicate SACKs, RFC 2883), or the kernel finds out first and takes back what it did about the loss.
 //! Connections are counted in the kernel, and their records cumulative: a record that is lost takes nothing
 //! away. What the kernel half missed is in the count by `total_retrans`, without a type.
 //! Repeated SYN-ACKs count, but open nothing: [`super::half_open::handshake`] tells what they mean. Those
@@ -29,6 +30,7 @@
 mod activity;
 mod course;
 mod scope;
+mod spurious;
 mod words;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -42,10 +44,11 @@ use self::{
     activity::{Activity, Segments},
     course::Course,
     scope::{LEVELS, Scope, Wider, levels},
+    spurious::{Spurious, Undone},
 };
 use super::{Context, RetransmitStorm as Thresholds};
 use crate::{
-    event::{Owner, Retransmit, RetransmitType, SynAck, TcpState},
+    event::{Owner, Retransmit, RetransmitType, SynAck, TcpState, Undo},
     finding::Ktime,
     table::{
         Bounded,
@@ -59,8 +62,14 @@ struct OfConnection {
     connection: Connection,
     course: Course,
     activity: Activity,
-    /// [`Retransmit::duplicates`] of the last record.
-    duplicates: u32,
+    spurious: Spurious,
+}
+
+/// Cumulative records of one connection as last told.
+#[derive(Debug, Default)]
+struct Told {
+    totals: RetransmitTotals,
+    undone: Undone,
 }
 
 /// One scope of many connections.
@@ -74,13 +83,13 @@ struct OfMany {
 impl OfConnection {
     /// What became of it between its last record and `body`. What is told of an event alone is compared with
     /// what the socket counted.
-    fn since_last(&self, body: &Retransmit, segments: &mut Segments) {
+    fn since_last(&mut self, body: &Retransmit, segments: &mut Segments) {
         let (before, now) = (&self.connection.tcp, &body.tcp);
         segments.sent = now
             .data_segs_out
             .saturating_sub(before.data_segs_out)
             .into();
-        segments.spurious = body.duplicates.saturating_sub(self.duplicates).into();
+        segments.spurious = self.spurious.doubled(body.duplicates);
         if body.is_cumulative {
             return;
         }
@@ -97,9 +106,8 @@ impl OfConnection {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct RetransmitStorm {
-    /// Cumulative records as last told. Kept when a connection's activity is over: what it repeats later
-    /// adds to them.
-    told: Bounded<ConnectionKey, RetransmitTotals>,
+    /// Kept when a connection's activity is over: what it repeats later adds to them.
+    told: Bounded<ConnectionKey, Told>,
     connections: Bounded<ConnectionKey, OfConnection>,
     wider: Bounded<Wider, OfMany>,
     /// Repeated SYN-ACKs counted as records, and as the listeners' totals tell.
@@ -147,7 +155,7 @@ impl RetransmitStorm {
             self.widen(&levels, owner, &segments, None, cx);
             return;
         }
-        if let Some(entry) = self.connections.get(&key) {
+        if let Some(entry) = self.connections.get_mut(&key) {
             entry.since_last(body, &mut segments);
         } else if cx.now.since(key.id.born) <= YOUNG {
             segments.sent = body.tcp.data_segs_out.into();
@@ -156,10 +164,7 @@ impl RetransmitStorm {
             // sent since its first retransmission is held against it.
             segments.sent = segments.moved();
         }
-        let child = self.of_connection(&segments, connection, cx);
-        if let Some(entry) = self.connections.get_mut(&key) {
-            entry.duplicates = body.duplicates;
-        }
+        let child = self.of_connection(&segments, connection, body.duplicates, cx);
         self.widen(&levels, owner, &segments, Some(child), cx);
     }
 
@@ -168,15 +173,48 @@ impl RetransmitStorm {
         if !body.is_cumulative {
             return body.totals;
         }
-        let Some(told) = self.told.touch(&key) else {
-            self.told.insert(key, body.totals);
+        let Some(told) = self.told(key) else {
             return body.totals;
         };
-        let gained = body.totals.since(told);
+        let gained = body.totals.since(&told.totals);
         if gained.events > 0 {
-            *told = body.totals;
+            told.totals = body.totals;
         }
         gained
+    }
+
+    fn told(&mut self, key: ConnectionKey) -> Option<&mut Told> {
+        if self.told.touch(&key).is_none() {
+            self.told.insert(key, Told::default());
+        }
+        self.told.get_mut(&key)
+    }
+
+    /// The kernel found that it had repeated segments for nothing. That neither opens nor prolongs anything.
+    pub(crate) fn undo(&mut self, body: &Undo, cx: &mut Context<'_>) {
+        let key = ConnectionKey::of(&body.socket);
+        let gained = self
+            .told(key)
+            .map_or(body.totals, |told| told.undone.gained(body));
+        let Some(entry) = self.connections.get_mut(&key) else {
+            return;
+        };
+        let doubled = entry.spurious.doubled(body.duplicates);
+        let undone = entry.spurious.undone(gained.segments);
+        let segments = Segments {
+            spurious: doubled.saturating_add(undone),
+            undone,
+            undos: gained.undos(),
+            ..Segments::default()
+        };
+        let quiet = cx.thresholds.retransmit_storm.quiet();
+        entry.activity.learned(&segments, quiet, cx.now);
+        let owner = entry.connection.owner;
+        for wider in levels(&body.socket, owner.as_ref()).iter().flatten() {
+            if let Some(entry) = self.wider.get_mut(wider) {
+                entry.activity.learned(&segments, quiet, cx.now);
+            }
+        }
     }
 
     pub(crate) fn syn_ack(&mut self, body: &SynAck, cx: &mut Context<'_>) {
@@ -204,6 +242,7 @@ impl RetransmitStorm {
         &mut self,
         segments: &Segments,
         connection: &Connection,
+        duplicates: u32,
         cx: &mut Context<'_>,
     ) -> (ConnectionKey, bool) {
         let storm = &cx.thresholds.retransmit_storm;
@@ -213,7 +252,7 @@ impl RetransmitStorm {
                 connection: *connection,
                 course: Course::new(&connection.tcp, segments.min_rtt_us, cx.now),
                 activity: Activity::new(cx.now),
-                duplicates: 0,
+                spurious: Spurious::new(duplicates),
             };
             if let Some((_, mut gone)) = self.connections.insert(key, entry)
                 && let Some(life) = gone.activity.life.take()
@@ -438,14 +477,14 @@ fn step(
         None if may_open => {
             activity.onset_per_s = activity.rate(cx.now);
             let mut life = cx.open(draft(activity, "onset", cx));
-            life.said_count = activity.moved();
+            life.said_count = activity.news();
             activity.told = Some(words::cause(activity));
             activity.life = Some(life);
             Some(life.id)
         }
-        Some(mut life) if life.due(cx.now, activity.moved()) => {
+        Some(mut life) if life.due(cx.now, activity.news()) => {
             cx.update(&mut life, draft(activity, "peak", cx));
-            life.said_count = activity.moved();
+            life.said_count = activity.news();
             activity.told = Some(words::cause(activity));
             activity.life = Some(life);
             None
@@ -469,9 +508,9 @@ fn lives(
         activity.renew(cx.now);
         return false;
     }
-    if life.due(cx.now, activity.moved()) {
+    if life.due(cx.now, activity.news()) {
         cx.update(&mut life, draft(activity, "peak", cx));
-        life.said_count = activity.moved();
+        life.said_count = activity.news();
         activity.told = Some(words::cause(activity));
         activity.life = Some(life);
     }
@@ -484,10 +523,10 @@ fn last_word(
     draft: impl Fn(&Activity, &'static str, &Context<'_>) -> super::Draft,
 ) {
     if let Some(mut life) = activity.life
-        && life.stale(activity.moved())
+        && life.stale(activity.news())
     {
         cx.update(&mut life, draft(activity, "peak", cx));
-        life.said_count = activity.moved();
+        life.said_count = activity.news();
         activity.told = Some(words::cause(activity));
         activity.life = Some(life);
     }

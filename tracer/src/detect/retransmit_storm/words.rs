@@ -29,7 +29,7 @@ pub(super) enum Cause {
 
 impl Cause {
     /// From most to least certain. A segment that this host could not send needs no theory, nor one that
-    /// was sent into a shut window. What the peer says came twice was not lost. Where the first segment that
+    /// was sent into a shut window. What the peer, or the kernel, says was repeated for nothing was not lost. Where the first segment that
     /// is not acknowledged is a full-sized one each time, and does not come through although the peer still
     /// talks, or has what came after it, size is what tells them apart. Where the peer acknowledges
     /// anything, or its duplicate ACKs called for the repeats, the path works and loses. Timeouts alone mean
@@ -100,6 +100,10 @@ impl Cause {
             }
             Self::LocalDrop => "most never left this host: it drops them itself",
             Self::ReceiverStalled => "the peer's window is shut: its application does not read",
+            Self::Reordering if sum.undone > sum.spurious / 2 => {
+                "most had arrived before they were repeated, as their acknowledgements tell: they were late, \
+                 not lost"
+            }
             Self::Reordering => {
                 "the peer says that most came twice: they were late or overtaken, not lost"
             }
@@ -107,7 +111,17 @@ impl Cause {
         }
     }
 
-    fn advice(self, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
+    fn doubt(self, cx: &Context<'_>) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Reordering => cx.doubt("retransmit_storm.reordering", &hooks::REORDERING),
+            Self::PathMtu => cx
+                .doubt("retransmit_storm", &hooks::STORM)
+                .or_else(|| Some("the cause was concluded from the sizes of the segments".into())),
+            _ => cx.doubt("retransmit_storm", &hooks::STORM),
+        }
+    }
+
+    fn advice(self, sum: &Segments, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
         match self {
             Self::PeerUnreachable => vec![
                 "check that the peer is up and that no firewall drops its packets silently \
@@ -119,16 +133,7 @@ impl Cause {
                  (mtr --tcp)"
                     .into(),
             ],
-            Self::PathMtu => vec![
-                "let ICMP \"fragmentation needed\" and \"packet too big\" through, or clamp the MSS on \
-                 the tunnel's ends"
-                    .into(),
-                format!(
-                    "or set net.ipv4.tcp_mtu_probing to 1 (now {})",
-                    cx.sysctl("net.ipv4.tcp_mtu_probing").unwrap_or("unknown"),
-                )
-                .into(),
-            ],
+            Self::PathMtu => sum.sizes.advice(cx),
             Self::LocalDrop => vec![
                 "look at this host's output firewall, its qdisc (tc -s qdisc) and the link".into(),
             ],
@@ -137,8 +142,8 @@ impl Cause {
                     .into(),
             ],
             Self::Reordering => vec![
-                "look for several paths to one place (bonded links, ECMP by packet, Wi-Fi), and for ACKs \
-                 that are delayed or lost on the way back"
+                "look for several paths to one place (bonded links, ECMP by packet, Wi-Fi), for queues that \
+                 fill and empty (bufferbloat), and for ACKs that are delayed or lost on the way back"
                     .into(),
             ],
             Self::Unknown => {
@@ -214,12 +219,11 @@ fn draft(
         .count("full_sized_segments", sum.full)
         .count("spurious_segments", sum.spurious)
         .count("segments_not_sent", sum.failed);
-    if cause == Cause::PathMtu
-        && let Some(bytes) = sum.full_bytes
-    {
-        facts = facts
-            .count("lost_segment_bytes", bytes)
-            .count_if_known("path_mtu_bytes", sum.path_mtu.map(u64::from));
+    if sum.undos > 0 {
+        facts = facts.count("losses_undone", sum.undos);
+    }
+    if cause == Cause::PathMtu {
+        facts = sum.sizes.facts(facts);
     }
     if let Some(us) = sum.min_rtt_us {
         facts = facts.number("min_rtt_ms", f64::from(us) / 1e3);
@@ -234,26 +238,28 @@ fn draft(
     let ratio = sum.ratio().map_or_else(String::new, |ratio| {
         format!(" ({:.1} % of what was sent)", ratio * 100.0)
     });
+    let icmp = if cause == Cause::PathMtu {
+        sum.sizes.icmp()
+    } else {
+        ""
+    };
     Draft {
         kind: FindingKind::RetransmitStorm,
         cause: cause.name(),
         stage: Some(stage),
-        doubt: cx.doubt("retransmit_storm", &hooks::STORM).or_else(|| {
-            (cause == Cause::PathMtu)
-                .then(|| "the cause was concluded from the sizes of the segments".into())
-        }),
+        doubt: cause.doubt(cx),
         subject,
         owner,
         since: activity.since(),
         last: activity.last,
         count: sum.count(),
         summary: format!(
-            "{segments} retransmitted to {to}{ratio}, at most {} a second: {}",
+            "{segments} retransmitted to {to}{ratio}, at most {} a second: {}{icmp}",
             activity.peak_per_s,
             cause.reading(sum),
         ),
         evidence: facts,
-        advice: cause.advice(cx),
+        advice: cause.advice(sum, cx),
     }
 }
 

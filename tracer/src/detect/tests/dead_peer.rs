@@ -89,6 +89,58 @@ fn a_peer_that_answers_again_is_recovered() {
     assert!(run.pipeline.watched().connections.is_empty());
 }
 
+/// Full-sized segments that are not acknowledged, while the peer is heard of in one of two ways.
+#[rstest]
+#[case::it_sends(true, false, 1448, true)]
+#[case::it_has_what_follows(false, true, 1448, true)]
+#[case::it_is_silent(false, false, 1448, false)]
+#[case::small_ones_fail_too(true, true, 1447, false)]
+fn a_peer_that_talks_behind_a_narrow_path_is_not_dead(
+    #[case] sends: bool,
+    #[case] has_more: bool,
+    #[case] bytes: u32,
+    #[case] is_narrow: bool,
+) {
+    let mut run = Run::new();
+    for number in 1..=4 {
+        run.pass(Duration::from_millis(200 << (number - 1)));
+        run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.end_seq = retransmit.seq + bytes;
+            retransmit.tcp.retransmits = number;
+            retransmit.tcp.rcv_nxt = u32::from(sends) * u32::from(number);
+            retransmit.tcp.packets_out = 2;
+            retransmit.tcp.lost_out = 2 - u32::from(has_more);
+        });
+    }
+    let looks_like = |run: &Run| {
+        let mut facts = run.only().evidence.iter();
+        facts
+            .find(|fact| fact.name == "looks_like")
+            .map(|fact| fact.value.clone())
+    };
+    let expected = is_narrow.then(|| Value::Text("path_mtu".into()));
+    assert_eq!(looks_like(&run), expected, "{:#?}", run.only());
+    assert_eq!(run.only().stage.as_deref(), Some("suspected"));
+    assert_eq!(run.only().summary.contains("talks"), is_narrow);
+    if is_narrow {
+        let bytes = evidence(run.only(), "lost_segment_bytes");
+        assert_eq!(bytes, &Value::Count(1448));
+    }
+    run.closed(socket(LOCAL, REMOTE), |closed| {
+        closed.error = 110;
+        closed.retransmits = 4;
+    });
+    assert_eq!(looks_like(&run), expected, "{:#?}", run.only());
+    assert_eq!(run.only().stage.as_deref(), Some("confirmed"));
+    assert_eq!(
+        run.only().certainty == Certainty::Inferred,
+        is_narrow,
+        "{:#?}",
+        run.only()
+    );
+    run.assert_replays(Thresholds::default());
+}
+
 #[test]
 fn a_poll_that_overtakes_the_ring_is_no_recovery() {
     let mut run = Run::new();

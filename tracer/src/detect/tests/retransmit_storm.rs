@@ -3,6 +3,7 @@ use std::time::Duration;
 use conntracer_common::{
     record::{self, Socket, kind},
     tcp::{ca, flag, pending, state},
+    undo::way,
 };
 use rstest::rstest;
 use zerocopy::IntoBytes;
@@ -436,6 +437,45 @@ fn full_sized_segments_that_fail_while_the_peer_talks_are_too_large() {
     assert!(finding.because.is_some());
 }
 
+/// What ICMP said of a path whose segments are too large, and what the kernel makes of it.
+#[rstest]
+#[case::nothing_is_known(0, 0, None, "for the path", "let ICMP")]
+#[case::a_black_hole(1, 0, None, "no ICMP message says so", "let ICMP")]
+#[case::a_second_hole(1, 1490, Some(1490), "even after what ICMP said", "let ICMP")]
+#[case::ignored(1, 1300, Some(1300), "even after what ICMP said", "does not follow")]
+fn icmp_is_named_where_it_came(
+    #[case] tells_icmp: u8,
+    #[case] icmp_mtu: u16,
+    #[case] told: Option<u64>,
+    #[case] reading: &str,
+    #[case] advice: &str,
+) {
+    let mut run = Run::new();
+    let mut counted = Counted::default();
+    for event in 0..40 {
+        run.skip(Duration::from_millis(50));
+        counted.event(&run, REMOTE, |retransmit| {
+            retransmit.end_seq = retransmit.seq + 1448;
+            retransmit.tcp.rcv_nxt = event;
+        });
+        counted.0.totals.pmtu = 1500;
+        counted.0.totals.tells_icmp = tells_icmp;
+        counted.0.totals.icmp_mtu = icmp_mtu;
+        counted.tell(&mut run);
+    }
+    run.finish();
+    let finding = run.only();
+    assert_eq!(finding.cause, "path_mtu");
+    assert!(finding.summary.contains(reading), "{finding:#?}");
+    assert!(finding.advice[0].contains(advice), "{finding:#?}");
+    let said = |name: &str| finding.evidence.iter().any(|fact| fact.name == name);
+    assert_eq!(said("icmp"), tells_icmp != 0 && told.is_none());
+    assert_eq!(said("icmp_mtu_bytes"), told.is_some());
+    if let Some(bytes) = told {
+        assert_eq!(evidence(finding, "icmp_mtu_bytes"), &Value::Count(bytes));
+    }
+}
+
 #[test]
 fn what_mends_a_hole_does_not_change_its_cause() {
     let mut run = Run::new();
@@ -490,6 +530,71 @@ fn what_came_twice_was_not_lost() {
     assert_eq!(finding.cause, "reordering");
     assert_eq!(evidence(finding, "spurious_segments"), &Value::Count(39));
     assert_eq!(finding.count, 40, "they are part of it");
+}
+
+/// Timeouts, each of a segment that had arrived, as the kernel finds out; cumulative as it tells it.
+fn undone(run: &mut Run, count: u64, duplicates: impl Fn(u64) -> u64) {
+    for event in 1..=count {
+        run.skip(Duration::from_millis(50));
+        run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.tcp.retransmits = 1;
+            retransmit.dsack_dups = u32::try_from(duplicates(event - 1)).unwrap();
+        });
+        run.undo(socket(LOCAL, REMOTE), |undo| {
+            undo.first_ns = 1;
+            undo.totals.undos[usize::from(way::LOSS)] = event;
+            undo.totals.segments = event;
+            undo.dsack_dups = u32::try_from(duplicates(event - 1)).unwrap();
+        });
+    }
+}
+
+/// Whether the peer says nothing of it, or says each time, after the kernel found out, that it came twice.
+#[rstest]
+#[case::told_by_the_kernel_alone(false)]
+#[case::told_by_the_peer_too(true)]
+fn what_the_kernel_took_back_was_late(#[case] peer_tells: bool) {
+    let mut run = Run::new();
+    undone(&mut run, 40, |before| if peer_tells { before } else { 0 });
+    run.finish();
+    let finding = run.only();
+    assert_eq!(finding.cause, "reordering");
+    assert_eq!(finding.because, None);
+    assert_eq!(evidence(finding, "spurious_segments"), &Value::Count(40));
+    assert_eq!(evidence(finding, "losses_undone"), &Value::Count(40));
+    assert!(finding.summary.contains("were late"), "{finding:#?}");
+    assert_eq!(finding.count, 40, "they are part of it");
+}
+
+#[test]
+fn an_undo_of_a_connection_that_is_in_no_storm_says_nothing() {
+    let mut run = Run::new();
+    undone(&mut run, 3, |_| 0);
+    run.pass(Duration::from_mins(2));
+    run.undo(socket(LOCAL, REMOTE), |undo| {
+        undo.first_ns = 1;
+        undo.totals.undos[usize::from(way::LOSS)] = 1000;
+        undo.totals.segments = 1000;
+    });
+    lossy(&mut run, REMOTE, 40, 1, 10);
+    run.finish();
+    let finding = run.only();
+    assert_eq!(finding.cause, "path_loss");
+    assert_eq!(evidence(finding, "spurious_segments"), &Value::Count(0));
+}
+
+/// Of a connection that finds no room in the kernel half, each undo is told alone.
+#[test]
+fn undos_told_one_by_one_add_up() {
+    let mut run = Run::new();
+    for _ in 0..40 {
+        run.skip(Duration::from_millis(50));
+        run.retransmit(socket(LOCAL, REMOTE), |_| {});
+        run.undo(socket(LOCAL, REMOTE), |_| {});
+    }
+    run.finish();
+    let finding = run.only();
+    assert_eq!(evidence(finding, "losses_undone"), &Value::Count(40));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{collections::HashMap, io, os::fd::AsFd};
 
 use aya::maps::MapData;
 use conntracer_common::{
-    record::{Failure, Refusal, Retransmits, kind},
+    record::{Failure, Refusal, Retransmits, Undo, kind},
     socket::{
         FAILED_KEY_BYTES, Failed, REFUSED_KEY_BYTES, RETRANSMITTED_KEY_BYTES, Refused,
         Retransmitted,
@@ -71,14 +71,15 @@ impl Kernel {
         )
     }
 
-    /// What connections sent again since the last record of each; entries long idle are removed, as with
+    /// What connections sent again, and what was taken back of that, since the last record of each; entries long idle are removed, as with
     /// refusals. Walked when there is something to tell, and now and then to tidy up.
     pub(super) fn poll_retransmits(
         &mut self,
         now_ns: u64,
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
-        let events = maps::counters(&self.counters, hook::RETRANSMIT)?;
+        let mut events = maps::counters(&self.counters, hook::RETRANSMIT)?;
+        events.add(&maps::counters(&self.counters, hook::UNDO)?);
         let walked = (events.seen, events.aggregated);
         let has_entries = walked != self.repeats_walked || !self.repeated.is_empty();
         let tidies = now_ns.saturating_sub(self.repeats_walked_ns) >= SWEEP_NS.1;
@@ -98,14 +99,21 @@ impl Kernel {
                     return None;
                 }
                 let Retransmits { last, mut totals } = entry.retransmits;
+                let undone = &entry.undone;
                 let counted = Counted {
                     first_ns: totals.first_ns,
-                    last_ns: last.header.ktime_ns,
-                    count: totals.events,
+                    last_ns: last.header.ktime_ns.max(undone.last_ns),
+                    count: totals.events + undone.totals.undos(),
                 };
-                if totals.events > entry.emitted && is_news(&counted) {
+                if !is_news(&counted) {
+                    return Some(counted);
+                }
+                if totals.events > entry.emitted {
                     totals.polled = 1;
                     feed(Retransmits { last, totals }.as_bytes());
+                }
+                if undone.totals.undos() > undone.emitted {
+                    feed(undo(&entry).as_bytes());
                 }
                 Some(counted)
             },
@@ -143,6 +151,20 @@ impl Kernel {
                 Some(counted)
             },
         )
+    }
+}
+
+/// What was taken back, as the kernel half would tell it.
+fn undo(entry: &Retransmitted) -> Undo {
+    let (last, undone) = (&entry.retransmits.last, &entry.undone);
+    Undo {
+        header: header::<Undo>(kind::UNDO, undone.last_ns),
+        socket: last.socket,
+        owner: last.owner,
+        first_ns: entry.retransmits.totals.first_ns,
+        totals: undone.totals,
+        dsack_dups: undone.dsack_dups,
+        pad: 0,
     }
 }
 

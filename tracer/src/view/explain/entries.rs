@@ -377,6 +377,9 @@ Until then the application waits. TCP_USER_TIMEOUT bounds that for unacknowledge
 (with short TCP_KEEPIDLE and TCP_KEEPINTVL) for idle connections; net.ipv4.tcp_retries2 bounds it for the
 whole host, at 15 that is about 15 minutes.
 
+`looks_like path_mtu`: the peer still talks, or has what came after the segment that fails, and that segment is a
+full-sized one each time: it is too large for the path. Nobody is dead; see `explain path_mtu`.
+
 `orphan`: the application has closed the connection, and its last bytes (or the FIN) are not acknowledged. Nobody is
 told when the kernel gives up, after net.ipv4.tcp_orphan_retries. An application that must know its last bytes
 arrived shuts its side down and reads until the peer's end before it closes.",
@@ -478,10 +481,12 @@ one.",
         of: Some("retransmit_storm"),
         text: "\
 Only full-sized segments fail, while small ones pass: a link on the way carries less than both ends
-believe, and the ICMP message that should say so does not arrive. Typical: a VPN or tunnel, a cloud
+believe, and the ICMP message that should say so does not arrive, or does not help. Typical: a VPN or tunnel, a cloud
 network with a smaller MTU, a firewall that drops all ICMP. Handshakes and small requests work; large
 answers hang. In the evidence, lost_segment_bytes is the smallest full-sized segment that fails, headers not
-counted, and path_mtu_bytes what the kernel still believes in: ICMP would have lowered it.
+counted, and path_mtu_bytes what the kernel still believes in. `icmp none`: no ICMP message came, the hole is a
+black one. icmp_mtu_bytes: one came, of a path that carries so much; if what fails is larger, headers included,
+the kernel was told not to listen, otherwise a second link, behind the one that spoke, carries less and is silent.
 
 Try `ping -M do -s 1472 PEER` downwards until it passes. Let ICMP \"fragmentation needed\" (type 3 code 4) and
 \"packet too big\" through; clamp the MSS on the tunnel (`TCPMSS --clamp-mss-to-pmtu`); or set
@@ -525,12 +530,14 @@ queued for one peer, and a write timeout (`TCP_USER_TIMEOUT` ends such a connect
         word: "reordering",
         of: Some("retransmit_storm"),
         text: "\
-The peer says (duplicate SACK, RFC 2883) that at least half of what was repeated had arrived already: nothing
-was lost. Packets overtake each other on the way, or are late, or the ACKs are.
+At least half of what was repeated had arrived already: nothing was lost. Packets overtake each other on the
+way, or are late, or the ACKs are. The peer says so (duplicate SACK, RFC 2883), or the kernel finds out that an
+ACK is of the first transmission (timestamps, RFC 3522, or F-RTO, RFC 5682) and takes back what it did about
+the loss: losses_undone says how often. spurious_segments counts both, each segment once.
 
 Several paths to one place: bonded links in round-robin mode, ECMP by packet, Wi-Fi. Late: a queue that
-fills and empties (bufferbloat), a host that was paused. `nstat -az TcpExtTCPDSACKRecv TcpExtTCPSpuriousRTOs
-TcpExtTCPSACKReorder` tells which.",
+fills and empties (bufferbloat), a host that was paused. `nstat -az TcpExtTCPDSACKRecv TcpExtTCPLossUndo
+TcpExtTCPSpuriousRTOs TcpExtTCPFullUndo TcpExtTCPSACKReorder` tells which.",
     },
     Entry {
         word: "unknown",

@@ -11,15 +11,23 @@
 //! TCPTimeouts` counts for the connection since it went silent. Of a connection that only probes, the
 //! unanswered probes.
 //!
+//! **Not dead.** A peer that still sends something, or has what came after the segment that fails, while each
+//! segment that fails is a full-sized one: the path is too narrow for those (`looks_like` `path_mtu`). Few such
+//! connections are no storm, and this is what tells of them.
+//!
 //! **False positives.** A peer that is rebooted or roams for a few seconds; it is resolved as
 //! `recovered` or `reset`. A peer with a closed window answers probes and opens nothing. An idle
 //! connection without keepalive shows nothing and cannot be seen.
 
+mod narrow;
 mod words;
 
 use std::collections::BTreeMap;
 
-use self::words::{RTO_MAX, draft, is_outlasted};
+use self::{
+    narrow::Narrow,
+    words::{RTO_MAX, draft, is_outlasted},
+};
 use crate::{
     detect::{Context, Life, errno},
     event::{Body, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState},
@@ -44,6 +52,7 @@ struct Silence {
     /// Retransmissions and probes that left the host, and those that did not.
     sent: u32,
     not_sent: u32,
+    narrow: Narrow,
     since: Ktime,
     last: Ktime,
     /// It was seen from its first timeout or probe on.
@@ -70,6 +79,7 @@ impl Silence {
             keepalive: false,
             sent: 0,
             not_sent: 0,
+            narrow: Narrow::default(),
             since: now,
             last: now,
             is_whole: connection.tcp.retransmits <= 1 && connection.tcp.probes_out <= 1,
@@ -104,6 +114,11 @@ impl Silence {
     /// kernel does not tell of a retransmission that failed; then timeouts without any tell it.
     const fn is_local(&self) -> bool {
         self.sent == 0 && (self.not_sent > 0 || (self.is_whole && self.timeouts > 1))
+    }
+
+    /// The peer is there, and full-sized segments do not reach it.
+    const fn is_narrow(&self) -> bool {
+        !self.is_local() && self.narrow.is_likely()
     }
 }
 
@@ -171,6 +186,7 @@ impl DeadPeer {
         };
         if body.errno == 0 {
             silence.sent += 1;
+            silence.narrow.repeated(body);
         } else {
             silence.not_sent += 1;
         }
@@ -239,6 +255,11 @@ impl DeadPeer {
             if heard && let Some(mut silence) = self.table.remove(&key) {
                 silence.connection = *change.connection;
                 self.resolve(&silence, "recovered", None, cx);
+            }
+            if let Some(silence) = self.table.get_mut(&key)
+                && change.peer_spoke
+            {
+                silence.narrow.talks = true;
             }
         }
         if tcp.retransmits == 0 && tcp.probes_out == 0 {

@@ -85,11 +85,22 @@ pub(super) fn draft(
             .count("bytes_acked", tcp.bytes_acked)
             .count("segments_retransmitted", tcp.total_retrans);
     }
+    if silence.is_narrow() {
+        facts = silence
+            .narrow
+            .sizes
+            .facts(facts.text("looks_like", "path_mtu"));
+    }
     if let Some(errno) = errno {
         facts = facts.text("error", errno::name(errno).unwrap_or("another error"));
     }
     let doubt = cx
         .doubt("half_open.dead_peer", &hooks::DEAD_PEER)
+        .or_else(|| {
+            silence.is_narrow().then(|| {
+                "that the path is too narrow was concluded from the sizes of the segments".into()
+            })
+        })
         .or_else(|| match (stage, errno) {
             ("suspected", _) => Some(
                 "the kernel has not given up: the peer may be slow or unreachable for a while"
@@ -136,12 +147,18 @@ fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: D
     } else {
         ""
     };
+    let icmp = silence.narrow.sizes.icmp();
     match stage {
         "confirmed" => {
+            let is_gone = if silence.is_narrow() {
+                format!("full-sized segments do not reach {remote}, which talks{icmp}")
+            } else {
+                format!("{remote} is gone")
+            };
             let with = errno.map_or_else(String::new, |errno| {
                 format!(" with {}", errno::name(errno).unwrap_or("another error"))
             });
-            format!("{remote} is gone: the kernel gave up{with} after {tried} in {silent}{orphan}")
+            format!("{is_gone}: the kernel gave up{with} after {tried} in {silent}{orphan}")
         }
         "recovered" => format!("{remote} answers again after {tried} in {silent}"),
         "reset" => format!(
@@ -153,6 +170,10 @@ fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: D
         }
         _ if silence.is_local() => format!(
             "nothing sent to {remote} leaves this host: {tried} in {silent}, {unacked} bytes wait"
+        ),
+        _ if silence.is_narrow() => format!(
+            "full-sized segments do not reach {remote}, which talks{icmp}: {tried} in {silent}, {unacked} bytes \
+             unacknowledged{orphan}"
         ),
         _ => format!(
             "{remote} is silent: {tried} in {silent}, {unacked} bytes unacknowledged{orphan}"
@@ -181,6 +202,7 @@ fn advice(
                 "the peer restarted or dropped its state: let the application reconnect".into(),
             ];
         }
+        _ if silence.is_narrow() => return silence.narrow.sizes.advice(cx),
         _ => {}
     }
     let mut advice: Vec<Cow<'static, str>> = Vec::new();
