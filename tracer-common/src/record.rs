@@ -51,8 +51,10 @@ pub mod owner_source {
     pub const ACCEPT: u8 = 2;
     pub const LISTENER: u8 = 3;
     pub const SEEDED: u8 = 4;
-    /// Its descriptor was passed to the owner.
+    /// Its descriptor was passed to the owner, or the owner was seen to use what had been another's.
     pub const PASSED: u8 = 5;
+    /// The owner, however it was learned, has forked since: it, a child of it, or both hold the socket.
+    pub const FORKED: u8 = 6;
 }
 
 /// Which side opened a connection.

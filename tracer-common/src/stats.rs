@@ -32,7 +32,9 @@ pub mod hook {
     pub const SEED: u32 = 18;
     /// Descriptors of sockets that a process received from another.
     pub const PASS: u32 = 19;
-    pub const COUNT: u32 = 20;
+    /// Processes that fork.
+    pub const FORK: u32 = 20;
+    pub const COUNT: u32 = 21;
 }
 
 /// Names of the hooks, in the order of [`hook`].
@@ -57,6 +59,7 @@ pub const HOOKS: [&str; hook::COUNT as usize] = [
     "failure",
     "seed",
     "pass",
+    "fork",
 ];
 
 /// What happened to the events of one hook on one CPU.

@@ -163,6 +163,7 @@ fn owner(raw: &record::Owner) -> Result<Option<Owner>, DecodeError> {
         owner_source::LISTENER => OwnerSource::Listener,
         owner_source::SEEDED => OwnerSource::Seeded,
         owner_source::PASSED => OwnerSource::Passed,
+        owner_source::FORKED => OwnerSource::Forked,
         value => {
             return Err(DecodeError::Value {
                 field: "owner source",

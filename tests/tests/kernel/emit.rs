@@ -13,7 +13,7 @@ use conntracer_tests::{
 use rstest::rstest;
 use serde_json::Value;
 
-use crate::support::{assert_sound, binary, trace};
+use crate::support::{assert_sound, assert_source, binary, trace};
 
 /// Connections of each run: far fewer than a ring holds, so that none may be lost.
 const CONNECTIONS: usize = 20;
@@ -66,7 +66,7 @@ fn assert_owner(event: &Value) {
     let source = event["owner_source"].as_str();
     let is_client = number(event, "network.peer.port") == Some(u64::from(SERVER_PORT));
     if is_client && word(event, "new_state") != "syn_sent" {
-        assert_eq!(source, Some("connect"), "{event}");
+        assert_source(source, "connect");
     }
     if source.is_some() {
         assert_is_ours(event);

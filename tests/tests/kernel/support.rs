@@ -272,6 +272,16 @@ pub(crate) fn assert_listener(finding: &Finding, netns: &NetNs, local: SocketAdd
     );
 }
 
+/// How the owner was learned, where that is this process: it forks for other tests meanwhile, and is then said to
+/// have.
+#[track_caller]
+pub(crate) fn assert_source(source: Option<&str>, expected: &str) {
+    assert!(
+        source == Some(expected) || source == Some("forked"),
+        "{source:?} and not {expected}"
+    );
+}
+
 /// The owner is this process by its executable, too, as far as the output shows a path.
 #[track_caller]
 pub(crate) fn assert_named(owner: &Owner) {

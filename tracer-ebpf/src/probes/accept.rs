@@ -76,6 +76,8 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
         // A kernel thread receives for somebody else.
         if user.source != owner_source::UNKNOWN {
             entry.owner = user;
+            // SAFETY: helper without preconditions.
+            entry.owned_ns = unsafe { bpf_ktime_get_ns() };
             entry.asked = filter::of(&entry.owner);
             return account(hook::PASS, Outcome::Aggregated);
         }
@@ -85,16 +87,19 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
+    // SAFETY: helper without preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
     if listener != 0
         && let Some(entry) = LISTENERS.get_ptr_mut(listener)
     {
         listener::count(entry, syn_outcome::ACCEPTED);
         // SAFETY: a live map value of plain data.
         unsafe {
-            (*entry).syn.last_accept_ns = bpf_ktime_get_ns();
+            (*entry).syn.last_accept_ns = now_ns;
             // A listener older than the tracer becomes its acceptor's.
             if (*entry).syn.owner.source == owner_source::UNKNOWN {
                 sock::fill_current(&mut (*entry).syn.owner, owner_source::ACCEPT);
+                (*entry).owned_ns = now_ns;
                 (*entry).asked = filter::of(&(*entry).syn.owner);
             }
         }
@@ -103,6 +108,7 @@ fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
         // SAFETY: as above.
         let asked = unsafe {
             sock::fill_current(&mut (*entry).owner, owner_source::ACCEPT);
+            (*entry).owned_ns = now_ns;
             (*entry).asked = filter::of(&(*entry).owner);
             (*entry).asked
         };

@@ -131,6 +131,7 @@ pub enum OwnerSource {
     Listener,
     Seeded,
     Passed,
+    Forked,
 }
 
 impl OwnerSource {
@@ -143,6 +144,7 @@ impl OwnerSource {
             Self::Listener => "listener",
             Self::Seeded => "seeded",
             Self::Passed => "passed",
+            Self::Forked => "forked",
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{
     line::{Account, Line, Reason, SharedHost, Time, Wall},
 };
 use crate::{
-    event::{self, Body, Event},
+    event::{self, Body, Event, OwnerSource},
     finding::{Certainty, Container, Evidence, Finding, Ktime, Owner, Status, Subject, Value},
     reconcile::Reconciliation,
     table::listener::Summary,
@@ -145,6 +145,9 @@ impl Text {
         text.push_str(&self.detail(event.time, &event.body));
         if let Some(owner) = event.body.owner() {
             write!(text, "  {}[{}]", Escaped(&owner.comm.to_text()), owner.pid)?;
+            if owner.source == OwnerSource::Forked {
+                text.push_str(OR_A_CHILD);
+            }
             if let Some(others) = owner.holders.filter(|holders| *holders > 1) {
                 write!(text, " and {} more", others - 1)?;
             }
@@ -553,6 +556,9 @@ impl fmt::Display for SubjectText<'_> {
     }
 }
 
+/// Of an owner that has forked since.
+const OR_A_CHILD: &str = " or a child of it";
+
 /// Of a container's id, as runtimes show it.
 const CONTAINER_CHARS: usize = 12;
 
@@ -565,9 +571,13 @@ impl fmt::Display for OwnerText<'_> {
             comm,
             uid,
             names,
+            source,
             ..
         } = self.0;
         write!(formatter, "{}[{pid}]", Escaped(comm))?;
+        if source == OwnerSource::Forked.name() {
+            formatter.write_str(OR_A_CHILD)?;
+        }
         if let Some(Container { runtime, id }) = &names.container {
             let short = id.get(..CONTAINER_CHARS).unwrap_or(id);
             write!(formatter, " {} {}", Escaped(runtime), Escaped(short))?;
