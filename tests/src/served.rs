@@ -87,6 +87,13 @@ pub fn accept(listener: RawFd, flags: i32) -> RawFd {
     unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), flags) }
 }
 
+/// Whether it listens from here on.
+#[must_use]
+pub fn listens(bound: RawFd, backlog: i32) -> bool {
+    // SAFETY: numbers.
+    unsafe { libc::listen(bound, backlog) == 0 }
+}
+
 pub fn close(fd: RawFd) {
     // SAFETY: a number.
     unsafe { libc::close(fd) };

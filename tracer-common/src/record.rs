@@ -955,7 +955,8 @@ pub struct Holders {
     pub owners: [Owner; MAX_HOLDERS],
     /// Processes in all.
     pub count: u32,
-    pub pad: u32,
+    /// Whose the socket was said to be when they were searched for, 0 when nobody's.
+    pub said_pid: u32,
 }
 
 /// The largest record. What is larger than half the 512-byte BPF stack is emitted from its map.

@@ -533,7 +533,12 @@ fn holders(raw: &record::Holders) -> Result<Holders, DecodeError> {
     for (place, raw) in first.iter_mut().zip(&raw.owners) {
         *place = owner(raw)?;
     }
-    Ok(Holders::new(socket(&raw.socket), first, raw.count))
+    Ok(Holders::new(
+        socket(&raw.socket),
+        first,
+        raw.count,
+        raw.said_pid,
+    ))
 }
 
 const fn process(raw: &record::Process) -> Process {

@@ -1,7 +1,7 @@
 //! Sockets that are inherited, passed on and shared: whose they are by now, and who else holds them.
 
 use std::{
-    io::Write as _,
+    io::{Read as _, Write as _},
     os::{fd::AsRawFd as _, unix::net::UnixDatagram},
 };
 
@@ -11,12 +11,13 @@ use conntracer_tests::{
     line::{Finding, Subject},
     netns::COMM,
     passed,
-    scenario::accept_queue::AcceptQueueFull,
-    served::{Served, accept, answer, close, hear, say_who},
+    scenario::accept_queue::{AcceptQueueFull, BACKLOG},
+    served::{Served, accept, answer, close, hear, listens, say_who},
     socket::deafen,
     tracer::{Run, Tracer},
     wait::{EVENTUALLY, SOON},
 };
+use rstest::rstest;
 use socket2::Socket;
 
 use crate::support::{assert_sound, binary, is_syn_drop, trace};
@@ -243,4 +244,141 @@ fn an_inherited_connection_is_found_to_be_the_heirs() {
     }
     assert!(looked_for, "{run:#?}");
     assert_sound(&run, &served.netns);
+}
+
+/// Who is named for a listener that was passed on: all who were said to be its owner in turn, and at last.
+struct Named {
+    first: Vec<(u32, String)>,
+    last: Finding,
+}
+
+/// Lets the queue of a listener overflow that another process made, until a finding has so many holders.
+fn overflow(full: &mut AcceptQueueFull, mut tracer: Tracer, holders: u32) -> Named {
+    full.overflow().unwrap();
+    let last = tracer
+        .wait_for("whose the listener is", SOON, |finding| {
+            is_syn_drop(finding) && finding.holders == Some(holders)
+        })
+        .unwrap();
+    full.quiet().unwrap();
+    let run = tracer.stop().unwrap();
+    let owner = last.owner.as_ref().expect("a process holds it");
+    for finding in run.findings().filter(|finding| is_syn_drop(finding)) {
+        assert_eq!(finding.cause, "accept_queue_full", "{finding:#?}");
+    }
+    let first = run
+        .findings()
+        .filter(|finding| is_syn_drop(finding))
+        .filter_map(|finding| finding.owner.as_ref())
+        .take_while(|before| before.pid != owner.pid || before.source != owner.source)
+        .map(|before| (before.pid, before.source.clone()))
+        .collect();
+    assert_sound(&run, &full.netns);
+    Named { first, last }
+}
+
+/// A listener that one process makes and leaves to the service that it starts, as systemd does: the service's when
+/// its maker lets go of it, and both their own when it does not, never plainly its maker's.
+#[rstest]
+#[case::let_go(false)]
+#[case::kept(true)]
+fn a_listener_of_socket_activation_is_the_services(#[case] keeps: bool) {
+    let Some(binary) = binary() else { return };
+    let mut full = AcceptQueueFull::new(Family::V4).unwrap();
+    let bound = full.bound().unwrap();
+    let Some(tracer) = trace(&binary, &full.netns, &[]) else {
+        return;
+    };
+    let fd = bound.as_raw_fd();
+    let (mut there, here) = std::io::pipe().unwrap();
+    let tell = here.as_raw_fd();
+    let maker = Forked::run(c"ct-maker", &[fd, tell], || {
+        if !listens(fd, BACKLOG) {
+            return 1;
+        }
+        if forked::again(c"ct-service") {
+            return if say_who(tell) { forked::pause() } else { 1 };
+        }
+        if !keeps {
+            close(fd);
+        }
+        forked::pause()
+    })
+    .unwrap();
+    drop((bound, here));
+    let service = read_pid(&mut there);
+    let Named { first, last } = overflow(&mut full, tracer, 1 + u32::from(keeps));
+
+    let owner = last.owner.as_ref().unwrap();
+    let owners: Vec<u32> = last.owners.iter().map(|owner| owner.pid).collect();
+    if keeps {
+        assert_eq!(
+            (owner.pid, owner.source.as_str()),
+            (maker.pid(), "forked"),
+            "{last:#?}"
+        );
+        assert_eq!(owners, [maker.pid(), service], "{last:#?}");
+    } else {
+        assert_eq!(
+            (owner.pid, owner.comm.as_str()),
+            (service, "ct-service"),
+            "{last:#?}"
+        );
+        assert!(owners.is_empty(), "{last:#?}");
+    }
+    for (pid, source) in first {
+        assert_eq!((pid, source.as_str()), (maker.pid(), "forked"));
+    }
+}
+
+/// The same by a message to a service that runs already: the hook for such messages tells at once, and the search
+/// where there is none.
+#[test]
+fn a_listener_that_was_sent_is_its_receivers() {
+    let Some(binary) = binary() else { return };
+    let mut full = AcceptQueueFull::new(Family::V4).unwrap();
+    let bound = full.bound().unwrap();
+    let Some(tracer) = trace(&binary, &full.netns, &[]) else {
+        return;
+    };
+    let tells = tracer.has_hook("pass");
+    let fd = bound.as_raw_fd();
+    let (mut there, here) = std::io::pipe().unwrap();
+    let tell = here.as_raw_fd();
+    let (from, to) = UnixDatagram::pair().unwrap();
+    let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
+    let service = Forked::run(c"ct-service", &[to, tell], || {
+        if passed::receive(to) >= 0 && say_who(tell) {
+            return forked::pause();
+        }
+        1
+    })
+    .unwrap();
+    let maker = Forked::run(c"ct-maker", &[fd, from], || {
+        u8::from(!(listens(fd, BACKLOG) && passed::send(from, fd)))
+    })
+    .unwrap();
+    maker.wait().unwrap();
+    drop((bound, here));
+    assert_eq!(read_pid(&mut there), service.pid());
+    let Named { first, last } = overflow(&mut full, tracer, 1);
+
+    let owner = last.owner.as_ref().unwrap();
+    assert_eq!(
+        (owner.pid, owner.comm.as_str()),
+        (service.pid(), "ct-service"),
+        "{last:#?}"
+    );
+    if tells {
+        assert!(
+            first.iter().all(|(pid, _)| *pid == service.pid()),
+            "{first:?}"
+        );
+    }
+}
+
+fn read_pid(from: &mut std::io::PipeReader) -> u32 {
+    let mut pid = [0; 4];
+    from.read_exact(&mut pid).unwrap();
+    u32::from_ne_bytes(pid)
 }

@@ -22,7 +22,7 @@ use conntracer_tests::{
 use rstest::rstest;
 use serde_json::Value;
 
-use crate::support::{assert_said, assert_sound, assert_source, binary, trace};
+use crate::support::{assert_said, assert_sound, assert_source, binary, is_ours, trace};
 
 /// Connections within one namespace, at least and at most: three of them have ten thousand ends where a CPU is
 /// not emulated.
@@ -198,7 +198,7 @@ fn accept_that_waited_before_the_start_has_its_owner(#[case] family: Family) {
     let mut ends = 0;
     for (_, event) in run.events() {
         if event["network.local.port"] == SERVER_PORT && event["role"] == "passive" {
-            assert_eq!(event["process.pid"], std::process::id(), "{event}");
+            assert!(is_ours(event), "{event}");
             ends += u32::from(event["new_state"] == "closed");
         }
     }

@@ -744,15 +744,23 @@ pub struct Holders {
     first: [Option<Owner>; MAX_HOLDERS],
     /// Processes in all.
     pub count: u32,
+    /// Whose it was said to be until then; 0 when nobody's, and in older recordings.
+    pub said_pid: u32,
 }
 
 impl Holders {
     #[must_use]
-    pub const fn new(socket: Socket, first: [Option<Owner>; MAX_HOLDERS], count: u32) -> Self {
+    pub const fn new(
+        socket: Socket,
+        first: [Option<Owner>; MAX_HOLDERS],
+        count: u32,
+        said_pid: u32,
+    ) -> Self {
         Self {
             socket,
             first,
             count,
+            said_pid,
         }
     }
 

@@ -100,7 +100,7 @@ impl Asked {
                 socket,
                 owners,
                 count: held.count,
-                pad: 0,
+                said_pid: owner.0,
             });
         }
         // A map has no order, and the stream has one.

@@ -57,8 +57,11 @@ impl Holders {
         let socket = &holders.socket;
         let owner_pid = holders.owners().next().map_or(0, |owner| owner.pid);
         if socket.role == Role::Listener {
-            let key = (socket.netns, socket.local, owner_pid);
-            self.listeners.insert(key, (*holders, now));
+            // What was said of a listener names whose it was then.
+            for pid in [owner_pid, holders.said_pid] {
+                let key = (socket.netns, socket.local, pid);
+                self.listeners.insert(key, (*holders, now));
+            }
         } else {
             self.connections.insert(socket.id, (*holders, now));
         }
@@ -163,7 +166,7 @@ fn told(finding: &Finding) -> Told {
 mod tests {
     use std::time::Duration;
 
-    use conntracer_common::record::{self, owner_source};
+    use conntracer_common::record::{self, owner_source, syn_outcome};
 
     use super::*;
     use crate::{
@@ -246,6 +249,23 @@ mod tests {
         run.holders(testing::socket(LOCAL, REMOTE), &[acceptor, 7], 2);
         let shared = (Some((acceptor, false)), vec![acceptor, 7], Some(2));
         assert_eq!(told(run.only()), shared);
+        run.assert_replays(Thresholds::default());
+    }
+
+    #[test]
+    fn a_listener_that_its_maker_passed_on_is_its_holders() {
+        let maker = testing::owner().pid;
+        let listener = testing::listener(LOCAL, REMOTE);
+        let mut run = Run::new();
+        run.syn(listener, |syn| {
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1;
+            syn.owner.source = owner_source::FORKED;
+        });
+        assert_eq!(told(run.only()), (Some((maker, false)), vec![], None));
+        run.holders_instead_of(maker, listener, &[7], 1);
+        assert_eq!(told(run.only()), (Some((7, true)), vec![], None));
+        run.holders_instead_of(7, listener, &[7, 9], 2);
+        assert_eq!(told(run.only()).1, [7, 9], "said to be the holder's by now");
         run.assert_replays(Thresholds::default());
     }
 
