@@ -1,7 +1,7 @@
 //! What was there before conntracer: found once each, as the kernel's own list has it, with its owner.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd as _,
@@ -16,13 +16,14 @@ use conntracer_tests::{
     proc_net::{self, Socket},
     scenario::old::{CLOSE_WAITS, Old},
     socket::{self, Waiting, connect_without_waiting, listen, tcp},
+    ss::{self, Listed},
     tracer::Run,
     wait::{EVENTUALLY, SOON},
 };
 use rstest::rstest;
 use serde_json::Value;
 
-use crate::support::{assert_said, assert_sound, assert_source, binary, is_ours, trace};
+use crate::support::{assert_said, assert_sound, assert_source, binary, is_ours, lacking, trace};
 
 /// Connections within one namespace, at least and at most: three of them have ten thousand ends where a CPU is
 /// not emulated.
@@ -105,6 +106,74 @@ fn what_was_there_is_found_once_as_the_kernel_lists_it() {
     assert_eq!(tallies["seed_namespaces_not_entered"], 0, "{tallies:?}");
     assert_eq!(tallies["seed_homeless"], 0, "{tallies:?}");
     assert_said(&run, "half_open.half_closed");
+    for (hook, account) in &run.stop.hooks {
+        assert!(account.balances(), "{hook}: {account:?}");
+    }
+}
+
+/// The same as `ss -tanp` has it: state, addresses, and a process that holds the socket, where one does; one of another
+/// process's, too.
+#[test]
+fn the_list_of_connections_agrees_with_ss() {
+    const FEW: usize = 16;
+    let Some(binary) = binary() else { return };
+    let Some(ss) = ss::program() else {
+        return lacking("CONNTRACER_SS does not name an ss (iproute2)");
+    };
+    let old =
+        [Family::V4, Family::V6].map(|family| Old::new(family, FEW, FEW, Duration::ZERO).unwrap());
+    let others: Vec<Forked> = [Family::V4, Family::V6]
+        .iter()
+        .zip(&old)
+        .map(|(family, old)| {
+            let client = old.netns.run(|| {
+                let client = tcp(*family)?;
+                connect_without_waiting(&client, family.loopback_listener())?;
+                Ok(client)
+            });
+            Forked::run(c"ct-other", &[client.unwrap().as_raw_fd()], forked::pause).unwrap()
+        })
+        .collect();
+    let listed = old.each_ref().map(|old| ss::list(&ss, &old.netns).unwrap());
+    let second = old[1].netns.inode().to_string();
+    let arguments = ["--emit", "seed", "--netns", &second];
+    let Some(tracer) = trace(&binary, &old[0].netns, &arguments) else {
+        return;
+    };
+    let run = tracer.stop().unwrap();
+
+    for ((old, other), listed) in old.iter().zip(&others).zip(listed) {
+        let states: BTreeSet<u8> = listed.iter().map(|line| line.socket.state).collect();
+        // ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT2, TIME_WAIT, CLOSE_WAIT, LISTEN.
+        assert_eq!(
+            states,
+            BTreeSet::from([1, 2, 3, 5, 6, 8, 10]),
+            "{listed:#?}"
+        );
+        let pids: BTreeSet<u32> = listed.iter().flat_map(|line| line.pids.clone()).collect();
+        assert!(pids.contains(&other.pid()) && pids.contains(&std::process::id()));
+        let mut found: BTreeMap<_, _> = found(&run, old.netns.inode()).into_iter().collect();
+        for Listed { socket, pids } in listed {
+            let event = found
+                .remove(&socket)
+                .unwrap_or_else(|| panic!("{socket:?} is not in {run:#?}"));
+            let owner = event["process.pid"].as_u64();
+            let is_waiting = event["role"] == "passive" && socket.state <= 3;
+            if pids.is_empty() && !is_waiting {
+                assert_eq!(owner, None, "{event}");
+            } else if pids.is_empty() {
+                // Not accepted yet: ss names nobody, and conntracer its listener's process.
+                assert_source(event["owner_source"].as_str(), "listener");
+            } else {
+                let owner = owner.and_then(|pid| u32::try_from(pid).ok());
+                assert!(
+                    owner.is_some_and(|pid| pids.contains(&pid)),
+                    "{pids:?}: {event}"
+                );
+            }
+        }
+        assert!(found.is_empty(), "ss does not list {found:#?}");
+    }
     for (hook, account) in &run.stop.hooks {
         assert!(account.balances(), "{hook}: {account:?}");
     }
