@@ -62,7 +62,8 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
     let source = entry.owner.source;
     let begins = match source {
         owner_source::UNKNOWN => true,
-        owner_source::SEEDED => is_owner && entry.older != 0,
+        // As the walk at start left it: what a later search found had an owner before.
+        owner_source::SEEDED => is_owner && entry.older != 0 && entry.owned_ns == 0,
         _ => false,
     };
     if entry.role == role::PASSIVE && begins {

@@ -698,10 +698,23 @@ impl Paint {
 mod tests {
     use std::time::Duration;
 
+    use conntracer_common::record::{owner_source, syn_outcome};
     use rstest::rstest;
 
     use super::*;
-    use crate::testing::{Run, socket};
+    use crate::testing::{self, Run, socket};
+
+    #[test]
+    fn an_owner_that_has_forked_is_itself_or_a_child() {
+        let mut run = Run::new();
+        run.syn(testing::listener("10.0.0.1:80", "10.0.0.2:4000"), |syn| {
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1;
+            syn.owner.source = owner_source::FORKED;
+        });
+        let owner = run.only().owner.as_ref().expect("it is known");
+        let said = OwnerText(owner).to_string();
+        assert_eq!(said, "server[1234] or a child of it uid 33");
+    }
 
     #[rstest]
     #[case::one(&[1234], 1, None)]
