@@ -57,6 +57,21 @@ impl Forked {
     }
 }
 
+/// Makes a copy of what is a copy already, called `name`, that goes when its maker does; whether this is it. Where
+/// it fails there is none, which shows as what it does not do.
+#[must_use]
+pub fn again(name: &CStr) -> bool {
+    // SAFETY: a copy has one thread and makes system calls only; arguments as prctl(2) wants them.
+    unsafe {
+        let is_copy = libc::fork() == 0;
+        if is_copy {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            libc::prctl(libc::PR_SET_NAME, name.as_ptr());
+        }
+        is_copy
+    }
+}
+
 /// Waits to be killed: for an `act` that is over.
 #[must_use]
 pub fn pause() -> u8 {

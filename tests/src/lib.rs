@@ -2,8 +2,8 @@
 //! in them, traffic that fails in one known way each, and a running conntracer to compare with.
 //!
 //! Everything here works as root on a host and as the child of an init in a VM without any user
-//! land: no command is run but conntracer itself. Nothing here asserts; that is for
-//! `tests/kernel`, and for the demo to show.
+//! land: no command is run but conntracer itself, and those that a variable names. Nothing here asserts;
+//! that is for `tests/kernel`, and for the demo to show.
 
 pub mod bpf;
 pub mod btf;
@@ -18,13 +18,16 @@ pub mod link;
 pub mod netfilter;
 pub mod netns;
 pub mod packet;
+pub mod passed;
 pub mod peer;
 pub mod proc_net;
 mod program;
 pub mod scenario;
 pub mod security;
+pub mod served;
 pub mod sock_diag;
 pub mod socket;
+pub mod ss;
 pub mod tracer;
 pub mod uring;
 pub mod wait;

@@ -53,8 +53,10 @@ pub mod owner_source {
     pub const ACCEPT: u8 = 2;
     pub const LISTENER: u8 = 3;
     pub const SEEDED: u8 = 4;
-    /// Its descriptor was passed to the owner.
+    /// Its descriptor was passed to the owner, or the owner was seen to use what had been another's.
     pub const PASSED: u8 = 5;
+    /// The owner, however it was learned, has forked since: it, a child of it, or both hold the socket.
+    pub const FORKED: u8 = 6;
 }
 
 /// Which side opened a connection.
@@ -990,7 +992,8 @@ pub struct Holders {
     pub owners: [Owner; MAX_HOLDERS],
     /// Processes in all.
     pub count: u32,
-    pub pad: u32,
+    /// Whose the socket was said to be when they were searched for, 0 when nobody's.
+    pub said_pid: u32,
 }
 
 /// The largest record. What is larger than half the 512-byte BPF stack is emitted from its map.

@@ -21,6 +21,8 @@ pub struct SocketState {
     pub since_ns: u64,
     /// Address of the listener it came from, 0 when none or unknown.
     pub listener: u64,
+    /// See [`Listener::owned_ns`].
+    pub owned_ns: u64,
     pub owner: Owner,
     /// The half-closed state it is in, 0 when in none.
     pub half_closed: u8,
@@ -65,6 +67,8 @@ pub struct Holder {
     /// Whom the kernel half has for its owner: pid and start, as in [`Owner`].
     pub owner_pid: u32,
     pub owner_started_ms: u32,
+    pub owner_source: u8,
+    pub pad: [u8; 7],
 }
 
 /// The process that a socket falls to which its owner no longer holds, written by the user half.
@@ -87,6 +91,9 @@ pub struct Heir {
 #[repr(C)]
 pub struct Listener {
     pub syn: Syn,
+    /// When the owner last was known to hold it alone: as it became the owner, or before a search that found
+    /// nobody else. A fork() since gave it to a child, too.
+    pub owned_ns: u64,
     /// When a bad outcome was last emitted.
     pub emitted_ns: u64,
     /// Bits of the outcomes emitted at least once.
@@ -108,6 +115,20 @@ pub struct Listener {
     pub asked: u8,
     pub pad: [u8; 2],
     pub held: Held,
+}
+
+/// Places of the `FORKS` map, a power of two: half a megabyte, and a place of its own for every process where
+/// pids end at 32,768, as they do by the kernel's default. Where they go higher, processes 65,536 apart share
+/// one: a fork() of either is taken for the other's, whose sockets are then said to be `FORKED` without need.
+pub const FORK_PLACES: u32 = 65_536;
+
+/// The place after these: a time before which any process may have forked unseen.
+pub const FORKS_UNSEEN: u32 = FORK_PLACES;
+
+/// Where `FORKS` keeps the last fork() of a process.
+#[must_use]
+pub const fn fork_place(pid: u32) -> u32 {
+    pid % FORK_PLACES
 }
 
 /// What one connection sent again: its cumulative record, and what was last emitted of it.

@@ -34,7 +34,9 @@ pub mod hook {
     pub const PASS: u32 = 19;
     /// Losses that were none.
     pub const UNDO: u32 = 20;
-    pub const COUNT: u32 = 21;
+    /// Processes that fork.
+    pub const FORK: u32 = 21;
+    pub const COUNT: u32 = 22;
 }
 
 /// Names of the hooks, in the order of [`hook`].
@@ -60,6 +62,7 @@ pub const HOOKS: [&str; hook::COUNT as usize] = [
     "seed",
     "pass",
     "undo",
+    "fork",
 ];
 
 /// What happened to the events of one hook on one CPU.

@@ -14,8 +14,8 @@ use conntracer_common::{
     options::Options,
     record::{Drop, Ending, Retransmit, Seed, Sources},
     socket::{
-        FAILED_KEY_BYTES, Failed, Heir, Listener, REFUSED_KEY_BYTES, RETRANSMITTED_KEY_BYTES,
-        Refused, Retransmitted, SocketState,
+        FAILED_KEY_BYTES, FORK_PLACES, Failed, Heir, Listener, REFUSED_KEY_BYTES,
+        RETRANSMITTED_KEY_BYTES, Refused, Retransmitted, SocketState,
     },
     stats::{HookCounters, hook},
 };
@@ -103,6 +103,11 @@ pub(crate) static RETRANSMITS: HashMap<RetransmitKey, Retransmitted> =
 /// What a new entry is copied from: zero for ever.
 #[map]
 pub(crate) static EMPTY_RETRANSMITS: Array<Retransmitted> = Array::with_max_entries(1, 0);
+
+/// When processes last forked, by `conntracer_common::socket::fork_place`; the last place is the user half's:
+/// see `FORKS_UNSEEN`. An array: a map that forgets would make a child's socket plainly its parent's.
+#[map]
+pub(crate) static FORKS: Array<u64> = Array::with_max_entries(FORK_PLACES + 1, 0);
 
 /// Where `seed_list` makes its records.
 #[map]

@@ -242,7 +242,6 @@ pub(crate) fn fill_tcp(sk: u64, tcp: &mut Tcp) {
 /// runs: the name `ps` and `ss` show, of io_uring's workers too.
 #[inline(always)]
 pub(crate) fn fill_current(owner: &mut Owner, source: u8) {
-    const PF_KTHREAD_BIT: u32 = 21;
     // SAFETY: helpers without preconditions.
     let (task, pid_tgid, uid_gid) = unsafe {
         owner.cgroup_id = bpf_get_current_cgroup_id();
@@ -258,9 +257,22 @@ pub(crate) fn fill_current(owner: &mut Owner, source: u8) {
     owner.pid = (pid_tgid >> 32) as u32;
     owner.uid = uid_gid as u32;
     // Arithmetic, not a branch: the verifier would walk all that follows once for either way.
-    let is_kernel = (field!(task, task_flags: u32) >> PF_KTHREAD_BIT) as u8 & 1;
-    owner.source = source & is_kernel.wrapping_sub(1);
+    owner.source = source & kthread_bit(task).wrapping_sub(1);
     owner.holders = 0;
+}
+
+/// 1 for a thread of the kernel's own (`PF_KTHREAD`).
+#[inline(always)]
+fn kthread_bit(task: u64) -> u8 {
+    const PF_KTHREAD_BIT: u32 = 21;
+    (field!(task, task_flags: u32) >> PF_KTHREAD_BIT) as u8 & 1
+}
+
+/// Whether a thread of the kernel's own is running now.
+#[inline(always)]
+pub(crate) fn is_kernel() -> bool {
+    // SAFETY: helper without preconditions.
+    kthread_bit(unsafe { generated::bpf_get_current_task() }) != 0
 }
 
 /// The process running now.

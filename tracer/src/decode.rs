@@ -165,6 +165,7 @@ fn owner(raw: &record::Owner) -> Result<Option<Owner>, DecodeError> {
         owner_source::LISTENER => OwnerSource::Listener,
         owner_source::SEEDED => OwnerSource::Seeded,
         owner_source::PASSED => OwnerSource::Passed,
+        owner_source::FORKED => OwnerSource::Forked,
         value => {
             return Err(DecodeError::Value {
                 field: "owner source",
@@ -547,7 +548,12 @@ fn holders(raw: &record::Holders) -> Result<Holders, DecodeError> {
     for (place, raw) in first.iter_mut().zip(&raw.owners) {
         *place = owner(raw)?;
     }
-    Ok(Holders::new(socket(&raw.socket), first, raw.count))
+    Ok(Holders::new(
+        socket(&raw.socket),
+        first,
+        raw.count,
+        raw.said_pid,
+    ))
 }
 
 const fn process(raw: &record::Process) -> Process {

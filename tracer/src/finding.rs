@@ -88,7 +88,7 @@ pub struct Owner {
     pub comm: String,
     pub uid: u32,
     pub cgroup_id: u64,
-    /// `connect`, `accept`, `listener`, `seeded`, `passed`.
+    /// `connect`, `accept`, `listener`, `seeded`, `passed`, `forked`.
     pub source: Cow<'static, str>,
     /// With the pid an identity; only its names are told.
     #[serde(skip)]

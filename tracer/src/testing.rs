@@ -356,6 +356,17 @@ impl Run {
 
     /// What a search found: the pids of those who hold `socket`, of `count` in all.
     pub(crate) fn holders(&mut self, socket: Socket, pids: &[u32], count: u32) {
+        self.holders_instead_of(0, socket, pids, count);
+    }
+
+    /// The same of a socket that was said to be another's.
+    pub(crate) fn holders_instead_of(
+        &mut self,
+        said_pid: u32,
+        socket: Socket,
+        pids: &[u32],
+        count: u32,
+    ) {
         let mut owners = [Owner::default(); record::MAX_HOLDERS];
         for (place, pid) in owners.iter_mut().zip(pids) {
             *place = Owner {
@@ -369,7 +380,7 @@ impl Run {
             socket,
             owners,
             count,
-            pad: 0,
+            said_pid,
         };
         self.record(&record);
     }

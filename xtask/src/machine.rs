@@ -2,6 +2,7 @@
 //! emulator is always TCG, which every host has, so a result never depends on nested KVM.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{BufRead as _, BufReader, BufWriter, Write as _},
     path::{Path, PathBuf},
@@ -44,6 +45,8 @@ const CRASH_MARKERS: [&str; 6] = [
 pub(crate) struct Programs {
     pub(crate) init: PathBuf,
     pub(crate) bin: Vec<(&'static str, PathBuf)>,
+    /// Files of the host that go where they are there.
+    pub(crate) libraries: Vec<PathBuf>,
 }
 
 /// What became of a VM.
@@ -77,6 +80,20 @@ pub(crate) fn write_initramfs(path: &Path, kernel: &Kernel, programs: &Programs)
     archive.file("init", 0o755, &read(&programs.init)?)?;
     for (name, program) in &programs.bin {
         archive.file(&format!("bin/{name}"), 0o755, &read(program)?)?;
+    }
+    let mut directories = BTreeSet::new();
+    for library in &programs.libraries {
+        let data = read(library)?;
+        let library = library.strip_prefix("/").unwrap_or(library);
+        let mut parents: Vec<_> = library.ancestors().skip(1).collect();
+        // The last is the root, which is there.
+        parents.pop();
+        for directory in parents.into_iter().rev() {
+            if directories.insert(directory) {
+                archive.directory(&directory.to_string_lossy())?;
+            }
+        }
+        archive.file(&library.to_string_lossy(), 0o755, &data)?;
     }
     let mut order = String::new();
     for module in &kernel.modules {

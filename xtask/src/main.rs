@@ -18,6 +18,7 @@ mod process;
 mod program;
 mod record_data;
 mod run;
+mod ss;
 mod test;
 mod toolchain;
 mod vm;

@@ -16,7 +16,7 @@ use crate::{
     libtest::{Counts, Report},
     nginx,
     packages::Installation,
-    process,
+    process, ss,
     vm::{self, Hooks, Plan},
     workspace::Workspace,
 };
@@ -210,6 +210,12 @@ fn live(workspace: &Workspace, installation: Installation) -> Result<Row> {
                 .env("CONNTRACER_AB", programs.ab);
         }
         Err(error) => println!("the test with nginx is skipped: {error:#}"),
+    }
+    match ss::ensure(installation) {
+        Ok(ss) => {
+            command.env("CONNTRACER_SS", ss);
+        }
+        Err(error) => println!("the test with ss is skipped: {error:#}"),
     }
     let row = harness_row("live", &mut command)?;
     if !(1..=vm::DOUBTFUL).contains(&row.failures.len()) {

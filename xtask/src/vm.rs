@@ -19,7 +19,7 @@ use crate::{
     libtest::{Counts, Report},
     machine::{self, Log, Programs, Verdict},
     packages::{self, Installation, Need},
-    process,
+    process, ss,
     workspace::Workspace,
 };
 
@@ -261,7 +261,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn programs(workspace: &Workspace, installation: Installation) -> Result<Programs> {
     let test_binary = |name| build::test_binary(workspace, installation, name, Profile::Dev);
-    Ok(Programs {
+    let mut programs = Programs {
         init: test_binary("conntracer-vm-init")?,
         bin: vec![
             (
@@ -275,7 +275,17 @@ fn programs(workspace: &Workspace, installation: Installation) -> Result<Program
             ("conntracer-demo", test_binary("conntracer-demo")?),
             ("conntracer-workload", test_binary("conntracer-workload")?),
         ],
-    })
+        libraries: Vec::new(),
+    };
+    let ss = ss::ensure(installation).and_then(|ss| Ok((ss::libraries(&ss)?, ss)));
+    match ss {
+        Ok((libraries, ss)) => {
+            programs.bin.push(("ss", ss));
+            programs.libraries = libraries;
+        }
+        Err(error) => eprintln!("the test with ss is skipped: {error:#}"),
+    }
+    Ok(programs)
 }
 
 /// The init's filter parameter. The kernel's command line has no quoting that the init would undo.

@@ -47,6 +47,8 @@ const MOUNTS: [(&str, &str, bool); 9] = [
 
 /// Tests at a time: the VM has two CPUs, and tests mostly wait for timers.
 const TEST_THREADS: &str = "--test-threads=2";
+/// Where xtask puts it, if the host has it.
+const SS: &str = "/bin/ss";
 
 fn main() {
     let verdict = match start() {
@@ -171,6 +173,9 @@ impl Parameters {
                 command.arg(TEST_THREADS).args(&self.filters);
                 // A VM is made for tracing: a test that skips for want of it has failed.
                 command.env("CONNTRACER_MUST_TRACE", "1");
+                if Path::new(SS).is_file() {
+                    command.env("CONNTRACER_SS", SS);
+                }
                 command
             }
             Program::Demo => Command::new("/bin/conntracer-demo"),

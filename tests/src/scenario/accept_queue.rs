@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The queue takes one more than it is asked for: `sk_acceptq_is_full` tests for greater.
-const BACKLOG: i32 = 1;
+pub const BACKLOG: i32 = 1;
 const QUEUED: u64 = BACKLOG as u64 + 1;
 
 /// Connections tried against a queue that holds [`QUEUED`].
@@ -56,6 +56,13 @@ impl AcceptQueueFull {
         Ok(self.listener.as_ref().context("not listening")?.as_raw_fd())
     }
 
+    /// A socket at its address, for another process to listen on.
+    pub fn bound(&self) -> Result<Socket> {
+        let socket = self.netns.run(|| tcp(self.family))?;
+        socket.bind(&self.family.loopback_listener().into())?;
+        Ok(socket)
+    }
+
     fn open_with(&mut self, socket: Socket) -> Result<()> {
         let address = self.family.loopback_listener();
         let listener = self.netns.run(|| listen_on(socket, address, BACKLOG))?;
@@ -79,7 +86,8 @@ impl AcceptQueueFull {
         self.overflow()
     }
 
-    fn overflow(&mut self) -> Result<()> {
+    /// The same where another process listens.
+    pub fn overflow(&mut self) -> Result<()> {
         let family = self.family;
         let before = self.netns.counters()?;
         self.clients = self

@@ -23,13 +23,16 @@ use crate::{
 const LEAKED: usize = 5;
 /// Sockets in CLOSE_WAIT: those, and the peer of one that only shut its sending side.
 pub const CLOSE_WAITS: usize = LEAKED + 1;
+/// Connections that both sides have closed.
+const OVER: usize = 2;
 /// Connections that wait to be accepted, and handshakes whose client does not hear the answer.
 const WAITING: usize = 3;
 const EMBRYONIC: usize = 2;
 
-/// `TCP_CLOSE_WAIT` and `TCP_FIN_WAIT2` of include/net/tcp_states.h, as TCP_INFO gives them.
+/// include/net/tcp_states.h.
 const CLOSE_WAIT: u8 = 8;
 const FIN_WAIT2: u8 = 5;
+const TIME_WAIT: u8 = 6;
 
 /// See the module. Everything is held until this is dropped.
 #[derive(Debug)]
@@ -77,6 +80,19 @@ impl Old {
             .shutdown(std::net::Shutdown::Write)
             .context("shutting a connection")?;
         wait_state(&shut.connected, FIN_WAIT2)?;
+        for _ in 0..OVER {
+            let Connection {
+                accepted,
+                connected,
+            } = live.pop().context("more connections than are closed")?;
+            drop(connected);
+            wait_state(&accepted, CLOSE_WAIT)?;
+        }
+        wait::until("connections in TIME_WAIT", SOON, || {
+            let sockets = netns.run(proc_net::sockets)?;
+            let over = sockets.iter().filter(|socket| socket.state == TIME_WAIT);
+            Ok((over.count() == OVER).then_some(()))
+        })?;
         let waiting = netns.run(|| {
             (0..WAITING + EMBRYONIC)
                 .map(|at| {

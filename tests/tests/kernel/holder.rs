@@ -2,93 +2,25 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::SocketAddr,
-    os::{
-        fd::{AsRawFd as _, RawFd},
-        unix::net::UnixDatagram,
-    },
+    os::{fd::AsRawFd as _, unix::net::UnixDatagram},
 };
 
-use anyhow::{Context as _, Result};
 use conntracer_tests::{
     family::Family,
     forked::{self, Forked},
     line::{Finding, Subject},
-    netns::{COMM, NetNs},
-    scenario::accept_queue::AcceptQueueFull,
-    socket::{deafen, listen, tcp},
+    netns::COMM,
+    passed,
+    scenario::accept_queue::{AcceptQueueFull, BACKLOG},
+    served::{Served, accept, answer, close, hear, listens, say_who},
+    socket::deafen,
     tracer::{Run, Tracer},
     wait::{EVENTUALLY, SOON},
 };
+use rstest::rstest;
 use socket2::Socket;
 
 use crate::support::{assert_sound, binary, is_syn_drop, trace};
-
-/// A listener that this process holds, and clients of it.
-struct Served {
-    netns: NetNs,
-    address: SocketAddr,
-    listener: Socket,
-}
-
-impl Served {
-    fn new() -> Self {
-        let netns = NetNs::new().unwrap();
-        let address = Family::V4.loopback_listener();
-        let listener = netns.run(|| listen(Family::V4, address, 16)).unwrap();
-        Self {
-            netns,
-            address,
-            listener,
-        }
-    }
-
-    fn fd(&self) -> RawFd {
-        self.listener.as_raw_fd()
-    }
-
-    /// Connects, and hears from whom it is served.
-    fn client(&self) -> Result<(Socket, u32)> {
-        let mut client = self.netns.run(|| tcp(Family::V4))?;
-        client.set_nonblocking(false)?;
-        client.connect(&self.address.into())?;
-        let mut pid = [0; 4];
-        client.read_exact(&mut pid).context("who serves")?;
-        Ok((client, u32::from_ne_bytes(pid)))
-    }
-}
-
-/// What a server says that hears anything: less than a segment, and nobody acknowledges it.
-const ANSWER: [u8; 100] = [0x5a; 100];
-
-/// Says who serves. What fails here shows as a client that hears nothing.
-fn say_who(fd: RawFd) -> bool {
-    // SAFETY: system calls with a number and a buffer that lives.
-    unsafe {
-        let pid = libc::getpid().to_ne_bytes();
-        libc::write(fd, pid.as_ptr().cast(), pid.len()) == 4
-    }
-}
-
-/// Waits for a byte from `heard`, and answers to `fd`.
-fn answer(heard: RawFd, fd: RawFd) -> bool {
-    let mut byte = [0_u8; 1];
-    // SAFETY: as above.
-    unsafe {
-        libc::read(heard, byte.as_mut_ptr().cast(), 1) == 1
-            && libc::write(fd, ANSWER.as_ptr().cast(), ANSWER.len()) == 100
-    }
-}
-
-fn accept(listener: RawFd) -> RawFd {
-    // SAFETY: a number, and no address asked for.
-    unsafe { libc::accept(listener, std::ptr::null_mut(), std::ptr::null_mut()) }
-}
-
-fn close(fd: RawFd) {
-    // SAFETY: a number.
-    unsafe { libc::close(fd) };
-}
 
 fn retransmitted(tracer: &mut Tracer, pid: u32) {
     tracer
@@ -120,7 +52,7 @@ fn is_dead_client(finding: &Finding, served: &Served) -> bool {
 fn each_worker_of_a_preforked_server_owns_what_it_accepts() {
     const WORKERS: usize = 3;
     let Some(binary) = binary() else { return };
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let Some(mut tracer) = trace(&binary, &served.netns, &["--emit", "retransmit"]) else {
         return;
     };
@@ -129,9 +61,9 @@ fn each_worker_of_a_preforked_server_owns_what_it_accepts() {
     let mut workers = Vec::new();
     for _ in 0..WORKERS {
         let worker = Forked::run(c"ct-worker", &[fd], || {
-            let accepted = accept(fd);
+            let accepted = accept(fd, 0);
             // It has one connection and no time for more.
-            if say_who(accepted) && answer(accepted, accepted) {
+            if say_who(accepted) && hear(accepted).is_some() && answer(accepted) {
                 return forked::pause();
             }
             1
@@ -201,7 +133,7 @@ fn a_listener_that_workers_inherited_is_said_to_be_shared() {
 #[test]
 fn a_connection_is_its_receivers_once_it_was_passed() {
     let Some(binary) = binary() else { return };
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let Some(mut tracer) = trace(&binary, &served.netns, &["--emit", "retransmit"]) else {
         return;
     };
@@ -209,7 +141,7 @@ fn a_connection_is_its_receivers_once_it_was_passed() {
     let (here, there) = UnixDatagram::pair().unwrap();
     let (here, there) = (here.as_raw_fd(), there.as_raw_fd());
     let acceptor = Forked::run(c"ct-acceptor", &[fd, here], || {
-        let accepted = accept(fd);
+        let accepted = accept(fd, 0);
         if passed::send(here, accepted) {
             close(accepted);
             return forked::pause();
@@ -219,7 +151,7 @@ fn a_connection_is_its_receivers_once_it_was_passed() {
     .unwrap();
     let receiver = Forked::run(c"ct-receiver", &[there], || {
         let received = passed::receive(there);
-        if say_who(received) && answer(received, received) {
+        if say_who(received) && hear(received).is_some() && answer(received) {
             return forked::pause();
         }
         1
@@ -255,12 +187,12 @@ fn a_connection_is_its_receivers_once_it_was_passed() {
     assert_sound(&run, &served.netns);
 }
 
-/// A connection whose acceptor forked a process for it and closed its own descriptor is that process's: no
-/// hook tells, and the search does.
+/// A connection whose acceptor forked a process for it and closed its own descriptor is that process's: the hooks
+/// tell that it may be, and the search that it is.
 #[test]
 fn an_inherited_connection_is_found_to_be_the_heirs() {
     let Some(binary) = binary() else { return };
-    let served = Served::new();
+    let served = Served::new().unwrap();
     let Some(mut tracer) = trace(&binary, &served.netns, &["--emit", "retransmit"]) else {
         return;
     };
@@ -268,17 +200,10 @@ fn an_inherited_connection_is_found_to_be_the_heirs() {
     let (mut here, there) = std::io::pipe().map(|(read, write)| (write, read)).unwrap();
     let order = there.as_raw_fd();
     let acceptor = Forked::run(c"ct-acceptor", &[fd, order], || {
-        let accepted = accept(fd);
-        // SAFETY: the copy makes system calls only, and goes when this one does.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            // SAFETY: arguments as prctl(2) wants them.
-            unsafe {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                libc::prctl(libc::PR_SET_NAME, c"ct-heir".as_ptr());
-            }
+        let accepted = accept(fd, 0);
+        if forked::again(c"ct-heir") {
             // It never receives anything from the connection.
-            if say_who(accepted) && answer(order, accepted) {
+            if say_who(accepted) && hear(order).is_some() && answer(accepted) {
                 return forked::pause();
             }
             return 1;
@@ -307,74 +232,153 @@ fn an_inherited_connection_is_found_to_be_the_heirs() {
         "{finding:#?}"
     );
     assert!(finding.owners.is_empty(), "{finding:#?}");
-    // Whose it was when nobody had looked yet is not said to have been looked for.
+    // Before anybody had looked it was said to be its acceptor's or a child's.
     let mut looked_for = false;
     for (_, event) in run.events() {
         looked_for |= event.get("holders").is_some();
-        let pid = if looked_for {
-            u64::from(heir)
-        } else {
-            event["process.pid"].as_u64().unwrap()
-        };
-        assert_eq!(event["process.pid"], pid, "{event}");
+        let source = if looked_for { "seeded" } else { "forked" };
+        assert_eq!(event["owner_source"], source, "{event}");
+        if looked_for {
+            assert_eq!(event["process.pid"], heir, "{event}");
+        }
     }
     assert!(looked_for, "{run:#?}");
     assert_sound(&run, &served.netns);
 }
 
-/// A descriptor in a message (unix(7)), by system calls alone.
-mod passed {
-    use std::{mem, os::fd::RawFd, ptr};
+/// Who is named for a listener that was passed on: all who were said to be its owner in turn, and at last.
+struct Named {
+    first: Vec<(u32, String)>,
+    last: Finding,
+}
 
-    /// Room for one descriptor: `CMSG_SPACE(sizeof(int))` is 24.
-    #[repr(C, align(8))]
-    struct Control([u8; 24]);
-
-    fn with_message<T>(control: &mut Control, act: impl FnOnce(&mut libc::msghdr) -> T) -> T {
-        let mut byte = 0_u8;
-        let mut part = libc::iovec {
-            iov_base: ptr::from_mut(&mut byte).cast(),
-            iov_len: 1,
-        };
-        // SAFETY: a plain structure of numbers and pointers.
-        let mut message: libc::msghdr = unsafe { mem::zeroed() };
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
-        message.msg_control = control.0.as_mut_ptr().cast();
-        message.msg_controllen = control.0.len();
-        act(&mut message)
-    }
-
-    pub(super) fn send(through: RawFd, fd: RawFd) -> bool {
-        let mut control = Control([0; 24]);
-        with_message(&mut control, |message| {
-            // SAFETY: the control buffer has room for one header and one descriptor.
-            unsafe {
-                let header = libc::CMSG_FIRSTHDR(message);
-                (*header).cmsg_level = libc::SOL_SOCKET;
-                (*header).cmsg_type = libc::SCM_RIGHTS;
-                (*header).cmsg_len = libc::CMSG_LEN(4) as usize;
-                libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(fd);
-                libc::sendmsg(through, message, 0) == 1
-            }
+/// Lets the queue of a listener overflow that another process made, until a finding has so many holders.
+fn overflow(full: &mut AcceptQueueFull, mut tracer: Tracer, holders: u32) -> Named {
+    full.overflow().unwrap();
+    let last = tracer
+        .wait_for("whose the listener is", SOON, |finding| {
+            is_syn_drop(finding) && finding.holders == Some(holders)
         })
+        .unwrap();
+    full.quiet().unwrap();
+    let run = tracer.stop().unwrap();
+    let owner = last.owner.as_ref().expect("a process holds it");
+    for finding in run.findings().filter(|finding| is_syn_drop(finding)) {
+        assert_eq!(finding.cause, "accept_queue_full", "{finding:#?}");
     }
+    let first = run
+        .findings()
+        .filter(|finding| is_syn_drop(finding))
+        .filter_map(|finding| finding.owner.as_ref())
+        .take_while(|before| before.pid != owner.pid || before.source != owner.source)
+        .map(|before| (before.pid, before.source.clone()))
+        .collect();
+    assert_sound(&run, &full.netns);
+    Named { first, last }
+}
 
-    /// -1 when none came.
-    pub(super) fn receive(through: RawFd) -> RawFd {
-        let mut control = Control([0; 24]);
-        with_message(&mut control, |message| {
-            // SAFETY: as above; without a header nothing is read.
-            unsafe {
-                if libc::recvmsg(through, message, 0) != 1 {
-                    return -1;
-                }
-                let header = libc::CMSG_FIRSTHDR(message);
-                if header.is_null() || (*header).cmsg_type != libc::SCM_RIGHTS {
-                    return -1;
-                }
-                libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned()
-            }
-        })
+/// A listener that one process makes and leaves to the service that it starts, as systemd does: the service's when
+/// its maker lets go of it, and both their own when it does not, never plainly its maker's.
+#[rstest]
+#[case::let_go(false)]
+#[case::kept(true)]
+fn a_listener_of_socket_activation_is_the_services(#[case] keeps: bool) {
+    let Some(binary) = binary() else { return };
+    let mut full = AcceptQueueFull::new(Family::V4).unwrap();
+    let bound = full.bound().unwrap();
+    let Some(tracer) = trace(&binary, &full.netns, &[]) else {
+        return;
+    };
+    let fd = bound.as_raw_fd();
+    let (mut there, here) = std::io::pipe().unwrap();
+    let tell = here.as_raw_fd();
+    let maker = Forked::run(c"ct-maker", &[fd, tell], || {
+        if !listens(fd, BACKLOG) {
+            return 1;
+        }
+        if forked::again(c"ct-service") {
+            return if say_who(tell) { forked::pause() } else { 1 };
+        }
+        if !keeps {
+            close(fd);
+        }
+        forked::pause()
+    })
+    .unwrap();
+    drop((bound, here));
+    let service = read_pid(&mut there);
+    let Named { first, last } = overflow(&mut full, tracer, 1 + u32::from(keeps));
+
+    let owner = last.owner.as_ref().unwrap();
+    let owners: Vec<u32> = last.owners.iter().map(|owner| owner.pid).collect();
+    if keeps {
+        assert_eq!(
+            (owner.pid, owner.source.as_str()),
+            (maker.pid(), "forked"),
+            "{last:#?}"
+        );
+        assert_eq!(owners, [maker.pid(), service], "{last:#?}");
+    } else {
+        assert_eq!(
+            (owner.pid, owner.comm.as_str()),
+            (service, "ct-service"),
+            "{last:#?}"
+        );
+        assert!(owners.is_empty(), "{last:#?}");
     }
+    for (pid, source) in first {
+        assert_eq!((pid, source.as_str()), (maker.pid(), "forked"));
+    }
+}
+
+/// The same by a message to a service that runs already: the hook for such messages tells at once, and the search
+/// where there is none.
+#[test]
+fn a_listener_that_was_sent_is_its_receivers() {
+    let Some(binary) = binary() else { return };
+    let mut full = AcceptQueueFull::new(Family::V4).unwrap();
+    let bound = full.bound().unwrap();
+    let Some(tracer) = trace(&binary, &full.netns, &[]) else {
+        return;
+    };
+    let tells = tracer.has_hook("pass");
+    let fd = bound.as_raw_fd();
+    let (mut there, here) = std::io::pipe().unwrap();
+    let tell = here.as_raw_fd();
+    let (from, to) = UnixDatagram::pair().unwrap();
+    let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
+    let service = Forked::run(c"ct-service", &[to, tell], || {
+        if passed::receive(to) >= 0 && say_who(tell) {
+            return forked::pause();
+        }
+        1
+    })
+    .unwrap();
+    let maker = Forked::run(c"ct-maker", &[fd, from], || {
+        u8::from(!(listens(fd, BACKLOG) && passed::send(from, fd)))
+    })
+    .unwrap();
+    maker.wait().unwrap();
+    drop((bound, here));
+    assert_eq!(read_pid(&mut there), service.pid());
+    let Named { first, last } = overflow(&mut full, tracer, 1);
+
+    let owner = last.owner.as_ref().unwrap();
+    assert_eq!(
+        (owner.pid, owner.comm.as_str()),
+        (service.pid(), "ct-service"),
+        "{last:#?}"
+    );
+    if tells {
+        assert!(
+            first.iter().all(|(pid, _)| *pid == service.pid()),
+            "{first:?}"
+        );
+    }
+}
+
+fn read_pid(from: &mut std::io::PipeReader) -> u32 {
+    let mut pid = [0; 4];
+    from.read_exact(&mut pid).unwrap();
+    u32::from_ne_bytes(pid)
 }

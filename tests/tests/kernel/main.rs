@@ -13,6 +13,7 @@ mod denied;
 mod doctor;
 mod emit;
 mod filter;
+mod fork;
 mod half_open;
 mod handshake;
 mod healthy;

@@ -20,6 +20,7 @@ use conntracer_tests::{
     link::Pair,
     netns::{COMM, NetNs},
     scenario::{accept_queue::AcceptQueueFull, dead_peer::DeadPeer},
+    served::say_who,
     socket::{
         Connection, Waiting, abort_on_close, connect_without_waiting, deafen, listen, tcp,
         wait_readable,
@@ -32,7 +33,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::Value;
 use socket2::{SockAddr, Socket};
 
-use crate::support::{assert_sound, binary, is_syn_drop, lacking, trace};
+use crate::support::{assert_sound, binary, is_ours, is_syn_drop, lacking, trace};
 
 /// Every kind of event that tells of a socket.
 const ALL: &str = "connect,accept,state,retransmit,syn,reset,drop,refusal,connection,failure,probe";
@@ -234,20 +235,25 @@ fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
     ];
     let remote = SockAddr::from(address);
     let local = SockAddr::from(SocketAddr::from(([127, 0, 0, 1], TAKEN_PORT)));
+    let (mut there, here) = std::io::pipe().unwrap();
+    let ready = here.as_raw_fd();
     let processes: Vec<Forked> = sockets
         .iter()
         .zip(turns)
         .map(|(sockets, (mine, other))| {
             let fds: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
-            let kept: Vec<RawFd> = fds.iter().copied().chain([mine, other]).collect();
+            let kept: Vec<RawFd> = fds.iter().copied().chain([mine, other, ready]).collect();
             Forked::run(c"ct-taker", &kept, || {
-                u8::from(!fds.iter().all(|fd| take(*fd, &local, &remote, mine, other)))
+                let takes = |fd: &RawFd| take(*fd, &local, &remote, mine, other);
+                u8::from(!(say_who(ready) && fds.iter().all(takes)))
             })
             .unwrap()
         })
         .collect();
     drop(sockets);
     let pids: Vec<u32> = processes.iter().map(Forked::pid).collect();
+    // Each has let go of the other's sockets by then, which would be its own to close.
+    there.read_exact(&mut [0; 8]).unwrap();
     first.1.send(b"x").unwrap();
     for process in processes {
         process.wait().unwrap();
@@ -398,13 +404,9 @@ fn what_io_uring_accepts_is_nobody_elses() {
 
     let accepts = pids(&run, |kind| kind == "accept");
     assert!(!accepts.is_empty(), "{run:#?}");
-    let own = Some(std::process::id());
     for (_, event) in run.events() {
-        let pid = event["process.pid"].as_u64();
-        assert!(
-            pid.is_none() || pid == own.map(u64::from),
-            "{event}: {run:#?}"
-        );
+        let is_owned = event.get("process.pid").is_some();
+        assert!(!is_owned || is_ours(event), "{event}: {run:#?}");
     }
     assert_sound(&run, &netns);
 }

@@ -10,7 +10,9 @@ use conntracer_tests::{
 };
 use rstest::rstest;
 
-use crate::support::{assert_reconciled, assert_sound, binary, is_syn_drop, overflows, trace};
+use crate::support::{
+    assert_reconciled, assert_sound, assert_source, binary, is_syn_drop, overflows, trace,
+};
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -58,7 +60,7 @@ fn a_listener_older_than_the_tracer_leaves_no_residue(#[case] family: Family) {
     for finding in findings {
         let owner = finding.owner.as_ref().expect("this process holds it");
         assert_eq!(owner.pid, std::process::id(), "{finding:#?}");
-        assert_eq!(owner.source, "seeded", "{finding:#?}");
+        assert_source(Some(&owner.source), "seeded");
     }
     assert_reconciled(&run, &scenario.netns, &counted);
     assert_sound(&run, &scenario.netns);

@@ -1,7 +1,7 @@
 //! What was there before conntracer: found once each, as the kernel's own list has it, with its owner.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd as _,
@@ -16,13 +16,16 @@ use conntracer_tests::{
     proc_net::{self, Socket},
     scenario::old::{CLOSE_WAITS, Old},
     socket::{self, Waiting, connect_without_waiting, listen, tcp},
+    ss::{self, Listed},
     tracer::Run,
     wait::{EVENTUALLY, SOON},
 };
 use rstest::rstest;
 use serde_json::Value;
 
-use crate::support::{assert_said, assert_sound, binary, is_own_machine, trace};
+use crate::support::{
+    assert_said, assert_sound, assert_source, binary, is_ours, is_own_machine, lacking, trace,
+};
 
 /// Connections within one namespace, at least and at most: three of them have ten thousand where no CPU is
 /// emulated.
@@ -72,11 +75,8 @@ fn what_was_there_is_found_once_as_the_kernel_lists_it() {
             .unwrap();
         assert_eq!(leak.count, CLOSE_WAITS as u64, "{leak:#?}");
         let owner = leak.owner.as_ref().expect("this process holds them");
-        assert_eq!(
-            (owner.pid, owner.source.as_str()),
-            (std::process::id(), "seeded"),
-            "{leak:#?}"
-        );
+        assert_eq!(owner.pid, std::process::id(), "{leak:#?}");
+        assert_source(Some(&owner.source), "seeded");
         assert!(leak.summary.contains("at least"), "{leak:#?}");
     }
     old.iter_mut().for_each(Old::mend);
@@ -104,12 +104,12 @@ fn what_was_there_is_found_once_as_the_kernel_lists_it() {
                     panic!("{socket:?} is held by {:?}", holders[&socket.inode]);
                 };
                 assert_eq!(event["process.pid"], holder, "{event}");
-                assert_eq!(event["owner_source"], "seeded", "{event}");
+                assert_source(event["owner_source"].as_str(), "seeded");
                 assert_eq!(event["holders"], 1, "{event}");
             } else if socket.local.port() == SERVER_PORT && event["role"] == "passive" {
                 // Not accepted yet: its listener's.
                 assert_eq!(event["process.pid"], std::process::id(), "{event}");
-                assert_eq!(event["owner_source"], "listener", "{event}");
+                assert_source(event["owner_source"].as_str(), "listener");
             }
         }
     }
@@ -124,6 +124,74 @@ fn what_was_there_is_found_once_as_the_kernel_lists_it() {
     assert_eq!(tallies["seed_namespaces_not_entered"], 0, "{tallies:?}");
     assert_eq!(tallies["seed_homeless"], 0, "{tallies:?}");
     assert_said(&run, "half_open.half_closed");
+    for (hook, account) in &run.stop.hooks {
+        assert!(account.balances(), "{hook}: {account:?}");
+    }
+}
+
+/// The same as `ss -tanp` has it: state, addresses, and a process that holds the socket, where one does; one of another
+/// process's, too.
+#[test]
+fn the_list_of_connections_agrees_with_ss() {
+    const FEW: usize = 16;
+    let Some(binary) = binary() else { return };
+    let Some(ss) = ss::program() else {
+        return lacking("CONNTRACER_SS does not name an ss (iproute2)");
+    };
+    let old =
+        [Family::V4, Family::V6].map(|family| Old::new(family, FEW, FEW, Duration::ZERO).unwrap());
+    let others: Vec<Forked> = [Family::V4, Family::V6]
+        .iter()
+        .zip(&old)
+        .map(|(family, old)| {
+            let client = old.netns.run(|| {
+                let client = tcp(*family)?;
+                connect_without_waiting(&client, family.loopback_listener())?;
+                Ok(client)
+            });
+            Forked::run(c"ct-other", &[client.unwrap().as_raw_fd()], forked::pause).unwrap()
+        })
+        .collect();
+    let listed = old.each_ref().map(|old| ss::list(&ss, &old.netns).unwrap());
+    let second = old[1].netns.inode().to_string();
+    let arguments = ["--emit", "seed", "--netns", &second];
+    let Some(tracer) = trace(&binary, &old[0].netns, &arguments) else {
+        return;
+    };
+    let run = tracer.stop().unwrap();
+
+    for ((old, other), listed) in old.iter().zip(&others).zip(listed) {
+        let states: BTreeSet<u8> = listed.iter().map(|line| line.socket.state).collect();
+        // ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT2, TIME_WAIT, CLOSE_WAIT, LISTEN.
+        assert_eq!(
+            states,
+            BTreeSet::from([1, 2, 3, 5, 6, 8, 10]),
+            "{listed:#?}"
+        );
+        let pids: BTreeSet<u32> = listed.iter().flat_map(|line| line.pids.clone()).collect();
+        assert!(pids.contains(&other.pid()) && pids.contains(&std::process::id()));
+        let mut found: BTreeMap<_, _> = found(&run, old.netns.inode()).into_iter().collect();
+        for Listed { socket, pids } in listed {
+            let event = found
+                .remove(&socket)
+                .unwrap_or_else(|| panic!("{socket:?} is not in {run:#?}"));
+            let owner = event["process.pid"].as_u64();
+            let is_waiting = event["role"] == "passive" && socket.state <= 3;
+            if pids.is_empty() && !is_waiting {
+                assert_eq!(owner, None, "{event}");
+            } else if pids.is_empty() {
+                // Not accepted yet: ss names nobody, and conntracer its listener's process.
+                assert_source(event["owner_source"].as_str(), "listener");
+            } else {
+                let owner = owner.and_then(|pid| u32::try_from(pid).ok());
+                assert!(
+                    owner.is_some_and(|pid| pids.contains(&pid)),
+                    "{pids:?}: {event}"
+                );
+            }
+        }
+        assert!(found.is_empty(), "ss does not list {found:#?}");
+    }
     for (hook, account) in &run.stop.hooks {
         assert!(account.balances(), "{hook}: {account:?}");
     }
@@ -217,7 +285,7 @@ fn accept_that_waited_before_the_start_has_its_owner(#[case] family: Family) {
     let mut ends = 0;
     for (_, event) in run.events() {
         if event["network.local.port"] == SERVER_PORT && event["role"] == "passive" {
-            assert_eq!(event["process.pid"], std::process::id(), "{event}");
+            assert!(is_ours(event), "{event}");
             ends += u32::from(event["new_state"] == "closed");
         }
     }

@@ -16,6 +16,7 @@ use conntracer_tests::{
     netns::{COMM, NetNs},
     tracer::{Binary, NotStarted, Run, Tracer},
 };
+use serde_json::Value;
 
 /// Prints the line that says this test did not run. Fails where tracing is known to be possible.
 #[track_caller]
@@ -278,6 +279,22 @@ pub(crate) fn assert_listener(finding: &Finding, netns: &NetNs, local: SocketAdd
     assert_eq!(
         finding.certainty == Certainty::Inferred,
         finding.because.is_some()
+    );
+}
+
+/// Whether this process owns the socket of an event; or one that it forked for another test, which holds all that this
+/// one does for a moment, and may be the last to close it.
+pub(crate) fn is_ours(event: &Value) -> bool {
+    event["process.pid"] == std::process::id() || event["owner_source"] == "passed"
+}
+
+/// How the owner was learned, where that is this process: it forks for other tests meanwhile, and is then said to
+/// have.
+#[track_caller]
+pub(crate) fn assert_source(source: Option<&str>, expected: &str) {
+    assert!(
+        source == Some(expected) || source == Some("forked"),
+        "{source:?} and not {expected}"
     );
 }
 

@@ -62,7 +62,8 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
     let source = entry.owner.source;
     let begins = match source {
         owner_source::UNKNOWN => true,
-        owner_source::SEEDED => is_owner && entry.older != 0,
+        // As the walk at start left it: what a later search found had an owner before.
+        owner_source::SEEDED => is_owner && entry.older != 0 && entry.owned_ns == 0,
         _ => false,
     };
     if entry.role == role::PASSIVE && begins {
@@ -76,6 +77,8 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
         // A kernel thread receives for somebody else.
         if user.source != owner_source::UNKNOWN {
             entry.owner = user;
+            // SAFETY: helper without preconditions.
+            entry.owned_ns = unsafe { bpf_ktime_get_ns() };
             entry.asked = filter::of(&entry.owner);
             return account(hook::PASS, Outcome::Aggregated);
         }
@@ -85,16 +88,19 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
+    // SAFETY: helper without preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
     if listener != 0
         && let Some(entry) = LISTENERS.get_ptr_mut(listener)
     {
         listener::count(entry, syn_outcome::ACCEPTED);
         // SAFETY: a live map value of plain data.
         unsafe {
-            (*entry).syn.last_accept_ns = bpf_ktime_get_ns();
+            (*entry).syn.last_accept_ns = now_ns;
             // A listener older than the tracer becomes its acceptor's.
             if (*entry).syn.owner.source == owner_source::UNKNOWN {
                 sock::fill_current(&mut (*entry).syn.owner, owner_source::ACCEPT);
+                (*entry).owned_ns = now_ns;
                 (*entry).asked = filter::of(&(*entry).syn.owner);
             }
         }
@@ -103,6 +109,7 @@ fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
         // SAFETY: as above.
         let asked = unsafe {
             sock::fill_current(&mut (*entry).owner, owner_source::ACCEPT);
+            (*entry).owned_ns = now_ns;
             (*entry).asked = filter::of(&(*entry).owner);
             (*entry).asked
         };

@@ -20,7 +20,7 @@ use crate::{
         Client, EMPTY_LISTENER, LISTEN_PORTS, LISTENERS, ListenKey, Outcome, VICTIMS, add,
         asked_for, global,
     },
-    probes::{filter, netns, socket, sources},
+    probes::{filter, fork, netns, socket, sources},
     sock::{self, Anywhere, Argument, field},
 };
 
@@ -93,6 +93,7 @@ fn insert(
     // SAFETY: a live map value of plain data.
     let entry = unsafe { &mut *entry };
     own(&mut entry.syn.owner);
+    entry.owned_ns = born_ns;
     entry.asked = filter::of(&entry.syn.owner);
     entry.syn.socket = socket;
     entry.syn.outcome = ALL;
@@ -237,8 +238,9 @@ pub(crate) fn entry_of_request<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut 
 /// The owner of what goes to an address whose listener is known by it alone ([`by_port`]): nobody where
 /// listeners of several processes share it, for any of them may be meant.
 #[inline(always)]
-pub(crate) fn owner_by_port(entry: &Listener) -> Owner {
+pub(crate) fn owner_by_port(entry: &mut Listener) -> Owner {
     if entry.mixed == 0 {
+        fork::mark(&mut entry.syn.owner, entry.owned_ns);
         entry.syn.owner
     } else {
         Owner::default()
@@ -489,6 +491,7 @@ pub(crate) fn refreshed(sk: u64, born_ns: u64) {
             entry.syn.ack_backlog = field!(sk, sk_ack_backlog: u32);
             entry.syn.syn_qlen = field!(sk, icsk_qlen: u32);
             settings(entry, sk);
+            fork::mark(&mut entry.syn.owner, entry.owned_ns);
         }
     }
 }
@@ -547,6 +550,7 @@ fn said<C: EbpfContext>(ctx: &C, entry: *mut Listener, outcome: u8, lane: Lane) 
     unsafe {
         (*entry).syn.header = emit::header::<Syn>(kind::SYN);
         (*entry).syn.outcome = outcome;
+        fork::mark(&mut (*entry).syn.owner, (*entry).owned_ns);
         emit::emit(ctx, lane, &(*entry).syn)
     }
 }

@@ -12,6 +12,7 @@ mod drop;
 mod ending;
 mod failure;
 mod filter;
+mod fork;
 mod idle;
 mod listener;
 mod loss_probe;

@@ -6,11 +6,13 @@
 //! the same.
 
 use aya_ebpf::{
+    helpers::bpf_ktime_get_ns,
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
 use conntracer_common::{
     record::{Owner, owner_source},
+    socket::Listener,
     stats::hook,
 };
 
@@ -40,10 +42,16 @@ fn received(file: u64) -> i32 {
     // SAFETY: live map values of plain data.
     let outcome = if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
         let entry = unsafe { &mut *entry };
-        passed(&mut entry.owner, &mut entry.asked)
+        passed(&mut entry.owner, &mut entry.owned_ns, &mut entry.asked)
     } else if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
         let entry = unsafe { &mut *entry };
-        passed(&mut entry.syn.owner, &mut entry.asked)
+        let Listener {
+            syn,
+            owned_ns,
+            asked,
+            ..
+        } = entry;
+        passed(&mut syn.owner, owned_ns, asked)
     } else {
         Outcome::Filtered
     };
@@ -52,9 +60,11 @@ fn received(file: u64) -> i32 {
 
 /// The process that runs now is the owner from here on.
 #[inline(always)]
-fn passed(owner: &mut Owner, asked: &mut u8) -> Outcome {
+fn passed(owner: &mut Owner, owned_ns: &mut u64, asked: &mut u8) -> Outcome {
     if owner.source == owner_source::UNKNOWN || owner.pid != sock::current_pid() {
         sock::fill_current(owner, owner_source::PASSED);
+        // SAFETY: helper without preconditions.
+        *owned_ns = unsafe { bpf_ktime_get_ns() };
         *asked = filter::of(owner);
     }
     Outcome::Aggregated

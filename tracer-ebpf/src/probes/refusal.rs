@@ -147,10 +147,11 @@ unsafe fn name_last(refusal: *mut Refusal, syn: &Freed<'_>, sk: u64) {
     {
         sock::field_into!(dev, dev_name, &mut refusal.device);
     }
-    // SAFETY: plain data; a concurrent update can at worst mix two owners of one listener.
     if sk != 0
-        && let Some(known) = unsafe { LISTENERS.get(sk) }
+        && let Some(known) = LISTENERS.get_ptr_mut(sk)
     {
+        // SAFETY: a live map value of plain data; a concurrent update can at worst mix two owners of one listener.
+        let known = unsafe { &mut *known };
         refusal.owner = listener::owner_by_port(known);
         refusal.listener_addr = known.syn.socket.local_addr;
     }

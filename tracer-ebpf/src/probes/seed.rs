@@ -20,7 +20,7 @@ use conntracer_common::{
 
 use crate::{
     maps::{HEIR, LISTENERS, Outcome, SEEDING, SOCKETS, account, global},
-    probes::{filter, listener, socket},
+    probes::{filter, fork, listener, socket},
     sock::{self, Anywhere, field, field_into},
 };
 
@@ -130,17 +130,23 @@ pub(crate) extern "C" fn seed_owners(ctx: *const FileContext) -> i32 {
             born_ns: entry.born_ns,
             held: &mut entry.held,
             owner: &mut entry.owner,
+            owned_ns: &mut entry.owned_ns,
             asked: &mut entry.asked,
         };
         hold(sk, kept, task, meta);
     } else if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
         let Listener {
-            syn, held, asked, ..
+            syn,
+            owned_ns,
+            held,
+            asked,
+            ..
         } = unsafe { &mut *entry };
         let kept = Kept {
             born_ns: syn.socket.born_ns,
             held,
             owner: &mut syn.owner,
+            owned_ns,
             asked,
         };
         hold(sk, kept, task, meta);
@@ -153,6 +159,7 @@ struct Kept<'entry> {
     born_ns: u64,
     held: &'entry mut Held,
     owner: &'entry mut Owner,
+    owned_ns: &'entry mut u64,
     asked: &'entry mut u8,
 }
 
@@ -162,6 +169,7 @@ fn hold(sk: u64, kept: Kept<'_>, task: u64, meta: *const Meta) {
         born_ns,
         held,
         owner,
+        owned_ns,
         asked,
     } = kept;
     // SAFETY: neither the context's `meta` nor its `seq` is ever NULL.
@@ -180,13 +188,17 @@ fn hold(sk: u64, kept: Kept<'_>, task: u64, meta: *const Meta) {
     if owner.source == owner_source::UNKNOWN || is_parent {
         held.parent = field!(field!(task, task_parent: u64), task_tgid: u32);
         sock::fill_task(owner, task, owner_source::SEEDED);
+        // It may have forked long before.
+        *owned_ns = 0;
         *asked = filter::of(owner);
     }
+    fork::mark(owner, *owned_ns);
     let mut holder = Holder {
         sk,
         born_ns,
         owner_pid: owner.pid,
         owner_started_ms: owner.started_ms,
+        owner_source: owner.source,
         ..Holder::default()
     };
     sock::fill_task(&mut holder.owner, task, owner_source::SEEDED);
@@ -209,25 +221,36 @@ fn hold(sk: u64, kept: Kept<'_>, task: u64, meta: *const Meta) {
     }
 }
 
-/// Makes the socket of this address and birth belong to the process in `HEIR`.
+/// Makes the socket of this address and birth belong to the process in `HEIR`, as of the third argument.
 #[raw_tracepoint]
 pub(crate) fn heir(ctx: RawTracePointContext) -> i32 {
-    let (sk, born_ns): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    let (sk, born_ns, owned_ns): (u64, u64, u64) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
     let Some(heir) = HEIR.get(0) else {
         return 0;
     };
     // SAFETY: live map values of plain data.
-    let (born, owner, asked) = if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
+    let (born, owner, kept_ns, asked) = if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
         let entry = unsafe { &mut *entry };
-        (entry.born_ns, &mut entry.owner, &mut entry.asked)
+        (
+            entry.born_ns,
+            &mut entry.owner,
+            &mut entry.owned_ns,
+            &mut entry.asked,
+        )
     } else if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
-        let Listener { syn, asked, .. } = unsafe { &mut *entry };
-        (syn.socket.born_ns, &mut syn.owner, asked)
+        let Listener {
+            syn,
+            owned_ns,
+            asked,
+            ..
+        } = unsafe { &mut *entry };
+        (syn.socket.born_ns, &mut syn.owner, owned_ns, asked)
     } else {
         return 0;
     };
     if born == born_ns && owner.pid == heir.before_pid {
         *owner = heir.owner;
+        *kept_ns = owned_ns;
         *asked = filter::of(owner);
     }
     0
@@ -320,8 +343,10 @@ fn listener(sk: u64, record: &mut Seed) -> bool {
     record.tcp = Tcp::default();
     record.ack_backlog = field!(sk, sk_ack_backlog: u32);
     record.max_ack_backlog = field!(sk, sk_max_ack_backlog: u32);
-    // SAFETY: plain data.
-    if let Some(entry) = unsafe { LISTENERS.get(sk) } {
+    if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
+        // SAFETY: a live map value of plain data.
+        let entry = unsafe { &mut *entry };
+        fork::mark(&mut entry.syn.owner, entry.owned_ns);
         record.socket.born_ns = entry.syn.socket.born_ns;
         record.socket.flags = entry.syn.socket.flags;
         record.owner = entry.syn.owner;

@@ -10,7 +10,7 @@ use conntracer_common::{
 
 use crate::{
     maps::{EMPTY_SOCKET, FILTER, Injected, LISTENERS, Outcome, SOCKETS},
-    probes::{filter, listener},
+    probes::{filter, fork, listener},
     sock::{self, Anywhere, Reach, field},
 };
 
@@ -104,6 +104,7 @@ fn begun<R: Reach>(
     let mut state = SocketState {
         born_ns,
         listener,
+        owned_ns: born_ns,
         role,
         older,
         ..SocketState::default()
@@ -128,15 +129,18 @@ pub(crate) fn born_of<R: Reach>(child: u64, listener: u64) -> Outcome {
 /// child is another listener at a reused address, unless it only was seen late.
 #[inline(always)]
 pub(crate) fn inherit(listener: u64, child_born_ns: u64, owner: &mut Owner) {
-    // SAFETY: plain data; a concurrent update can at worst mix two owners of one listener.
-    if let Some(entry) = unsafe { LISTENERS.get(listener) }
-        && (entry.syn.socket.born_ns <= child_born_ns
-            || entry.syn.socket.flags & socket_flag::OLDER != 0)
+    let Some(entry) = LISTENERS.get_ptr_mut(listener) else {
+        return;
+    };
+    // SAFETY: a live map value of plain data; a concurrent update can at worst mix two owners of one listener.
+    let entry = unsafe { &mut *entry };
+    if entry.syn.socket.born_ns <= child_born_ns || entry.syn.socket.flags & socket_flag::OLDER != 0
     {
+        fork::mark(&mut entry.syn.owner, entry.owned_ns);
         *owner = entry.syn.owner;
         // Of the listener: nobody looked for the connection's.
         owner.holders = 0;
-        if owner.source != owner_source::UNKNOWN {
+        if owner.source != owner_source::UNKNOWN && owner.source != owner_source::FORKED {
             owner.source = owner_source::LISTENER;
         }
     }
@@ -171,7 +175,8 @@ pub(crate) fn fill_known(
     sock::fill_full::<Anywhere>(sk, socket);
     let kept = SOCKETS.get_ptr_mut(sk)?;
     // SAFETY: a live map value of plain data.
-    let entry = unsafe { &*kept };
+    let entry = unsafe { &mut *kept };
+    fork::mark(&mut entry.owner, entry.owned_ns);
     socket.born_ns = entry.born_ns;
     socket.role = entry.role;
     socket.flags = u32::from(entry.older) * socket_flag::OLDER;
@@ -185,6 +190,30 @@ pub(crate) fn fill_known(
         }
     }
     Some(kept)
+}
+
+/// Makes the process running now the owner of a connection that only who holds it can do this to, where another
+/// is known as its owner, or none: it was handed on, or accepted by a process that never received from it. What
+/// the kernel does on its own is nobody's.
+#[inline(always)]
+pub(crate) fn claimed(sk: u64) {
+    let Some(entry) = SOCKETS.get_ptr_mut(sk) else {
+        return;
+    };
+    // SAFETY: a live map value of plain data.
+    let entry = unsafe { &mut *entry };
+    let source = match entry.owner.source {
+        owner_source::UNKNOWN if entry.role == role::PASSIVE => owner_source::ACCEPT,
+        owner_source::UNKNOWN => return,
+        _ => owner_source::PASSED,
+    };
+    if entry.owner.pid == sock::current_pid() || sock::is_kernel() {
+        return;
+    }
+    sock::fill_current(&mut entry.owner, source);
+    entry.asked = filter::of(&entry.owner);
+    // SAFETY: helper without preconditions.
+    entry.owned_ns = unsafe { bpf_ktime_get_ns() };
 }
 
 /// [`fill`] for a connection in trouble: marks it, so that its end is emitted, and adopts it as seen

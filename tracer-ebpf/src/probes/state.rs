@@ -37,6 +37,10 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     if new != state::SYN_SENT && socket::is_refused(sk) {
         return Outcome::Filtered;
     }
+    let told = new == state::CLOSE || asked_for(kind::STATE) || asked_for(kind::ENDING);
+    if is_closed(sk, old, new) && (told || troubled(sk)) {
+        socket::claimed(sk);
+    }
     let outcome = match new {
         state::SYN_SENT if global!(OPTIONS.connect_by_state) != 0 => {
             let connected = connect::connecting::<Argument, _>(ctx, sk);
@@ -97,6 +101,17 @@ fn attempt_failed(sk: u64, old: u8) -> bool {
     }
     load!(sk, sk_err: u32) != 0
         || (old == state::SYN_RECV && field!(sk, skc_flags: u64) & SOCK_DEAD != 0)
+}
+
+/// Whether a process closes a connection that it holds, or shuts it down. Other processes lock a socket too, to
+/// look at it, and then act on the segments that came meanwhile; or they kill it, which is an error to it
+/// (`tcp_abort`). Neither makes these changes without one.
+#[inline(always)]
+fn is_closed(sk: u64, old: u8, new: u8) -> bool {
+    let at_once = new == state::CLOSE && (old == state::ESTABLISHED || old == state::CLOSE_WAIT);
+    (new == state::FIN_WAIT1 || new == state::LAST_ACK || at_once)
+        && load!(sk, sk_err: u32) == 0
+        && load!(sk, sk_owned: u32) != 0
 }
 
 /// Enters a half-closed state. A connection older than the tracer is adopted without an owner, so that a

@@ -28,7 +28,7 @@ pub use thresholds::{
 };
 
 use crate::{
-    event::Owner,
+    event::{Owner, OwnerSource},
     finding::{Certainty, Evidence, Finding, FindingKind, Ktime, Status, Subject, Value},
     kernel::{host::Host, plan::Sight},
     reconcile::{EVIDENCE, Reconciler},
@@ -257,7 +257,10 @@ pub(crate) fn plural(count: u64, noun: &str) -> String {
 pub(crate) fn who(owner: Option<&Owner>) -> String {
     owner.map_or_else(
         || "the application".to_owned(),
-        |owner| format!("process {}", owner.pid),
+        |owner| match owner.source {
+            OwnerSource::Forked => format!("process {} or a child of it", owner.pid),
+            _ => format!("process {}", owner.pid),
+        },
     )
 }
 

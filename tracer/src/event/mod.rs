@@ -132,6 +132,7 @@ pub enum OwnerSource {
     Listener,
     Seeded,
     Passed,
+    Forked,
 }
 
 impl OwnerSource {
@@ -144,6 +145,7 @@ impl OwnerSource {
             Self::Listener => "listener",
             Self::Seeded => "seeded",
             Self::Passed => "passed",
+            Self::Forked => "forked",
         }
     }
 }
@@ -768,15 +770,23 @@ pub struct Holders {
     first: [Option<Owner>; MAX_HOLDERS],
     /// Processes in all.
     pub count: u32,
+    /// Whose it was said to be until then; 0 when nobody's, and in older recordings.
+    pub said_pid: u32,
 }
 
 impl Holders {
     #[must_use]
-    pub const fn new(socket: Socket, first: [Option<Owner>; MAX_HOLDERS], count: u32) -> Self {
+    pub const fn new(
+        socket: Socket,
+        first: [Option<Owner>; MAX_HOLDERS],
+        count: u32,
+        said_pid: u32,
+    ) -> Self {
         Self {
             socket,
             first,
             count,
+            said_pid,
         }
     }
 

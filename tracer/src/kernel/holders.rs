@@ -22,8 +22,10 @@ use crate::{finding::Ktime, source::SocketId};
 const MAX_ASKED: usize = 4096;
 /// Sockets remembered as searched for; beyond it all are searched for again.
 const MAX_TOLD: usize = 16_384;
-/// A process may fork, close or pass on a descriptor while its connection is in trouble.
+/// A process may close or pass on a descriptor while its connection is in trouble.
 const AGAIN_NS: u64 = 64_000_000_000;
+/// The same where it is known to have forked, or to share the connection: children come and go.
+const SHARED_AGAIN_NS: u64 = 8_000_000_000;
 /// Shortest time between two searches, and the share of time that they may take.
 const SEARCH_NS: u64 = 1_000_000_000;
 const SHARE: u64 = 100;
@@ -47,8 +49,8 @@ type Identity = (u32, u32);
 pub(super) struct Asked {
     /// As their records have them, with their owners.
     sockets: HashMap<SocketId, (Socket, Identity), RandomState>,
-    /// The owner of each that was searched for, as the search left it.
-    told: HashMap<SocketId, Identity, RandomState>,
+    /// The owner of each that was searched for, as the search left it, and when that was.
+    told: HashMap<SocketId, (Identity, u64), RandomState>,
     told_ns: u64,
     next_ns: u64,
 }
@@ -56,11 +58,15 @@ pub(super) struct Asked {
 impl Asked {
     /// Looks at a record that comes by.
     pub(super) fn meet(&mut self, record: &[u8]) {
-        let Some((socket, owner)) = troubled(record) else {
+        let Some((now_ns, socket, owner)) = troubled(record) else {
             return;
         };
+        let is_shared = owner.source == owner_source::FORKED || owner.holders > 1;
         let (id, owner) = (id(socket.sk, socket.born_ns), identity(&owner));
-        if self.sockets.len() < MAX_ASKED && self.told.get(&id) != Some(&owner) {
+        let is_told = self.told.get(&id).is_some_and(|(told, told_ns)| {
+            *told == owner && !(is_shared && now_ns >= told_ns + SHARED_AGAIN_NS)
+        });
+        if self.sockets.len() < MAX_ASKED && !is_told {
             self.sockets.insert(id, (socket, owner));
         }
     }
@@ -81,20 +87,20 @@ impl Asked {
         for (id, (socket, owner)) in std::mem::take(&mut self.sockets) {
             let Some(held) = found.sockets.get(&id) else {
                 // Not accepted yet, or closed and not gone yet: whose it is or was is known.
-                self.told.insert(id, owner);
+                self.told.insert(id, (owner, now_ns));
                 continue;
             };
             let mut owners = [Owner::default(); MAX_HOLDERS];
             for (place, owner) in owners.iter_mut().zip(&held.owners) {
                 *place = *owner;
             }
-            self.told.insert(id, identity(&owners[0]));
+            self.told.insert(id, (identity(&owners[0]), now_ns));
             records.push(Holders {
                 header: header::<Holders>(kind::HOLDERS, now_ns),
                 socket,
                 owners,
                 count: held.count,
-                pad: 0,
+                said_pid: owner.0,
             });
         }
         // A map has no order, and the stream has one.
@@ -117,6 +123,14 @@ struct Held {
     owners: Vec<Owner>,
     owner_holds: bool,
     owner_pid: u32,
+    owner_source: u8,
+}
+
+impl Held {
+    /// Whether it is its owner's no longer, or is its owner's alone whatever became of children.
+    const fn has_heir(&self) -> bool {
+        !self.owner_holds || self.owner_source == owner_source::FORKED && self.count == 1
+    }
 }
 
 impl Found {
@@ -131,11 +145,13 @@ impl Found {
                 owners: Vec::new(),
                 owner_holds: false,
                 owner_pid: 0,
+                owner_source: owner_source::UNKNOWN,
             }),
         };
         held.count += 1;
         held.owner_holds |= is_owner;
         held.owner_pid = holder.owner_pid;
+        held.owner_source = holder.owner_source;
         let most = if asked.sockets.contains_key(&id) {
             MAX_HOLDERS
         } else {
@@ -149,11 +165,12 @@ impl Found {
         }
     }
 
-    /// Sockets whose owner holds them no longer, and to whom they fall: to the first of those that do.
+    /// Sockets whose owner holds them no longer, and to whom they fall: to the first of those that do. And those
+    /// of a process that has forked, which turned out to be its alone.
     pub(super) fn heirs(&self) -> impl Iterator<Item = (SocketId, Heir)> {
         self.sockets
             .iter()
-            .filter(|(_, held)| !held.owner_holds)
+            .filter(|(_, held)| held.has_heir())
             .filter_map(|(id, held)| {
                 let heir = Heir {
                     owner: Owner {
@@ -168,8 +185,8 @@ impl Found {
     }
 }
 
-/// The socket of a record that tells of trouble, and its owner.
-fn troubled(record: &[u8]) -> Option<(Socket, Owner)> {
+/// The time of a record that tells of trouble, its socket and the owner.
+fn troubled(record: &[u8]) -> Option<(u64, Socket, Owner)> {
     let (header, rest) = Header::read_from_prefix(record).ok()?;
     let in_trouble = TROUBLE.contains(&header.kind)
         || header.kind == kind::SYN
@@ -179,7 +196,7 @@ fn troubled(record: &[u8]) -> Option<(Socket, Owner)> {
     }
     let (socket, rest) = Socket::read_from_prefix(rest).ok()?;
     let (owner, _) = Owner::read_from_prefix(rest).ok()?;
-    (socket.born_ns != 0).then_some((socket, owner))
+    (socket.born_ns != 0).then_some((header.ktime_ns, socket, owner))
 }
 
 const fn id(sk: u64, born_ns: u64) -> SocketId {
@@ -220,6 +237,8 @@ mod tests {
             owner: owner(pid),
             owner_pid,
             owner_started_ms: 10 * owner_pid,
+            owner_source: owner_source::ACCEPT,
+            pad: [0; 7],
         }
     }
 
@@ -297,6 +316,41 @@ mod tests {
         assert_eq!(heir.owner.holders, 2);
         found.see(&holder(3, 3), &asked);
         assert_eq!(found.heirs().count(), 0);
+    }
+
+    #[test]
+    fn what_a_process_that_has_forked_holds_alone_is_its_own() {
+        let forked = |pid: u32| Holder {
+            owner_source: owner_source::FORKED,
+            ..holder(pid, 3)
+        };
+        let (mut found, asked) = (Found::default(), Asked::default());
+        found.see(&forked(3), &asked);
+        let heirs: Vec<_> = found.heirs().collect();
+        let [(_, heir)] = heirs.as_slice() else {
+            panic!("one socket: {heirs:?}");
+        };
+        assert_eq!((heir.owner.pid, heir.before_pid), (3, 3));
+        assert_eq!(
+            (heir.owner.source, heir.owner.holders),
+            (owner_source::SEEDED, 1)
+        );
+        found.see(&forked(4), &asked);
+        assert_eq!(found.heirs().count(), 0, "a child holds it, too");
+    }
+
+    #[test]
+    fn a_process_that_forks_is_searched_for_again_before_long() {
+        let mut asked = Asked::default();
+        assert_eq!(told(&mut asked, &[3]).len(), 1);
+        let mut forked = retransmit(3);
+        forked.owner.source = owner_source::FORKED;
+        forked.header.ktime_ns = SHARED_AGAIN_NS;
+        asked.meet(forked.as_bytes());
+        assert!(!asked.is_due(u64::MAX), "it was told a moment ago");
+        forked.header.ktime_ns += 1;
+        asked.meet(forked.as_bytes());
+        assert!(asked.is_due(u64::MAX));
     }
 
     #[test]

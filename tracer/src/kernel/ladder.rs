@@ -101,6 +101,12 @@ use Target::{Fentry, Fexit, Kprobe, Kretprobe, Tracepoint};
 use conntracer_common::stats::hook;
 
 pub(super) const LADDERS: &[Ladder] = &[
+    // First: who forks between two hooks must not have become an owner before.
+    Ladder {
+        hook: hook::FORK,
+        steps: &[step(T, &[on("fork", Tracepoint("sched_process_fork"))])],
+        off: Some("sockets that are inherited by fork(), before their holders are searched for"),
+    },
     Ladder {
         hook: hook::STATE,
         steps: &[step(T, &[on("state", Tracepoint("inet_sock_set_state"))])],

@@ -12,7 +12,7 @@ use super::{
     line::{Account, Line, Reason, SharedHost, Time, Wall},
 };
 use crate::{
-    event::{self, Body, Event},
+    event::{self, Body, Event, OwnerSource},
     finding::{Certainty, Container, Evidence, Finding, Ktime, Owner, Status, Subject, Value},
     reconcile::Reconciliation,
     table::listener::Summary,
@@ -145,6 +145,9 @@ impl Text {
         text.push_str(&self.detail(event.time, &event.body));
         if let Some(owner) = event.body.owner() {
             write!(text, "  {}[{}]", Escaped(&owner.comm.to_text()), owner.pid)?;
+            if owner.source == OwnerSource::Forked {
+                text.push_str(OR_A_CHILD);
+            }
             if let Some(others) = owner.holders.filter(|holders| *holders > 1) {
                 write!(text, " and {} more", others - 1)?;
             }
@@ -554,6 +557,9 @@ impl fmt::Display for SubjectText<'_> {
     }
 }
 
+/// Of an owner that has forked since.
+const OR_A_CHILD: &str = " or a child of it";
+
 /// Of a container's id, as runtimes show it.
 const CONTAINER_CHARS: usize = 12;
 
@@ -566,9 +572,13 @@ impl fmt::Display for OwnerText<'_> {
             comm,
             uid,
             names,
+            source,
             ..
         } = self.0;
         write!(formatter, "{}[{pid}]", Escaped(comm))?;
+        if source == OwnerSource::Forked.name() {
+            formatter.write_str(OR_A_CHILD)?;
+        }
         if let Some(Container { runtime, id }) = &names.container {
             let short = id.get(..CONTAINER_CHARS).unwrap_or(id);
             write!(formatter, " {} {}", Escaped(runtime), Escaped(short))?;
@@ -689,10 +699,23 @@ impl Paint {
 mod tests {
     use std::time::Duration;
 
+    use conntracer_common::record::{owner_source, syn_outcome};
     use rstest::rstest;
 
     use super::*;
-    use crate::testing::{Run, socket};
+    use crate::testing::{self, Run, socket};
+
+    #[test]
+    fn an_owner_that_has_forked_is_itself_or_a_child() {
+        let mut run = Run::new();
+        run.syn(testing::listener("10.0.0.1:80", "10.0.0.2:4000"), |syn| {
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1;
+            syn.owner.source = owner_source::FORKED;
+        });
+        let owner = run.only().owner.as_ref().expect("it is known");
+        let said = OwnerText(owner).to_string();
+        assert_eq!(said, "server[1234] or a child of it uid 33");
+    }
 
     #[rstest]
     #[case::one(&[1234], 1, None)]

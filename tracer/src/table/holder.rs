@@ -18,11 +18,14 @@ const MAX_SAID: usize = 1_024;
 /// A listener: several of one address (`SO_REUSEPORT`) are told apart by their owners.
 type ListenerKey = (u32, SocketAddr, u32);
 
+/// What a search found, and when.
+type Found = (event::Holders, Ktime);
+
 /// The table.
 #[derive(Debug)]
 pub struct Holders {
-    connections: Bounded<SocketId, event::Holders>,
-    listeners: Bounded<ListenerKey, event::Holders>,
+    connections: Bounded<SocketId, Found>,
+    listeners: Bounded<ListenerKey, Found>,
     said: Bounded<u64, Finding>,
 }
 
@@ -54,16 +57,19 @@ impl Holders {
         let socket = &holders.socket;
         let owner_pid = holders.owners().next().map_or(0, |owner| owner.pid);
         if socket.role == Role::Listener {
-            let key = (socket.netns, socket.local, owner_pid);
-            self.listeners.insert(key, *holders);
+            // What was said of a listener names whose it was then.
+            for pid in [owner_pid, holders.said_pid] {
+                let key = (socket.netns, socket.local, pid);
+                self.listeners.insert(key, (*holders, now));
+            }
         } else {
-            self.connections.insert(socket.id, *holders);
+            self.connections.insert(socket.id, (*holders, now));
         }
         let about: Vec<Finding> = self
             .said
             .iter()
             .map(|(_, finding)| finding)
-            .filter(|finding| self.of(finding).is_some_and(|held| held == holders))
+            .filter(|finding| self.of(finding).is_some_and(|(held, _)| held == holders))
             .cloned()
             .collect();
         for mut finding in about {
@@ -81,18 +87,22 @@ impl Holders {
 
     /// Completes a finding's owner by those who hold its socket with it, or instead of it.
     pub fn share(&self, finding: &mut Finding) {
-        let Some(held) = self.of(finding) else { return };
+        let Some((held, at)) = self.of(finding) else {
+            return;
+        };
         let known = |owner: &Owner| {
             held.owners()
                 .any(|holder| (holder.pid, holder.started_ms) == (owner.pid, owner.started_ms))
         };
         if let Some(owner) = &finding.owner {
-            // The descriptor was passed on since the search.
-            if owner.source == "passed" && !known(owner) {
+            // The descriptor was passed on since the search, or inherited.
+            if owner.source == "passed" && !known(owner) || is_forked(owner) && finding.last > *at {
                 return;
             }
         }
-        if !finding.owner.as_ref().is_some_and(known) {
+        // One that turned out to be the only holder may have forked as it likes.
+        let stays = |owner: &Owner| known(owner) && !(is_forked(owner) && held.count == 1);
+        if !finding.owner.as_ref().is_some_and(stays) {
             finding.owner = held.owners().next().map(|owner| (*owner).into());
         }
         finding.holders = Some(held.count);
@@ -113,7 +123,7 @@ impl Holders {
     }
 
     /// Who holds the socket that a finding is about, where it is about one.
-    fn of(&self, finding: &Finding) -> Option<&event::Holders> {
+    fn of(&self, finding: &Finding) -> Option<&Found> {
         match &finding.subject {
             Subject::Connection { id, born, .. } => self.connections.get(&SocketId {
                 sk: *id,
@@ -133,10 +143,20 @@ impl Holders {
     }
 }
 
-/// What a finding says of whose it is.
-fn told(finding: &Finding) -> (Option<u32>, Vec<u32>, Option<u32>) {
+/// Whether a child may hold the socket in the owner's place.
+fn is_forked(owner: &Owner) -> bool {
+    owner.source == "forked"
+}
+
+/// What a finding says of whose it is: an owner for certain or not, the first of several, and how many.
+type Told = (Option<(u32, bool)>, Vec<u32>, Option<u32>);
+
+fn told(finding: &Finding) -> Told {
     (
-        finding.owner.as_ref().map(|owner| owner.pid),
+        finding
+            .owner
+            .as_ref()
+            .map(|owner| (owner.pid, !is_forked(owner))),
         finding.owners.iter().map(|owner| owner.pid).collect(),
         finding.holders.filter(|holders| *holders > 1),
     )
@@ -145,6 +165,8 @@ fn told(finding: &Finding) -> (Option<u32>, Vec<u32>, Option<u32>) {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use conntracer_common::record::{self, owner_source, syn_outcome};
 
     use super::*;
     use crate::{
@@ -164,8 +186,18 @@ mod tests {
                 retransmit.tcp.retransmits = timeouts;
             });
         }
-        assert_eq!(told(run.only()), (Some(testing::owner().pid), vec![], None));
+        let acceptor = Some((testing::owner().pid, true));
+        assert_eq!(told(run.only()), (acceptor, vec![], None));
         run
+    }
+
+    /// The peer stays silent, and the record has another owner.
+    fn again(run: &mut Run, timeouts: u8, own: impl FnOnce(&mut record::Owner)) {
+        run.pass(Duration::from_secs(2));
+        run.retransmit(testing::socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.tcp.retransmits = timeouts;
+            own(&mut retransmit.owner);
+        });
     }
 
     #[test]
@@ -173,15 +205,12 @@ mod tests {
         let acceptor = testing::owner().pid;
         let mut run = silent();
         run.holders(testing::socket(LOCAL, REMOTE), &[acceptor, 7], 12);
-        let shared = (Some(acceptor), vec![acceptor, 7], Some(12));
+        let shared = (Some((acceptor, true)), vec![acceptor, 7], Some(12));
         assert_eq!(told(run.only()), shared);
         assert_eq!(run.only().owner.as_ref().unwrap().source, "accept");
         run.holders(testing::socket(LOCAL, REMOTE), &[acceptor, 7], 12);
         assert_eq!(run.statuses(), [Status::Open, Status::Update], "no news");
-        run.pass(Duration::from_secs(2));
-        run.retransmit(testing::socket(LOCAL, REMOTE), |retransmit| {
-            retransmit.tcp.retransmits = 4;
-        });
+        again(&mut run, 4, |_| ());
         assert_eq!(told(run.only()), shared, "as long as nobody looks again");
         run.assert_replays(Thresholds::default());
     }
@@ -190,18 +219,53 @@ mod tests {
     fn a_connection_that_its_acceptor_holds_no_longer_is_its_holders() {
         let mut run = silent();
         run.holders(testing::socket(LOCAL, REMOTE), &[7], 1);
-        assert_eq!(told(run.only()), (Some(7), vec![], None));
+        assert_eq!(told(run.only()), (Some((7, true)), vec![], None));
         assert_eq!(run.only().owner.as_ref().unwrap().source, "seeded");
         assert_eq!(run.only().holders, Some(1));
         // Passed on since: whoever received it is the last to be known of.
-        run.pass(Duration::from_secs(2));
-        run.retransmit(testing::socket(LOCAL, REMOTE), |retransmit| {
-            retransmit.tcp.retransmits = 4;
-            retransmit.owner.pid = 9;
-            retransmit.owner.source = conntracer_common::record::owner_source::PASSED;
+        again(&mut run, 4, |owner| {
+            owner.pid = 9;
+            owner.source = owner_source::PASSED;
         });
-        assert_eq!(told(run.only()).0, Some(9));
+        assert_eq!(told(run.only()).0, Some((9, true)));
         assert_eq!(run.only().holders, None);
+        run.assert_replays(Thresholds::default());
+    }
+
+    #[test]
+    fn a_connection_of_a_process_that_has_forked_is_its_again_once_nobody_else_is_found() {
+        let acceptor = testing::owner().pid;
+        let mut run = silent();
+        let forked = |owner: &mut record::Owner| owner.source = owner_source::FORKED;
+        again(&mut run, 4, forked);
+        assert_eq!(told(run.only()).0, Some((acceptor, false)));
+        run.holders(testing::socket(LOCAL, REMOTE), &[acceptor], 1);
+        assert_eq!(told(run.only()), (Some((acceptor, true)), vec![], None));
+        assert_eq!(run.only().holders, Some(1));
+        // It forks again: what was found before does not tell.
+        again(&mut run, 5, forked);
+        assert_eq!(told(run.only()).0, Some((acceptor, false)));
+        assert_eq!(run.only().holders, None);
+        run.holders(testing::socket(LOCAL, REMOTE), &[acceptor, 7], 2);
+        let shared = (Some((acceptor, false)), vec![acceptor, 7], Some(2));
+        assert_eq!(told(run.only()), shared);
+        run.assert_replays(Thresholds::default());
+    }
+
+    #[test]
+    fn a_listener_that_its_maker_passed_on_is_its_holders() {
+        let maker = testing::owner().pid;
+        let listener = testing::listener(LOCAL, REMOTE);
+        let mut run = Run::new();
+        run.syn(listener, |syn| {
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1;
+            syn.owner.source = owner_source::FORKED;
+        });
+        assert_eq!(told(run.only()), (Some((maker, false)), vec![], None));
+        run.holders_instead_of(maker, listener, &[7], 1);
+        assert_eq!(told(run.only()), (Some((7, true)), vec![], None));
+        run.holders_instead_of(7, listener, &[7, 9], 2);
+        assert_eq!(told(run.only()).1, [7, 9], "said to be the holder's by now");
         run.assert_replays(Thresholds::default());
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    record::{Ending, Socket, ending_flag, role},
+    record::{Ending, Socket, ending_flag, owner_source, role},
     tcp::state,
 };
 use rstest::rstest;
@@ -122,6 +122,19 @@ fn more_fields_tell_more(
     });
     let how = Value::Text(how.to_owned().into());
     assert_eq!(*evidence(run.only(), "how"), how);
+}
+
+/// A RST that a process sends by closing, and that it may not have sent itself.
+#[test]
+fn a_process_that_has_forked_is_named_with_its_children() {
+    let mut run = Run::new();
+    run.ending(service(), |ending| {
+        ended(0, state::ESTABLISHED, ending_flag::NO_LINGER)(ending);
+        ending.owner.source = owner_source::FORKED;
+    });
+    let said = "process 1234 or a child of it closed with SO_LINGER 0";
+    assert!(run.only().summary.contains(said), "{:?}", run.only());
+    run.assert_replays(Thresholds::default());
 }
 
 /// Before 6.10 an application may read its error while the kernel has not changed the state yet.

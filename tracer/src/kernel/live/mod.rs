@@ -20,7 +20,7 @@ use conntracer_common::{
     filter::{Filter, verdict},
     netns::{CPUS_AT_ONCE, NetnsId, count},
     record::{Header, Loss, Sources, Syn, SynTotals, Tick, kind, netns_flag, syn_outcome},
-    socket::{Listener, SocketState},
+    socket::{FORKS_UNSEEN, Listener, SocketState},
     stats::{HOOKS, HookCounters, hook},
 };
 use rustix::time::{ClockId, clock_gettime};
@@ -121,6 +121,7 @@ pub struct Kernel {
     groups: Option<Groups>,
     asked: Asked,
     heir: Array<MapData, [u64; 6]>,
+    forks: Array<MapData, u64>,
 }
 
 impl Kernel {
@@ -154,6 +155,7 @@ impl Kernel {
         let retransmits = [hash(&mut ebpf, "RETRANSMITS")?];
         let failures_counted = map(&mut ebpf, "FAILURES_COUNTED")?;
         let heir = map(&mut ebpf, "HEIR")?;
+        let forks = map(&mut ebpf, "FORKS")?;
         let places = if host.drop_reasons.is_empty() {
             Places::read()
                 .inspect_err(|error| log::warn!("reading /proc/kallsyms: {error}"))
@@ -212,6 +214,7 @@ impl Kernel {
             groups,
             asked: Asked::default(),
             heir,
+            forks,
         };
         kernel.make_room_for_all()?;
         kernel.compare(None).map_err(unread)?;
@@ -539,6 +542,11 @@ impl Kernel {
                 };
                 feed(loss.as_bytes());
                 *before = now;
+                if hook == hook::FORK {
+                    self.forks
+                        .set(FORKS_UNSEEN, now_ns, 0)
+                        .map_err(io::Error::other)?;
+                }
             }
         }
         Ok(())

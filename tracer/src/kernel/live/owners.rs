@@ -65,14 +65,16 @@ impl Kernel {
         Ok(())
     }
 
-    /// Looks through all open files, and hands on what its owner holds no longer.
+    /// Looks through all open files, hands on what its owner holds no longer, and leaves to the owner what
+    /// nobody else holds: as of the beginning, for who forks meanwhile may have a child that was passed over.
     fn search(&mut self, asked: &Asked) -> io::Result<Found> {
         let mut found = Found::default();
+        let began_ns = ktime_ns();
         seed::find_owners(&mut self.ebpf, &mut |holder| found.see(holder, asked))?;
         for (id, heir) in found.heirs() {
             let heir: [u64; 6] = transmute!(heir);
             self.heir.set(0, heir, 0).map_err(io::Error::other)?;
-            self.ask("heir", id)?;
+            self.ask_about("heir", id, began_ns)?;
         }
         Ok(found)
     }

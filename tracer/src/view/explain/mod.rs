@@ -66,7 +66,7 @@ pub fn words() -> String {
         .map(|entry| {
             let causes: Vec<&str> = causes(entry.word).collect();
             let causes = fill(&causes.join(", "), COLUMNS, 20, 20);
-            format!("  {:<18}{causes}\n", entry.word)
+            format!("{}\n", format!("  {:<18}{causes}", entry.word).trim_end())
         });
     std::iter::once("conntracer explain WORD, with one of:\n".to_owned())
         .chain(rows)
@@ -144,6 +144,12 @@ mod tests {
         assert_eq!(text("half_open.dead_peer"), text("Dead-Peer"));
         assert!(text("dead_peer").is_some());
         assert!(text("nonsense").is_none());
+    }
+
+    #[test]
+    fn what_has_no_causes_is_listed_by_its_name() {
+        assert!(words().lines().any(|line| line == "  owner"), "{}", words());
+        assert!(!text("owner").unwrap().contains("Causes"));
     }
 
     #[test]

@@ -1,0 +1,219 @@
+//! Sockets that are inherited by fork(): never said to be plainly the parent's, while nobody knows who kept them.
+
+use std::{
+    ffi::CString,
+    io::Write as _,
+    os::{
+        fd::{AsRawFd as _, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+};
+
+use conntracer_tests::{
+    forked::{self, Forked},
+    served::{Served, accept, answer, close, hear, say_who},
+    socket::{abort_on_close, deafen},
+    tracer::Run,
+    wait::SOON,
+};
+use serde_json::Value;
+use socket2::Socket;
+
+use crate::support::{assert_sound, binary, trace};
+
+/// Every kind of event that tells of a connection and its owner.
+const ALL: &str = "accept,state,retransmit,reset,connection,probe";
+
+/// How the connection of a forked server ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The server closes, and its client after it.
+    Closed,
+    /// The server closes what it has not read.
+    Aborted,
+    /// The client resets it.
+    Reset,
+}
+
+/// What a server that forked for a connection is told to do: it never receives from it.
+fn serve(accepted: RawFd, orders: RawFd) -> u8 {
+    if !say_who(accepted) {
+        return 1;
+    }
+    match hear(orders) {
+        Some(b'c') => {
+            close(accepted);
+            forked::pause()
+        }
+        Some(_) => forked::pause(),
+        None => 1,
+    }
+}
+
+/// A server that forks for every connection and closes its own descriptor: every event from then on is its child's,
+/// or said to be its or a child's. Who closes a connection holds it, and is its owner for certain.
+#[test]
+fn what_a_forked_process_serves_is_never_plainly_its_parents() {
+    const ENDS: [End; 3] = [End::Closed, End::Aborted, End::Reset];
+    let Some(binary) = binary() else { return };
+    let served = Served::new().unwrap();
+    let Some(mut tracer) = trace(&binary, &served.netns, &["--emit", ALL]) else {
+        return;
+    };
+    let fd = served.fd();
+    let (there, mut here) = std::io::pipe().unwrap();
+    let orders = there.as_raw_fd();
+    let acceptor = Forked::run(c"ct-acceptor", &[fd, orders], || {
+        loop {
+            let accepted = accept(fd, 0);
+            if accepted < 0 {
+                return 1;
+            }
+            if forked::again(c"ct-child") {
+                return serve(accepted, orders);
+            }
+            close(accepted);
+        }
+    })
+    .unwrap();
+    let mut ended = Vec::new();
+    for end in ENDS {
+        let (client, child) = served.client().unwrap();
+        assert_ne!(child, acceptor.pid());
+        let port = port_of(&client);
+        match end {
+            End::Closed => here.write_all(b"c").unwrap(),
+            End::Aborted => {
+                (&client).write_all(b"x").unwrap();
+                here.write_all(b"c").unwrap();
+            }
+            End::Reset => {
+                here.write_all(b"w").unwrap();
+                abort_on_close(&client).unwrap();
+            }
+        }
+        let mut client = Some(client);
+        if end == End::Closed {
+            let at_end = |event: &Value| is_change(event, port, "fin_wait_2");
+            tracer
+                .wait_for_event("the server's FIN", SOON, "state", at_end)
+                .unwrap();
+        }
+        if end != End::Aborted {
+            client = None;
+        }
+        tracer
+            .wait_for_event(
+                "the end of the server's connection",
+                SOON,
+                "state",
+                |event| is_change(event, port, "closed"),
+            )
+            .unwrap();
+        drop(client);
+        ended.push((end, port, child));
+    }
+    let run = tracer.stop().unwrap();
+
+    for (end, port, child) in ended {
+        let events = of_server(&run, port);
+        for (kind, event) in &events {
+            let is_accepts = *kind == "accept" && event["process.pid"] == acceptor.pid();
+            let is_childs = event["process.pid"] == child;
+            let is_doubted = event["owner_source"] == "forked";
+            assert!(is_accepts || is_childs || is_doubted, "{end:?}: {event}");
+        }
+        let closing: Vec<_> = events
+            .iter()
+            .filter(|(kind, event)| match end {
+                End::Closed => *kind == "state" && event["old_state"] == "established",
+                End::Aborted => *kind == "connection",
+                End::Reset => false,
+            })
+            .collect();
+        assert_eq!(closing.len(), usize::from(end != End::Reset), "{events:#?}");
+        for (_, event) in closing {
+            assert_eq!(event["process.pid"], child, "{end:?}: {event}");
+            assert_ne!(event["owner_source"], "forked", "{end:?}: {event}");
+        }
+    }
+    assert_sound(&run, &served.netns);
+}
+
+/// A process that forks a helper keeps connections that the helper loses as it starts: they are said to be its or a
+/// child's until somebody has looked, and are its own from then on.
+#[test]
+fn a_connection_that_no_helper_keeps_is_its_process_again() {
+    let Some(binary) = binary() else { return };
+    let served = Served::new().unwrap();
+    let Some(mut tracer) = trace(&binary, &served.netns, &["--emit", "retransmit"]) else {
+        return;
+    };
+    let helper = binary.command().get_program().as_bytes().to_owned();
+    let helper = CString::new(helper).unwrap();
+    let arguments = [helper.as_ptr(), c"--version".as_ptr(), std::ptr::null()];
+    let fd = served.fd();
+    let keeper = Forked::run(c"ct-server", &[fd], || {
+        let accepted = accept(fd, libc::SOCK_CLOEXEC);
+        if !say_who(accepted) || hear(accepted).is_none() {
+            return 1;
+        }
+        if forked::again(c"ct-helper") {
+            // What it says is for nobody.
+            close(libc::STDOUT_FILENO);
+            close(libc::STDERR_FILENO);
+            // SAFETY: strings that live, ended by NULL as execv(3) wants them.
+            unsafe { libc::execv(helper.as_ptr(), arguments.as_ptr()) };
+            return 1;
+        }
+        if answer(accepted) {
+            return forked::pause();
+        }
+        1
+    })
+    .unwrap();
+    let (client, pid) = served.client().unwrap();
+    assert_eq!(pid, keeper.pid());
+    deafen(&client).unwrap();
+    (&client).write_all(b"x").unwrap();
+    tracer
+        .wait_for_event(
+            "a retransmission of one process",
+            SOON,
+            "retransmit",
+            |event| event["network.local.port"] == served.address.port() && event["holders"] == 1,
+        )
+        .unwrap();
+    let run = tracer.stop().unwrap();
+
+    let mut sources = Vec::new();
+    for (kind, event) in of_server(&run, port_of(&client)) {
+        assert_eq!((kind, &event["process.pid"]), ("retransmit", &pid.into()));
+        let source = event["owner_source"].as_str().unwrap();
+        assert_eq!(
+            source == "seeded",
+            event.get("holders").is_some(),
+            "{event}"
+        );
+        sources.push(source);
+    }
+    sources.dedup();
+    assert_eq!(sources, ["forked", "seeded"], "{run:#?}");
+    assert_sound(&run, &served.netns);
+}
+
+fn port_of(client: &Socket) -> u16 {
+    client.local_addr().unwrap().as_socket().unwrap().port()
+}
+
+/// Whether the server's end of a client's connection went over to a state.
+fn is_change(event: &Value, port: u16, state: &str) -> bool {
+    event["network.peer.port"] == port && event["new_state"] == state
+}
+
+/// The events of the server's end of a client's connection.
+fn of_server(run: &Run, port: u16) -> Vec<(&str, &Value)> {
+    run.events()
+        .filter(|(_, event)| event["network.peer.port"] == port)
+        .collect()
+}
