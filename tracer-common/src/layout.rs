@@ -77,6 +77,8 @@ layout! {
     sk_shutdown = "sock"."sk_shutdown", optional;
     sk_lingertime = "sock"."sk_lingertime", optional;
     sk_socket = "sock"."sk_socket", optional;
+    /// The route that it sends by.
+    sk_dst = "sock"."sk_dst_cache", optional;
     sk_drops = "sock"."sk_drops";
     sk_ack_backlog = "sock"."sk_ack_backlog";
     sk_max_ack_backlog = "sock"."sk_max_ack_backlog";

@@ -295,6 +295,18 @@ pub struct RetransmitTotals {
     pub icmp_mtu: u16,
 }
 
+/// The interface that a connection sends by.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Egress {
+    /// `net_device.name`, NUL-padded; empty when not known.
+    pub device: [u8; 16],
+    pub ifindex: u32,
+    pub pad: u32,
+}
+
 /// The last `tcp_retransmit_skb` of a connection and all there were: emitted for the first one and then at
 /// most once in [`RETRANSMIT_INTERVAL_NS`], polled otherwise, so that a storm of any size is counted exactly.
 /// What finds no room to be counted in, and what a handshake repeats, comes as a [`Retransmit`] each.
@@ -305,6 +317,8 @@ pub struct RetransmitTotals {
 pub struct Retransmits {
     pub last: Retransmit,
     pub totals: RetransmitTotals,
+    /// Of the last one.
+    pub egress: Egress,
 }
 
 /// What the kernel took back of what it did about one connection's losses, cumulative.
@@ -1007,7 +1021,7 @@ const _: () = {
     assert!(size_of::<Connect>() == 120);
     assert!(size_of::<State>() == 128);
     assert!(size_of::<Retransmit>() == 224);
-    assert!(size_of::<Retransmits>() == 376);
+    assert!(size_of::<Retransmits>() == 400);
     assert!(size_of::<Undo>() == 176);
     assert!(size_of::<SynAck>() == 144);
     assert!(size_of::<Syn>() == 344);

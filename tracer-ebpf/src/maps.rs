@@ -95,7 +95,7 @@ pub(crate) struct RetransmitKey {
 const _: () = assert!(size_of::<RetransmitKey>() == RETRANSMITTED_KEY_BYTES);
 
 /// What connections sent again. A plain hash, so that totals stay exact; the user half removes what is idle.
-/// 4 MB: what finds it full is a record each, as if there were no map.
+/// 5 MB: what finds it full is a record each, as if there were no map.
 #[map]
 pub(crate) static RETRANSMITS: HashMap<RetransmitKey, Retransmitted> =
     HashMap::with_max_entries(8192, 0);

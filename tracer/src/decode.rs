@@ -19,12 +19,12 @@ use conntracer_common::{
     tcp::AF_INET,
 };
 use thiserror::Error;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
     event::{
-        Audited, Body, Comm, Device, Drop, Ending, Event, Failure, Holders, Idle, Loss, Netns,
-        Opened, Owner, OwnerSource, Path, Place, Probe, Process, Refusal, Reset, Retransmit,
+        Audited, Body, Comm, Device, Drop, Egress, Ending, Event, Failure, Holders, Idle, Loss,
+        Netns, Opened, Owner, OwnerSource, Path, Place, Probe, Process, Refusal, Reset, Retransmit,
         RetransmitType, Role, Seed, Seeded, Snapshot, Socket, Sources, State, Syn, SynAck, Tcp,
         Undo,
     },
@@ -78,7 +78,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         }
         kind::STATE => Body::State(state(&read(bytes, &header)?)?),
         kind::RETRANSMIT => Body::Retransmit(retransmit(&read(bytes, &header)?)?),
-        kind::RETRANSMITS => Body::Retransmit(retransmits(&read(bytes, &header)?)?),
+        kind::RETRANSMITS => Body::Retransmit(retransmits(bytes, &header)?),
         kind::UNDO => Body::Undo(undo(&read(bytes, &header)?)?),
         kind::SYNACK => Body::SynAck(syn_ack(&read(bytes, &header)?)?),
         kind::SYN => Body::Syn(syn(&read(bytes, &header)?)?),
@@ -230,10 +230,25 @@ fn state(raw: &record::State) -> Result<State, DecodeError> {
     })
 }
 
-fn retransmits(raw: &record::Retransmits) -> Result<Retransmit, DecodeError> {
+/// A recording of an earlier conntracer does not tell the interface.
+fn retransmits(bytes: &[u8], header: &Header) -> Result<Retransmit, DecodeError> {
+    const OLDER: usize = size_of::<record::Retransmits>() - size_of::<record::Egress>();
+    let raw: record::Retransmits = if bytes.len() == OLDER {
+        read(
+            &[bytes, record::Egress::default().as_bytes()].concat(),
+            header,
+        )?
+    } else {
+        read(bytes, header)?
+    };
+    let egress = raw.egress;
     Ok(Retransmit {
         totals: raw.totals,
         is_cumulative: true,
+        egress: (egress.device[0] != 0).then_some(Egress {
+            device: Device(egress.device),
+            ifindex: egress.ifindex,
+        }),
         ..retransmit(&raw.last)?
     })
 }
@@ -252,6 +267,7 @@ fn retransmit(raw: &record::Retransmit) -> Result<Retransmit, DecodeError> {
         duplicates: raw.dsack_dups,
         totals: RetransmitTotals::of(raw),
         is_cumulative: false,
+        egress: None,
     })
 }
 
@@ -701,6 +717,28 @@ mod tests {
         assert_eq!(netns.kernel[FEWER], 0);
         assert_eq!((netns.before[0], netns.after[FEWER - 1]), (100, 200));
         assert_eq!(netns.homeless, 9);
+    }
+
+    #[test]
+    fn an_older_recording_does_not_tell_the_interface() {
+        let mut now = record::Retransmits::default();
+        now.egress.device[..4].copy_from_slice(b"eth0");
+        now.totals.events = 3;
+        now.last.header.kind = kind::RETRANSMITS;
+        let egress = |size: usize| {
+            let mut record = now;
+            record.last.header.size = u16::try_from(size).unwrap();
+            match decode(&record.as_bytes()[..size]) {
+                Ok(Event {
+                    body: Body::Retransmit(body),
+                    ..
+                }) => (body.totals.events, body.egress.map(|egress| egress.device)),
+                other => panic!("{other:?}"),
+            }
+        };
+        let whole = size_of::<record::Retransmits>();
+        assert_eq!(egress(whole), (3, Some(Device(now.egress.device))));
+        assert_eq!(egress(whole - size_of::<record::Egress>()), (3, None));
     }
 
     #[test]

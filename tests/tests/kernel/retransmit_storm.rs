@@ -5,6 +5,7 @@ use std::{collections::VecDeque, io::Write};
 use conntracer_tests::{
     family::Family,
     line::{Finding, Status, Subject},
+    link,
     scenario::{
         bulk::{Bulk, Loss},
         lossy_path::LossyPath,
@@ -112,6 +113,7 @@ fn the_loss_of_many_transfers_is_their_remotes(
         }
     );
     assert_eq!(ended.cause, cause, "{ended:#?}");
+    assert_eq!(ended.evidence["interface"], link::SERVER, "{ended:#?}");
     let late = time(&opened.last).duration_since(crossing(&run, remote_per_s));
     assert!(late <= SignedDuration::from_secs(1), "{late:?} {run:#?}");
     // What the kernel skipped while a program was running is missing, and said to be (see `assert_sound`).
@@ -142,21 +144,27 @@ fn what_is_overtaken_is_not_lost(#[case] family: Family) {
     let counted = server.counters().unwrap();
     let run = tracer.stop().unwrap();
 
-    assert_eq!(counted.full_undo, u64::from(OVERTAKEN), "{counted:?}");
-    assert_eq!(counted.retrans_segs, 2 * counted.full_undo, "{counted:?}");
     let storms = run.last_of(is_remote_storm);
     let [storm] = storms.as_slice() else {
         panic!("one remote's storm: {run:#?}");
     };
-    assert_eq!(storm.count, counted.retrans_segs, "{run:#?}");
-    assert_eq!(
-        storm.number("tail_loss_probe_segments"),
-        counted.loss_probes
+    // What the kernel skipped while a program was running is missing, and said to be (see `assert_sound`).
+    let is_all = |hook: &str, told: u64, all: u64| {
+        told == all || (run.stop.hooks[hook].lost > 0 && told < all)
+    };
+    assert!(
+        is_all("retransmit", storm.count, counted.retrans_segs),
+        "{counted:?} {run:#?}"
     );
     if undo_works {
+        // On a slow machine a timeout may come before the peer's word.
+        let undos = counted.full_undo + counted.loss_undo;
+        assert_eq!(undos, u64::from(OVERTAKEN), "{counted:?}");
         assert_eq!(storm.cause, "reordering", "{run:#?}");
-        assert_eq!(storm.number("losses_undone"), counted.full_undo);
-        assert_eq!(storm.number("spurious_segments"), counted.retrans_segs);
+        let told = storm.number("losses_undone");
+        assert!(is_all("undo", told, undos), "{counted:?} {run:#?}");
+        let spurious = storm.number("spurious_segments");
+        assert!((told..=storm.count).contains(&spurious), "{storm:#?}");
     }
     assert_said(&run, "retransmit_storm.reordering");
     assert_reconciled(&run, &server, &counted);

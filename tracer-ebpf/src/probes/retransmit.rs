@@ -99,6 +99,11 @@ fn cumulated(ctx: &BtfTracePointContext, entry: *mut Retransmitted, event: &Retr
     totals.tells_icmp = u8::from(global!(LAYOUT.mtu_info) != ABSENT);
     // IPv6 has packets of more than 64 kB (RFC 2675), and no path that only they are too large for.
     totals.icmp_mtu = field!(sk, mtu_info: u32) as u16;
+    let device = field!(field!(sk, sk_dst: u64), dst_dev: u64);
+    let egress = &mut entry.retransmits.egress;
+    field_into!(device, dev_name, &mut egress.device);
+    field_into!(device, dev_ifindex, &mut egress.ifindex);
+    let totals = &mut entry.retransmits.totals;
     totals.min_rtt_us = if global!(LAYOUT.rtt_min) == ABSENT {
         0
     } else {

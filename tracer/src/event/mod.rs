@@ -330,6 +330,15 @@ pub struct Retransmit {
     /// All that its connection sent again where `is_cumulative`, otherwise this event alone.
     pub totals: RetransmitTotals,
     pub is_cumulative: bool,
+    /// The interface that its connection sends by, where it is known.
+    pub egress: Option<Egress>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Egress {
+    pub device: Device,
+    /// Its number in its network namespace.
+    pub ifindex: u32,
 }
 
 impl Retransmit {

@@ -348,10 +348,10 @@ pub(super) const LADDERS: &[Ladder] = &[
             blind(
                 T,
                 &[on("undo_tracepoint", Tracepoint("tcp_cong_state_set"))],
-                "losses that turn out to be none when the recovery is over; which of the two ways ended one before",
+                "losses that turn out to be none after their recovery, and by what one did before its end",
             ),
         ],
-        off: Some("losses that were none, but for what the peer says came twice"),
+        off: Some("losses that were none, unless the peer says that what was repeated came twice"),
     },
     Ladder {
         hook: hook::PROBE,

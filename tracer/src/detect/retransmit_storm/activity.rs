@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use conntracer_common::record::RetransmitTotals;
 
-use super::{scope::Scope, words::Cause};
+use super::{interfaces::Interfaces, scope::Scope, words::Cause};
 use crate::{
     decode::retransmit_type,
     detect::{Life, path_mtu::Sizes},
@@ -43,6 +43,8 @@ pub(super) struct Segments {
     pub(super) heads: u64,
     pub(super) full_heads: u64,
     pub(super) sizes: Sizes,
+    /// Those that they left by, or were to.
+    pub(super) interfaces: Interfaces,
     /// The smallest round trip in microseconds.
     pub(super) min_rtt_us: Option<u32>,
     /// Data segments their connections sent meanwhile.
@@ -112,6 +114,7 @@ impl Segments {
         sum(&mut self.sent, more.sent);
         sum(&mut self.progress, more.progress);
         sum(&mut self.peer_spoke, more.peer_spoke);
+        self.interfaces.add(&more.interfaces);
         self.sizes.add(&more.sizes);
         self.min_rtt_us = self.min_rtt_us.into_iter().chain(more.min_rtt_us).min();
     }

@@ -29,6 +29,7 @@
 
 mod activity;
 mod course;
+mod interfaces;
 mod scope;
 mod spurious;
 mod words;
@@ -43,6 +44,7 @@ use conntracer_common::{
 use self::{
     activity::{Activity, Segments},
     course::Course,
+    interfaces::Interfaces,
     scope::{LEVELS, Scope, Wider, levels},
     spurious::{Spurious, Undone},
 };
@@ -148,6 +150,7 @@ impl RetransmitStorm {
             return;
         }
         let mut segments = Segments::of(&gained, body.failures_traced);
+        segments.interfaces = Interfaces::of(body.socket.netns, body.egress, segments.moved());
         let owner = connection.owner;
         let levels = levels(&body.socket, owner.as_ref());
         // Unanswered connects are many short-lived sockets: only wider scopes make sense of them.

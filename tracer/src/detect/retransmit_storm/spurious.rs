@@ -62,3 +62,56 @@ impl Undone {
         gained
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use conntracer_common::undo::way;
+
+    use super::*;
+    use crate::{
+        event::Body,
+        testing::{Run, socket},
+    };
+
+    #[test]
+    fn what_both_tell_counts_once() {
+        let mut spurious = Spurious::new(7);
+        assert_eq!(spurious.doubled(7), 0, "told before");
+        assert_eq!(spurious.undone(2), 2);
+        assert_eq!(spurious.doubled(8), 0, "one of the two");
+        assert_eq!(spurious.doubled(8), 0);
+        assert_eq!(spurious.doubled(11), 2, "the other, and two more");
+        assert_eq!(spurious.doubled(10), 0, "an older record");
+        assert_eq!(spurious.doubled(12), 1);
+    }
+
+    fn undo(began: u64, undos: u64) -> Undo {
+        let mut run = Run::new();
+        run.undo(socket("10.0.0.1:80", "10.0.0.2:4000"), |undo| {
+            undo.first_ns = began;
+            undo.totals.undos[usize::from(way::LOSS)] = undos;
+            undo.totals.segments = 2 * undos;
+        });
+        let event = crate::decode::decode(&run.fed[0]).unwrap();
+        let Body::Undo(undo) = event.body else {
+            panic!("{event:?}");
+        };
+        undo
+    }
+
+    #[test]
+    fn totals_are_of_one_count() {
+        let mut told = Undone::default();
+        let mut gained = |began, undos| {
+            let gained = told.gained(&undo(began, undos));
+            (gained.undos(), gained.segments)
+        };
+        assert_eq!(gained(1, 3), (3, 6));
+        assert_eq!(gained(1, 3), (0, 0), "told again by a poll");
+        assert_eq!(gained(1, 2), (0, 0), "of another CPU");
+        assert_eq!(gained(1, 4), (1, 2));
+        assert_eq!(gained(2, 1), (1, 2), "a count that began since");
+        assert_eq!(gained(0, 1), (1, 2), "one alone");
+        assert_eq!(gained(2, 2), (1, 2));
+    }
+}

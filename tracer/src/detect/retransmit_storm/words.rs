@@ -225,6 +225,7 @@ fn draft(
     if cause == Cause::PathMtu {
         facts = sum.sizes.facts(facts);
     }
+    facts = sum.interfaces.facts(facts);
     if let Some(us) = sum.min_rtt_us {
         facts = facts.number("min_rtt_ms", f64::from(us) / 1e3);
     }

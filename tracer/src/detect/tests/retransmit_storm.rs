@@ -43,7 +43,7 @@ impl Counted {
     fn event(&mut self, run: &Run, remote: &str, change: impl FnOnce(&mut record::Retransmit)) {
         let mut event = run.repeated(socket(LOCAL, remote));
         change(&mut event);
-        let Self(record::Retransmits { last, totals }) = self;
+        let Self(record::Retransmits { last, totals, .. }) = self;
         let before = (totals.events > 0).then_some(last.tcp);
         totals.count(&event, before.as_ref());
         *last = event;
@@ -530,6 +530,63 @@ fn what_came_twice_was_not_lost() {
     assert_eq!(finding.cause, "reordering");
     assert_eq!(evidence(finding, "spurious_segments"), &Value::Count(39));
     assert_eq!(finding.count, 40, "they are part of it");
+}
+
+/// Whether a storm of many remotes is one interface's.
+#[rstest]
+#[case::one(&["eth0"], &[("interface", "eth0")])]
+#[case::several(
+    &["eth0", "wg0", "eth0"],
+    &[("interfaces", "2"), ("top_interface", "eth0"), ("top_interface_segments", "480")],
+)]
+#[case::not_known(&[""], &[])]
+fn the_interfaces_of_a_storm_are_told(#[case] devices: &[&str], #[case] told: &[(&str, &str)]) {
+    let mut run = Run::new();
+    let mut counted = vec![Counted::default(); 60];
+    for event in 0..12 {
+        run.skip(Duration::from_millis(500));
+        for (connection, counted) in (0_u8..).zip(&mut counted) {
+            let remote = format!("{}.0.2.1:40{connection:02}", 10 + connection);
+            counted.event(&run, &remote, |retransmit| {
+                retransmit.tcp.ca_state = ca::RECOVERY;
+                retransmit.tcp.snd_una = 1000 + event * 2000;
+            });
+            let at = usize::from(connection) % devices.len();
+            let egress = &mut counted.0.egress;
+            egress.device[..devices[at].len()].copy_from_slice(devices[at].as_bytes());
+            egress.ifindex = u32::try_from(devices[at].len()).unwrap();
+            counted.tell(&mut run);
+        }
+    }
+    run.finish();
+    let finding = run
+        .findings
+        .iter()
+        .rfind(|finding| finding.kind == FindingKind::RetransmitStorm)
+        .unwrap();
+    assert!(
+        !matches!(finding.subject, Subject::Connection { .. }),
+        "{finding:#?}"
+    );
+    assert_eq!(finding.cause, "path_loss");
+    let facts = finding.evidence.iter();
+    let facts = facts.filter(|fact| fact.name.contains("interface"));
+    let facts: Vec<_> = facts
+        .map(|fact| {
+            let value = match &fact.value {
+                Value::Count(count) => count.to_string(),
+                Value::Text(text) => text.to_string(),
+                Value::Number(number) => panic!("{number}"),
+            };
+            (fact.name.to_string(), value)
+        })
+        .collect();
+    let told: Vec<_> = told
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    assert_eq!(facts, told, "{finding:#?}");
+    run.assert_replays(Thresholds::default());
 }
 
 /// Timeouts, each of a segment that had arrived, as the kernel finds out; cumulative as it tells it.

@@ -98,7 +98,11 @@ impl Kernel {
                 if entry.started != entry.finished {
                     return None;
                 }
-                let Retransmits { last, mut totals } = entry.retransmits;
+                let Retransmits {
+                    last,
+                    mut totals,
+                    egress,
+                } = entry.retransmits;
                 let undone = &entry.undone;
                 let counted = Counted {
                     first_ns: totals.first_ns,
@@ -110,7 +114,12 @@ impl Kernel {
                 }
                 if totals.events > entry.emitted {
                     totals.polled = 1;
-                    feed(Retransmits { last, totals }.as_bytes());
+                    let retransmits = Retransmits {
+                        last,
+                        totals,
+                        egress,
+                    };
+                    feed(retransmits.as_bytes());
                 }
                 if undone.totals.undos() > undone.emitted {
                     feed(undo(&entry).as_bytes());

@@ -473,7 +473,9 @@ mended by fast retransmits.
 
 Start at this end: `ip -s link` (errors, drops), `tc -s qdisc` (drops, overlimits), `ethtool -S` (ring
 overruns, CRC errors). Then the path: `mtr --tcp`. One remote: its side or its path. Many: yours, often
-a link that is full. Policers drop what shapers would delay: loss right at a round number of Mbit/s is
+a link that is full. `interface` is the one that all of it left by; of several, `top_interface_segments` left by
+the one with the most: next to all of them, while others carry traffic too, is that link, an even share what they
+have in common. Policers drop what shapers would delay: loss right at a round number of Mbit/s is
 one.",
     },
     Entry {
