@@ -244,6 +244,7 @@ fn draft(
         }),
         subject,
         owner,
+        sample: None,
         since: activity.since(),
         last: activity.last,
         count: sum.count(),
