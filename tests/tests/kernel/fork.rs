@@ -51,7 +51,7 @@ fn serve(accepted: RawFd, orders: RawFd) -> u8 {
 }
 
 /// A server that forks for every connection and closes its own descriptor: every event from then on is its child's,
-/// or said to be its or a child's. Who closes a connection holds it, and is its owner for certain.
+/// or said to be its or a descendant's. Who closes a connection holds it, and is its owner for certain.
 #[test]
 fn what_a_forked_process_serves_is_never_plainly_its_parents() {
     const ENDS: [End; 3] = [End::Closed, End::Aborted, End::Reset];
@@ -143,7 +143,7 @@ fn what_a_forked_process_serves_is_never_plainly_its_parents() {
 }
 
 /// A process that forks a helper keeps connections that the helper loses as it starts: they are said to be its or a
-/// child's until somebody has looked, and are its own from then on.
+/// descendant's until somebody has looked, and are its own from then on.
 #[test]
 fn a_connection_that_no_helper_keeps_is_its_process_again() {
     let Some(binary) = binary() else { return };

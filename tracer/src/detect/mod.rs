@@ -261,7 +261,7 @@ pub(crate) fn who(owner: Option<&Owner>) -> String {
     owner.map_or_else(
         || "the application".to_owned(),
         |owner| match owner.source {
-            OwnerSource::Forked => format!("process {} or a child of it", owner.pid),
+            OwnerSource::Forked => format!("process {} or a descendant", owner.pid),
             _ => format!("process {}", owner.pid),
         },
     )

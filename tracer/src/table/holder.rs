@@ -155,7 +155,7 @@ fn sharers(held: &event::Holders) -> Vec<Owner> {
     }
 }
 
-/// Whether a child may hold the socket in the owner's place.
+/// Whether a descendant may hold the socket in the owner's place.
 fn is_forked(owner: &Owner) -> bool {
     owner.source == "forked"
 }
