@@ -55,7 +55,7 @@ pub mod owner_source {
     pub const SEEDED: u8 = 4;
     /// Its descriptor was passed to the owner, or the owner was seen to use what had been another's.
     pub const PASSED: u8 = 5;
-    /// The owner, however it was learned, has forked since: it, a child of it, or both hold the socket.
+    /// The owner, however it was learned, has forked since: it or descendants of it hold the socket.
     pub const FORKED: u8 = 6;
 }
 

@@ -7,6 +7,8 @@ use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::source::SocketId;
+
 /// Nanoseconds of CLOCK_MONOTONIC as records carry it (`bpf_ktime_get_ns`).
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -213,10 +215,14 @@ pub struct Finding {
     pub because: Option<Cow<'static, str>>,
     pub subject: Subject,
     pub owner: Option<Owner>,
-    /// Of a socket that several processes hold: the first of them, the owner among them.
+    /// Of a socket that several processes hold: the first of them, the owner among them. Of the sockets of a
+    /// process: of their sample.
     pub owners: Vec<Owner>,
     /// Processes that hold the socket; `None` where nobody looked, or it is about more than one socket.
     pub holders: Option<u32>,
+    /// Of the sockets of a process, the one whose holders are told: the oldest.
+    #[serde(skip)]
+    pub sample: Option<SocketId>,
     /// First and last event behind it, and when this status was reached.
     pub since: Ktime,
     pub last: Ktime,

@@ -14,7 +14,7 @@ use conntracer_tests::{
     served::{Served, accept, answer, close, hear, say_who},
     socket::{abort_on_close, deafen},
     tracer::Run,
-    wait::SOON,
+    wait::{EVENTUALLY, SOON},
 };
 use serde_json::Value;
 use socket2::Socket;
@@ -51,7 +51,7 @@ fn serve(accepted: RawFd, orders: RawFd) -> u8 {
 }
 
 /// A server that forks for every connection and closes its own descriptor: every event from then on is its child's,
-/// or said to be its or a child's. Who closes a connection holds it, and is its owner for certain.
+/// or said to be its or a descendant's. Who closes a connection holds it, and is its owner for certain.
 #[test]
 fn what_a_forked_process_serves_is_never_plainly_its_parents() {
     const ENDS: [End; 3] = [End::Closed, End::Aborted, End::Reset];
@@ -120,7 +120,9 @@ fn what_a_forked_process_serves_is_never_plainly_its_parents() {
         for (kind, event) in &events {
             let is_accepts = *kind == "accept" && event["process.pid"] == acceptor.pid();
             let is_childs = event["process.pid"] == child;
-            let is_doubted = event["owner_source"] == "forked";
+            // As the handshake ends: nobody's yet.
+            let is_nobodys = event.get("process.pid").is_none();
+            let is_doubted = is_nobodys || event["owner_source"] == "forked";
             assert!(is_accepts || is_childs || is_doubted, "{end:?}: {event}");
         }
         let closing: Vec<_> = events
@@ -141,7 +143,7 @@ fn what_a_forked_process_serves_is_never_plainly_its_parents() {
 }
 
 /// A process that forks a helper keeps connections that the helper loses as it starts: they are said to be its or a
-/// child's until somebody has looked, and are its own from then on.
+/// descendant's until somebody has looked, and are its own from then on.
 #[test]
 fn a_connection_that_no_helper_keeps_is_its_process_again() {
     let Some(binary) = binary() else { return };
@@ -199,6 +201,59 @@ fn a_connection_that_no_helper_keeps_is_its_process_again() {
     }
     sources.dedup();
     assert_eq!(sources, ["forked", "seeded"], "{run:#?}");
+    assert_sound(&run, &served.netns);
+}
+
+/// A connection that parent and child both forgot: the peer has closed, and the finding says who else must.
+#[test]
+fn what_a_child_inherited_and_forgot_is_said_to_be_shared() {
+    let Some(binary) = binary() else { return };
+    let mut config = tempfile::NamedTempFile::new().unwrap();
+    config
+        .write_all(b"[detect.half_open]\nhalf_closed_after_s = 1\n")
+        .unwrap();
+    let path = config.path().to_str().expect("a temporary name is ASCII");
+    let served = Served::new().unwrap();
+    let Some(mut tracer) = trace(&binary, &served.netns, &["--config", path]) else {
+        return;
+    };
+    let fd = served.fd();
+    let parent = Forked::run(c"ct-parent", &[fd], || {
+        let accepted = accept(fd, 0);
+        // Whose it is, some hooks learn when it is read from.
+        if !say_who(accepted) || hear(accepted).is_none() {
+            return 1;
+        }
+        if forked::again(c"ct-child") {
+            return forked::pause();
+        }
+        forked::pause()
+    })
+    .unwrap();
+    let (client, pid) = served.client().unwrap();
+    assert_eq!(pid, parent.pid());
+    (&client).write_all(b"x").unwrap();
+    drop(client);
+    let finding = tracer
+        .wait_for("a connection that two share", EVENTUALLY, |finding| {
+            finding.cause == "half_closed" && finding.owners.len() == 2
+        })
+        .unwrap();
+    let run = tracer.stop().unwrap();
+
+    let owner = finding.owner.as_ref().expect("its parent has it first");
+    assert_eq!(
+        (owner.pid, owner.source.as_str()),
+        (pid, "forked"),
+        "{finding:#?}"
+    );
+    let names: Vec<&str> = finding
+        .owners
+        .iter()
+        .map(|owner| owner.comm.as_str())
+        .collect();
+    assert_eq!(names, ["ct-parent", "ct-child"], "{finding:#?}");
+    assert_eq!(finding.number("shared_sockets"), 1, "{finding:#?}");
     assert_sound(&run, &served.netns);
 }
 

@@ -232,7 +232,7 @@ fn an_inherited_connection_is_found_to_be_the_heirs() {
         "{finding:#?}"
     );
     assert!(finding.owners.is_empty(), "{finding:#?}");
-    // Before anybody had looked it was said to be its acceptor's or a child's.
+    // Before anybody had looked it was said to be its acceptor's or a descendant's.
     let mut looked_for = false;
     for (_, event) in run.events() {
         looked_for |= event.get("holders").is_some();

@@ -2,9 +2,9 @@
 //! runs.
 //!
 //! A child inherits every descriptor. Whether it keeps it, and whether its parent does, no hook tells: a socket
-//! whose owner has forked since it got it is said to be its or a child's (`FORKED`), until a search for holders
-//! finds it in one pair of hands. Where time is noted for processes and compared for sockets, a fork() costs a
-//! write to an array and a healthy connection nothing.
+//! whose owner has forked since it got it is said to be its or a descendant's (`FORKED`), until a search for holders
+//! finds it in one pair of hands. When a process forked is noted here, and looked at where the owner of a socket is
+//! told: a fork() costs a write to an array, and a healthy connection nothing.
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{

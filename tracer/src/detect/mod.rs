@@ -32,6 +32,7 @@ use crate::{
     finding::{Certainty, Evidence, Finding, FindingKind, Ktime, Status, Subject, Value},
     kernel::{host::Host, plan::Sight},
     reconcile::{EVIDENCE, Reconciler},
+    source::SocketId,
 };
 
 /// Updates of one finding come no closer than this: what a person or an alert can follow.
@@ -84,6 +85,8 @@ pub(crate) struct Draft {
     pub(crate) doubt: Option<Cow<'static, str>>,
     pub(crate) subject: Subject,
     pub(crate) owner: Option<Owner>,
+    /// See [`Finding::sample`].
+    pub(crate) sample: Option<SocketId>,
     pub(crate) since: Ktime,
     pub(crate) last: Ktime,
     pub(crate) count: u64,
@@ -132,6 +135,7 @@ impl Context<'_> {
             owner: draft.owner.map(Into::into),
             owners: Vec::new(),
             holders: None,
+            sample: draft.sample,
             since: draft.since,
             last: draft.last,
             at: self.now,
@@ -258,7 +262,7 @@ pub(crate) fn who(owner: Option<&Owner>) -> String {
     owner.map_or_else(
         || "the application".to_owned(),
         |owner| match owner.source {
-            OwnerSource::Forked => format!("process {} or a child of it", owner.pid),
+            OwnerSource::Forked => format!("process {} or a descendant", owner.pid),
             _ => format!("process {}", owner.pid),
         },
     )

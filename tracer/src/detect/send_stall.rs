@@ -231,6 +231,7 @@ fn draft(stall: &Stall, stage: &'static str, cx: &Context<'_>) -> Draft {
         doubt: cx.doubt("send_stall", &hooks::STALL),
         subject: stall.connection.subject(),
         owner: stall.connection.owner,
+        sample: None,
         since: stall.since,
         last: stall.last,
         count: stall.probes,

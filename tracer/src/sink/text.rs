@@ -146,7 +146,7 @@ impl Text {
         if let Some(owner) = event.body.owner() {
             write!(text, "  {}[{}]", Escaped(&owner.comm.to_text()), owner.pid)?;
             if owner.source == OwnerSource::Forked {
-                text.push_str(OR_A_CHILD);
+                text.push_str(OR_A_DESCENDANT);
             }
             if let Some(others) = owner.holders.filter(|holders| *holders > 1) {
                 write!(text, " and {} more", others - 1)?;
@@ -558,7 +558,7 @@ impl fmt::Display for SubjectText<'_> {
 }
 
 /// Of an owner that has forked since.
-const OR_A_CHILD: &str = " or a child of it";
+const OR_A_DESCENDANT: &str = " or a descendant";
 
 /// Of a container's id, as runtimes show it.
 const CONTAINER_CHARS: usize = 12;
@@ -577,7 +577,7 @@ impl fmt::Display for OwnerText<'_> {
         } = self.0;
         write!(formatter, "{}[{pid}]", Escaped(comm))?;
         if source == OwnerSource::Forked.name() {
-            formatter.write_str(OR_A_CHILD)?;
+            formatter.write_str(OR_A_DESCENDANT)?;
         }
         if let Some(Container { runtime, id }) = &names.container {
             let short = id.get(..CONTAINER_CHARS).unwrap_or(id);
@@ -706,7 +706,7 @@ mod tests {
     use crate::testing::{self, Run, socket};
 
     #[test]
-    fn an_owner_that_has_forked_is_itself_or_a_child() {
+    fn an_owner_that_has_forked_is_itself_or_a_descendant() {
         let mut run = Run::new();
         run.syn(testing::listener("10.0.0.1:80", "10.0.0.2:4000"), |syn| {
             syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1;
@@ -714,7 +714,7 @@ mod tests {
         });
         let owner = run.only().owner.as_ref().expect("it is known");
         let said = OwnerText(owner).to_string();
-        assert_eq!(said, "server[1234] or a child of it uid 33");
+        assert_eq!(said, "server[1234] or a descendant uid 33");
     }
 
     #[rstest]

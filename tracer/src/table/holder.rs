@@ -100,17 +100,20 @@ impl Holders {
                 return;
             }
         }
+        if let Subject::Process { .. } = finding.subject {
+            // Another's by now: that one's finding tells of it.
+            if finding.owner.as_ref().is_some_and(known) {
+                finding.owners = sharers(held);
+            }
+            return;
+        }
         // One that turned out to be the only holder may have forked as it likes.
         let stays = |owner: &Owner| known(owner) && !(is_forked(owner) && held.count == 1);
         if !finding.owner.as_ref().is_some_and(stays) {
             finding.owner = held.owners().next().map(|owner| (*owner).into());
         }
         finding.holders = Some(held.count);
-        finding.owners = if held.count > 1 {
-            held.owners().map(|owner| (*owner).into()).collect()
-        } else {
-            Vec::new()
-        };
+        finding.owners = sharers(held);
     }
 
     /// Remembers what was said, as long as the finding is open.
@@ -133,17 +136,26 @@ impl Holders {
                 let pid = finding.owner.as_ref()?.pid;
                 self.listeners.get(&(*netns, *local, pid))
             }
+            Subject::Process { .. } => self.connections.get(&finding.sample?),
             Subject::Remote { .. }
             | Subject::Peer { .. }
             | Subject::Prefix { .. }
-            | Subject::Process { .. }
             | Subject::Netns { .. }
             | Subject::Host => None,
         }
     }
 }
 
-/// Whether a child may hold the socket in the owner's place.
+/// The first of those who hold a socket together.
+fn sharers(held: &event::Holders) -> Vec<Owner> {
+    if held.count > 1 {
+        held.owners().map(|owner| (*owner).into()).collect()
+    } else {
+        Vec::new()
+    }
+}
+
+/// Whether a descendant may hold the socket in the owner's place.
 fn is_forked(owner: &Owner) -> bool {
     owner.source == "forked"
 }
@@ -166,7 +178,10 @@ fn told(finding: &Finding) -> Told {
 mod tests {
     use std::time::Duration;
 
-    use conntracer_common::record::{self, owner_source, syn_outcome};
+    use conntracer_common::{
+        record::{self, owner_source, syn_outcome},
+        tcp::state,
+    };
 
     use super::*;
     use crate::{
@@ -266,6 +281,27 @@ mod tests {
         assert_eq!(told(run.only()), (Some((7, true)), vec![], None));
         run.holders_instead_of(7, listener, &[7, 9], 2);
         assert_eq!(told(run.only()).1, [7, 9], "said to be the holder's by now");
+        run.assert_replays(Thresholds::default());
+    }
+
+    #[test]
+    fn the_sockets_of_a_process_are_shared_as_the_oldest_of_them_is() {
+        let parent = testing::owner().pid;
+        let mut run = Run::new();
+        let since_ns = run.ktime_ns() - 61_000_000_000;
+        let oldest = testing::socket(LOCAL, REMOTE);
+        let other = testing::socket(LOCAL, "10.0.0.2:4001");
+        for (mut socket, since_ns) in [(other, since_ns + 1), (oldest, since_ns)] {
+            socket.state = state::CLOSE_WAIT;
+            run.snapshot(socket, |snapshot| snapshot.since_ns = since_ns);
+        }
+        run.tick();
+        run.holders(other, &[parent, 9], 2);
+        run.holders(oldest, &[7], 1);
+        assert_eq!(told(run.only()), (Some((parent, true)), vec![], None));
+        run.holders(oldest, &[parent, 7], 2);
+        assert_eq!(told(run.only()).1, [parent, 7]);
+        assert_eq!(run.only().holders, None, "it is about two sockets");
         run.assert_replays(Thresholds::default());
     }
 

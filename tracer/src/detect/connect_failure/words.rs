@@ -21,6 +21,7 @@ pub(super) fn draft(key: &Key, attempts: &Attempts, cx: &Context<'_>) -> Draft {
             remote: key.remote,
         },
         owner: attempts.latest.owner,
+        sample: None,
         since: attempts.since,
         last: attempts.last,
         count: attempts.count,

@@ -32,6 +32,7 @@ pub(super) fn draft(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> Draft {
             },
         },
         owner: deaths.latest.owner,
+        sample: None,
         since: deaths.since,
         last: deaths.last,
         count: deaths.count,

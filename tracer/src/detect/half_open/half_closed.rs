@@ -58,6 +58,7 @@ struct Key {
 /// The oldest socket of a group.
 #[derive(Clone, Copy, Debug)]
 struct Oldest {
+    id: SocketId,
     /// When it entered the state, or an upper bound of that.
     since: Ktime,
     /// It did before conntracer began.
@@ -210,6 +211,7 @@ impl HalfClosed {
             u64::from(socket.state == TcpState::CloseWait && body.tcp.waiting_bytes() > 0);
         if group.oldest.is_none_or(|oldest| since < oldest.since) {
             group.oldest = Some(Oldest {
+                id: socket.id,
                 since,
                 before: socket.older && since < socket.id.born,
                 local: socket.local,
@@ -335,6 +337,7 @@ fn draft(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> Draft {
         doubt: cx.doubt("half_open.half_closed", &[]),
         subject: process((key.netns, key.pid), group.owner.as_ref()),
         owner: group.owner,
+        sample: group.oldest.map(|oldest| oldest.id),
         since,
         last: cx.now,
         count,

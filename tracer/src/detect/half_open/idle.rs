@@ -269,6 +269,8 @@ fn draft(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> Draft {
         doubt: cx.doubt("half_open.idle", &hooks::IDLE),
         subject: process((key.netns, key.pid), group.owner.as_ref()),
         owner: group.owner,
+        // Nobody searches for who holds what is in no trouble.
+        sample: None,
         since: group.since,
         last: cx.now,
         count,

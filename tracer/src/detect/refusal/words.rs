@@ -108,6 +108,7 @@ fn draft(
             .or_else(|| cx.doubt("syn_drop.refusal", &hooks::REFUSAL)),
         subject,
         owner: drops.latest.owner,
+        sample: None,
         since: drops.since,
         last: drops.last,
         count: drops.count,

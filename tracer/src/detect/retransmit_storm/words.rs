@@ -251,6 +251,7 @@ fn draft(
         doubt: cause.doubt(cx),
         subject,
         owner,
+        sample: None,
         since: activity.since(),
         last: activity.last,
         count: sum.count(),

@@ -40,6 +40,7 @@ pub(super) fn draft(told: &Told<'_>, cause: Cause, cx: &Context<'_>) -> Draft {
             local: told.key.local,
         },
         owner: told.owner,
+        sample: None,
         since: drops.since,
         last: drops.last,
         count: drops.count,

@@ -126,13 +126,13 @@ fn more_fields_tell_more(
 
 /// A RST that a process sends by closing, and that it may not have sent itself.
 #[test]
-fn a_process_that_has_forked_is_named_with_its_children() {
+fn a_process_that_has_forked_is_named_with_its_descendants() {
     let mut run = Run::new();
     run.ending(service(), |ending| {
         ended(0, state::ESTABLISHED, ending_flag::NO_LINGER)(ending);
         ending.owner.source = owner_source::FORKED;
     });
-    let said = "process 1234 or a child of it closed with SO_LINGER 0";
+    let said = "process 1234 or a descendant closed with SO_LINGER 0";
     assert!(run.only().summary.contains(said), "{:?}", run.only());
     run.assert_replays(Thresholds::default());
 }

@@ -700,8 +700,8 @@ nobody knows is null. How it was learned, and what that is worth, says `source` 
   passed                      the descriptor was passed to it, or it closed (without fentry:
                               read) what had been another's
   seeded                      it was found to hold a descriptor of the socket
-  forked                      it is one of these and has forked since: the socket is its, a
-                              child's, or both hold it
+  forked                      it is one of these and has forked since: it or descendants of it
+                              hold the socket
 
 `forked` is no fault. A child inherits every descriptor, and no hook tells which it closes: a server that forks for
 each connection closes its own at once, and a helper that is started by exec() loses what has FD_CLOEXEC. If the

@@ -119,6 +119,7 @@ pub(super) fn draft(
         doubt,
         subject: connection.subject(),
         owner: connection.owner,
+        sample: None,
         since: silence.since,
         last: silence.last,
         count: silence.count(),

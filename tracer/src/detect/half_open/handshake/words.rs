@@ -36,6 +36,7 @@ pub(super) fn draft(key: &ListenerKey, waiting: &Waiting, cx: &Context<'_>) -> D
             local: key.local,
         },
         owner: waiting.owner,
+        sample: None,
         since: waiting.since,
         last: waiting.last,
         count: waiting.repeats.get(),
