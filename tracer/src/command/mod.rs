@@ -5,6 +5,7 @@ mod trace;
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
     sync::Arc,
 };
@@ -121,9 +122,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<Outcome> {
         Command::Record(record) => trace::run(&record.run, Some(&record.file)),
         Command::Replay(replay) => replay::replay(&replay),
         Command::Doctor(typed) => diagnose(&typed).map(done),
-        Command::Report { file } => replay::summarise(&file)
-            .and_then(|lines| print(&report::text(&lines)))
-            .map(done),
+        Command::Report { file } => summarise(&file).map(done),
         Command::Explain { word } => explain_word(word.as_deref()).map(done),
         Command::Config(typed) => show_config(&typed).map(done),
         Command::Completions { shell } => {
@@ -165,6 +164,12 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
         }
         Format::Auto | Format::Text => print(&doctor::text(&host)),
     }
+}
+
+fn summarise(file: &Path) -> anyhow::Result<()> {
+    let (lines, end) = replay::summarise(file)?;
+    print(&report::text(&lines))?;
+    end
 }
 
 fn explain_word(word: Option<&str>) -> anyhow::Result<()> {
