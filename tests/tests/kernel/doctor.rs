@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use conntracer_tests::{
     line::{Plan, Sight},
     netns::NetNs,
+    schema,
 };
 use serde_json::Value;
 
@@ -25,6 +26,7 @@ fn doctor_and_run_agree_on_the_plan() {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
     let mut said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    schema::hold(&said).unwrap();
     let plan: Plan = serde_json::from_value(said["plan"].take()).unwrap();
     assert_eq!(sights(&plan), sights(&run.start.plan));
 }
