@@ -276,7 +276,7 @@ in the firewall's counters: it has passed that already.",
     },
     Entry {
         word: "other",
-        of: Some("syn_drop"),
+        of: Some("syn_drop and connect_failure"),
         text: "\
 The kernel turned the client away for none of the usual reasons. Of a SYN that reached a listener with room
 in both queues this is left: a security module (SELinux, AppArmor, Smack, a BPF LSM) said no, or there was
@@ -292,7 +292,10 @@ A denial hits the same clients every time, and goes on; want of memory hits any 
   conntracer --emit drop                      each drop, with the kernel's reason
 
 Start with what changed last: a policy, a kernel, a limit. Do not turn the security module off for good;
-its permissive mode says the same in its log, and lets the client in.",
+its permissive mode says the same in its log, and lets the client in.
+
+As a connection that this host wanted: connect() failed for what no other cause speaks of, and `error` in the
+evidence names it. ENOBUFS is want of memory, ECONNABORTED is `ss -K`; `errno -l` and connect(2) know the rest.",
     },
     Entry {
         word: "syn_cookies",
@@ -600,8 +603,10 @@ established connection on Linux.",
         word: "reset",
         of: Some("connect_failure"),
         text: "\
-A RST came after the handshake had begun, but before the connection was established: not the answer of a
-closed port, which is refused. Middleboxes that filter by content or rate do that.",
+A RST came in the middle of the handshake: after a SYN of the peer's own that met this one on the way
+(simultaneous open, as NAT traversal tries it), and before its end. The answer to the SYN alone would be
+refused, and what comes later ends an established connection: connection_drop, reset_received. So does the
+RST of a middlebox that filters by content, which it sees no sooner.",
     },
     Entry {
         word: "cancelled",
@@ -627,10 +632,11 @@ An address that the application bound and this host does not have gives the same
         word: "denied",
         of: Some("connect_failure"),
         text: "\
-Something forbade it. told_by connect: a prohibit rule or route of this host. told_by icmp: a firewall on
-the way answered \"administratively prohibited\" (IPv6 tells it apart from unreachable, IPv4 does not).
+Something forbade it. told_by connect: a prohibit rule or route of this host, or a BPF program of the
+process's cgroup (`bpftool cgroup tree`: cgroup_inet4_connect, cgroup_inet6_connect). told_by icmp: a firewall
+on the way answered \"administratively prohibited\" (IPv6 tells it apart from unreachable, IPv4 does not).
 
-What a cgroup program or a security module denies is refused before TCP is asked, and is not seen.",
+What a security module denies is refused before TCP is asked, and is not seen: look in its log.",
     },
     Entry {
         word: "connection_drop",

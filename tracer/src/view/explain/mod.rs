@@ -84,6 +84,12 @@ fn causes(finding: &str) -> impl Iterator<Item = &'static str> {
         .map(|entry| entry.word)
 }
 
+/// Whether there is an entry for `cause` that speaks of `finding`.
+#[cfg(test)]
+pub(crate) fn explains(finding: &str, cause: &str) -> bool {
+    causes(finding).any(|word| word == cause)
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
