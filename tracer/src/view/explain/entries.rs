@@ -195,8 +195,7 @@ path filter dropped it. The client times out; others, whose route fits, are serv
   sysctl net.ipv4.conf.{all,DEV}.rp_filter    the higher one counts
 
 Where asymmetric routes are meant (two uplinks, a VPN, a load balancer that leaves the client's address),
-set rp_filter to 2 (loose) on that interface and on all, or add the route or rule that is missing. Where
-they are not, the route is at fault, or the address is forged. Do not set 0 everywhere: it is what stops
+set rp_filter to 2 (loose) on that interface, or add the route or rule that is missing. Where they are not, the route is at fault, or the address is forged. Do not set 0 everywhere: it is what stops
 forged addresses.",
     },
     Entry {

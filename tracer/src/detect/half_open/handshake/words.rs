@@ -160,7 +160,6 @@ fn advice(waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> Vec<Cow<'static,
         Looks::Flood => vec![
             "keep net.ipv4.tcp_syncookies at 1, so that forged requests cannot fill the SYN queue"
                 .into(),
-            format!("lower net.ipv4.tcp_synack_retries{retries}, so that they leave it sooner").into(),
             "filter upstream, or on this host before TCP: forged addresses cannot be blocked one by one"
                 .into(),
         ],
