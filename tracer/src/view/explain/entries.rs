@@ -122,7 +122,7 @@ client tries again after 1, 3, 7 s; at 1 it is answered with a cookie (syn_cooki
 
 Either clients come in bursts over long paths, or somebody sends SYNs and never answers:
 
-  ss -tn state syn-recv | awk '{print $4}' | cut -d: -f1 | sort | uniq -c | sort -n
+  ss -tn state syn-recv | awk '{print $4}' | sed 's/:[0-9]*$//' | sort | uniq -c | sort -n
   nstat -az TcpExtTCPReqQFullDrop TcpExtTCPReqQFullDoCookies TcpExtSyncookiesRecv
 
 Many addresses with one request each, and few cookies that come back (SyncookiesRecv): a flood. See also
@@ -206,7 +206,8 @@ The listener wants signed segments (TCP MD5 for BGP, or TCP-AO), and the SYN had
 one; or it was signed and no key is set for its sender. The SYN is dropped without an answer.
 
   nstat -az 'TcpExtTCPMD5*' 'TcpExtTCPAO*'    NotFound, Unexpected or Failure
-  dmesg | grep -i 'tcp.*hash'                 names the peer
+  perf trace -e 'tcp:tcp_hash_*'              names the peer, from Linux 6.11 on
+  dmesg | grep -i 'tcp.*hash'                 the same before
 
 Compare key, key id and the peer's address on both ends: a peer that comes from another of its addresses,
 or through a NAT, has no key here. Do not take the key off the listener to see whether it works: one
@@ -253,7 +254,7 @@ client. The kernel dropped it, and the client times out. Clients of other networ
 
   ip route get CLIENT from LOCAL              in the namespace of the finding
   ip rule; ip route show table all | grep -E 'unreachable|prohibit|blackhole'
-  nstat -az IpExtOutNoRoutes Ip6OutNoRoutes
+  nstat -az IpOutNoRoutes Ip6OutNoRoutes
 
 Add the route, mostly the default route of a namespace or of a policy table that has none. Do not look at
 the listener: nothing is wrong with it. Addresses that should not be here at all are forged, and
