@@ -361,8 +361,10 @@ How the requests ended: `completed_late` (a slow or lossy path, nobody was lost)
 (nobody answered), `requests_reset` (the client did not want it any more: it had given up, or never
 asked), `requests_aborted` (this host's own RST). `syn_qlen` are those that still wait.
 
-Where the ACK was discarded, the handshake is not at fault: the accept queue is full. See
-`ack_overflow`.",
+Where the ACK was discarded, the handshake is not at fault. `overflow_victims`: the accept queue is full; see
+`ack_overflow`. `deferred`: it has room, and the listener asked for connections with data only
+(TCP_DEFER_ACCEPT), which these clients have not sent; `nstat -az TcpExtTCPDeferAcceptDrop` counts their ACKs.
+Right for HTTP, wrong where the server speaks first.",
     },
     Entry {
         word: "dead_peer",
