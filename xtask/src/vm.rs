@@ -405,7 +405,9 @@ impl Trial {
     fn doubtful(&self) -> Option<Vec<String>> {
         let failed = &self.report.failures;
         let few = (1..=DOUBTFUL).contains(&failed.len());
-        (few && self.verdict == Verdict::Failure).then(|| failed.clone())
+        // A console line that a kernel message garbled names no test.
+        let all_are_named = failed.len() as u64 == self.report.counts().failed;
+        (few && all_are_named && self.verdict == Verdict::Failure).then(|| failed.clone())
     }
 
     /// Takes what became of the failed tests in `again` for what they are, and says so.
@@ -618,8 +620,13 @@ mod tests {
         assert_eq!(trial(Verdict::Success, PASSED).doubtful(), None);
         let crash = Verdict::Crash("BUG:".to_owned());
         assert_eq!(trial(crash, ONE_FAILED).doubtful(), None);
-        let many = "test a ... FAILED\n".repeat(DOUBTFUL + 1);
+        let summary = "test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; \
+                       finished in 0.01s";
+        let many = "test a ... FAILED\n".repeat(DOUBTFUL + 1) + summary;
         assert_eq!(trial(Verdict::Failure, &many).doubtful(), None);
+        // One of two failures stands in a line that cannot be read, and would be forgiven unseen.
+        let garbled = ONE_FAILED.replace("1 failed", "2 failed");
+        assert_eq!(trial(Verdict::Failure, &garbled).doubtful(), None);
     }
 
     #[test]
