@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read, Seek},
+    io::{self, BufRead, BufReader, Read, Seek},
+    os::unix::fs::MetadataExt,
     path::Path,
     sync::Arc,
 };
@@ -40,9 +41,15 @@ pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
     let config = prepare(&typed.output.common)?;
     let Asked { sockets, owners } = resolve(&typed.filter, &Roots::default())?;
     let emits = settings::emits(&typed.output, &config);
-    let mut reader =
-        Reader::new(BufReader::new(open(&typed.file)?)).with_context(|| said(&typed.file))?;
+    let file = open(&typed.file)?;
+    let mut reader = Reader::new(BufReader::new(&file)).with_context(|| said(&typed.file))?;
     let destination = Destination::open(&typed.output, &config)?;
+    if is_same(&file, &destination.file).with_context(|| said(&typed.file))? {
+        bail!(
+            "the output would be appended to the recording itself, {}: name another file",
+            typed.file.display()
+        );
+    }
 
     let host = Arc::new(reader.host().clone());
     let renderer = destination.renderer(Arc::clone(&host));
@@ -158,6 +165,12 @@ fn summarise_lines(mut input: impl BufRead) -> anyhow::Result<Report> {
 
 fn open(path: &Path) -> anyhow::Result<File> {
     File::open(path).with_context(|| format!("opening {}: name a recording", path.display()))
+}
+
+/// Whether both are one file, by whatever names.
+fn is_same(one: &File, other: &File) -> io::Result<bool> {
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    Ok(one.is_file() && (one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 fn said(path: &Path) -> String {

@@ -153,6 +153,24 @@ fn output_goes_to_a_file_and_is_appended() {
 }
 
 #[test]
+fn a_recording_is_not_its_own_output() {
+    let recording = recorded::drops();
+    let link = recording.path().with_file_name("other-name");
+    fs::hard_link(recording.path(), &link).unwrap();
+    let before = fs::read(recording.path()).unwrap();
+    for output in [recording.path(), link.as_path()] {
+        let output = run(&["replay", text(recording.path()), "--output", text(output)]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(
+            stderr(&output).contains("name another file"),
+            "{}",
+            stderr(&output)
+        );
+        assert_eq!(fs::read(recording.path()).unwrap(), before);
+    }
+}
+
+#[test]
 fn a_recording_cut_short_still_gives_its_findings() {
     let recording = recorded::drops();
     let bytes = fs::read(recording.path()).unwrap();

@@ -91,6 +91,16 @@ fn a_wrong_config_names_file_line_and_key() {
     }
 }
 
+/// Whoever may not trace at all is told the same before.
+#[test]
+fn what_cannot_be_traced_leaves_no_recording() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("recording");
+    let output = run(&["record", text(&file), "--btf", "/no/such/btf"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(!file.exists());
+}
+
 #[test]
 fn a_reader_that_leaves_is_no_error() {
     let mut child = conntracer(&["completions", "zsh"])
