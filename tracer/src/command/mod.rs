@@ -64,13 +64,23 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     let rendered = error.render().to_string();
     // What follows is the usage line, which `--help` shows better.
-    let message: Vec<&str> = rendered
+    let lines = rendered
         .lines()
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
         .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    let message = message.join(" ");
+        .filter(|line| !line.is_empty());
+    let mut message = String::new();
+    for line in lines {
+        // A tip stands for itself; any other line goes on with the one before.
+        let (separator, line) = match line.strip_prefix("tip: ") {
+            Some(tip) => ("; ", tip),
+            None => (" ", line),
+        };
+        if !message.is_empty() {
+            message.push_str(separator);
+        }
+        message.push_str(line);
+    }
     let message = message.strip_prefix("error: ").unwrap_or(&message);
     say(&format!(
         "{message}; `conntracer --help` lists what there is"

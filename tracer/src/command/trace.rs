@@ -45,6 +45,11 @@ impl Prepared {
         let roots = Roots::default();
         let Asked { sockets, owners } = filter::resolve(&typed.filter, &roots)?;
         filter::check_groups(&owners, &roots)?;
+        for pid in filter::absent(&owners, &roots) {
+            log::warn!(
+                "--pid {pid}: there is no such process; nothing is shown until one gets that number"
+            );
+        }
         let emits = settings::emits(&typed.output, &config);
         let trace = settings::trace(&typed.kernel, &config);
         let options = kernel::Options {

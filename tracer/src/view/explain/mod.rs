@@ -57,7 +57,12 @@ fn filled(text: &str) -> String {
     paragraphs.join("\n\n")
 }
 
-/// Every word that can be explained.
+/// Every word that can be explained, for shells.
+pub fn every_word() -> impl Iterator<Item = &'static str> {
+    ENTRIES.iter().map(|entry| entry.word)
+}
+
+/// Every word that can be explained, for reading: the findings with their causes.
 #[must_use]
 pub fn words() -> String {
     let rows = ENTRIES
