@@ -23,6 +23,7 @@ pub mod peer;
 pub mod proc_net;
 mod program;
 pub mod scenario;
+pub mod schema;
 pub mod security;
 pub mod served;
 pub mod sock_diag;

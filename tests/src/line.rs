@@ -13,6 +13,8 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use crate::schema;
+
 /// The version of the contract these types are of.
 const SCHEMA: u64 = 1;
 
@@ -36,6 +38,7 @@ impl Line {
 
 fn parse(text: &str) -> Result<Line> {
     let mut value: Value = serde_json::from_str(text)?;
+    schema::hold(&value)?;
     let fields = value.as_object_mut().context("not an object")?;
     let schema = fields.remove("schema").context("no schema")?;
     ensure!(schema == SCHEMA, "schema {schema}");

@@ -23,6 +23,7 @@ use crate::{
         plan::{DetectorPlan, HookMode, Plan, Sight, Transport},
     },
     pipeline::{Output, Pipeline},
+    view::explain,
 };
 
 /// When test time begins: not zero, which means "not seen" in records.
@@ -164,6 +165,19 @@ pub(crate) fn sources() -> event::Sources {
     }
 }
 
+/// Findings are kept; each has to be one that `explain` knows, as a cause of that finding.
+#[track_caller]
+fn keep(findings: &mut Vec<Finding>, output: &Output<'_>) {
+    if let Output::Finding(finding) = output {
+        let (kind, cause) = (finding.kind.name(), &finding.cause);
+        assert!(
+            explain::explains(kind, cause),
+            "nothing explains {cause} as a cause of {kind}"
+        );
+        findings.push((*finding).clone());
+    }
+}
+
 /// A pipeline, what it found, and what it was fed.
 pub(crate) struct Run {
     pub(crate) pipeline: Pipeline,
@@ -197,20 +211,13 @@ impl Run {
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
         self.fed.push(bytes.to_vec());
         let findings = &mut self.findings;
-        self.pipeline.feed(bytes, &mut |output| {
-            if let Output::Finding(finding) = output {
-                findings.push(finding.clone());
-            }
-        });
+        self.pipeline
+            .feed(bytes, &mut |output| keep(findings, &output));
     }
 
     pub(crate) fn finish(&mut self) {
         let findings = &mut self.findings;
-        self.pipeline.finish(&mut |output| {
-            if let Output::Finding(finding) = output {
-                findings.push(finding.clone());
-            }
-        });
+        self.pipeline.finish(&mut |output| keep(findings, &output));
     }
 
     fn record<T: IntoBytes + Immutable>(&mut self, record: &T) {

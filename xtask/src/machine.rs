@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io::{BufRead as _, BufReader, BufWriter, Write as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     sync::mpsc,
@@ -13,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use rustix::process::Signal;
 
 use crate::{cpio, kernel::Kernel};
 
@@ -164,7 +166,16 @@ pub(crate) fn boot(
 struct Emulator(Child);
 
 impl Emulator {
+    /// Starts it. It is killed should the calling thread end first, as by an interrupt of this process.
     fn start(command: &mut Command) -> Result<Self> {
+        // SAFETY: prctl(2) is async-signal-safe and allocates nothing.
+        unsafe {
+            command.pre_exec(|| {
+                Ok(rustix::process::set_parent_process_death_signal(Some(
+                    Signal::KILL,
+                ))?)
+            });
+        }
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -283,7 +294,17 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
     use super::*;
+
+    #[test]
+    fn an_emulator_does_not_outlive_the_thread_that_started_it() {
+        let start = || Emulator::start(Command::new("sleep").arg("5")).unwrap();
+        let mut emulator = thread::spawn(start).join().unwrap();
+        let status = emulator.0.wait().unwrap();
+        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()));
+    }
 
     fn verdict(text: &str) -> Verdict {
         let mut watch = Watch::default();

@@ -9,7 +9,7 @@ use std::{
 use conntracer_tests::{
     family::{Family, SERVER_PORT},
     forked::Forked,
-    line::{Finding, Sight, Status, Subject},
+    line::{Finding, Status, Subject},
     link::Pair,
     netns::COMM,
     scenario::{
@@ -23,7 +23,7 @@ use conntracer_tests::{
 use rstest::rstest;
 use rustix::{io::read, net::accept};
 
-use crate::support::{assert_reconciled, assert_said, assert_sound, binary, trace};
+use crate::support::{assert_reconciled, assert_said, assert_sound, binary, lacking, trace};
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -162,6 +162,7 @@ fn dead_peer_whose_link_is_down(#[case] family: Family, #[case] end: &str) {
     };
     if !tracer.has_hook("rto") {
         assert_said(&tracer.stop().unwrap(), "half_open.dead_peer");
+        lacking("the rto hook is off: timeouts that send nothing are not seen");
         return;
     }
     scenario.connect().unwrap();
@@ -218,10 +219,6 @@ fn half_closed_counts_the_sockets(#[case] family: Family) {
     let Some(mut tracer) = trace(&binary, &server, &["--config", path]) else {
         return;
     };
-    if tracer.sight("half_open.half_closed").unwrap().sight == Sight::Off {
-        assert_said(&tracer.stop().unwrap(), "half_open.half_closed");
-        return;
-    }
     scenario.provoke().unwrap();
     let all = u64::try_from(half_closed::LEAKED).unwrap();
     let leaked = tracer

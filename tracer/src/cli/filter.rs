@@ -314,6 +314,15 @@ pub fn check_groups(asked: &Owners, roots: &Roots) -> Result<(), FilterError> {
     Ok(())
 }
 
+/// Processes asked for that do not exist. Another may get the number, which nobody can have meant.
+pub fn absent(asked: &Owners, roots: &Roots) -> impl Iterator<Item = u32> {
+    asked
+        .pids
+        .iter()
+        .copied()
+        .filter(|pid| !roots.proc.join(pid.to_string()).exists())
+}
+
 fn netns_inode(netns: &str, roots: &Roots) -> Result<u32, FilterError> {
     if let Some(inode) = netns.parse::<u32>().ok().filter(|inode| *inode != 0) {
         return Ok(inode);
@@ -382,6 +391,21 @@ mod tests {
             ..Socket::default()
         };
         assert_eq!(filter.matches::<Plain>(&socket), covered);
+    }
+
+    #[test]
+    fn a_process_that_does_not_exist_is_told_from_one_that_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let roots = Roots {
+            proc: directory.path().to_owned(),
+            ..Roots::default()
+        };
+        fs::create_dir(directory.path().join("7")).unwrap();
+        let asked = Owners {
+            pids: vec![7, 8],
+            ..Owners::default()
+        };
+        assert_eq!(absent(&asked, &roots).collect::<Vec<_>>(), [8]);
     }
 
     #[rstest]

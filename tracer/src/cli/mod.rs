@@ -6,6 +6,7 @@
 pub mod duration;
 pub mod filter;
 pub mod settings;
+mod word;
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
@@ -50,6 +51,7 @@ pub enum Command {
     /// Explain a finding or a cause, such as `syn_drop` or `accept_queue_full`.
     Explain {
         /// Without it, the words that can be explained are listed.
+        #[arg(value_parser = word::Words, hide_possible_values = true)]
         word: Option<String>,
     },
     /// Print the configuration in effect, or check a file.

@@ -5,6 +5,7 @@ mod trace;
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
     sync::Arc,
 };
@@ -63,13 +64,23 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     let rendered = error.render().to_string();
     // What follows is the usage line, which `--help` shows better.
-    let message: Vec<&str> = rendered
+    let lines = rendered
         .lines()
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
         .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    let message = message.join(" ");
+        .filter(|line| !line.is_empty());
+    let mut message = String::new();
+    for line in lines {
+        // A tip stands for itself; any other line goes on with the one before.
+        let (separator, line) = match line.strip_prefix("tip: ") {
+            Some(tip) => ("; ", tip),
+            None => (" ", line),
+        };
+        if !message.is_empty() {
+            message.push_str(separator);
+        }
+        message.push_str(line);
+    }
     let message = message.strip_prefix("error: ").unwrap_or(&message);
     say(&format!(
         "{message}; `conntracer --help` lists what there is"
@@ -121,9 +132,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<Outcome> {
         Command::Record(record) => trace::run(&record.run, Some(&record.file)),
         Command::Replay(replay) => replay::replay(&replay),
         Command::Doctor(typed) => diagnose(&typed).map(done),
-        Command::Report { file } => replay::summarise(&file)
-            .and_then(|lines| print(&report::text(&lines)))
-            .map(done),
+        Command::Report { file } => summarise(&file).map(done),
         Command::Explain { word } => explain_word(word.as_deref()).map(done),
         Command::Config(typed) => show_config(&typed).map(done),
         Command::Completions { shell } => {
@@ -165,6 +174,12 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
         }
         Format::Auto | Format::Text => print(&doctor::text(&host)),
     }
+}
+
+fn summarise(file: &Path) -> anyhow::Result<()> {
+    let (lines, end) = replay::summarise(file)?;
+    print(&report::text(&lines))?;
+    end
 }
 
 fn explain_word(word: Option<&str>) -> anyhow::Result<()> {

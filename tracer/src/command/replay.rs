@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read, Seek},
+    io::{self, BufRead, BufReader, Read, Seek},
+    os::unix::fs::MetadataExt,
     path::Path,
     sync::Arc,
 };
@@ -40,9 +41,15 @@ pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
     let config = prepare(&typed.output.common)?;
     let Asked { sockets, owners } = resolve(&typed.filter, &Roots::default())?;
     let emits = settings::emits(&typed.output, &config);
-    let mut reader =
-        Reader::new(BufReader::new(open(&typed.file)?)).with_context(|| said(&typed.file))?;
+    let file = open(&typed.file)?;
+    let mut reader = Reader::new(BufReader::new(&file)).with_context(|| said(&typed.file))?;
     let destination = Destination::open(&typed.output, &config)?;
+    if is_same(&file, &destination.file).with_context(|| said(&typed.file))? {
+        bail!(
+            "the output would be appended to the recording itself, {}: name another file",
+            typed.file.display()
+        );
+    }
 
     let host = Arc::new(reader.host().clone());
     let renderer = destination.renderer(Arc::clone(&host));
@@ -101,32 +108,37 @@ fn ktime(record: &[u8]) -> Ktime {
     Ktime(Header::read_from_prefix(record).map_or(0, |(header, _)| header.ktime_ns))
 }
 
-/// Sums up a recording or NDJSON output, whichever `path` is.
-pub(super) fn summarise(path: &Path) -> anyhow::Result<Report> {
+/// Sums up a recording or NDJSON output, whichever `path` is, and says how it ended: what a recording that
+/// ends badly held is told all the same.
+pub(super) fn summarise(path: &Path) -> anyhow::Result<(Report, anyhow::Result<()>)> {
     let mut file = open(path)?;
     match Reader::new(BufReader::new(&file)) {
-        Ok(reader) => summarise_recording(reader).with_context(|| said(path)),
+        Ok(reader) => {
+            let (report, end) = summarise_recording(reader);
+            Ok((report, end.with_context(|| said(path))))
+        }
         Err(RecordingError::Magic) => {
             file.rewind().with_context(|| said(path))?;
-            summarise_lines(BufReader::new(file)).with_context(|| said(path))
+            let report = summarise_lines(BufReader::new(file)).with_context(|| said(path))?;
+            Ok((report, Ok(())))
         }
         Err(error) => Err(error).with_context(|| said(path)),
     }
 }
 
-fn summarise_recording<R: Read>(mut reader: Reader<R>) -> anyhow::Result<Report> {
+fn summarise_recording<R: Read>(mut reader: Reader<R>) -> (Report, Result<(), RecordingError>) {
     let host = Arc::new(reader.host().clone());
     let json = Json::new(Arc::clone(&host));
     let thresholds = Thresholds::default();
     let mut watch = Watch::new(thresholds, host, Emits::of(&[Emit::All]), Records::all());
     let mut report = Report::default();
     let mut bytes = Vec::new();
-    feed(&mut reader, &mut watch, &mut |line| {
+    let end = feed(&mut reader, &mut watch, &mut |line| {
         bytes.clear();
         json.render(&line, &mut bytes);
         report.add(&bytes);
-    })?;
-    Ok(report)
+    });
+    (report, end)
 }
 
 fn summarise_lines(mut input: impl BufRead) -> anyhow::Result<Report> {
@@ -153,6 +165,12 @@ fn summarise_lines(mut input: impl BufRead) -> anyhow::Result<Report> {
 
 fn open(path: &Path) -> anyhow::Result<File> {
     File::open(path).with_context(|| format!("opening {}: name a recording", path.display()))
+}
+
+/// Whether both are one file, by whatever names.
+fn is_same(one: &File, other: &File) -> io::Result<bool> {
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    Ok(one.is_file() && (one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 fn said(path: &Path) -> String {

@@ -45,6 +45,11 @@ impl Prepared {
         let roots = Roots::default();
         let Asked { sockets, owners } = filter::resolve(&typed.filter, &roots)?;
         filter::check_groups(&owners, &roots)?;
+        for pid in filter::absent(&owners, &roots) {
+            log::warn!(
+                "--pid {pid}: there is no such process; nothing is shown until one gets that number"
+            );
+        }
         let emits = settings::emits(&typed.output, &config);
         let trace = settings::trace(&typed.kernel, &config);
         let options = kernel::Options {
@@ -74,7 +79,6 @@ impl Prepared {
 /// Traces, and keeps the records in `record` where that is named.
 pub(super) fn run(typed: &RunArguments, record: Option<&Path>) -> anyhow::Result<Outcome> {
     let prepared = Prepared::new(typed)?;
-    let recording = record.map(settings::create_new).transpose()?;
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build()
@@ -82,6 +86,8 @@ pub(super) fn run(typed: &RunArguments, record: Option<&Path>) -> anyhow::Result
     runtime.block_on(async {
         let mut signals = Signals::install().context("installing the signal handlers")?;
         let mut kernel = kernel::open(&prepared.options)?;
+        // Not before: what cannot be traced would leave an empty file, in the way of the next attempt.
+        let recording = record.map(settings::create_new).transpose()?;
         privileges::reduce();
         trace(&mut kernel, &mut signals, prepared, recording, typed).await
     })

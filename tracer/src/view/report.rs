@@ -19,6 +19,8 @@ const MAX_FINDINGS: usize = 65_536;
 #[derive(Debug, Default)]
 pub struct Report {
     lines: u64,
+    /// `start` lines: output is appended to its file, run after run.
+    runs: u64,
     foreign: u64,
     forgotten: u64,
     host: Option<String>,
@@ -26,7 +28,15 @@ pub struct Report {
     last: Option<String>,
     kinds: BTreeMap<String, u64>,
     lost: BTreeMap<String, u64>,
-    findings: BTreeMap<u64, FindingLine>,
+    findings: BTreeMap<FindingKey, FindingLine>,
+}
+
+/// Which finding: ids begin anew in each run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct FindingKey {
+    /// As [`Report::runs`] counts; 0 where the file begins in the middle of a run.
+    run: u64,
+    id: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -72,7 +82,10 @@ impl Report {
         } = envelope;
         self.lines += 1;
         match kind.as_str() {
-            "start" => self.host = body.get("host").and_then(host_name),
+            "start" => {
+                self.runs += 1;
+                self.host = body.get("host").and_then(host_name);
+            }
             "gap" => {
                 let hook = body
                     .get("hook")
@@ -83,13 +96,7 @@ impl Report {
                 *sum = sum.saturating_add(lost);
             }
             "finding" => match serde_json::from_value::<FindingLine>(Value::Object(body)) {
-                Ok(finding) if self.findings.len() < MAX_FINDINGS => {
-                    self.findings.insert(finding.id, finding);
-                }
-                Ok(finding) => match self.findings.get_mut(&finding.id) {
-                    Some(known) => *known = finding,
-                    None => self.forgotten += 1,
-                },
+                Ok(finding) => self.keep(finding),
                 Err(_) => self.foreign += 1,
             },
             _ => {}
@@ -97,6 +104,20 @@ impl Report {
         *self.kinds.entry(kind).or_default() += 1;
         self.first.get_or_insert_with(|| time.clone());
         self.last = Some(time);
+    }
+
+    fn keep(&mut self, finding: FindingLine) {
+        let key = FindingKey {
+            run: self.runs,
+            id: finding.id,
+        };
+        if self.findings.len() < MAX_FINDINGS {
+            self.findings.insert(key, finding);
+        } else if let Some(known) = self.findings.get_mut(&key) {
+            *known = finding;
+        } else {
+            self.forgotten += 1;
+        }
     }
 }
 
@@ -129,6 +150,13 @@ pub fn text(report: &Report) -> String {
         .map(|(kind, count)| format!("{count} {kind}"))
         .collect();
     line(&mut text, "lines", &kinds.join(", "));
+    if report.runs > 1 {
+        line(
+            &mut text,
+            "runs",
+            &format!("{}; #2.1 is the first finding of the second", report.runs),
+        );
+    }
     for (hook, lost) in &report.lost {
         line(
             &mut text,
@@ -174,10 +202,15 @@ fn findings(text: &mut String, report: &Report) {
             &format!("  {finding:<18}{cause:<22}{findings:>6} found {events:>10} events"),
         );
     }
-    let mut worst: Vec<&FindingLine> = report.findings.values().collect();
-    worst.sort_by_key(|finding| (finding.status == "resolved", u64::MAX - finding.count));
+    let mut worst: Vec<(&FindingKey, &FindingLine)> = report.findings.iter().collect();
+    worst.sort_by_key(|(_, finding)| (finding.status == "resolved", u64::MAX - finding.count));
     text.push_str("\nwhat is open first, then by events\n");
-    for finding in worst.iter().take(SHOWN_FINDINGS) {
+    for (key, finding) in worst.iter().take(SHOWN_FINDINGS) {
+        let number = if report.runs > 1 {
+            format!("{}.{}", key.run, key.id)
+        } else {
+            key.id.to_string()
+        };
         let state = if finding.status == "resolved" {
             "resolved"
         } else {
@@ -185,7 +218,7 @@ fn findings(text: &mut String, report: &Report) {
         };
         row(
             text,
-            &format!("  #{:<5}{state:<10}{}", finding.id, finding.summary),
+            &format!("  #{number:<5}{state:<10}{}", finding.summary),
         );
         row(
             text,
@@ -236,6 +269,25 @@ not json
         assert!(text.contains("3 records of the syn hook"), "{text}");
         assert!(text.contains("1 lines that are not"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn each_run_of_a_file_has_its_own_findings() {
+        let mut report = Report::default();
+        let again = OUTPUT.replace("accept_queue_full", "no_route");
+        for line in OUTPUT.lines().chain(again.lines()) {
+            report.add(line.as_bytes());
+        }
+        let text = text(&report);
+        for part in [
+            "runs      2; ",
+            "accept_queue_full          1 found         20 events",
+            "no_route                   1 found         20 events",
+            "  #1.1  open      20 SYNs",
+            "  #2.1  open      20 SYNs",
+        ] {
+            assert!(text.contains(part), "{part:?} is missing:\n{text}");
+        }
     }
 
     #[test]

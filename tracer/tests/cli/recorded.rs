@@ -15,9 +15,10 @@ use conntracer::{
 };
 use conntracer_common::{
     record::{
-        Accept, Connect, Drop, Header, Holders, Loss, MAX_HOLDERS, Owner, Probe,
-        Refusal as Refused, Reset, Retransmit, Snapshot, Socket, State, Syn, SynAck, Tcp, Tick,
-        kind, owner_source, path, role, syn_evidence, syn_outcome,
+        Accept, Connect, Drop, Ending, Failure, Header, Holders, Loss, MAX_HOLDERS, Owner, Probe,
+        Refusal as Refused, Reset, Retransmit, Seed, Snapshot, Socket, State, Syn, SynAck, Tcp,
+        Tick, ending_flag, failure_how, kind, owner_source, path, role, socket_flag, syn_evidence,
+        syn_outcome,
     },
     stats::hook,
     tcp::{AF_INET, ca, flag, state},
@@ -97,7 +98,57 @@ pub(crate) fn everything() -> Recording {
         records.push(tick(at));
     }
     records.push(shared(3 * SECOND_NS));
+    records.extend(older(3 * SECOND_NS));
     Recording::of(&records)
+}
+
+/// A socket that was there before, and how it ends; and an attempt of one that failed.
+fn older(at: u64) -> [Vec<u8>; 3] {
+    let socket = Socket {
+        sk: 0xffff_8880_0000_3000,
+        flags: socket_flag::OLDER,
+        ..socket()
+    };
+    let seed = Seed {
+        socket,
+        owner: owner(),
+        tcp: tcp(),
+        active_ns: at,
+        holders: 1,
+        ..Seed::default()
+    };
+    let ending = Ending {
+        socket,
+        owner: owner(),
+        tcp: tcp(),
+        bytes_received: 4096,
+        idle_ns: SECOND_NS,
+        error: 104,
+        reason: 14,
+        old_state: state::ESTABLISHED,
+        flags: ending_flag::RST_RECEIVED,
+        ..Ending::default()
+    };
+    let failure = Failure {
+        socket: Socket {
+            state: state::SYN_SENT,
+            ..socket
+        },
+        owner: owner(),
+        count: 1,
+        first_ns: at,
+        last_ns: at,
+        longest_ns: SECOND_NS,
+        error: 111,
+        syns: 1,
+        how: failure_how::RESET,
+        ..Failure::default()
+    };
+    [
+        record(at, kind::SEED, seed, |r| &mut r.header),
+        record(at, kind::FAILURE, failure, |r| &mut r.header),
+        record(at, kind::ENDING, ending, |r| &mut r.header),
+    ]
 }
 
 /// The connection is shared by twelve processes.

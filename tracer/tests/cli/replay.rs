@@ -153,6 +153,24 @@ fn output_goes_to_a_file_and_is_appended() {
 }
 
 #[test]
+fn a_recording_is_not_its_own_output() {
+    let recording = recorded::drops();
+    let link = recording.path().with_file_name("other-name");
+    fs::hard_link(recording.path(), &link).unwrap();
+    let before = fs::read(recording.path()).unwrap();
+    for output in [recording.path(), link.as_path()] {
+        let output = run(&["replay", text(recording.path()), "--output", text(output)]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(
+            stderr(&output).contains("name another file"),
+            "{}",
+            stderr(&output)
+        );
+        assert_eq!(fs::read(recording.path()).unwrap(), before);
+    }
+}
+
+#[test]
 fn a_recording_cut_short_still_gives_its_findings() {
     let recording = recorded::drops();
     let bytes = fs::read(recording.path()).unwrap();
@@ -167,6 +185,31 @@ fn a_recording_cut_short_still_gives_its_findings() {
     let findings = findings(stdout(&output));
     assert_eq!(findings.last().unwrap()["count"], DROPS);
     assert!(stdout(&output).lines().last().unwrap().contains("\"stop\""));
+
+    let output = run(&["report", text(recording.path())]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("40 whole ones"),
+        "{}",
+        stderr(&output)
+    );
+    let printed = stdout(&output);
+    assert!(printed.contains("1 found         20 events"), "{printed}");
+}
+
+#[test]
+fn report_tells_the_findings_of_every_run_that_was_appended() {
+    let directory = tempfile::tempdir().unwrap();
+    let lines = directory.path().join("lines");
+    for recording in [recorded::drops(), recorded::everything()] {
+        let arguments = ["replay", text(recording.path()), "--output", text(&lines)];
+        assert!(run(&arguments).status.success());
+    }
+    let output = run(&["report", text(&lines)]);
+    let printed = stdout(&output);
+    for finding in ["syn_drop", "retransmit_storm"] {
+        assert!(printed.contains(finding), "{finding}:\n{printed}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::{conntracer, run, stderr, stdout, text};
 
 #[rstest]
 #[case::flag(&["--no-such-flag"], "--no-such-flag")]
+#[case::tip(&["--frmt", "json"], "'--frmt' found; a similar argument exists: '--format'; ")]
 #[case::command(&["tarce"], "tarce")]
 #[case::duration(&["--duration", "soon"], "5s")]
 #[case::hooks(&["--hooks", "magic"], "fentry")]
@@ -51,6 +52,9 @@ fn what_is_quoted_back_is_escaped() {
 #[case::bash(&["completions", "bash"], "--netns")]
 #[case::zsh(&["completions", "zsh"], "--netns")]
 #[case::fish(&["completions", "fish"], "netns")]
+#[case::bash_words(&["completions", "bash"], "accept_queue_full")]
+#[case::zsh_words(&["completions", "zsh"], "accept_queue_full")]
+#[case::fish_words(&["completions", "fish"], "accept_queue_full")]
 fn what_needs_no_kernel_works(#[case] arguments: &[&str], #[case] names: &str) {
     let output = run(arguments);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -89,6 +93,16 @@ fn a_wrong_config_names_file_line_and_key() {
         assert!(said.contains("conntracer.toml:2: trace.hoks"), "{said}");
         assert_eq!(said.lines().count(), 1, "{said}");
     }
+}
+
+/// Whoever may not trace at all is told the same before.
+#[test]
+fn what_cannot_be_traced_leaves_no_recording() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("recording");
+    let output = run(&["record", text(&file), "--btf", "/no/such/btf"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(!file.exists());
 }
 
 #[test]

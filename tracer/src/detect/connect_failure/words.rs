@@ -150,9 +150,11 @@ fn advice(key: &Key, attempts: &Attempts, cx: &Context<'_>) -> Vec<Cow<'static, 
             format!("'mtr --tcp --port {port} {peer}' shows which router says so").into(),
         ],
         Cause::Reset => vec![
-            format!("look for a middlebox between here and {peer}: a RST after the SYN-ACK is rarely \
-                     the peer's")
-                .into(),
+            format!(
+                "see whether {peer} is to connect to this host while this host connects to it \
+                 (simultaneous open); a RST from between the two is a middlebox's"
+            )
+            .into(),
         ],
         Cause::NoPort => vec![
             format!(

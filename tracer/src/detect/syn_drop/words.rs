@@ -282,13 +282,17 @@ fn advice(told: &Told<'_>, cause: Cause) -> Vec<Cow<'static, str>> {
         }
         Cause::SynQueuePressure => {
             advice.push(
+                "set net.ipv4.tcp_syncookies to 1 (now 0): strangers are then as welcome as known clients"
+                    .into(),
+            );
+            advice.push(
                 format!(
-                    "raise net.ipv4.tcp_max_syn_backlog (now {})",
-                    syn.max_syn_backlog
+                    "or raise net.ipv4.tcp_max_syn_backlog (now {}) together with the backlog of \
+                     listen() (now {}), whose limit comes next",
+                    syn.max_syn_backlog, syn.max_ack_backlog
                 )
                 .into(),
             );
-            advice.push("or set net.ipv4.tcp_syncookies to 1".into());
         }
         Cause::NoRoute => advice.push(
             format!(

@@ -70,6 +70,45 @@ fn a_discarded_third_ack_is_told_from_one_that_never_came() {
     assert_eq!(evidence(finding, "repeats_unanswered"), &Value::Count(0));
 }
 
+/// `TCP_DEFER_ACCEPT`: nothing was refused, lately or now, and the queue has room.
+#[test]
+fn an_ack_that_the_listener_defers_is_not_blamed_on_the_queue() {
+    let mut run = Run::new();
+    run.syn(listener(LOCAL, "10.0.0.2:4000"), |syn| {
+        syn.ack_backlog = 0;
+        syn.totals[syn_outcome::ADDED] = 1;
+    });
+    unanswered(&mut run, "10.0.0.2:4000", 2, true);
+    let finding = run.only();
+    assert_eq!(word(finding), "deferred");
+    assert!(
+        finding.summary.contains("defers accept"),
+        "{}",
+        finding.summary
+    );
+    let advice = finding.advice.join("\n");
+    assert!(advice.contains("TcpExtTCPDeferAcceptDrop"), "{advice}");
+    assert!(!advice.contains("backlog"), "{advice}");
+}
+
+/// The queue moved on between the ACK and the SYN-ACK's repeat.
+#[test]
+fn a_queue_that_was_full_a_moment_before_is_remembered() {
+    let mut run = Run::new();
+    run.syn(listener(LOCAL, "10.0.0.2:4000"), |syn| {
+        syn.ack_backlog = 0;
+        syn.totals[syn_outcome::ACK_OVERFLOW] = 1;
+    });
+    unanswered(&mut run, "10.0.0.2:4000", 2, true);
+    run.finish();
+    let last = run.last_words();
+    let handshake = last
+        .iter()
+        .find(|finding| finding.kind == FindingKind::HalfOpen)
+        .unwrap();
+    assert_eq!(word(handshake), "overflow_victims");
+}
+
 #[test]
 fn a_third_ack_without_a_socket_is_not_blamed_on_the_queue() {
     let mut run = Run::new();

@@ -122,7 +122,7 @@ client tries again after 1, 3, 7 s; at 1 it is answered with a cookie (syn_cooki
 
 Either clients come in bursts over long paths, or somebody sends SYNs and never answers:
 
-  ss -tn state syn-recv | awk '{print $4}' | cut -d: -f1 | sort | uniq -c | sort -n
+  ss -tn state syn-recv | awk '{print $4}' | sed 's/:[0-9]*$//' | sort | uniq -c | sort -n
   nstat -az TcpExtTCPReqQFullDrop TcpExtTCPReqQFullDoCookies TcpExtSyncookiesRecv
 
 Many addresses with one request each, and few cookies that come back (SyncookiesRecv): a flood. See also
@@ -195,8 +195,7 @@ path filter dropped it. The client times out; others, whose route fits, are serv
   sysctl net.ipv4.conf.{all,DEV}.rp_filter    the higher one counts
 
 Where asymmetric routes are meant (two uplinks, a VPN, a load balancer that leaves the client's address),
-set rp_filter to 2 (loose) on that interface and on all, or add the route or rule that is missing. Where
-they are not, the route is at fault, or the address is forged. Do not set 0 everywhere: it is what stops
+set rp_filter to 2 (loose) on that interface, or add the route or rule that is missing. Where they are not, the route is at fault, or the address is forged. Do not set 0 everywhere: it is what stops
 forged addresses.",
     },
     Entry {
@@ -207,7 +206,8 @@ The listener wants signed segments (TCP MD5 for BGP, or TCP-AO), and the SYN had
 one; or it was signed and no key is set for its sender. The SYN is dropped without an answer.
 
   nstat -az 'TcpExtTCPMD5*' 'TcpExtTCPAO*'    NotFound, Unexpected or Failure
-  dmesg | grep -i 'tcp.*hash'                 names the peer
+  perf trace -e 'tcp:tcp_hash_*'              names the peer, from Linux 6.11 on
+  dmesg | grep -i 'tcp.*hash'                 the same before
 
 Compare key, key id and the peer's address on both ends: a peer that comes from another of its addresses,
 or through a NAT, has no key here. Do not take the key off the listener to see whether it works: one
@@ -254,7 +254,7 @@ client. The kernel dropped it, and the client times out. Clients of other networ
 
   ip route get CLIENT from LOCAL              in the namespace of the finding
   ip rule; ip route show table all | grep -E 'unreachable|prohibit|blackhole'
-  nstat -az IpExtOutNoRoutes Ip6OutNoRoutes
+  nstat -az IpOutNoRoutes Ip6OutNoRoutes
 
 Add the route, mostly the default route of a namespace or of a policy table that has none. Do not look at
 the listener: nothing is wrong with it. Addresses that should not be here at all are forged, and
@@ -276,7 +276,7 @@ in the firewall's counters: it has passed that already.",
     },
     Entry {
         word: "other",
-        of: Some("syn_drop"),
+        of: Some("syn_drop and connect_failure"),
         text: "\
 The kernel turned the client away for none of the usual reasons. Of a SYN that reached a listener with room
 in both queues this is left: a security module (SELinux, AppArmor, Smack, a BPF LSM) said no, or there was
@@ -292,7 +292,10 @@ A denial hits the same clients every time, and goes on; want of memory hits any 
   conntracer --emit drop                      each drop, with the kernel's reason
 
 Start with what changed last: a policy, a kernel, a limit. Do not turn the security module off for good;
-its permissive mode says the same in its log, and lets the client in.",
+its permissive mode says the same in its log, and lets the client in.
+
+As a connection that this host wanted: connect() failed for what no other cause speaks of, and `error` in the
+evidence names it. ENOBUFS is want of memory, ECONNABORTED is `ss -K`; `errno -l` and connect(2) know the rest.",
     },
     Entry {
         word: "syn_cookies",
@@ -358,8 +361,10 @@ How the requests ended: `completed_late` (a slow or lossy path, nobody was lost)
 (nobody answered), `requests_reset` (the client did not want it any more: it had given up, or never
 asked), `requests_aborted` (this host's own RST). `syn_qlen` are those that still wait.
 
-Where the ACK was discarded, the handshake is not at fault: the accept queue is full. See
-`ack_overflow`.",
+Where the ACK was discarded, the handshake is not at fault. `overflow_victims`: the accept queue is full; see
+`ack_overflow`. `deferred`: it has room, and the listener asked for connections with data only
+(TCP_DEFER_ACCEPT), which these clients have not sent; `nstat -az TcpExtTCPDeferAcceptDrop` counts their ACKs.
+Right for HTTP, wrong where the server speaks first.",
     },
     Entry {
         word: "dead_peer",
@@ -609,8 +614,10 @@ established connection on Linux.",
         word: "reset",
         of: Some("connect_failure"),
         text: "\
-A RST came after the handshake had begun, but before the connection was established: not the answer of a
-closed port, which is refused. Middleboxes that filter by content or rate do that.",
+A RST came in the middle of the handshake: after a SYN of the peer's own that met this one on the way
+(simultaneous open, as NAT traversal tries it), and before its end. The answer to the SYN alone would be
+refused, and what comes later ends an established connection: connection_drop, reset_received. So does the
+RST of a middlebox that filters by content, which it sees no sooner.",
     },
     Entry {
         word: "cancelled",
@@ -636,10 +643,11 @@ An address that the application bound and this host does not have gives the same
         word: "denied",
         of: Some("connect_failure"),
         text: "\
-Something forbade it. told_by connect: a prohibit rule or route of this host. told_by icmp: a firewall on
-the way answered \"administratively prohibited\" (IPv6 tells it apart from unreachable, IPv4 does not).
+Something forbade it. told_by connect: a prohibit rule or route of this host, or a BPF program of the
+process's cgroup (`bpftool cgroup tree`: cgroup_inet4_connect, cgroup_inet6_connect). told_by icmp: a firewall
+on the way answered \"administratively prohibited\" (IPv6 tells it apart from unreachable, IPv4 does not).
 
-What a cgroup program or a security module denies is refused before TCP is asked, and is not seen.",
+What a security module denies is refused before TCP is asked, and is not seen: look in its log.",
     },
     Entry {
         word: "connection_drop",

@@ -57,7 +57,12 @@ fn filled(text: &str) -> String {
     paragraphs.join("\n\n")
 }
 
-/// Every word that can be explained.
+/// Every word that can be explained, for shells.
+pub fn every_word() -> impl Iterator<Item = &'static str> {
+    ENTRIES.iter().map(|entry| entry.word)
+}
+
+/// Every word that can be explained, for reading: the findings with their causes.
 #[must_use]
 pub fn words() -> String {
     let rows = ENTRIES
@@ -82,6 +87,12 @@ fn causes(finding: &str) -> impl Iterator<Item = &'static str> {
                 .is_some_and(|of| of.split(" and ").any(|part| part == finding))
         })
         .map(|entry| entry.word)
+}
+
+/// Whether there is an entry for `cause` that speaks of `finding`.
+#[cfg(test)]
+pub(crate) fn explains(finding: &str, cause: &str) -> bool {
+    causes(finding).any(|word| word == cause)
 }
 
 #[cfg(test)]

@@ -236,8 +236,8 @@ fn advice(
             });
             advice.push(
                 format!(
-                    "to notice sooner, set TCP_USER_TIMEOUT on the socket (now unset), or lower \
-                     net.ipv4.tcp_retries2 (now {retries2}{after})"
+                    "to notice sooner, set TCP_USER_TIMEOUT on the socket (now unset); leave \
+                     net.ipv4.tcp_retries2 (now {retries2}{after}), which is for every connection"
                 )
                 .into(),
             );

@@ -7,8 +7,8 @@
 //! number of repeats, from the kernel half's own totals: the SYN-ACK part of `TcpExt TCPSynRetrans`.
 //!
 //! **Reading** (`looks_like`). Where most requests are marked `acked`, the third ACK did arrive and this
-//! host discarded it (accept queue full, or `TCP_DEFER_ACCEPT`): `overflow_victims`. Otherwise it never
-//! came, from
+//! host discarded it: `overflow_victims`, or `deferred` (`TCP_DEFER_ACCEPT`) where neither the listener's totals
+//! nor its queue tell of an accept queue without room. Otherwise it never came, from
 //! - `one_client`: a single address;
 //! - `flood`: at least [`HalfOpen::flood_sources`] addresses of which next to none completes
 //!   ([`HalfOpen::flood_completed`]), in several networks or with an overflowing queue;
@@ -107,6 +107,8 @@ struct Arrivals {
     added: u64,
     cookies: u64,
     completed: u64,
+    /// SYNs and third ACKs that were refused, for the accept queue or for want of a socket.
+    refused: u64,
 }
 
 impl Arrivals {
@@ -114,6 +116,7 @@ impl Arrivals {
         self.added = self.added.saturating_add(more.added);
         self.cookies = self.cookies.saturating_add(more.cookies);
         self.completed = self.completed.saturating_add(more.completed);
+        self.refused = self.refused.saturating_add(more.refused);
     }
 
     const fn of(gained: &SynTotals) -> Self {
@@ -121,6 +124,9 @@ impl Arrivals {
             added: gained[syn_outcome::ADDED],
             cookies: gained[syn_outcome::COOKIE],
             completed: gained[syn_outcome::COMPLETED],
+            refused: gained[syn_outcome::ACCEPT_QUEUE_FULL]
+                .saturating_add(gained[syn_outcome::ACK_OVERFLOW])
+                .saturating_add(gained[syn_outcome::ACK_OTHER]),
         }
     }
 
@@ -140,6 +146,13 @@ struct Queues {
     syn_qlen: u32,
     ack_backlog: u32,
     max_ack_backlog: u32,
+}
+
+impl Queues {
+    /// Whether the accept queue takes no more (`sk_acceptq_is_full`).
+    const fn is_full(self) -> bool {
+        self.ack_backlog > self.max_ack_backlog
+    }
 }
 
 /// Trouble at one listener address, from its first sign on.
@@ -278,7 +291,11 @@ impl Waiting {
         let overflowed = overflowed(&self.totals) > 0;
         let one_prefix = self.crowd.prefixes() <= 1;
         if self.discarded.get() > self.unanswered() {
-            Looks::OverflowVictims
+            if self.arrivals.refused == 0 && !self.queues().is_full() {
+                Looks::Deferred
+            } else {
+                Looks::OverflowVictims
+            }
         } else if sources <= 1 {
             Looks::OneClient
         } else if sources >= thresholds.flood_sources
@@ -332,6 +349,7 @@ fn overflowed(totals: &SynTotals) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Looks {
     OverflowVictims,
+    Deferred,
     OneClient,
     OnePrefix,
     SeveralClients,

@@ -16,6 +16,7 @@ impl Looks {
     const fn name(self) -> &'static str {
         match self {
             Self::OverflowVictims => "overflow_victims",
+            Self::Deferred => "deferred",
             Self::OneClient => "one_client",
             Self::OnePrefix => "one_prefix",
             Self::SeveralClients => "several_clients",
@@ -112,17 +113,23 @@ fn summary(key: &ListenerKey, waiting: &Waiting, looks: Looks) -> String {
     let from = from(waiting);
     let reading = match looks {
         Looks::OverflowVictims => {
-            let queues = waiting.queues();
-            let why = if queues.ack_backlog > queues.max_ack_backlog {
+            let why = if waiting.queues().is_full() {
                 "the accept queue is full"
             } else if waiting.totals[syn_outcome::ACK_OTHER] > 0 {
                 "no socket was made of it, as for want of memory"
             } else {
-                "the accept queue was full, or the listener defers accept until data comes"
+                "the accept queue was full"
             };
             return format!(
                 "{local} repeated {repeats} for {requests} from {from} whose third ACK did arrive and \
                  was discarded: {why}"
+            );
+        }
+        Looks::Deferred => {
+            return format!(
+                "{local} repeated {repeats} for {requests} from {from} whose third ACK did arrive and \
+                 was discarded: the accept queue has room, and the listener defers accept until data \
+                 comes"
             );
         }
         Looks::Flood => {
@@ -158,10 +165,17 @@ fn advice(waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> Vec<Cow<'static,
             )
             .into(),
         ],
+        Looks::Deferred => vec![
+            "leave it if clients may connect and say nothing: TCP_DEFER_ACCEPT spares the process those, \
+             and 'nstat -az TcpExtTCPDeferAcceptDrop' counts their ACKs"
+                .into(),
+            "where clients wait for the server to speak first, take TCP_DEFER_ACCEPT (nginx: deferred) off \
+             the listener"
+                .into(),
+        ],
         Looks::Flood => vec![
             "keep net.ipv4.tcp_syncookies at 1, so that forged requests cannot fill the SYN queue"
                 .into(),
-            format!("lower net.ipv4.tcp_synack_retries{retries}, so that they leave it sooner").into(),
             "filter upstream, or on this host before TCP: forged addresses cannot be blocked one by one"
                 .into(),
         ],
