@@ -1,11 +1,11 @@
 //! `send_stall`: a connection has data to send, none of it in flight, and probes instead (the persist timer).
 //!
 //! **Rule.** `receiver_stalled` at [`SendStall::probes`](super::SendStall::probes) window probes in a row that
-//! left this host while the peer's window has no room for a segment: the peer is there, and its application
-//! does not read. `local_drop` at [`SendStall::failed_probes`](super::SendStall::failed_probes) that did not
+//! left this host while the peer's window has no room for a segment, and that it answers: the peer is there, and
+//! its application does not read. `local_drop` at [`SendStall::failed_probes`](super::SendStall::failed_probes) that did not
 //! leave this host although the window is open: what an output firewall drops is never in flight, so that
-//! nothing is retransmitted, and `ss` calls it persist. Resolves when the connection sends again (`resumed`)
-//! or is gone (`closed`).
+//! nothing is retransmitted, and `ss` calls it persist. Resolves when the connection sends again (`resumed`),
+//! is gone (`closed`), or when the peer answers no more (`unanswered`), which is a dead peer's doing.
 //!
 //! **Count.** Probes since the stall began, each as the kernel counts it in `icsk_backoff`.
 //!
@@ -28,6 +28,9 @@ use crate::{
 /// A stall without a finding, and without a probe for twice as long as probes can be apart (`TCP_RTO_MAX`), is
 /// over.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(4);
+
+/// Probes before the last that may be without an answer while the peer counts as there: one is easily lost.
+const LOST_ANSWERS: u8 = 1;
 
 /// Why nothing is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,12 +93,14 @@ impl SendStalls {
 
     fn probe(&mut self, body: &Probe, change: &Change<'_>, cx: &mut Context<'_>) {
         let key = change.connection.key;
-        let cause = if body.result < 0 && has_room(&body.tcp) {
-            Cause::LocalDrop
-        } else if body.result >= 0 && !has_room(&body.tcp) {
-            Cause::ReceiverStalled
-        } else {
-            return;
+        let cause = match (body.result < 0, has_room(&body.tcp)) {
+            (true, true) => Cause::LocalDrop,
+            (false, false) if body.tcp.probes_out > LOST_ANSWERS => {
+                self.end(key, "unanswered", cx);
+                return;
+            }
+            (false, false) => Cause::ReceiverStalled,
+            _ => return,
         };
         if self
             .table
@@ -199,6 +204,11 @@ fn draft(stall: &Stall, stage: &'static str, cx: &Context<'_>) -> Draft {
     let probes = plural(stall.probes, "window probe");
     let remote = stall.connection.remote;
     let (cause, summary, advice): (_, _, Vec<Cow<'static, str>>) = match stall.cause {
+        Cause::ReceiverStalled if stage == "unanswered" => (
+            "receiver_stalled",
+            format!("{remote} had no room for {probes}, and answers no more"),
+            Vec::new(),
+        ),
         Cause::ReceiverStalled => (
             "receiver_stalled",
             format!(

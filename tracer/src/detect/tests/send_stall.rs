@@ -70,6 +70,47 @@ fn probes_that_this_host_drops_with_the_window_open_are_its_own_doing() {
     assert_eq!(run.only().stage.as_deref(), Some("closed"));
 }
 
+/// A window probe after so many that came to nothing.
+fn unanswered(run: &mut Run, backoff: u8, probes_out: u8) {
+    run.pass(Duration::from_millis(200 << backoff));
+    run.probe(socket(LOCAL, REMOTE), |probe| {
+        probe.keepalive = 0;
+        stall(&mut probe.tcp, 0);
+        probe.tcp.backoff = backoff;
+        probe.tcp.probes_out = probes_out;
+    });
+}
+
+#[test]
+fn a_peer_that_answers_no_window_probe_is_dead_and_no_stalled_receiver() {
+    let mut run = Run::new();
+    for before in 1..=4 {
+        unanswered(&mut run, before, before);
+    }
+    let finding = run.only();
+    assert_eq!(finding.kind, FindingKind::HalfOpen);
+    assert_eq!(finding.cause, "dead_peer");
+}
+
+#[test]
+fn a_stalled_receiver_that_answers_no_more_is_one_no_longer() {
+    let mut run = Run::new();
+    probes(&mut run, 5, 0, 0);
+    unanswered(&mut run, 5, 1);
+    let stalled = run.only();
+    assert_eq!((stalled.status, stalled.count), (Status::Update, 6));
+    unanswered(&mut run, 6, 2);
+    let [stalled, dead] = run.last_words()[..] else {
+        panic!("expected two findings, got {:#?}", run.last_words());
+    };
+    assert_eq!(stalled.status, Status::Resolved);
+    assert_eq!(stalled.stage.as_deref(), Some("unanswered"));
+    assert!(stalled.summary.contains("answers no more"));
+    assert_eq!(dead.cause, "dead_peer");
+    assert_eq!(dead.status, Status::Open);
+    run.assert_replays(Thresholds::default());
+}
+
 #[test]
 fn a_short_wait_is_nothing() {
     let mut run = Run::new();
