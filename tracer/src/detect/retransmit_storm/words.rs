@@ -15,6 +15,8 @@ use crate::{
     table::connection::Connection,
 };
 
+const MTU_PROBING: &str = "net.ipv4.tcp_mtu_probing";
+
 /// Why segments have to be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
@@ -107,7 +109,7 @@ impl Cause {
         }
     }
 
-    fn advice(self, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
+    fn advice(self, subject: &Subject, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
         match self {
             Self::PeerUnreachable => vec![
                 "check that the peer is up and that no firewall drops its packets silently \
@@ -124,8 +126,11 @@ impl Cause {
                  the tunnel's ends"
                     .into(),
                 format!(
-                    "or set net.ipv4.tcp_mtu_probing to 1 (now {})",
-                    cx.sysctl("net.ipv4.tcp_mtu_probing").unwrap_or("unknown"),
+                    "or set {} to 1",
+                    subject.netns().map_or_else(
+                        || MTU_PROBING.to_owned(),
+                        |netns| cx.said_sysctl(MTU_PROBING, netns)
+                    ),
                 )
                 .into(),
             ],
@@ -234,6 +239,7 @@ fn draft(
     let ratio = sum.ratio().map_or_else(String::new, |ratio| {
         format!(" ({:.1} % of what was sent)", ratio * 100.0)
     });
+    let advice = cause.advice(&subject, cx);
     Draft {
         kind: FindingKind::RetransmitStorm,
         cause: cause.name(),
@@ -253,7 +259,7 @@ fn draft(
             cause.reading(sum),
         ),
         evidence: facts,
-        advice: cause.advice(cx),
+        advice,
     }
 }
 

@@ -9,8 +9,8 @@ use rstest::rstest;
 use super::evidence;
 use crate::{
     detect::Thresholds,
-    finding::{Certainty, FindingKind, Status, Subject, Value},
-    testing::{Run, socket},
+    finding::{Certainty, Evidence, FindingKind, Status, Subject, Value},
+    testing::{Run, host, socket},
 };
 
 const LOCAL: &str = "10.0.0.1:80";
@@ -238,6 +238,37 @@ fn a_socket_that_is_gone_without_a_word_was_given_up_if_its_time_was_over(
     assert_eq!((finding.status, finding.count), (Status::Resolved, count));
     assert_eq!(finding.certainty == Certainty::Exact, stage == "closed");
     assert_eq!(finding.owner.as_ref().unwrap().pid, 1234);
+}
+
+/// `tcp_retries2` at 2 bears 1.4 s, in the namespace that was asked.
+#[rstest]
+#[case::own(Some(4026), "confirmed", true)]
+#[case::another(Some(1), "closed", false)]
+#[case::not_told(None, "closed", false)]
+fn the_settings_of_one_namespace_tell_nothing_of_another(
+    #[case] netns: Option<u32>,
+    #[case] stage: &str,
+    #[case] is_known: bool,
+) {
+    let mut host = host();
+    host.netns = netns;
+    host.sysctls
+        .insert("net.ipv4.tcp_retries2".to_owned(), "2".to_owned());
+    let mut run = Run::on(Thresholds::default(), host);
+    gone(&mut run, 0);
+    let suspected = run.only();
+    let advised = suspected.advice.join("\n");
+    let setting = if is_known {
+        "net.ipv4.tcp_retries2 (now 2), which gives up only after 1.4 s"
+    } else {
+        "net.ipv4.tcp_retries2 of namespace 4026"
+    };
+    assert!(advised.contains(setting), "{advised}");
+    let evidence = &suspected.evidence;
+    let limit = |evidence: &Evidence| evidence.name == "kernel_gives_up_after_s";
+    assert_eq!(evidence.iter().any(limit), is_known);
+    run.pass(Duration::from_secs(1));
+    assert_eq!(run.only().stage.as_deref(), Some(stage));
 }
 
 #[test]
