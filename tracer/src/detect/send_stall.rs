@@ -5,7 +5,8 @@
 //! its application does not read. `local_drop` at [`SendStall::failed_probes`](super::SendStall::failed_probes) that did not
 //! leave this host although the window is open: what an output firewall drops is never in flight, so that
 //! nothing is retransmitted, and `ss` calls it persist. Resolves when the connection sends again (`resumed`),
-//! is gone (`closed`), or when the peer answers no more (`unanswered`), which is a dead peer's doing.
+//! is gone (`closed`), or when the peer answers no more (`unanswered`), which is a dead peer's doing. A connection
+//! that the kernel half has no room for is `forgotten` when it shows neither probes nor its end any more.
 //!
 //! **Count.** Probes since the stall began, each as the kernel counts it in `icsk_backoff`.
 //!
@@ -16,7 +17,7 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use super::{Context, Draft, Facts, Life, hooks, plural, who};
 use crate::{
-    event::{Body, Event, Probe, State, Tcp, TcpState},
+    event::{Body, Ending, Event, Probe, State, Tcp, TcpState},
     finding::{FindingKind, Ktime},
     source::SocketId,
     table::{
@@ -25,7 +26,7 @@ use crate::{
     },
 };
 
-/// A stall without a finding, and without a probe for twice as long as probes can be apart (`TCP_RTO_MAX`), is
+/// A stall that nobody asks about, and without a probe for twice as long as probes can be apart (`TCP_RTO_MAX`), is
 /// over.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(4);
 
@@ -73,8 +74,8 @@ impl SendStalls {
     pub(crate) fn watched(&self) -> impl Iterator<Item = SocketId> {
         self.open
             .values()
+            .filter(|key| !key.is_homeless())
             .map(|key| key.id)
-            .filter(|id| id.born != Ktime(0))
     }
 
     pub(crate) fn change(&mut self, event: &Event, change: &Change<'_>, cx: &mut Context<'_>) {
@@ -153,6 +154,10 @@ impl SendStalls {
         }
     }
 
+    pub(crate) fn ending(&mut self, body: &Ending, cx: &mut Context<'_>) {
+        self.end(ConnectionKey::of(&body.socket), "closed", cx);
+    }
+
     fn end(&mut self, key: ConnectionKey, stage: &'static str, cx: &mut Context<'_>) {
         if let Some(stall) = self.table.remove(&key) {
             self.resolve(&stall, stage, cx);
@@ -166,7 +171,18 @@ impl SendStalls {
         }
     }
 
-    pub(crate) fn tick(&mut self, cx: &Context<'_>) {
+    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
+        let table = &self.table;
+        let is_over = |key: &ConnectionKey| {
+            key.is_homeless()
+                && table
+                    .get(key)
+                    .is_some_and(|stall| cx.now.since(stall.last) > FORGOTTEN_AFTER)
+        };
+        let over: Vec<_> = self.open.values().copied().filter(is_over).collect();
+        for key in over {
+            self.end(key, "forgotten", cx);
+        }
         while let Some((_, stall)) = self.table.oldest()
             && stall.life.is_none()
             && cx.now.since(stall.last) > FORGOTTEN_AFTER

@@ -1,12 +1,12 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    record::Owner,
+    record::{Owner, Socket},
     tcp::{ca, state},
 };
 use rstest::rstest;
 
-use super::evidence;
+use super::{evidence, only_of};
 use crate::{
     detect::Thresholds,
     finding::{Certainty, Evidence, FindingKind, Status, Subject, Value},
@@ -177,6 +177,79 @@ fn other_ends_are_no_dead_peer(#[case] old: u8, #[case] error: u32, #[case] retr
     run.pass(Duration::from_secs(5));
     run.finish();
     assert!(run.findings.is_empty(), "{:#?}", run.findings);
+}
+
+/// A connection that the kernel half has no room for.
+fn homeless() -> Socket {
+    Socket {
+        born_ns: 0,
+        ..socket(LOCAL, REMOTE)
+    }
+}
+
+fn homeless_timeouts(run: &mut Run) {
+    for number in 1..=3 {
+        run.pass(Duration::from_millis(200 << (number - 1)));
+        run.retransmit(homeless(), |retransmit| {
+            retransmit.tcp.retransmits = number;
+        });
+    }
+}
+
+#[rstest]
+#[case::given_up(110, "confirmed", 4)]
+#[case::reset(104, "reset", 3)]
+#[case::closed(0, "closed", 3)]
+fn the_ending_of_a_connection_without_an_entry_is_its_last_word(
+    #[case] error: u32,
+    #[case] stage: &str,
+    #[case] count: u64,
+) {
+    let mut run = Run::new();
+    homeless_timeouts(&mut run);
+    assert_eq!(only_of(&run, FindingKind::HalfOpen).status, Status::Open);
+    run.ending(homeless(), |ending| {
+        ending.error = error;
+        ending.tcp.retransmits = 3;
+    });
+    let finding = only_of(&run, FindingKind::HalfOpen);
+    assert_eq!(finding.stage.as_deref(), Some(stage));
+    assert_eq!((finding.status, finding.count), (Status::Resolved, count));
+    // With `--emit state` there is one word more.
+    run.closed(homeless(), |closed| {
+        closed.error = error;
+        closed.retransmits = 3;
+    });
+    only_of(&run, FindingKind::HalfOpen);
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn a_connection_without_an_entry_that_shows_nothing_more_is_forgotten() {
+    let mut run = Run::new();
+    homeless_timeouts(&mut run);
+    run.pass(Duration::from_mins(4));
+    assert_eq!(only_of(&run, FindingKind::HalfOpen).status, Status::Open);
+    run.pass(Duration::from_secs(1));
+    assert_eq!(
+        only_of(&run, FindingKind::HalfOpen).status,
+        Status::Resolved
+    );
+    assert_eq!(
+        only_of(&run, FindingKind::HalfOpen).stage.as_deref(),
+        Some("forgotten")
+    );
+}
+
+#[test]
+fn the_ending_of_a_connection_with_an_entry_waits_for_the_change_of_its_state() {
+    let mut run = Run::new();
+    timeouts(&mut run, LOCAL, REMOTE, 3);
+    run.ending(socket(LOCAL, REMOTE), |ending| ending.error = 110);
+    assert_eq!(
+        only_of(&run, FindingKind::HalfOpen).stage.as_deref(),
+        Some("suspected")
+    );
 }
 
 /// A poll finds no socket after three timeouts, 1.4 s after the data was sent for the first time.

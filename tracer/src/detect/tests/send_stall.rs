@@ -1,8 +1,9 @@
 use std::time::Duration;
 
 use conntracer_common::{record, tcp::pending};
+use rstest::rstest;
 
-use super::evidence;
+use super::{evidence, only_of};
 use crate::{
     detect::Thresholds,
     finding::{FindingKind, Status, Value},
@@ -109,6 +110,38 @@ fn a_stalled_receiver_that_answers_no_more_is_one_no_longer() {
     assert_eq!(dead.cause, "dead_peer");
     assert_eq!(dead.status, Status::Open);
     run.assert_replays(Thresholds::default());
+}
+
+#[rstest]
+#[case::ended(true, "closed")]
+#[case::not_told(false, "forgotten")]
+fn a_stall_without_an_entry_ends_with_the_connection_or_its_last_probe(
+    #[case] is_told: bool,
+    #[case] stage: &str,
+) {
+    let homeless = || record::Socket {
+        born_ns: 0,
+        ..socket(LOCAL, REMOTE)
+    };
+    let mut run = Run::new();
+    for backoff in 1..4 {
+        run.pass(Duration::from_millis(200 << backoff));
+        run.probe(homeless(), |probe| {
+            probe.keepalive = 0;
+            stall(&mut probe.tcp, 0);
+            probe.tcp.backoff = backoff;
+        });
+    }
+    if is_told {
+        run.ending(homeless(), |ending| ending.flags = 0);
+    } else {
+        run.pass(Duration::from_mins(4));
+        assert_ne!(run.only().status, Status::Resolved);
+        run.pass(Duration::from_secs(1));
+    }
+    let finding = only_of(&run, FindingKind::SendStall);
+    assert_eq!(finding.stage.as_deref(), Some(stage));
+    assert_eq!((finding.status, finding.count), (Status::Resolved, 4));
 }
 
 #[test]

@@ -149,6 +149,9 @@ fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: D
             "{remote} answered with a reset after {tried} in {silent}: it had lost the connection"
         ),
         "closed" => format!("the connection to {remote} was closed after {tried} in {silent}"),
+        "forgotten" if silence.connection.key.is_homeless() => {
+            format!("no longer watched, it shows nothing more; {remote} had {tried} in {silent}")
+        }
         "forgotten" => {
             format!("no longer watched, the table is full; {remote} had {tried} in {silent}")
         }
