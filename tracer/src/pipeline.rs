@@ -194,7 +194,11 @@ impl Pipeline {
             Body::Undo(body) => self.storm.undo(body, &mut cx),
             Body::Refusal(body) => self.refusal.refusal(body, &mut cx),
             Body::Failure(body) => self.connect_failure.failure(body, &mut cx),
-            Body::Ending(body) => self.connection_drop.ending(body, &mut cx),
+            Body::Ending(body) => {
+                self.dead_peer.ending(body, &mut cx);
+                self.stalls.ending(body, &mut cx);
+                self.connection_drop.ending(body, &mut cx);
+            }
             Body::Sources(body) => self.handshake.sources(body, &mut cx),
             Body::SynAck(body) => {
                 self.handshake.syn_ack(body, &mut cx);
@@ -217,7 +221,7 @@ impl Pipeline {
                 self.dead_peer.tick(&mut cx);
                 self.half_closed.tick(&mut cx);
                 self.storm.tick(&mut cx);
-                self.stalls.tick(&cx);
+                self.stalls.tick(&mut cx);
                 self.connect_failure.tick(&mut cx);
                 self.connection_drop.tick(&mut cx);
             }

@@ -88,6 +88,7 @@ pub(crate) fn host() -> Host {
         realtime_offset_ns: 0,
         drop_reasons: (0..).zip(REASONS.map(str::to_owned)).collect(),
         reset_reasons: BTreeMap::from([(14, "TCP_STATE".to_owned())]),
+        netns: Some(4026),
         sysctls: sysctls
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),

@@ -187,13 +187,23 @@ impl Context<'_> {
             .fold(facts, |facts, (name, off)| facts.signed(name, off))
     }
 
-    /// A sysctl of conntracer's own network namespace.
-    pub(crate) fn sysctl(&self, name: &str) -> Option<&str> {
-        self.host.sysctls.get(name).map(|value| value.trim())
+    /// A sysctl of a network namespace; `None` of any but the one that conntracer runs in.
+    fn sysctl(&self, name: &str, netns: u32) -> Option<&str> {
+        let is_own = self.host.netns == Some(netns);
+        let value = self.host.sysctls.get(name).filter(|_| is_own)?;
+        Some(value.trim())
     }
 
-    pub(crate) fn sysctl_number(&self, name: &str) -> Option<u64> {
-        self.sysctl(name)?.parse().ok()
+    pub(crate) fn sysctl_number(&self, name: &str, netns: u32) -> Option<u64> {
+        self.sysctl(name, netns)?.parse().ok()
+    }
+
+    /// A sysctl for a sentence: with its value now where that is known, otherwise with whose it is.
+    pub(crate) fn said_sysctl(&self, name: &str, netns: u32) -> String {
+        match self.sysctl(name, netns) {
+            Some(value) => format!("{name} (now {value})"),
+            None => format!("{name} of namespace {netns}"),
+        }
     }
 }
 

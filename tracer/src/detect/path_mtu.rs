@@ -10,6 +10,8 @@ use super::{Context, Facts};
 /// At least so many are before the bytes of a segment: IPv4's header and TCP's.
 const HEADER_BYTES: u32 = 40;
 
+const MTU_PROBING: &str = "net.ipv4.tcp_mtu_probing";
+
 /// Of one connection or of many.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sizes {
@@ -74,7 +76,7 @@ impl Sizes {
             .is_some_and(|(told, bytes)| told < bytes.saturating_add(HEADER_BYTES))
     }
 
-    pub(crate) fn advice(&self, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
+    pub(crate) fn advice(&self, netns: Option<u32>, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
         if self.ignores_icmp() {
             return vec![
                 "the kernel does not follow the ICMP message: the socket asks it not to (IP_MTU_DISCOVER), or \
@@ -87,8 +89,11 @@ impl Sizes {
              ends"
                 .into(),
             format!(
-                "or set net.ipv4.tcp_mtu_probing to 1 (now {})",
-                cx.sysctl("net.ipv4.tcp_mtu_probing").unwrap_or("unknown"),
+                "or set {} to 1",
+                netns.map_or_else(
+                    || MTU_PROBING.to_owned(),
+                    |netns| cx.said_sysctl(MTU_PROBING, netns)
+                ),
             )
             .into(),
         ]

@@ -1,11 +1,12 @@
 //! `send_stall`: a connection has data to send, none of it in flight, and probes instead (the persist timer).
 //!
 //! **Rule.** `receiver_stalled` at [`SendStall::probes`](super::SendStall::probes) window probes in a row that
-//! left this host while the peer's window has no room for a segment: the peer is there, and its application
-//! does not read. `local_drop` at [`SendStall::failed_probes`](super::SendStall::failed_probes) that did not
+//! left this host while the peer's window has no room for a segment, and that it answers: the peer is there, and
+//! its application does not read. `local_drop` at [`SendStall::failed_probes`](super::SendStall::failed_probes) that did not
 //! leave this host although the window is open: what an output firewall drops is never in flight, so that
-//! nothing is retransmitted, and `ss` calls it persist. Resolves when the connection sends again (`resumed`)
-//! or is gone (`closed`).
+//! nothing is retransmitted, and `ss` calls it persist. Resolves when the connection sends again (`resumed`),
+//! is gone (`closed`), or when the peer answers no more (`unanswered`), which is a dead peer's doing. A connection
+//! that the kernel half has no room for is `forgotten` when it shows neither probes nor its end any more.
 //!
 //! **Count.** Probes since the stall began, each as the kernel counts it in `icsk_backoff`.
 //!
@@ -16,7 +17,7 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use super::{Context, Draft, Facts, Life, hooks, plural, who};
 use crate::{
-    event::{Body, Event, Probe, State, Tcp, TcpState},
+    event::{Body, Ending, Event, Probe, State, Tcp, TcpState},
     finding::{FindingKind, Ktime},
     source::SocketId,
     table::{
@@ -25,9 +26,12 @@ use crate::{
     },
 };
 
-/// A stall without a finding, and without a probe for twice as long as probes can be apart (`TCP_RTO_MAX`), is
+/// A stall that nobody asks about, and without a probe for twice as long as probes can be apart (`TCP_RTO_MAX`), is
 /// over.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(4);
+
+/// Probes before the last that may be without an answer while the peer counts as there: one is easily lost.
+const LOST_ANSWERS: u8 = 1;
 
 /// Why nothing is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +74,8 @@ impl SendStalls {
     pub(crate) fn watched(&self) -> impl Iterator<Item = SocketId> {
         self.open
             .values()
+            .filter(|key| !key.is_homeless())
             .map(|key| key.id)
-            .filter(|id| id.born != Ktime(0))
     }
 
     pub(crate) fn change(&mut self, event: &Event, change: &Change<'_>, cx: &mut Context<'_>) {
@@ -90,12 +94,14 @@ impl SendStalls {
 
     fn probe(&mut self, body: &Probe, change: &Change<'_>, cx: &mut Context<'_>) {
         let key = change.connection.key;
-        let cause = if body.result < 0 && has_room(&body.tcp) {
-            Cause::LocalDrop
-        } else if body.result >= 0 && !has_room(&body.tcp) {
-            Cause::ReceiverStalled
-        } else {
-            return;
+        let cause = match (body.result < 0, has_room(&body.tcp)) {
+            (true, true) => Cause::LocalDrop,
+            (false, false) if body.tcp.probes_out > LOST_ANSWERS => {
+                self.end(key, "unanswered", cx);
+                return;
+            }
+            (false, false) => Cause::ReceiverStalled,
+            _ => return,
         };
         if self
             .table
@@ -148,6 +154,10 @@ impl SendStalls {
         }
     }
 
+    pub(crate) fn ending(&mut self, body: &Ending, cx: &mut Context<'_>) {
+        self.end(ConnectionKey::of(&body.socket), "closed", cx);
+    }
+
     fn end(&mut self, key: ConnectionKey, stage: &'static str, cx: &mut Context<'_>) {
         if let Some(stall) = self.table.remove(&key) {
             self.resolve(&stall, stage, cx);
@@ -161,7 +171,18 @@ impl SendStalls {
         }
     }
 
-    pub(crate) fn tick(&mut self, cx: &Context<'_>) {
+    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
+        let table = &self.table;
+        let is_over = |key: &ConnectionKey| {
+            key.is_homeless()
+                && table
+                    .get(key)
+                    .is_some_and(|stall| cx.now.since(stall.last) > FORGOTTEN_AFTER)
+        };
+        let over: Vec<_> = self.open.values().copied().filter(is_over).collect();
+        for key in over {
+            self.end(key, "forgotten", cx);
+        }
         while let Some((_, stall)) = self.table.oldest()
             && stall.life.is_none()
             && cx.now.since(stall.last) > FORGOTTEN_AFTER
@@ -199,6 +220,11 @@ fn draft(stall: &Stall, stage: &'static str, cx: &Context<'_>) -> Draft {
     let probes = plural(stall.probes, "window probe");
     let remote = stall.connection.remote;
     let (cause, summary, advice): (_, _, Vec<Cow<'static, str>>) = match stall.cause {
+        Cause::ReceiverStalled if stage == "unanswered" => (
+            "receiver_stalled",
+            format!("{remote} had no room for {probes}, and answers no more"),
+            Vec::new(),
+        ),
         Cause::ReceiverStalled => (
             "receiver_stalled",
             format!(

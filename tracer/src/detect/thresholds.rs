@@ -31,7 +31,8 @@ pub struct SynDrop {
     pub refused_syns: u64,
     /// Addresses and ports of one namespace, refused for one cause and fewer times each, from which on
     /// they are one finding. Default 16: more than the ports of one misconfigured client, and what the
-    /// slowest port scan reaches in seconds.
+    /// slowest port scan reaches in seconds. A port that is refused as often as so many of the others
+    /// has its own finding.
     pub scan_ports: u64,
 }
 

@@ -22,8 +22,10 @@ pub struct Host {
     /// prefixes; empty when the kernel has none.
     pub drop_reasons: BTreeMap<u32, String>,
     pub reset_reasons: BTreeMap<u32, String>,
-    /// `net.core.somaxconn` and `net.ipv4.tcp_retries2` and the like of the tracer's own netns, by
-    /// sysctl name; what advice is phrased with.
+    /// Inode of the tracer's own netns; `None` where a recording does not tell it.
+    pub netns: Option<u32>,
+    /// `net.core.somaxconn` and `net.ipv4.tcp_retries2` and the like of that netns, by sysctl name; what
+    /// advice is phrased with.
     pub sysctls: BTreeMap<String, String>,
     pub plan: Plan,
 }

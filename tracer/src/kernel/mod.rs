@@ -24,7 +24,7 @@ mod progress;
 mod ring;
 mod seed;
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf};
 
 use aya::{
     Btf as AyaBtf, Ebpf, Endianness,
@@ -218,9 +218,16 @@ fn describe(
         realtime_offset_ns: realtime_offset_ns(),
         drop_reasons,
         reset_reasons,
+        netns: own_netns(),
         sysctls,
         plan,
     }
+}
+
+/// The namespace that `/proc/sys/net` shows.
+fn own_netns() -> Option<u32> {
+    let netns = fs::metadata("/proc/thread-self/ns/net").ok()?;
+    u32::try_from(netns.ino()).ok()
 }
 
 /// CLOCK_REALTIME − CLOCK_MONOTONIC.

@@ -30,6 +30,12 @@ impl ConnectionKey {
             ends: unborn.then_some((socket.local, socket.remote)),
         }
     }
+
+    /// The kernel half has no room for it: it cannot be asked about, and no change of its state is told.
+    #[must_use]
+    pub const fn is_homeless(&self) -> bool {
+        self.ends.is_some()
+    }
 }
 
 /// One connection as last seen.

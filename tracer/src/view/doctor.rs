@@ -85,7 +85,7 @@ pub fn text(host: &Host) -> String {
             host.reset_reasons.len(),
         ),
         String::new(),
-        "settings that findings speak of".to_owned(),
+        "settings of this network namespace, which findings in it speak of".to_owned(),
     ]);
     lines.extend(
         host.sysctls

@@ -364,6 +364,7 @@ pub(crate) fn host() -> Host {
         realtime_offset_ns: 1_700_000_000_000_000_000,
         drop_reasons: BTreeMap::new(),
         reset_reasons: BTreeMap::from([(14, "TCP_STATE".to_owned())]),
+        netns: Some(4_026_531_840),
         sysctls: BTreeMap::from([("net.core.somaxconn".to_owned(), "4096".to_owned())]),
         plan: Plan {
             mode: HookMode::Auto,

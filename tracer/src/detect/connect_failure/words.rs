@@ -135,9 +135,8 @@ fn advice(key: &Key, attempts: &Attempts, cx: &Context<'_>) -> Vec<Cow<'static, 
             )
             .into(),
             format!(
-                "net.ipv4.tcp_syn_retries (now {}) bounds the wait; a connect timeout of {owner} bounds it \
-                 better",
-                cx.sysctl("net.ipv4.tcp_syn_retries").unwrap_or("unknown")
+                "{} bounds the wait; a connect timeout of {owner} bounds it better",
+                cx.said_sysctl("net.ipv4.tcp_syn_retries", key.netns)
             )
             .into(),
         ],
@@ -158,10 +157,8 @@ fn advice(key: &Key, attempts: &Attempts, cx: &Context<'_>) -> Vec<Cow<'static, 
         ],
         Cause::NoPort => vec![
             format!(
-                "count what holds the ports: 'ss -tan dst {peer} | wc -l' against \
-                 net.ipv4.ip_local_port_range (now {})",
-                cx.sysctl("net.ipv4.ip_local_port_range")
-                    .unwrap_or("unknown")
+                "count what holds the ports: 'ss -tan dst {peer} | wc -l' against {}",
+                cx.said_sysctl("net.ipv4.ip_local_port_range", key.netns)
             )
             .into(),
             format!(

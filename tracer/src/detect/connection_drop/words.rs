@@ -155,10 +155,10 @@ fn advice(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> Vec<Cow<'static, str>
     if let Some(idle) = deaths.pattern(cx) {
         return vec![
             format!(
-                "let {owner} send keepalives more often than every {} (SO_KEEPALIVE with TCP_KEEPIDLE; \
-                 net.ipv4.tcp_keepalive_time is now {} s), or close idle connections sooner itself",
+                "let {owner} send keepalives more often than every {} (SO_KEEPALIVE with TCP_KEEPIDLE, in the \
+                 place of {}), or close idle connections sooner itself",
                 said_seconds(idle),
-                cx.sysctl("net.ipv4.tcp_keepalive_time").unwrap_or("unknown")
+                cx.said_sysctl("net.ipv4.tcp_keepalive_time", key.netns)
             )
             .into(),
             "look for that timeout on the peer, and on load balancers, NATs and firewalls between".into(),

@@ -426,9 +426,8 @@ fn advice(key: &Key, group: &Group, cx: &Context<'_>) -> Vec<Cow<'static, str>> 
                      receive timeout")
                 .into(),
             format!(
-                "the kernel ends FIN_WAIT2 by itself only after close(): net.ipv4.tcp_fin_timeout \
-                 (now {} s)",
-                cx.sysctl("net.ipv4.tcp_fin_timeout").unwrap_or("unknown"),
+                "the kernel ends FIN_WAIT2 by itself only after close(): {}",
+                cx.said_sysctl("net.ipv4.tcp_fin_timeout", key.netns),
             )
             .into(),
         ],

@@ -310,9 +310,9 @@ fn advice(key: &Key, group: &Group, cx: &Context<'_>) -> Vec<Cow<'static, str>> 
     }
     vec![
         format!(
-            "let {owner} set SO_KEEPALIVE on them, and TCP_KEEPIDLE below what the firewalls and NATs between \
-             remember (350 s at some clouds; net.ipv4.tcp_keepalive_time is now {} s)",
-            cx.sysctl("net.ipv4.tcp_keepalive_time").unwrap_or("unknown")
+            "let {owner} set SO_KEEPALIVE on them, and TCP_KEEPIDLE, in the place of {}, below what the \
+             firewalls and NATs between remember (350 s at some clouds)",
+            cx.said_sysctl("net.ipv4.tcp_keepalive_time", key.netns)
         )
         .into(),
         format!("or let {owner} close what it does not use, or ask its peers for a sign of life now and then")

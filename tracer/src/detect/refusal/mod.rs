@@ -3,9 +3,10 @@
 //! **Rule.** Opens when one address and port lost [`super::SynDrop::refused_syns`] SYNs for one cause
 //! without a pause of [`super::SynDrop::quiet_s`], and resolves after such a pause. From
 //! [`super::SynDrop::scan_ports`] addresses and ports on whose SYNs no finding tells yet, they are one
-//! finding of the namespace: a scan. Judged at each tick, so that a scan is known for one before its
-//! first ports become findings. The count is the kernel half's own total, so that rate-limited records
-//! lose nothing.
+//! finding of the namespace: a scan. In the midst of one a port still gets its own finding where somebody
+//! listened before, or when it lost more than its share. Judged at each tick, so that a scan is known for
+//! one before its first ports become findings. The count is the kernel half's own total, so that
+//! rate-limited records lose nothing.
 //!
 //! **Causes.** `no_listener`, `filtered` (netfilter, XDP or traffic control), `reverse_path`, `auth` (TCP
 //! MD5 or AO), `bad_checksum`, `socket_filter`, `no_memory`, `other` (the kernel's reason is evidence).
@@ -262,6 +263,16 @@ struct Scan {
     address: Option<IpAddr>,
 }
 
+impl Scan {
+    /// Whether a spot of it lost more than its share, because a scanner tries every port alike: as many SYNs as
+    /// `scan_ports` others on average.
+    const fn is_outdone_by(&self, spot: &Drops, scan_ports: u64) -> bool {
+        let others = self.spots.saturating_sub(1);
+        let theirs = self.drops.count.saturating_sub(spot.count);
+        spot.count.saturating_mul(others) >= scan_ports.saturating_mul(theirs)
+    }
+}
+
 /// A finding's place.
 #[derive(Clone, Copy, Debug)]
 enum Open {
@@ -413,20 +424,27 @@ impl Refusal {
         true
     }
 
-    fn spot_draft(&self, key: &SpotKey, spot: &Drops, cx: &Context<'_>) -> super::Draft {
+    /// Who listened there before. Only where nobody does any more does it matter.
+    fn before(&self, key: &SpotKey) -> Option<&Owner> {
+        if key.cause != Cause::NoListener {
+            return None;
+        }
         let unspecified: IpAddr = match key.local {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let before = [key.local.ip(), unspecified, Ipv6Addr::UNSPECIFIED.into()]
+        [key.local.ip(), unspecified, Ipv6Addr::UNSPECIFIED.into()]
             .into_iter()
             .find_map(|address| {
                 self.owners.get(&ListenerKey {
                     netns: key.netns,
                     local: SocketAddr::new(address, key.local.port()),
                 })
-            });
-        words::spot(key, spot, before, cx)
+            })
+    }
+
+    fn spot_draft(&self, key: &SpotKey, spot: &Drops, cx: &Context<'_>) -> super::Draft {
+        words::spot(key, spot, self.before(key), cx)
     }
 
     /// Opens what has become worth a finding.
@@ -456,8 +474,12 @@ impl Refusal {
             if spot.life.is_some() {
                 continue;
             }
+            let is_service = self.before(&key).is_some();
             if let Some(scan) = self.scans.get_mut(&of) {
-                if scan.drops.life.is_some() {
+                if scan.drops.life.is_some()
+                    && !is_service
+                    && !scan.is_outdone_by(&spot, scan_ports)
+                {
                     continue;
                 }
                 // What gets its own finding is no part of a scan.

@@ -24,8 +24,6 @@ pub(super) fn spot(
     if let Some(listener) = latest.listener {
         facts = facts.text("listener", listener.to_string());
     }
-    // Only where nobody listens does it matter who did.
-    let before = before.filter(|_| key.cause == Cause::NoListener);
     if let Some(before) = before {
         facts = facts
             .count("was_listening_pid", before.pid)

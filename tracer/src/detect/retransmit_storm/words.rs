@@ -121,7 +121,7 @@ impl Cause {
         }
     }
 
-    fn advice(self, sum: &Segments, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
+    fn advice(self, sum: &Segments, subject: &Subject, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
         match self {
             Self::PeerUnreachable => vec![
                 "check that the peer is up and that no firewall drops its packets silently \
@@ -133,7 +133,7 @@ impl Cause {
                  (mtr --tcp)"
                     .into(),
             ],
-            Self::PathMtu => sum.sizes.advice(cx),
+            Self::PathMtu => sum.sizes.advice(subject.netns(), cx),
             Self::LocalDrop => vec![
                 "look at this host's output firewall, its qdisc (tc -s qdisc) and the link".into(),
             ],
@@ -244,6 +244,7 @@ fn draft(
     } else {
         ""
     };
+    let advice = cause.advice(sum, &subject, cx);
     Draft {
         kind: FindingKind::RetransmitStorm,
         cause: cause.name(),
@@ -261,7 +262,7 @@ fn draft(
             cause.reading(sum),
         ),
         evidence: facts,
-        advice: cause.advice(sum, cx),
+        advice,
     }
 }
 

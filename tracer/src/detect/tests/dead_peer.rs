@@ -1,16 +1,16 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    record::Owner,
+    record::{Owner, Socket},
     tcp::{ca, state},
 };
 use rstest::rstest;
 
-use super::evidence;
+use super::{evidence, only_of};
 use crate::{
     detect::Thresholds,
-    finding::{Certainty, FindingKind, Status, Subject, Value},
-    testing::{Run, socket},
+    finding::{Certainty, Evidence, FindingKind, Status, Subject, Value},
+    testing::{Run, host, socket},
 };
 
 const LOCAL: &str = "10.0.0.1:80";
@@ -231,6 +231,79 @@ fn other_ends_are_no_dead_peer(#[case] old: u8, #[case] error: u32, #[case] retr
     assert!(run.findings.is_empty(), "{:#?}", run.findings);
 }
 
+/// A connection that the kernel half has no room for.
+fn homeless() -> Socket {
+    Socket {
+        born_ns: 0,
+        ..socket(LOCAL, REMOTE)
+    }
+}
+
+fn homeless_timeouts(run: &mut Run) {
+    for number in 1..=3 {
+        run.pass(Duration::from_millis(200 << (number - 1)));
+        run.retransmit(homeless(), |retransmit| {
+            retransmit.tcp.retransmits = number;
+        });
+    }
+}
+
+#[rstest]
+#[case::given_up(110, "confirmed", 4)]
+#[case::reset(104, "reset", 3)]
+#[case::closed(0, "closed", 3)]
+fn the_ending_of_a_connection_without_an_entry_is_its_last_word(
+    #[case] error: u32,
+    #[case] stage: &str,
+    #[case] count: u64,
+) {
+    let mut run = Run::new();
+    homeless_timeouts(&mut run);
+    assert_eq!(only_of(&run, FindingKind::HalfOpen).status, Status::Open);
+    run.ending(homeless(), |ending| {
+        ending.error = error;
+        ending.tcp.retransmits = 3;
+    });
+    let finding = only_of(&run, FindingKind::HalfOpen);
+    assert_eq!(finding.stage.as_deref(), Some(stage));
+    assert_eq!((finding.status, finding.count), (Status::Resolved, count));
+    // With `--emit state` there is one word more.
+    run.closed(homeless(), |closed| {
+        closed.error = error;
+        closed.retransmits = 3;
+    });
+    only_of(&run, FindingKind::HalfOpen);
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn a_connection_without_an_entry_that_shows_nothing_more_is_forgotten() {
+    let mut run = Run::new();
+    homeless_timeouts(&mut run);
+    run.pass(Duration::from_mins(4));
+    assert_eq!(only_of(&run, FindingKind::HalfOpen).status, Status::Open);
+    run.pass(Duration::from_secs(1));
+    assert_eq!(
+        only_of(&run, FindingKind::HalfOpen).status,
+        Status::Resolved
+    );
+    assert_eq!(
+        only_of(&run, FindingKind::HalfOpen).stage.as_deref(),
+        Some("forgotten")
+    );
+}
+
+#[test]
+fn the_ending_of_a_connection_with_an_entry_waits_for_the_change_of_its_state() {
+    let mut run = Run::new();
+    timeouts(&mut run, LOCAL, REMOTE, 3);
+    run.ending(socket(LOCAL, REMOTE), |ending| ending.error = 110);
+    assert_eq!(
+        only_of(&run, FindingKind::HalfOpen).stage.as_deref(),
+        Some("suspected")
+    );
+}
+
 /// A poll finds no socket after three timeouts, 1.4 s after the data was sent for the first time.
 fn gone(run: &mut Run, user_timeout_ms: u32) {
     timeouts(run, LOCAL, REMOTE, 2);
@@ -290,6 +363,37 @@ fn a_socket_that_is_gone_without_a_word_was_given_up_if_its_time_was_over(
     assert_eq!((finding.status, finding.count), (Status::Resolved, count));
     assert_eq!(finding.certainty == Certainty::Exact, stage == "closed");
     assert_eq!(finding.owner.as_ref().unwrap().pid, 1234);
+}
+
+/// `tcp_retries2` at 2 bears 1.4 s, in the namespace that was asked.
+#[rstest]
+#[case::own(Some(4026), "confirmed", true)]
+#[case::another(Some(1), "closed", false)]
+#[case::not_told(None, "closed", false)]
+fn the_settings_of_one_namespace_tell_nothing_of_another(
+    #[case] netns: Option<u32>,
+    #[case] stage: &str,
+    #[case] is_known: bool,
+) {
+    let mut host = host();
+    host.netns = netns;
+    host.sysctls
+        .insert("net.ipv4.tcp_retries2".to_owned(), "2".to_owned());
+    let mut run = Run::on(Thresholds::default(), host);
+    gone(&mut run, 0);
+    let suspected = run.only();
+    let advised = suspected.advice.join("\n");
+    let setting = if is_known {
+        "net.ipv4.tcp_retries2 (now 2), which gives up only after 1.4 s"
+    } else {
+        "net.ipv4.tcp_retries2 of namespace 4026"
+    };
+    assert!(advised.contains(setting), "{advised}");
+    let evidence = &suspected.evidence;
+    let limit = |evidence: &Evidence| evidence.name == "kernel_gives_up_after_s";
+    assert_eq!(evidence.iter().any(limit), is_known);
+    run.pass(Duration::from_secs(1));
+    assert_eq!(run.only().stage.as_deref(), Some(stage));
 }
 
 #[test]

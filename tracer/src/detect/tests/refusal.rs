@@ -247,6 +247,53 @@ fn a_closed_port_that_clients_want_stands_beside_a_scan() {
     assert_eq!(found, [9, 100]);
 }
 
+/// A scan of a hundred ports, in the midst of which one is wanted `count` times; the SYNs of each finding.
+fn outage_in_a_scan(run: &mut Run, port: u16, count: u64) -> Vec<u64> {
+    for port in 100..200 {
+        run.refusal(
+            socket(&format!("10.0.0.1:{port}"), REMOTE),
+            1,
+            "NO_SOCKET",
+            |_| {},
+        );
+    }
+    run.tick();
+    for count in 1..=count {
+        run.refusal(
+            socket(&format!("10.0.0.1:{port}"), "10.0.0.3:4000"),
+            count,
+            "NO_SOCKET",
+            |_| {},
+        );
+        run.pass(Duration::from_secs(1));
+    }
+    run.finish();
+    let found = run.last_words();
+    found.iter().map(|finding| finding.count).collect()
+}
+
+#[test]
+fn a_service_that_is_gone_is_told_of_in_the_midst_of_a_scan() {
+    let mut run = Run::new();
+    run.syn(listener("0.0.0.0:80", REMOTE), |_| {});
+    assert_eq!(outage_in_a_scan(&mut run, 80, 14), [100, 14]);
+    let found = run.last_words();
+    assert_eq!(found[0].status, Status::Resolved, "the scan is over");
+    assert_eq!(evidence(found[1], "was_listening_pid"), &Value::Count(1234));
+    run.assert_replays(Thresholds::default());
+}
+
+#[rstest]
+#[case::no_more_than_a_scanner_tries(15, &[115])]
+#[case::more(16, &[100, 16])]
+fn a_port_that_is_wanted_by_far_the_most_is_no_part_of_a_scan(
+    #[case] count: u64,
+    #[case] found: &[u64],
+) {
+    let mut run = Run::new();
+    assert_eq!(outage_in_a_scan(&mut run, 443, count), found);
+}
+
 #[test]
 fn what_found_the_kernels_map_full_is_a_scan() {
     let mut run = Run::new();

@@ -1,8 +1,9 @@
 use std::time::Duration;
 
 use conntracer_common::{record, tcp::pending};
+use rstest::rstest;
 
-use super::evidence;
+use super::{evidence, only_of};
 use crate::{
     detect::Thresholds,
     finding::{FindingKind, Status, Value},
@@ -68,6 +69,79 @@ fn probes_that_this_host_drops_with_the_window_open_are_its_own_doing() {
     assert_eq!((finding.cause.as_ref(), finding.count), ("local_drop", 2));
     run.closed(socket(LOCAL, REMOTE), |_| {});
     assert_eq!(run.only().stage.as_deref(), Some("closed"));
+}
+
+/// A window probe after so many that came to nothing.
+fn unanswered(run: &mut Run, backoff: u8, probes_out: u8) {
+    run.pass(Duration::from_millis(200 << backoff));
+    run.probe(socket(LOCAL, REMOTE), |probe| {
+        probe.keepalive = 0;
+        stall(&mut probe.tcp, 0);
+        probe.tcp.backoff = backoff;
+        probe.tcp.probes_out = probes_out;
+    });
+}
+
+#[test]
+fn a_peer_that_answers_no_window_probe_is_dead_and_no_stalled_receiver() {
+    let mut run = Run::new();
+    for before in 1..=4 {
+        unanswered(&mut run, before, before);
+    }
+    let finding = run.only();
+    assert_eq!(finding.kind, FindingKind::HalfOpen);
+    assert_eq!(finding.cause, "dead_peer");
+}
+
+#[test]
+fn a_stalled_receiver_that_answers_no_more_is_one_no_longer() {
+    let mut run = Run::new();
+    probes(&mut run, 5, 0, 0);
+    unanswered(&mut run, 5, 1);
+    let stalled = run.only();
+    assert_eq!((stalled.status, stalled.count), (Status::Update, 6));
+    unanswered(&mut run, 6, 2);
+    let [stalled, dead] = run.last_words()[..] else {
+        panic!("expected two findings, got {:#?}", run.last_words());
+    };
+    assert_eq!(stalled.status, Status::Resolved);
+    assert_eq!(stalled.stage.as_deref(), Some("unanswered"));
+    assert!(stalled.summary.contains("answers no more"));
+    assert_eq!(dead.cause, "dead_peer");
+    assert_eq!(dead.status, Status::Open);
+    run.assert_replays(Thresholds::default());
+}
+
+#[rstest]
+#[case::ended(true, "closed")]
+#[case::not_told(false, "forgotten")]
+fn a_stall_without_an_entry_ends_with_the_connection_or_its_last_probe(
+    #[case] is_told: bool,
+    #[case] stage: &str,
+) {
+    let homeless = || record::Socket {
+        born_ns: 0,
+        ..socket(LOCAL, REMOTE)
+    };
+    let mut run = Run::new();
+    for backoff in 1..4 {
+        run.pass(Duration::from_millis(200 << backoff));
+        run.probe(homeless(), |probe| {
+            probe.keepalive = 0;
+            stall(&mut probe.tcp, 0);
+            probe.tcp.backoff = backoff;
+        });
+    }
+    if is_told {
+        run.ending(homeless(), |ending| ending.flags = 0);
+    } else {
+        run.pass(Duration::from_mins(4));
+        assert_ne!(run.only().status, Status::Resolved);
+        run.pass(Duration::from_secs(1));
+    }
+    let finding = only_of(&run, FindingKind::SendStall);
+    assert_eq!(finding.stage.as_deref(), Some(stage));
+    assert_eq!((finding.status, finding.count), (Status::Resolved, 4));
 }
 
 #[test]

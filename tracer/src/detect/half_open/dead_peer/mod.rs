@@ -5,7 +5,8 @@
 //! keepalive or window probes. `confirmed` when the kernel gives up (ETIMEDOUT and its kin),
 //! `recovered` when anything is acknowledged, `reset` when the peer answers that it knows nothing of
 //! the connection, `closed` when the socket went for another reason. The last four resolve. A socket that is gone
-//! without a word, after a silence as long as the kernel bears, is taken for `confirmed`.
+//! without a word, after a silence as long as the kernel bears, is taken for `confirmed`. A connection that the
+//! kernel half has no room for is `forgotten` when it shows neither timeouts nor its end any more.
 //!
 //! **Count.** Consecutive timeouts, with the one at which the kernel gave up: what `TcpExt
 //! TCPTimeouts` counts for the connection since it went silent. Of a connection that only probes, the
@@ -22,7 +23,7 @@
 mod narrow;
 mod words;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use self::{
     narrow::Narrow,
@@ -30,7 +31,7 @@ use self::{
 };
 use crate::{
     detect::{Context, Life, errno},
-    event::{Body, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState},
+    event::{Body, Ending, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState},
     finding::Ktime,
     source::SocketId,
     table::{
@@ -38,6 +39,9 @@ use crate::{
         connection::{Change, Connection, ConnectionKey},
     },
 };
+
+/// A silence that nobody asks about is over after as long as the longest RTO twice over without a record.
+const FORGOTTEN_AFTER: Duration = RTO_MAX.saturating_mul(2);
 
 /// The silence of one connection.
 #[derive(Clone, Copy, Debug)]
@@ -148,7 +152,7 @@ impl DeadPeer {
         let mut watched = Vec::new();
         for (key, silence) in self.table.iter() {
             // Without a birth the kernel half cannot tell the socket from a later one.
-            if !silence.is_silent() || silence.gone.is_some() || key.id.born == Ktime(0) {
+            if !silence.is_silent() || silence.gone.is_some() || key.is_homeless() {
                 continue;
             }
             if watched.len() < limit {
@@ -313,7 +317,8 @@ impl DeadPeer {
         {
             return;
         }
-        let known = self.table.remove(&ConnectionKey::of(&body.socket));
+        let key = ConnectionKey::of(&body.socket);
+        let known = self.table.remove(&key);
         let gave_up = matches!(
             body.errno,
             errno::ETIMEDOUT | errno::EHOSTUNREACH | errno::ENETUNREACH | errno::EHOSTDOWN
@@ -331,7 +336,9 @@ impl DeadPeer {
             self.resolve(&silence, stage, None, cx);
             return;
         }
-        if known.is_none() && body.retransmits == 0 && body.probes_out == 0 {
+        let had_no_trouble = body.retransmits == 0 && body.probes_out == 0;
+        // Its ending may have been told already.
+        if known.is_none() && (had_no_trouble || key.is_homeless()) {
             return;
         }
         let mut silence = known.unwrap_or_else(|| {
@@ -348,6 +355,22 @@ impl DeadPeer {
             silence.life = Some(cx.open(draft(&silence, "confirmed", Some(body.errno), cx)));
         }
         self.resolve(&silence, "confirmed", Some(body.errno), cx);
+    }
+
+    /// How a connection ended, which for one that the kernel half has no room for is its only word.
+    pub(crate) fn ending(&mut self, body: &Ending, cx: &mut Context<'_>) {
+        if ConnectionKey::of(&body.socket).is_homeless() {
+            let state = State {
+                socket: body.socket,
+                owner: body.owner,
+                old: body.old,
+                new: TcpState::Close,
+                errno: body.errno,
+                retransmits: body.tcp.retransmits,
+                probes_out: body.tcp.probes_out,
+            };
+            self.state(&state, cx);
+        }
     }
 
     /// A reset from the peer ends the doubt: it is there, and knows nothing of the connection.
@@ -396,6 +419,11 @@ impl DeadPeer {
                     table.remove(key);
                     return false;
                 }
+                None if key.is_homeless() && cx.now.since(silence.last) > FORGOTTEN_AFTER => {
+                    cx.resolve(life, draft(silence, "forgotten", None, cx));
+                    table.remove(key);
+                    return false;
+                }
                 None => {}
             }
             if life.due(cx.now, silence.count()) {
@@ -404,10 +432,10 @@ impl DeadPeer {
             }
             true
         });
-        // Never worth a finding, and no record for as long as the longest RTO twice over.
+        // Never worth a finding.
         while let Some((_, silence)) = self.table.oldest()
             && silence.life.is_none()
-            && (silence.gone.is_some() || cx.now.since(silence.last) > 2 * RTO_MAX)
+            && (silence.gone.is_some() || cx.now.since(silence.last) > FORGOTTEN_AFTER)
         {
             self.table.pop_oldest();
         }

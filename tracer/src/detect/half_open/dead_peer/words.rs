@@ -5,8 +5,8 @@ use std::{borrow::Cow, time::Duration};
 use super::Silence;
 use crate::{
     detect::{Context, Draft, Facts, errno, hooks, plural, said_seconds},
-    event::Tcp,
     finding::{FindingKind, Ktime},
+    table::connection::Connection,
 };
 
 /// `TCP_RTO_MIN` and `TCP_RTO_MAX` (include/net/tcp.h).
@@ -24,30 +24,31 @@ fn gives_up_after(retries: u32) -> Duration {
 
 /// How often the kernel tries: `tcp_retries2`, and without an application that waits `tcp_orphan_retries`, whose 0
 /// stands for 8 (net/ipv4/tcp_timer.c, `tcp_orphan_retries`).
-fn retries(tcp: &Tcp, cx: &Context<'_>) -> Option<u32> {
+fn retries(connection: &Connection, cx: &Context<'_>) -> Option<u32> {
     const OF_ZERO: u64 = 8;
-    let retries = if tcp.orphan {
-        let retries = cx.sysctl_number(ORPHAN_RETRIES)?;
+    let retries = if connection.tcp.orphan {
+        let retries = cx.sysctl_number(ORPHAN_RETRIES, connection.netns)?;
         if retries == 0 { OF_ZERO } else { retries }
     } else {
-        cx.sysctl_number("net.ipv4.tcp_retries2")?
+        cx.sysctl_number(RETRIES2, connection.netns)?
     };
     u32::try_from(retries).ok()
 }
 
+const RETRIES2: &str = "net.ipv4.tcp_retries2";
 const ORPHAN_RETRIES: &str = "net.ipv4.tcp_orphan_retries";
 
-/// How long the kernel bears the silence, where timeouts tell.
-fn limit(tcp: &Tcp, cx: &Context<'_>) -> Option<Duration> {
-    tcp.user_timeout
-        .or_else(|| retries(tcp, cx).map(gives_up_after))
+/// How long the kernel bears the silence, where timeouts tell; `None` where that is not known.
+fn limit(connection: &Connection, cx: &Context<'_>) -> Option<Duration> {
+    let user_timeout = connection.tcp.user_timeout;
+    user_timeout.or_else(|| retries(connection, cx).map(gives_up_after))
 }
 
 /// Whether the silence was as long as the kernel bears at `end`. It counts from the first transmission, a timeout
 /// before the first that is seen.
 pub(super) fn is_outlasted(silence: &Silence, end: Ktime, cx: &Context<'_>) -> bool {
     silence.timeouts > 0
-        && limit(&silence.connection.tcp, cx)
+        && limit(&silence.connection, cx)
             .is_some_and(|limit| end.since(silence.since) + RTO_MIN >= limit)
 }
 
@@ -60,7 +61,7 @@ pub(super) fn draft(
     let connection = &silence.connection;
     let tcp = &connection.tcp;
     let silent = cx.now.since(silence.since);
-    let limit = limit(tcp, cx);
+    let limit = limit(connection, cx);
     let mut facts = Facts::default()
         .count("unacked_bytes", tcp.unacked_bytes())
         .count("consecutive_timeouts", silence.timeouts)
@@ -166,6 +167,9 @@ fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: D
             "{remote} answered with a reset after {tried} in {silent}: it had lost the connection"
         ),
         "closed" => format!("the connection to {remote} was closed after {tried} in {silent}"),
+        "forgotten" if silence.connection.key.is_homeless() => {
+            format!("no longer watched, it shows nothing more; {remote} had {tried} in {silent}")
+        }
         "forgotten" => {
             format!("no longer watched, the table is full; {remote} had {tried} in {silent}")
         }
@@ -189,6 +193,7 @@ fn advice(
     cx: &Context<'_>,
 ) -> Vec<Cow<'static, str>> {
     let tcp = &silence.connection.tcp;
+    let netns = silence.connection.netns;
     if silence.is_local() {
         return vec![
             "look at this host's output firewall, its qdisc (tc -s qdisc), the link and the neighbour \
@@ -203,7 +208,7 @@ fn advice(
                 "the peer restarted or dropped its state: let the application reconnect".into(),
             ];
         }
-        _ if silence.is_narrow() => return silence.narrow.sizes.advice(cx),
+        _ if silence.is_narrow() => return silence.narrow.sizes.advice(Some(netns), cx),
         _ => {}
     }
     let mut advice: Vec<Cow<'static, str>> = Vec::new();
@@ -215,7 +220,6 @@ fn advice(
         .into(),
     );
     if tcp.orphan {
-        let retries = cx.sysctl(ORPHAN_RETRIES).unwrap_or("unknown");
         advice.push(
             "let the application see its last data arrive before it closes: shutdown(), then read until the \
              peer's end"
@@ -223,21 +227,21 @@ fn advice(
         );
         advice.push(
             format!(
-                "net.ipv4.tcp_orphan_retries (now {retries}; 0 stands for 8) bounds how long the kernel keeps \
-                 what was closed"
+                "{}, whose 0 stands for 8, bounds how long the kernel keeps what was closed",
+                cx.said_sysctl(ORPHAN_RETRIES, netns)
             )
             .into(),
         );
     } else if stage == "suspected" {
         if tcp.user_timeout.is_none() && silence.timeouts > 0 {
-            let retries2 = cx.sysctl("net.ipv4.tcp_retries2").unwrap_or("unknown");
             let after = limit.map_or_else(String::new, |limit| {
-                format!(", gives up only after {}", said_seconds(limit))
+                format!(" and gives up only after {}", said_seconds(limit))
             });
             advice.push(
                 format!(
-                    "to notice sooner, set TCP_USER_TIMEOUT on the socket (now unset); leave \
-                     net.ipv4.tcp_retries2 (now {retries2}{after}), which is for every connection"
+                    "to notice sooner, set TCP_USER_TIMEOUT on the socket (now unset); leave {}, which is for \
+                     every connection{after}",
+                    cx.said_sysctl(RETRIES2, netns)
                 )
                 .into(),
             );

@@ -43,7 +43,7 @@ pub(super) fn draft(key: &ListenerKey, waiting: &Waiting, cx: &Context<'_>) -> D
         count: waiting.repeats.get(),
         summary: summary(key, waiting, looks),
         evidence: evidence(waiting, looks, cx),
-        advice: advice(waiting, looks, cx),
+        advice: advice(key, waiting, looks, cx),
     }
 }
 
@@ -152,10 +152,13 @@ fn summary(key: &ListenerKey, waiting: &Waiting, looks: Looks) -> String {
     )
 }
 
-fn advice(waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
-    let retries = cx
-        .sysctl("net.ipv4.tcp_synack_retries")
-        .map_or_else(String::new, |value| format!(" (now {value})"));
+fn advice(
+    key: &ListenerKey,
+    waiting: &Waiting,
+    looks: Looks,
+    cx: &Context<'_>,
+) -> Vec<Cow<'static, str>> {
+    let retries = cx.said_sysctl("net.ipv4.tcp_synack_retries", key.netns);
     match looks {
         Looks::OverflowVictims => vec![
             format!(
@@ -185,7 +188,7 @@ fn advice(waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> Vec<Cow<'static,
                 .into(),
             format!(
                 "on a return path over another interface, check net.ipv4.conf.*.rp_filter and \
-                 stateful firewalls; requests expire after net.ipv4.tcp_synack_retries{retries} repeats"
+                 stateful firewalls; how often a SYN-ACK is repeated is {retries}"
             )
             .into(),
         ],
