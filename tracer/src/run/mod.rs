@@ -11,6 +11,7 @@ use std::{
 use anyhow::Context;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    task::yield_now,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
@@ -127,6 +128,7 @@ async fn until_end<S: Source>(
     let deadline = duration.map(|duration| Instant::now() + duration);
     let mut next_stats = Instant::now() + STATS_INTERVAL;
     let mut next_reconcile = Instant::now() + RECONCILE_INTERVAL;
+    let mut more = false;
     loop {
         let polls = tokio::select! {
             // Ends first: a host so busy that there is always something to read ends, too.
@@ -135,6 +137,8 @@ async fn until_end<S: Source>(
             () = sleep_until_some(deadline) => return Ok(Reason::Duration),
             () = sink.failed() => return Ok(Reason::BrokenPipe),
             _ = ticks.tick() => true,
+            // Not at once: signals are only heard of when the runtime has its turn.
+            () = yield_now(), if more => false,
             readable = source.readable() => {
                 readable.context("waiting for records")?;
                 false
@@ -151,7 +155,7 @@ async fn until_end<S: Source>(
             if reconciles {
                 next_reconcile += RECONCILE_INTERVAL;
             }
-            step.poll(source, reconciles)?;
+            more = step.poll(source, reconciles)?;
             if sink.reader_is_gone() {
                 return Ok(Reason::BrokenPipe);
             }
@@ -163,7 +167,7 @@ async fn until_end<S: Source>(
                 sink.push(Line::Stats(Box::new(watch.account(hooks, sink.refused()))));
             }
         } else {
-            step.drain(source)?;
+            more = step.drain(source)?;
         }
         sink.flush();
     }
@@ -186,15 +190,17 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    fn drain<S: Source>(mut self, source: &mut S) -> anyhow::Result<()> {
-        source
+    /// Says whether more is in the rings.
+    fn drain<S: Source>(mut self, source: &mut S) -> anyhow::Result<bool> {
+        let more = source
             .drain(&mut |record| self.take(record))
             .context("reading the rings")?;
-        self.end()
+        self.end().map(|()| more)
     }
 
-    fn poll<S: Source>(mut self, source: &mut S, reconciles: bool) -> anyhow::Result<()> {
-        source
+    /// The same, with what the maps and the kernel's counters tell.
+    fn poll<S: Source>(mut self, source: &mut S, reconciles: bool) -> anyhow::Result<bool> {
+        let more = source
             .drain(&mut |record| self.take(record))
             .context("reading the rings")?;
         let watched = self.watch.watched();
@@ -207,7 +213,7 @@ impl Step<'_> {
                 .reconcile(&mut |record| self.take(record))
                 .context("reading the kernel's counters")?;
         }
-        self.end()
+        self.end().map(|()| more)
     }
 
     fn take(&mut self, record: &[u8]) {

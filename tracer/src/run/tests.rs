@@ -33,6 +33,9 @@ struct Fake {
     drained: bool,
     polls: u64,
     fails: bool,
+    drains: u64,
+    /// During so many drains more comes.
+    busy_drains: u64,
 }
 
 impl Source for Fake {
@@ -44,7 +47,8 @@ impl Source for Fake {
         }
     }
 
-    fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
+        self.drains += 1;
         if self.fails {
             return Err(io::Error::other("the ring is gone"));
         }
@@ -62,7 +66,7 @@ impl Source for Fake {
                 .as_bytes(),
             );
         }
-        Ok(())
+        Ok(self.drains <= self.busy_drains)
     }
 
     fn poll(
@@ -136,6 +140,10 @@ fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) 
         .build()
         .unwrap();
     let reason = runtime.block_on(async {
+        // The clock jumps for nobody who always has something to do.
+        if source.busy_drains == u64::MAX {
+            tokio::time::resume();
+        }
         let mut sink = Sink::spawn(file, renderer, WhenFull::Refuse).unwrap();
         let mut signals = Signals::install().unwrap();
         let reason = run(
@@ -177,6 +185,28 @@ fn an_idle_host_is_polled_twice_a_second() {
     assert_eq!(ran.reason.unwrap(), Reason::Duration);
     // One at once, one each 500 ms, one at the end.
     assert_eq!(source.polls, 1 + 19 + 1);
+}
+
+#[test]
+fn what_came_during_a_drain_is_drained_before_the_next_poll() {
+    let mut source = Fake {
+        busy_drains: 100,
+        ..Fake::default()
+    };
+    let ran = run_for(&mut source, None, Some(Duration::from_millis(100)));
+    assert_eq!(ran.reason.unwrap(), Reason::Duration);
+    // One at the end, for each poll has its own.
+    assert_eq!((source.drains, source.polls), (101 + 1, 2));
+}
+
+#[test]
+fn a_source_that_is_never_empty_does_not_outlast_the_run() {
+    let mut source = Fake {
+        busy_drains: u64::MAX,
+        ..Fake::default()
+    };
+    let ran = run_for(&mut source, None, Some(Duration::from_millis(1)));
+    assert_eq!(ran.reason.unwrap(), Reason::Duration);
 }
 
 #[test]

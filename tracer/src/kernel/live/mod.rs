@@ -560,9 +560,9 @@ impl Source for Kernel {
         Ok(())
     }
 
-    fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
         let (places, processes, asked) = (&self.places, &mut self.processes, &mut self.asked);
-        self.rings.drain(&mut |record| {
+        let more = self.rings.drain(&mut |record| {
             places.name(record, &mut |record| {
                 asked.meet(record);
                 processes.name(record, feed);
@@ -571,7 +571,7 @@ impl Source for Kernel {
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
-        Ok(())
+        Ok(more)
     }
 
     fn poll(
