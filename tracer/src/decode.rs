@@ -407,7 +407,7 @@ fn failure(raw: &record::Failure) -> Result<Failure, DecodeError> {
 
 fn ending(raw: &record::Ending) -> Result<Ending, DecodeError> {
     let socket = socket(&raw.socket);
-    let is_whole = socket.id.born != Ktime(0) && socket.role != Role::Unknown;
+    let is_whole = socket.id.born != Ktime(0) && !socket.older && socket.role != Role::Unknown;
     Ok(Ending {
         socket,
         owner: owner(&raw.owner)?,

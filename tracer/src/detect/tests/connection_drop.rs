@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    record::{Ending, Socket, ending_flag, role},
+    record::{Ending, Socket, ending_flag, role, socket_flag},
     tcp::state,
 };
 use rstest::rstest;
@@ -122,6 +122,21 @@ fn more_fields_tell_more(
     });
     let how = Value::Text(how.to_owned().into());
     assert_eq!(*evidence(run.only(), "how"), how);
+}
+
+#[test]
+fn a_connection_older_than_conntracer_has_no_age() {
+    let told = |flags| {
+        let mut run = Run::new();
+        run.skip(Duration::from_secs(4));
+        let socket = Socket { flags, ..service() };
+        run.ending(socket, |_| ());
+        let evidence = &run.only().evidence;
+        let age = evidence.iter().find(|fact| fact.name == "last_age_s");
+        age.map(|fact| fact.value.clone())
+    };
+    assert_eq!(told(0), Some(Value::Number(4.0)));
+    assert_eq!(told(socket_flag::OLDER), None);
 }
 
 /// Before 6.10 an application may read its error while the kernel has not changed the state yet.
