@@ -23,8 +23,8 @@ use zerocopy::FromBytes;
 
 use crate::{
     event::{
-        Audited, Body, Comm, Device, Drop, Ending, Event, Failure, Holders, Idle, Loss, Netns,
-        Opened, Owner, OwnerSource, Path, Place, Probe, Process, Refusal, Reset, Retransmit,
+        Audited, Body, Comm, Device, Drop, Ending, Event, Failure, HalfClosed, Holders, Idle, Loss,
+        Netns, Opened, Owner, OwnerSource, Path, Place, Probe, Process, Refusal, Reset, Retransmit,
         RetransmitType, Role, Seed, Seeded, Snapshot, Socket, Sources, State, Syn, SynAck, Tcp,
     },
     finding::Ktime,
@@ -98,6 +98,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::SEEDED => Body::Seeded(seeded(&read(bytes, &header)?)),
         kind::IDLE => Body::Idle(idle(&read(bytes, &header)?)?),
         kind::AUDITED => Body::Audited(audited(&read(bytes, &header)?)),
+        kind::HALF_CLOSED => Body::HalfClosed(half_closed(&read(bytes, &header)?)?),
         kind::PROCESS => Body::Process(process(&read(bytes, &header)?)),
         kind::HOLDERS => Body::Holders(holders(&read(bytes, &header)?)?),
         kind => return Err(DecodeError::Kind { kind }),
@@ -480,6 +481,14 @@ const fn audited(raw: &record::Audited) -> Audited {
         lost: raw.lost,
         limit: Duration::from_nanos(raw.limit_ns),
     }
+}
+
+fn half_closed(raw: &record::HalfClosed) -> Result<HalfClosed, DecodeError> {
+    Ok(HalfClosed {
+        owner: owner(&raw.owner)?,
+        count: raw.count,
+        state: raw.state.into(),
+    })
 }
 
 const fn seeded(raw: &record::Seeded) -> Seeded {

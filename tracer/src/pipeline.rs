@@ -208,6 +208,7 @@ impl Pipeline {
             }
             Body::Reset(body) => self.dead_peer.reset(body, &mut cx),
             Body::Snapshot(body) => self.half_closed.snapshot(body, &mut cx),
+            Body::HalfClosed(body) => self.half_closed.unlisted(body),
             Body::Tick => {
                 self.listeners.tick(cx.now);
                 self.syn_drop.tick(&self.listeners, &mut cx);

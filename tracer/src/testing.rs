@@ -412,6 +412,18 @@ impl Run {
         self.record(&record);
     }
 
+    /// So many sockets in `half` of [`owner`]'s process that a poll does not list.
+    pub(crate) fn half_closed(&mut self, half: u8, count: u64) {
+        let record = record::HalfClosed {
+            header: self.header::<record::HalfClosed>(kind::HALF_CLOSED),
+            owner: owner(),
+            count,
+            state: half,
+            ..record::HalfClosed::default()
+        };
+        self.record(&record);
+    }
+
     /// A socket that was there before.
     pub(crate) fn seed(&mut self, socket: Socket, change: impl FnOnce(&mut record::Seed)) {
         let mut record = record::Seed {
@@ -601,6 +613,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::SEEDED, size_of::<record::Seeded>()),
         (kind::IDLE, size_of::<record::Idle>()),
         (kind::AUDITED, size_of::<record::Audited>()),
+        (kind::HALF_CLOSED, size_of::<record::HalfClosed>()),
         (kind::PROCESS, size_of::<record::Process>()),
         (kind::HOLDERS, size_of::<record::Holders>()),
     ];
