@@ -33,6 +33,8 @@ struct Fake {
     drained: bool,
     polls: u64,
     fails: bool,
+    /// Polls that are answered no sooner.
+    failing_polls: u64,
     drains: u64,
     /// During so many drains more comes.
     busy_drains: u64,
@@ -76,6 +78,9 @@ impl Source for Fake {
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
         self.polls += 1;
+        if self.polls <= self.failing_polls {
+            return Err(io::Error::other("no memory"));
+        }
         self.ktime_ns += 1;
         feed(
             Tick {
@@ -236,6 +241,18 @@ fn a_reader_that_leaves_ends_the_run() {
     drop(reader);
     let ran = run_for(&mut Fake::default(), Some(writer.into()), None);
     assert_eq!(ran.reason.unwrap(), Reason::BrokenPipe);
+}
+
+#[test]
+fn a_poll_may_fail_for_a_while() {
+    let mut source = Fake {
+        failing_polls: u64::from(MAX_FAILURES),
+        ..Fake::default()
+    };
+    let ran = run_for(&mut source, None, Some(Duration::from_secs(10)));
+    assert_eq!(ran.reason.unwrap(), Reason::Duration);
+    let stop = ran.lines.last().unwrap();
+    assert_eq!(stop["tallies"]["polls_failed"], MAX_FAILURES);
 }
 
 #[test]
