@@ -251,8 +251,11 @@ impl Pipeline {
                 });
             }
         }
-        if let Body::Netns(netns) = &event.body {
-            self.reconciler.netns(netns);
+        if let Body::Netns(netns) = &event.body
+            && self.reconciler.netns(netns)
+        {
+            self.processes.forget_netns(netns.id.inode);
+            self.refusal.forget_netns(netns.id.inode);
         }
         if let Body::Process(process) = &event.body {
             self.processes.apply(process);

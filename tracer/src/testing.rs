@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use conntracer_common::{
+    netns::NetnsId,
     record::{
         self, Header, Owner, Socket, Tcp, kind, owner_source, role, socket_flag, syn_evidence,
     },
@@ -408,6 +409,16 @@ impl Run {
             lost,
             limit_ns: 900_000_000_000,
             ..record::Audited::default()
+        };
+        self.record(&record);
+    }
+
+    /// The comparison of a namespace, which counted nothing.
+    pub(crate) fn netns(&mut self, inode: u32, mix: u32) {
+        let record = record::Netns {
+            header: self.header::<record::Netns>(kind::NETNS),
+            id: NetnsId { inode, mix },
+            ..record::Netns::default()
         };
         self.record(&record);
     }
