@@ -44,6 +44,7 @@ pub mod kind {
     pub const IDLE: u16 = 23;
     pub const SEEDED: u16 = 24;
     pub const AUDITED: u16 = 25;
+    pub const HALF_CLOSED: u16 = 27;
 }
 
 /// Where a socket's owner was learned; DESIGN.md's `owner_source`.
@@ -791,10 +792,10 @@ pub mod idle_flag {
 }
 
 /// What the program `idle` answers when it is asked about a socket.
-pub mod idle_answer {
-    /// It is gone, not idle for so long, or in no need of words.
+pub mod answer {
+    /// It is gone, not idle for so long, in no need of words, or filtered.
     pub const NOTHING: u32 = 0;
-    /// An [`super::Idle`] was written.
+    /// A record was written.
     pub const SAID: u32 = 1;
     /// There was no room for one.
     pub const LOST: u32 = 2;
@@ -834,6 +835,22 @@ pub struct Audited {
     pub pad: u32,
     /// How long a connection must have been idle.
     pub limit_ns: u64,
+}
+
+/// Half-closed sockets of one process that a poll counts and does not ask for one by one, made by the user
+/// half.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct HalfClosed {
+    pub header: Header,
+    pub owner: Owner,
+    /// How many there are beyond those that a [`Snapshot`] is written of.
+    pub count: u64,
+    /// CLOSE_WAIT or FIN_WAIT2.
+    pub state: u8,
+    pub pad: [u8; 7],
 }
 
 /// The state of a watched socket, asked for by the user half between events.
@@ -1038,6 +1055,7 @@ const _: () = {
     assert!(size_of::<Holders>() == 408);
     assert!(size_of::<Idle>() == 216);
     assert!(size_of::<Audited>() == 40);
+    assert!(size_of::<HalfClosed>() == 72);
     assert!(size_of::<Sources>() == 424);
     assert!(size_of::<Syn>() <= MAX_RECORD && size_of::<Sources>() <= MAX_RECORD);
     assert!(size_of::<Retransmits>() <= MAX_RECORD);

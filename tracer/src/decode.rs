@@ -23,10 +23,10 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
     event::{
-        Audited, Body, Comm, Device, Drop, Egress, Ending, Event, Failure, Holders, Idle, Loss,
-        Netns, Opened, Owner, OwnerSource, Path, Place, Probe, Process, Refusal, Reset, Retransmit,
-        RetransmitType, Role, Seed, Seeded, Snapshot, Socket, Sources, State, Syn, SynAck, Tcp,
-        Undo,
+        Audited, Body, Comm, Device, Drop, Egress, Ending, Event, Failure, HalfClosed, Holders,
+        Idle, Loss, Netns, Opened, Owner, OwnerSource, Path, Place, Probe, Process, Refusal, Reset,
+        Retransmit, RetransmitType, Role, Seed, Seeded, Snapshot, Socket, Sources, State, Syn,
+        SynAck, Tcp, Undo,
     },
     finding::Ktime,
     source::SocketId,
@@ -100,6 +100,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::SEEDED => Body::Seeded(seeded(&read(bytes, &header)?)),
         kind::IDLE => Body::Idle(idle(&read(bytes, &header)?)?),
         kind::AUDITED => Body::Audited(audited(&read(bytes, &header)?)),
+        kind::HALF_CLOSED => Body::HalfClosed(half_closed(&read(bytes, &header)?)?),
         kind::PROCESS => Body::Process(process(&read(bytes, &header)?)),
         kind::HOLDERS => Body::Holders(holders(&read(bytes, &header)?)?),
         kind => return Err(DecodeError::Kind { kind }),
@@ -436,7 +437,7 @@ fn failure(raw: &record::Failure) -> Result<Failure, DecodeError> {
 
 fn ending(raw: &record::Ending) -> Result<Ending, DecodeError> {
     let socket = socket(&raw.socket);
-    let is_whole = socket.id.born != Ktime(0) && socket.role != Role::Unknown;
+    let is_whole = socket.id.born != Ktime(0) && !socket.older && socket.role != Role::Unknown;
     Ok(Ending {
         socket,
         owner: owner(&raw.owner)?,
@@ -509,6 +510,14 @@ const fn audited(raw: &record::Audited) -> Audited {
         lost: raw.lost,
         limit: Duration::from_nanos(raw.limit_ns),
     }
+}
+
+fn half_closed(raw: &record::HalfClosed) -> Result<HalfClosed, DecodeError> {
+    Ok(HalfClosed {
+        owner: owner(&raw.owner)?,
+        count: raw.count,
+        state: raw.state.into(),
+    })
 }
 
 const fn seeded(raw: &record::Seeded) -> Seeded {

@@ -167,6 +167,12 @@ impl Records {
             self.learn(record);
             return true;
         }
+        // Sockets that are counted and not listed have no addresses to go by; where none of their process passes,
+        // they are nobody's.
+        if header.kind == kind::HALF_CLOSED && self.sockets.is_some() {
+            self.tallies.records_filtered += 1;
+            return false;
+        }
         let is_owned = OWNED.contains(&header.kind);
         if !is_owned && header.kind != kind::SOURCES {
             return true;

@@ -213,6 +213,7 @@ impl Pipeline {
             }
             Body::Reset(body) => self.dead_peer.reset(body, &mut cx),
             Body::Snapshot(body) => self.half_closed.snapshot(body, &mut cx),
+            Body::HalfClosed(body) => self.half_closed.unlisted(body),
             Body::Tick => {
                 self.listeners.tick(cx.now);
                 self.syn_drop.tick(&self.listeners, &mut cx);
@@ -255,8 +256,11 @@ impl Pipeline {
                 });
             }
         }
-        if let Body::Netns(netns) = &event.body {
-            self.reconciler.netns(netns);
+        if let Body::Netns(netns) = &event.body
+            && self.reconciler.netns(netns)
+        {
+            self.processes.forget_netns(netns.id.inode);
+            self.refusal.forget_netns(netns.id.inode);
         }
         if let Body::Process(process) = &event.body {
             self.processes.apply(process);

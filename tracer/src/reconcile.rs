@@ -106,15 +106,22 @@ impl Reconciler {
         }
     }
 
-    pub(crate) fn netns(&mut self, netns: &Netns) {
+    /// True of a namespace whose inode was another's.
+    pub(crate) fn netns(&mut self, netns: &Netns) -> bool {
         self.told = self.told.min(netns.told);
         if netns.id.inode == 0 {
             self.of_all = Some(*netns);
         } else if let Some(known) = self.namespaces.touch(&netns.id) {
             *known = *netns;
         } else {
+            let inherits = self
+                .namespaces
+                .iter()
+                .any(|(id, _)| id.inode == netns.id.inode);
             self.namespaces.insert(netns.id, *netns);
+            return inherits;
         }
+        false
     }
 
     /// Namespaces forgotten for want of room.

@@ -28,8 +28,9 @@ pub trait Source {
     /// Completes when a record that cannot wait is in the rings. Cancel-safe.
     fn readable(&self) -> impl Future<Output = io::Result<()>>;
 
-    /// Hands out everything now in the rings, in the order of `ktime_ns`.
-    fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()>;
+    /// Hands out everything now in the rings, in the order of `ktime_ns`; says whether more came meanwhile, which
+    /// `readable` may not tell.
+    fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<bool>;
 
     /// Asks the kernel's maps: listeners that are watched or whose totals changed (`Syn` with outcome
     /// 255), who troubled them since the last poll (`Sources`), SYNs dropped before a listener

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use conntracer_common::{
+    netns::NetnsId,
     record::{
         self, Header, Owner, Socket, Tcp, kind, owner_source, role, socket_flag, syn_evidence,
     },
@@ -446,6 +447,28 @@ impl Run {
         self.record(&record);
     }
 
+    /// The comparison of a namespace, which counted nothing.
+    pub(crate) fn netns(&mut self, inode: u32, mix: u32) {
+        let record = record::Netns {
+            header: self.header::<record::Netns>(kind::NETNS),
+            id: NetnsId { inode, mix },
+            ..record::Netns::default()
+        };
+        self.record(&record);
+    }
+
+    /// So many sockets in `half` of [`owner`]'s process that a poll does not list.
+    pub(crate) fn half_closed(&mut self, half: u8, count: u64) {
+        let record = record::HalfClosed {
+            header: self.header::<record::HalfClosed>(kind::HALF_CLOSED),
+            owner: owner(),
+            count,
+            state: half,
+            ..record::HalfClosed::default()
+        };
+        self.record(&record);
+    }
+
     /// A socket that was there before.
     pub(crate) fn seed(&mut self, socket: Socket, change: impl FnOnce(&mut record::Seed)) {
         let mut record = record::Seed {
@@ -636,6 +659,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::SEEDED, size_of::<record::Seeded>()),
         (kind::IDLE, size_of::<record::Idle>()),
         (kind::AUDITED, size_of::<record::Audited>()),
+        (kind::HALF_CLOSED, size_of::<record::HalfClosed>()),
         (kind::PROCESS, size_of::<record::Process>()),
         (kind::HOLDERS, size_of::<record::Holders>()),
     ];

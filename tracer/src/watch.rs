@@ -42,6 +42,7 @@ struct AllTallies {
     filter: filter::Tallies,
     sink_events_lost: u64,
     sink_lines_lost: u64,
+    polls_failed: u64,
 }
 
 impl Watch {
@@ -105,12 +106,18 @@ impl Watch {
 
     /// Everything that was counted.
     #[must_use]
-    pub fn account(&self, hooks: Vec<(&'static str, HookCounters)>, refused: Refused) -> Account {
+    pub fn account(
+        &self,
+        hooks: Vec<(&'static str, HookCounters)>,
+        refused: Refused,
+        polls_failed: u64,
+    ) -> Account {
         let tallies = AllTallies {
             pipeline: self.pipeline.tallies(),
             filter: self.records.tallies(),
             sink_events_lost: refused.events,
             sink_lines_lost: refused.others,
+            polls_failed,
         };
         let (listeners, listeners_left_out) = self.pipeline.listeners();
         Account {

@@ -6,7 +6,7 @@ use aya_ebpf::{
     helpers::generated::bpf_jiffies64, macros::raw_tracepoint, programs::RawTracePointContext,
 };
 use conntracer_common::{
-    record::{Idle, idle_answer, idle_flag, kind},
+    record::{Idle, answer, idle_flag, kind},
     tcp::{pending, state},
 };
 
@@ -29,11 +29,11 @@ fn looked_at(ctx: &RawTracePointContext, sk: u64, born_ns: u64, limit_ns: u64) -
     let alive = unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.born_ns == born_ns);
     let state = field!(sk, skc_state: u8);
     if !alive || state == state::CLOSE {
-        return idle_answer::NOTHING;
+        return answer::NOTHING;
     }
     let idle_ns = idle_ns(sk);
     if idle_ns == u64::MAX || idle_ns < limit_ns {
-        return idle_answer::NOTHING;
+        return answer::NOTHING;
     }
     let mut record = Idle {
         header: emit::header::<Idle>(kind::IDLE),
@@ -48,12 +48,12 @@ fn looked_at(ctx: &RawTracePointContext, sk: u64, born_ns: u64, limit_ns: u64) -
         record.flags |= idle_flag::NO_TIMER;
     }
     if record.flags == 0 || !socket::fill(sk, &mut record.socket, &mut record.owner) {
-        return idle_answer::NOTHING;
+        return answer::NOTHING;
     }
     if emit::emit(ctx, Lane::Bulk, &record) == Outcome::Lost {
-        idle_answer::LOST
+        answer::LOST
     } else {
-        idle_answer::SAID
+        answer::SAID
     }
 }
 

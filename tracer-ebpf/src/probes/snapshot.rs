@@ -4,7 +4,7 @@
 
 use aya_ebpf::{EbpfContext, macros::raw_tracepoint, programs::RawTracePointContext};
 use conntracer_common::{
-    record::{Snapshot, Socket, kind},
+    record::{Snapshot, Socket, answer, kind},
     tcp::state,
 };
 
@@ -21,12 +21,18 @@ pub(crate) fn snapshot(ctx: RawTracePointContext) -> i32 {
     let born_ns: u64 = ctx.arg(1);
     // SAFETY: plain data.
     let alive = unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.born_ns == born_ns);
-    if alive {
-        taken(&ctx, sk, false);
+    let outcome = if alive {
+        taken(&ctx, sk, false)
     } else {
-        gone(&ctx, sk, born_ns);
-    }
-    0
+        gone(&ctx, sk, born_ns)
+    };
+    // No event of a hook: who asked counts what there was no room for.
+    let answered = match outcome {
+        Outcome::Emitted => answer::SAID,
+        Outcome::Lost => answer::LOST,
+        Outcome::Aggregated | Outcome::Filtered | Outcome::NotOurs => answer::NOTHING,
+    };
+    answered as i32
 }
 
 /// The same for a listener: nothing is emitted, its entry in `LISTENERS` is brought up to date.

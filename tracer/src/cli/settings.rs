@@ -70,6 +70,7 @@ impl Emits {
             | Body::Seeded(_)
             | Body::Idle(_)
             | Body::Audited(_)
+            | Body::HalfClosed(_)
             | Body::Process(_)
             | Body::Holders(_) => {
                 return false;

@@ -96,7 +96,7 @@ fn feed<R: Read>(
         lines(Line::Start { time: Ktime(0) });
     }
     watch.finish(lines);
-    let account = Box::new(watch.account(Vec::new(), Refused::default()));
+    let account = Box::new(watch.account(Vec::new(), Refused::default(), 0));
     lines(Line::Stop {
         reason: Reason::EndOfInput,
         account,

@@ -74,6 +74,7 @@ impl Named<'_> {
             | Body::Netns(_)
             | Body::Seeded(_)
             | Body::Audited(_)
+            | Body::HalfClosed(_)
             | Body::Process(_)
             | Body::Holders(_) => Ok(()),
             Body::State(body) => {

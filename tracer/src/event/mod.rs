@@ -63,6 +63,7 @@ pub enum Body {
     Seeded(Seeded),
     Idle(Idle),
     Audited(Audited),
+    HalfClosed(HalfClosed),
     Process(Process),
     Holders(Holders),
 }
@@ -764,6 +765,14 @@ pub struct Audited {
     pub limit: Duration,
 }
 
+/// Half-closed sockets of one process that a poll counts beyond those of which it shows a [`Snapshot`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HalfClosed {
+    pub owner: Option<Owner>,
+    pub count: u64,
+    pub state: TcpState,
+}
+
 impl Loss {
     /// The hook's name.
     #[must_use]
@@ -848,6 +857,7 @@ impl Body {
             Self::Seeded(_) => "seeded",
             Self::Idle(_) => "idle",
             Self::Audited(_) => "audited",
+            Self::HalfClosed(_) => "half_closed",
             Self::Process(_) => "process",
             Self::Holders(_) => "holders",
         }
@@ -879,6 +889,7 @@ impl Body {
             | Self::Netns(_)
             | Self::Seeded(_)
             | Self::Audited(_)
+            | Self::HalfClosed(_)
             | Self::Process(_) => None,
         }
     }
@@ -902,6 +913,7 @@ impl Body {
             Self::Snapshot(body) => body.owner.as_ref(),
             Self::Seed(body) => body.owner.as_ref(),
             Self::Idle(body) => body.owner.as_ref(),
+            Self::HalfClosed(body) => body.owner.as_ref(),
             Self::Sources(_)
             | Self::Tick
             | Self::Loss(_)

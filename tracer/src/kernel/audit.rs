@@ -5,7 +5,7 @@
 use std::{io, os::fd::BorrowedFd};
 
 use conntracer_common::{
-    record::{Audited, idle_answer, kind},
+    record::{Audited, answer, kind},
     socket::SocketState,
 };
 use zerocopy::FromBytes;
@@ -18,9 +18,6 @@ pub(super) const PROGRAM: &str = "idle";
 
 /// Shortest and longest time between two looks: 65,536 connections take 0.1 s, which is 0.2 % of the latter.
 const INTERVAL_NS: (u64, u64) = (1_000_000_000, 60_000_000_000);
-
-/// Connections asked about before the rings are read: their records fill a tenth of the smaller ring.
-pub(super) const AT_ONCE: usize = 4_096;
 
 /// What is looked for, and when the next time is.
 #[derive(Debug)]
@@ -88,10 +85,10 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    pub(super) fn add(&mut self, answer: u32) {
+    pub(super) fn add(&mut self, answered: u32) {
         self.asked += 1;
-        self.said += u32::from(answer == idle_answer::SAID);
-        self.lost += u32::from(answer == idle_answer::LOST);
+        self.said += u32::from(answered == answer::SAID);
+        self.lost += u32::from(answered == answer::LOST);
     }
 
     /// The record that ends a look.

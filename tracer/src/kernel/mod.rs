@@ -9,6 +9,7 @@ mod btf;
 mod detectors;
 mod error;
 mod filter;
+mod half_closed;
 mod holders;
 pub mod host;
 mod ladder;

@@ -2,10 +2,12 @@
 //!
 //! Each has a lane for rare records and one for the rest. `drain` hands out what is there, rare and bulk
 //! merged by ktime; records of different CPUs that were written within the same microsecond may be in
-//! either order. What could not be written was counted in the kernel.
+//! either order. What is written meanwhile is left to the next drain, so that each comes to an end. What could
+//! not be written was counted in the kernel.
 
 use std::{
     io,
+    ops::Deref,
     os::fd::{AsFd, OwnedFd},
 };
 
@@ -21,7 +23,7 @@ use conntracer_common::record::Header;
 use rustix::event::epoll;
 use zerocopy::FromBytes;
 
-use super::{error::CannotTrace, plan::Transport};
+use super::{error::CannotTrace, live::ktime_ns as now_ns, plan::Transport};
 
 /// Pages of one CPU's perf buffer: 512 KiB, a quarter of a second of 9,000 retransmissions a second
 /// on one CPU.
@@ -92,25 +94,13 @@ impl Rings {
         &self.wake
     }
 
-    /// Hands out every record now in the rings.
-    pub(super) fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) {
+    /// Hands out every record now in the rings; says whether more came meanwhile.
+    pub(super) fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> bool {
         self.rare.clear();
         match &mut self.kind {
             Kind::Ringbuf(pair) => {
                 let Pair { rare, bulk } = &mut **pair;
-                while let Some(record) = rare.next() {
-                    self.rare.push(record.to_vec());
-                }
-                let mut waiting = self.rare.iter().peekable();
-                while let Some(record) = bulk.next() {
-                    while let Some(earlier) =
-                        waiting.next_if(|rare| ktime_ns(rare) <= ktime_ns(&record))
-                    {
-                        feed(earlier);
-                    }
-                    feed(&record);
-                }
-                waiting.for_each(|record| feed(record));
+                merge(rare, bulk, now_ns(), &mut self.rare, feed)
             }
             Kind::Perf { rare, bulk } => {
                 for buffer in rare.iter_mut().chain(bulk) {
@@ -125,9 +115,50 @@ impl Rings {
                 for record in &self.rare {
                     feed(trimmed(record));
                 }
+                // Each buffer was read up to where it ended when its turn came.
+                false
             }
         }
     }
+}
+
+/// A ring that is read one record at a time.
+trait Lane {
+    fn next(&mut self) -> Option<impl Deref<Target = [u8]>>;
+}
+
+impl Lane for RingBuf<MapData> {
+    fn next(&mut self) -> Option<impl Deref<Target = [u8]>> {
+        Self::next(self)
+    }
+}
+
+/// Hands out what two lanes hold, up to the first record of each that is newer than `until_ns`; says whether
+/// there was one. `copies` is for the rare ones.
+fn merge(
+    rare: &mut impl Lane,
+    bulk: &mut impl Lane,
+    until_ns: u64,
+    copies: &mut Vec<Vec<u8>>,
+    feed: &mut dyn FnMut(&[u8]),
+) -> bool {
+    let mut more = false;
+    while !more && let Some(record) = rare.next() {
+        more = ktime_ns(&record) > until_ns;
+        copies.push(record.to_vec());
+    }
+    let mut waiting = copies.iter().peekable();
+    let mut newer = false;
+    while !newer && let Some(record) = bulk.next() {
+        let at_ns = ktime_ns(&record);
+        newer = at_ns > until_ns;
+        while let Some(earlier) = waiting.next_if(|rare| ktime_ns(rare) <= at_ns) {
+            feed(earlier);
+        }
+        feed(&record);
+    }
+    waiting.for_each(|record| feed(record));
+    more || newer
 }
 
 /// When a record was made; records too short for a header go first, to be counted by `decode`.
@@ -168,4 +199,75 @@ fn perf(
                 .map_err(|error| refused(format!("CPU {cpu}: {error}")))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, collections::VecDeque};
+
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    /// Holds records made at the times in `waiting`; another is made whenever one is read, while `goes_on`.
+    struct Busy<'a> {
+        waiting: VecDeque<u64>,
+        clock_ns: &'a Cell<u64>,
+        goes_on: bool,
+    }
+
+    impl Lane for Busy<'_> {
+        fn next(&mut self) -> Option<impl Deref<Target = [u8]>> {
+            let ktime_ns = self.waiting.pop_front()?;
+            if self.goes_on {
+                self.clock_ns.set(self.clock_ns.get() + 1);
+                self.waiting.push_back(self.clock_ns.get());
+            }
+            let header = Header {
+                ktime_ns,
+                ..Header::default()
+            };
+            Some(header.as_bytes().to_vec())
+        }
+    }
+
+    fn drained(rare: &[u64], bulk: &[u64], busy: [bool; 2]) -> (Vec<u64>, bool) {
+        let clock_ns = Cell::new(10);
+        let lane = |times: &[u64], goes_on| Busy {
+            waiting: times.iter().copied().collect(),
+            clock_ns: &clock_ns,
+            goes_on,
+        };
+        let mut times = Vec::new();
+        let more = merge(
+            &mut lane(rare, busy[0]),
+            &mut lane(bulk, busy[1]),
+            clock_ns.get(),
+            &mut Vec::new(),
+            &mut |record| times.push(ktime_ns(record)),
+        );
+        (times, more)
+    }
+
+    #[test]
+    fn both_lanes_are_handed_out_in_the_order_of_time() {
+        let calm = [false; 2];
+        assert_eq!(
+            drained(&[2, 5, 9], &[1, 3, 4, 7], calm),
+            (vec![1, 2, 3, 4, 5, 7, 9], false)
+        );
+        assert_eq!(drained(&[], &[], calm), (vec![], false));
+    }
+
+    #[test]
+    fn a_drain_ends_though_records_come_as_fast_as_they_are_read() {
+        assert_eq!(
+            drained(&[2], &[1, 3], [false, true]),
+            (vec![1, 2, 3, 11], true)
+        );
+        assert_eq!(
+            drained(&[2, 3], &[1], [true, false]),
+            (vec![1, 2, 3, 11], true)
+        );
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fs,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
@@ -30,16 +31,29 @@ impl Names {
         }
     }
 
-    /// The name of a namespace; `None` where it has none.
+    /// The name of a namespace; `None` where it has none. An inode is another namespace's as soon as its own is
+    /// gone.
     pub(crate) fn name(&mut self, inode: u32, now: Instant) -> Option<&[u8]> {
-        let due = self
-            .looked
-            .is_none_or(|looked| now.saturating_duration_since(looked) >= LOOK_INTERVAL);
-        if due && !self.by_inode.contains_key(&inode.into()) {
-            self.looked = Some(now);
-            self.look();
+        let inode = u64::from(inode);
+        if !self.is_named(inode) {
+            self.by_inode.remove(&inode);
+            let due = self
+                .looked
+                .is_none_or(|looked| now.saturating_duration_since(looked) >= LOOK_INTERVAL);
+            if due {
+                self.looked = Some(now);
+                self.look();
+            }
         }
-        self.by_inode.get(&inode.into()).map(Vec::as_slice)
+        self.by_inode.get(&inode).map(Vec::as_slice)
+    }
+
+    /// Whether the name that is kept still is this namespace's.
+    fn is_named(&self, inode: u64) -> bool {
+        self.by_inode.get(&inode).is_some_and(|name| {
+            fs::metadata(self.directory.join(OsStr::from_bytes(name)))
+                .is_ok_and(|found| found.ino() == inode)
+        })
     }
 
     fn look(&mut self) {
@@ -71,6 +85,12 @@ mod tests {
         let mut names = Names::new(directory.path());
         assert_eq!(names.name(inode, Instant::now()), Some(&b"blue"[..]));
         assert_eq!(names.name(inode ^ 1, Instant::now()), None);
+        // Its name is another's now, before the next look is due.
+        fs::rename(&file, directory.path().join("green")).unwrap();
+        fs::write(&file, "").unwrap();
+        assert_eq!(names.name(inode, Instant::now()), None);
+        let later = Instant::now() + LOOK_INTERVAL;
+        assert_eq!(names.name(inode, later), Some(&b"green"[..]));
         let mut none = Names::new(&directory.path().join("missing"));
         assert_eq!(none.name(inode, Instant::now()), None);
     }

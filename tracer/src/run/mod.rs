@@ -11,6 +11,7 @@ use std::{
 use anyhow::Context;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    task::yield_now,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
@@ -31,6 +32,9 @@ const STREAM_INTERVAL: Duration = Duration::from_millis(100);
 /// Time between two comparisons with the kernel's own counters: a residue is news to nobody within a
 /// second, and a host of 1,000 namespaces and 2 CPUs pays 0.2 % of one (measured: 10 µs a namespace).
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
+/// Polls that may fail one after another before the run does: 5 s at the longer interval. A map that finds no
+/// memory and a CPU that goes offline are over by then.
+const MAX_FAILURES: u32 = 10;
 /// Time between two `stats` lines.
 const STATS_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -80,11 +84,13 @@ pub async fn run<S: Source>(
     duration: Option<Duration>,
     signals: &mut Signals,
 ) -> anyhow::Result<Reason> {
+    let mut failures = Failures::default();
     let reason = until_end(
         source,
         watch,
         sink,
         recorder.as_deref_mut(),
+        &mut failures,
         duration,
         signals,
     )
@@ -93,6 +99,7 @@ pub async fn run<S: Source>(
         watch,
         sink,
         recorder: recorder.as_deref_mut(),
+        failures: &mut failures,
         failed: None,
     }
     .poll(source, true)?;
@@ -103,7 +110,7 @@ pub async fn run<S: Source>(
     let hooks = source
         .accounts()
         .context("reading the kernel half's counters")?;
-    let account = Box::new(watch.account(hooks, sink.refused()));
+    let account = Box::new(watch.account(hooks, sink.refused(), failures.all));
     sink.push(Line::Stop { reason, account });
     sink.flush();
     Ok(reason)
@@ -114,6 +121,7 @@ async fn until_end<S: Source>(
     watch: &mut Watch,
     sink: &mut Sink,
     mut recorder: Option<&mut Recorder>,
+    failures: &mut Failures,
     duration: Option<Duration>,
     signals: &mut Signals,
 ) -> anyhow::Result<Reason> {
@@ -127,6 +135,7 @@ async fn until_end<S: Source>(
     let deadline = duration.map(|duration| Instant::now() + duration);
     let mut next_stats = Instant::now() + STATS_INTERVAL;
     let mut next_reconcile = Instant::now() + RECONCILE_INTERVAL;
+    let mut more = false;
     loop {
         let polls = tokio::select! {
             // Ends first: a host so busy that there is always something to read ends, too.
@@ -135,6 +144,8 @@ async fn until_end<S: Source>(
             () = sleep_until_some(deadline) => return Ok(Reason::Duration),
             () = sink.failed() => return Ok(Reason::BrokenPipe),
             _ = ticks.tick() => true,
+            // Not at once: signals are only heard of when the runtime has its turn.
+            () = yield_now(), if more => false,
             readable = source.readable() => {
                 readable.context("waiting for records")?;
                 false
@@ -144,6 +155,7 @@ async fn until_end<S: Source>(
             watch,
             sink,
             recorder: recorder.as_deref_mut(),
+            failures,
             failed: None,
         };
         if polls {
@@ -151,7 +163,7 @@ async fn until_end<S: Source>(
             if reconciles {
                 next_reconcile += RECONCILE_INTERVAL;
             }
-            step.poll(source, reconciles)?;
+            more = step.poll(source, reconciles)?;
             if sink.reader_is_gone() {
                 return Ok(Reason::BrokenPipe);
             }
@@ -159,11 +171,14 @@ async fn until_end<S: Source>(
                 next_stats += STATS_INTERVAL;
                 let hooks = source
                     .accounts()
-                    .context("reading the kernel half's counters")?;
-                sink.push(Line::Stats(Box::new(watch.account(hooks, sink.refused()))));
+                    .context("reading the kernel half's counters");
+                if let Some(hooks) = failures.forgive(hooks)? {
+                    let account = watch.account(hooks, sink.refused(), failures.all);
+                    sink.push(Line::Stats(Box::new(account)));
+                }
             }
         } else {
-            step.drain(source)?;
+            more = step.drain(source)?;
         }
         sink.flush();
     }
@@ -176,27 +191,65 @@ async fn sleep_until_some(deadline: Option<Instant>) {
     }
 }
 
+/// Polls that failed, in a row and in all.
+#[derive(Debug, Default)]
+struct Failures {
+    in_a_row: u32,
+    all: u64,
+}
+
+impl Failures {
+    /// Counts a failure, and passes on the one that is too many.
+    fn forgive<T>(&mut self, polled: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
+        match polled {
+            Ok(told) => {
+                self.in_a_row = 0;
+                Ok(Some(told))
+            }
+            Err(error) => {
+                self.in_a_row += 1;
+                self.all += 1;
+                if self.in_a_row > MAX_FAILURES {
+                    return Err(error);
+                }
+                log::warn!("{error:#}; the next poll tries again");
+                Ok(None)
+            }
+        }
+    }
+}
+
 /// One turn of the loop: records go to the recording, then through the pipeline.
 struct Step<'a> {
     watch: &'a mut Watch,
     sink: &'a mut Sink,
     recorder: Option<&'a mut Recorder>,
+    failures: &'a mut Failures,
     /// The recording's first failure; the drain cannot be left in its middle.
     failed: Option<io::Error>,
 }
 
 impl Step<'_> {
-    fn drain<S: Source>(mut self, source: &mut S) -> anyhow::Result<()> {
-        source
-            .drain(&mut |record| self.take(record))
-            .context("reading the rings")?;
-        self.end()
+    /// Says whether more is in the rings.
+    fn drain<S: Source>(mut self, source: &mut S) -> anyhow::Result<bool> {
+        let drained = self.read(source);
+        self.end(drained)
     }
 
-    fn poll<S: Source>(mut self, source: &mut S, reconciles: bool) -> anyhow::Result<()> {
+    /// The same, with what the maps and the kernel's counters tell.
+    fn poll<S: Source>(mut self, source: &mut S, reconciles: bool) -> anyhow::Result<bool> {
+        let polled = self.ask(source, reconciles);
+        self.end(polled)
+    }
+
+    fn read<S: Source>(&mut self, source: &mut S) -> anyhow::Result<bool> {
         source
             .drain(&mut |record| self.take(record))
-            .context("reading the rings")?;
+            .context("reading the rings")
+    }
+
+    fn ask<S: Source>(&mut self, source: &mut S, reconciles: bool) -> anyhow::Result<bool> {
+        let more = self.read(source)?;
         let watched = self.watch.watched();
         let half_closed_ns = self.watch.half_closed_ns();
         source
@@ -207,7 +260,7 @@ impl Step<'_> {
                 .reconcile(&mut |record| self.take(record))
                 .context("reading the kernel's counters")?;
         }
-        self.end()
+        Ok(more)
     }
 
     fn take(&mut self, record: &[u8]) {
@@ -222,9 +275,12 @@ impl Step<'_> {
         self.watch.feed(record, &mut |line| self.sink.push(line));
     }
 
-    fn end(self) -> anyhow::Result<()> {
-        self.failed
-            .map_or(Ok(()), |error| Err(error).context("writing the recording"))
+    /// The kernel may have its reasons for a while; a recording that cannot be written stays so.
+    fn end(self, done: anyhow::Result<bool>) -> anyhow::Result<bool> {
+        if let Some(error) = self.failed {
+            return Err(error).context("writing the recording");
+        }
+        Ok(self.failures.forgive(done)?.unwrap_or(false))
     }
 }
 

@@ -33,6 +33,11 @@ struct Fake {
     drained: bool,
     polls: u64,
     fails: bool,
+    /// Polls that are answered no sooner.
+    failing_polls: u64,
+    drains: u64,
+    /// During so many drains more comes.
+    busy_drains: u64,
 }
 
 impl Source for Fake {
@@ -44,7 +49,8 @@ impl Source for Fake {
         }
     }
 
-    fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
+        self.drains += 1;
         if self.fails {
             return Err(io::Error::other("the ring is gone"));
         }
@@ -62,7 +68,7 @@ impl Source for Fake {
                 .as_bytes(),
             );
         }
-        Ok(())
+        Ok(self.drains <= self.busy_drains)
     }
 
     fn poll(
@@ -72,6 +78,9 @@ impl Source for Fake {
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
         self.polls += 1;
+        if self.polls <= self.failing_polls {
+            return Err(io::Error::other("no memory"));
+        }
         self.ktime_ns += 1;
         feed(
             Tick {
@@ -136,6 +145,10 @@ fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) 
         .build()
         .unwrap();
     let reason = runtime.block_on(async {
+        // The clock jumps for nobody who always has something to do.
+        if source.busy_drains == u64::MAX {
+            tokio::time::resume();
+        }
         let mut sink = Sink::spawn(file, renderer, WhenFull::Refuse).unwrap();
         let mut signals = Signals::install().unwrap();
         let reason = run(
@@ -180,6 +193,28 @@ fn an_idle_host_is_polled_twice_a_second() {
 }
 
 #[test]
+fn what_came_during_a_drain_is_drained_before_the_next_poll() {
+    let mut source = Fake {
+        busy_drains: 100,
+        ..Fake::default()
+    };
+    let ran = run_for(&mut source, None, Some(Duration::from_millis(100)));
+    assert_eq!(ran.reason.unwrap(), Reason::Duration);
+    // One at the end, for each poll has its own.
+    assert_eq!((source.drains, source.polls), (101 + 1, 2));
+}
+
+#[test]
+fn a_source_that_is_never_empty_does_not_outlast_the_run() {
+    let mut source = Fake {
+        busy_drains: u64::MAX,
+        ..Fake::default()
+    };
+    let ran = run_for(&mut source, None, Some(Duration::from_millis(1)));
+    assert_eq!(ran.reason.unwrap(), Reason::Duration);
+}
+
+#[test]
 fn what_was_lost_is_told_and_accounted_for() {
     let ran = run_for(&mut Fake::default(), None, Some(Duration::from_secs(1)));
     let kinds: Vec<&str> = ran
@@ -206,6 +241,18 @@ fn a_reader_that_leaves_ends_the_run() {
     drop(reader);
     let ran = run_for(&mut Fake::default(), Some(writer.into()), None);
     assert_eq!(ran.reason.unwrap(), Reason::BrokenPipe);
+}
+
+#[test]
+fn a_poll_may_fail_for_a_while() {
+    let mut source = Fake {
+        failing_polls: u64::from(MAX_FAILURES),
+        ..Fake::default()
+    };
+    let ran = run_for(&mut source, None, Some(Duration::from_secs(10)));
+    assert_eq!(ran.reason.unwrap(), Reason::Duration);
+    let stop = ran.lines.last().unwrap();
+    assert_eq!(stop["tallies"]["polls_failed"], MAX_FAILURES);
 }
 
 #[test]

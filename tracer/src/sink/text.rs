@@ -163,6 +163,7 @@ impl Text {
             | Body::Netns(_)
             | Body::Seeded(_)
             | Body::Audited(_)
+            | Body::HalfClosed(_)
             | Body::Process(_)
             | Body::Holders(_) => String::new(),
             Body::State(state) => {

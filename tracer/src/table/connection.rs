@@ -152,6 +152,7 @@ impl Connections {
             | Body::Seeded(_)
             | Body::Idle(_)
             | Body::Audited(_)
+            | Body::HalfClosed(_)
             | Body::Process(_)
             | Body::Holders(_) => return None,
         };

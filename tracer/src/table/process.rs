@@ -43,6 +43,9 @@ impl Processes {
     pub fn apply(&mut self, process: &Process) {
         if let Some(name) = text(&process.netns_name, false) {
             self.netns.insert(process.netns, name);
+        } else if process.started_unix_ms != 0 {
+            // It was there to be looked at, and its namespace has no name: an earlier one with this inode had.
+            self.netns.remove(&process.netns);
         }
         let key = (process.pid, process.started_ms);
         let before = self.names.remove(&key).unwrap_or_default();
@@ -62,6 +65,11 @@ impl Processes {
                 netns_name: None,
             },
         );
+    }
+
+    /// Another namespace has this inode by now.
+    pub fn forget_netns(&mut self, inode: u32) {
+        self.netns.remove(&inode);
     }
 
     /// Names the owners of a finding.
@@ -160,6 +168,21 @@ mod tests {
         assert_eq!(names.unit.as_deref(), Some("nginx.service"));
         assert_eq!(names.netns_name.as_deref(), Some("blue"));
         assert_eq!(names.started.as_deref(), Some("2023-11-14T22:13:20.010Z"));
+    }
+
+    #[test]
+    fn a_namespace_does_not_inherit_a_name_with_its_inode() {
+        let mut processes = Processes::default();
+        processes.apply(&process(1));
+        processes.apply(&Process {
+            netns_name: [0; NETNS_NAME_BYTES],
+            ..process(2)
+        });
+        assert_eq!(named(&processes, 7, 2).netns_name, None);
+        processes.apply(&process(1));
+        assert!(named(&processes, 7, 1).netns_name.is_some());
+        processes.forget_netns(4026);
+        assert_eq!(named(&processes, 7, 1).netns_name, None);
     }
 
     #[test]

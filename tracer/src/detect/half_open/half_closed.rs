@@ -5,7 +5,7 @@
 //! by process and state. Opens at
 //! [`HalfOpen::half_closed_sockets`](crate::detect::HalfOpen::half_closed_sockets); resolves when two
 //! polls find none. The count is how many there are; of a resolved finding, how many there were at
-//! most.
+//! most. Of very many a poll lists a part, and counts the others by process (`unlisted_sockets`).
 //!
 //! **Reading.** CLOSE_WAIT: the peer closed and the application did not. A number that grows again and again, by
 //! [`HalfOpen::leak_per_minute`](crate::detect::HalfOpen::leak_per_minute), is a descriptor leak; sockets that
@@ -30,7 +30,7 @@ use foldhash::quality::RandomState;
 use super::process;
 use crate::{
     detect::{Context, Draft, Facts, Life, plural, said_seconds, who},
-    event::{Owner, Snapshot, TcpState},
+    event::{HalfClosed as Unlisted, Owner, Snapshot, TcpState},
     finding::{FindingKind, Ktime},
     source::SocketId,
     table::Bounded,
@@ -98,6 +98,9 @@ struct Group {
     /// Counted since the last tick, and as of it; of those, held by more than one process.
     counting: u64,
     count: u64,
+    /// Of those, counted and not listed: likewise.
+    counting_unlisted: u64,
+    unlisted: u64,
     sharing: u64,
     shared: u64,
     peak: u64,
@@ -130,10 +133,17 @@ impl Group {
         })
     }
 
+    /// Those of which a poll says more than that they are there.
+    const fn listed(&self) -> u64 {
+        self.count.saturating_sub(self.unlisted)
+    }
+
     fn reading(&self, state: TcpState, cx: &Context<'_>) -> Reading {
         if self.leaks(cx) {
             Reading::Leak
-        } else if state == TcpState::FinWait2 || self.delivering == self.count {
+        } else if state == TcpState::FinWait2
+            || self.delivering > 0 && self.delivering == self.listed()
+        {
             Reading::SlowPeer
         } else {
             Reading::Forgotten
@@ -182,6 +192,8 @@ impl HalfClosed {
                 life: None,
                 counting: 0,
                 count: 0,
+                counting_unlisted: 0,
+                unlisted: 0,
                 sharing: 0,
                 shared: 0,
                 peak: 0,
@@ -222,7 +234,21 @@ impl HalfClosed {
         }
     }
 
-    /// A tick ends a poll: what was not listed is gone.
+    /// Which namespace they are in is not known: they count where most of the process's others do.
+    pub(crate) fn unlisted(&mut self, body: &Unlisted) {
+        let pid = body.owner.map_or(0, |owner| owner.pid);
+        let key = self
+            .groups
+            .iter()
+            .filter(|(key, _)| (key.pid, key.state) == (pid, body.state))
+            .max_by_key(|(_, group)| group.counting)
+            .map(|(key, _)| *key);
+        if let Some(group) = key.and_then(|key| self.groups.get_mut(&key)) {
+            group.counting_unlisted = group.counting_unlisted.saturating_add(body.count);
+        }
+    }
+
+    /// A tick ends a poll: what was neither listed nor counted is gone.
     pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
         self.seen.clear();
         if self.groups.is_empty() {
@@ -233,7 +259,8 @@ impl HalfClosed {
             let Some(group) = self.groups.get_mut(&key) else {
                 continue;
             };
-            let counted = std::mem::take(&mut group.counting);
+            let unlisted = std::mem::take(&mut group.counting_unlisted);
+            let counted = std::mem::take(&mut group.counting).saturating_add(unlisted);
             let shared = std::mem::take(&mut group.sharing);
             let delivering = std::mem::take(&mut group.counting_delivering);
             if counted == 0 {
@@ -249,6 +276,7 @@ impl HalfClosed {
             }
             group.absent_polls = 0;
             group.count = counted;
+            group.unlisted = unlisted;
             group.shared = shared;
             group.delivering = delivering;
             group.peak = group.peak.max(counted);
@@ -318,6 +346,9 @@ fn draft(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> Draft {
                 .count("oldest_segments_retransmitted", oldest.retransmitted);
         }
     }
+    if group.unlisted > 0 {
+        facts = facts.count("unlisted_sockets", group.unlisted);
+    }
     if group.shared > 0 {
         facts = facts.count("shared_sockets", group.shared);
     }
@@ -381,7 +412,7 @@ fn summary(key: &Key, group: &Group, count: u64, cx: &Context<'_>) -> String {
 
 fn advice(key: &Key, group: &Group, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
     let owner = who(group.owner.as_ref());
-    if key.state == TcpState::CloseWait && group.shared == group.count && group.shared > 0 {
+    if key.state == TcpState::CloseWait && group.shared == group.listed() && group.shared > 0 {
         return vec![
             format!("close every copy: each is held by {owner} and by another process that inherited it")
                 .into(),

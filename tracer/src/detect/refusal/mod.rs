@@ -323,6 +323,19 @@ impl Refusal {
         }
     }
 
+    /// Another namespace has this inode by now: who listened in the one before is nobody there.
+    pub(crate) fn forget_netns(&mut self, inode: u32) {
+        let gone: Vec<ListenerKey> = self
+            .owners
+            .iter()
+            .map(|(key, _)| *key)
+            .filter(|key| key.netns == inode)
+            .collect();
+        for key in gone {
+            self.owners.remove(&key);
+        }
+    }
+
     pub(crate) fn refusal(&mut self, refusal: &Event, cx: &mut Context<'_>) {
         let Some(why) = why(refusal, cx.host) else {
             return;

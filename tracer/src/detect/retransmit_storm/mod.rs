@@ -160,7 +160,7 @@ impl RetransmitStorm {
         }
         if let Some(entry) = self.connections.get_mut(&key) {
             entry.since_last(body, &mut segments);
-        } else if cx.now.since(key.id.born) <= YOUNG {
+        } else if !connection.older && cx.now.since(key.id.born) <= YOUNG {
             segments.sent = body.tcp.data_segs_out.into();
         } else {
             // What a connection sent in an hour says nothing about now: of one that is not new, only what it

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    record::{Ending, Socket, ending_flag, owner_source, role},
+    record::{Ending, Socket, ending_flag, owner_source, role, socket_flag},
     tcp::state,
 };
 use rstest::rstest;
@@ -135,6 +135,21 @@ fn a_process_that_has_forked_is_named_with_its_descendants() {
     let said = "process 1234 or a descendant closed with SO_LINGER 0";
     assert!(run.only().summary.contains(said), "{:?}", run.only());
     run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn a_connection_older_than_conntracer_has_no_age() {
+    let told = |flags| {
+        let mut run = Run::new();
+        run.skip(Duration::from_secs(4));
+        let socket = Socket { flags, ..service() };
+        run.ending(socket, |_| ());
+        let evidence = &run.only().evidence;
+        let age = evidence.iter().find(|fact| fact.name == "last_age_s");
+        age.map(|fact| fact.value.clone())
+    };
+    assert_eq!(told(0), Some(Value::Number(4.0)));
+    assert_eq!(told(socket_flag::OLDER), None);
 }
 
 /// Before 6.10 an application may read its error while the kernel has not changed the state yet.

@@ -91,6 +91,33 @@ fn growth_reads_like_a_leak_and_steadiness_does_not() {
 }
 
 #[test]
+fn those_that_a_poll_only_counts_are_part_of_the_group() {
+    let mut run = Run::new();
+    for step in 0..7 {
+        run.half_closed(state::CLOSE_WAIT, 1000 + 2 * step);
+        poll(&mut run, state::CLOSE_WAIT, 4, Duration::from_secs(61));
+        run.skip(Duration::from_secs(10));
+    }
+    // At the first poll nothing of the process was known yet.
+    let finding = run.only();
+    assert_eq!(finding.count, 4 + 1000 + 2 * 6);
+    assert_eq!(evidence(finding, "unlisted_sockets"), &Value::Count(1012));
+    assert_eq!(looks_like(&run), &Value::Text("leak".into()));
+
+    // Those that were listed have closed, the others are still there.
+    for _ in 0..2 {
+        run.half_closed(state::CLOSE_WAIT, 1014);
+        run.tick();
+    }
+    assert_ne!(run.only().status, Status::Resolved);
+    run.half_closed(state::FIN_WAIT2, 1014);
+    run.tick();
+    run.tick();
+    assert_eq!(run.only().status, Status::Resolved);
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
 fn a_peer_that_is_slow_to_take_its_data_is_no_leak() {
     let mut run = Run::new();
     let mut slow = socket("10.0.0.1:80", "10.0.0.2:4000");

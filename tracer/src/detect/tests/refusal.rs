@@ -331,6 +331,31 @@ fn who_listened_before_is_named() {
 }
 
 #[test]
+fn who_listened_in_a_namespace_that_is_gone_is_nobody_in_the_next_of_its_inode() {
+    let mut run = Run::new();
+    run.netns(4026, 1);
+    run.syn(listener("0.0.0.0:80", REMOTE), |_| {});
+    run.netns(4026, 1);
+    run.netns(4027, 2);
+    run.refusal(socket(LOCAL, REMOTE), 3, "NO_SOCKET", |_| {});
+    run.tick();
+    assert_eq!(
+        evidence(run.only(), "was_listening_pid"),
+        &Value::Count(1234)
+    );
+    run.netns(4026, 2);
+    run.refusal(socket(LOCAL, REMOTE), 30, "NO_SOCKET", |_| {});
+    run.finish();
+    let evidence = &run.only().evidence;
+    assert_eq!(run.only().count, 30);
+    assert!(
+        evidence.iter().all(|fact| fact.name != "was_listening_pid"),
+        "{evidence:#?}"
+    );
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
 fn a_detector_that_is_degraded_says_so() {
     let mut host = host();
     for plan in &mut host.plan.detectors {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    record::{self, Socket, kind},
+    record::{self, Socket, kind, socket_flag},
     tcp::{ca, flag, pending, state},
     undo::way,
 };
@@ -162,6 +162,28 @@ fn a_lossy_connection_opens_within_a_second_and_counts_every_segment() {
     assert_eq!(evidence(finding, "srtt_before_ms"), &Value::Number(20.0));
     assert_eq!(evidence(finding, "srtt_ms"), &Value::Number(38.0));
     run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn what_a_connection_sent_before_conntracer_began_does_not_dilute_its_storm() {
+    let mut run = Run::new();
+    let older = Socket {
+        flags: socket_flag::OLDER,
+        ..socket(LOCAL, REMOTE)
+    };
+    for event in 0..19 {
+        run.skip(Duration::from_millis(50));
+        run.retransmit(older, |retransmit| {
+            retransmit.segs = 2;
+            retransmit.tcp.ca_state = ca::RECOVERY;
+            retransmit.tcp.snd_una = 1000 + event * 2000;
+            retransmit.tcp.snd_nxt = retransmit.tcp.snd_una + 20_000;
+            retransmit.tcp.data_segs_out = 10_000_000 + event * 10;
+        });
+    }
+    let finding = run.only();
+    assert_eq!(finding.kind, FindingKind::RetransmitStorm);
+    assert_eq!(finding.stage.as_deref(), Some("onset"));
 }
 
 #[test]

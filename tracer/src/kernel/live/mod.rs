@@ -19,8 +19,8 @@ use aya::{
 use conntracer_common::{
     filter::{Filter, verdict},
     netns::{CPUS_AT_ONCE, NetnsId, count},
-    record::{Header, Loss, Sources, Syn, SynTotals, Tick, kind, netns_flag, syn_outcome},
-    socket::{FORKS_UNSEEN, Listener, SocketState},
+    record::{Header, Loss, Sources, Syn, SynTotals, Tick, answer, kind, netns_flag, syn_outcome},
+    socket::{FORKS_UNSEEN, Listener},
     stats::{HOOKS, HookCounters, hook},
 };
 use rustix::time::{ClockId, clock_gettime};
@@ -37,6 +37,7 @@ use super::{
     audit::{self, Answers, Audit},
     error::CannotTrace,
     filter::Groups,
+    half_closed::{HalfClosed, SWEEP_NS},
     holders::Asked,
     host::Host,
     learn_percpu_offsets,
@@ -53,18 +54,16 @@ use crate::{
     source::{SocketId, Source, Watched},
 };
 
-/// Half-closed sockets reported at most; a leak is a leak long before.
-const MAX_HALF_CLOSED: usize = 4096;
-/// Shortest and longest time between two sweeps of the socket map for half-closed ones. A sweep of
-/// 65,536 sockets copies 6 MB.
-const SWEEP_NS: (u64, u64) = (1_000_000_000, 15_000_000_000);
-
 /// Where records go.
 type Feed<'a> = &'a mut dyn FnMut(&[u8]);
 
 /// Listeners whose queues are asked for anew at one poll: as many of a host's as may be in trouble at
 /// once, at about 1 µs each. The others are told as they stood at their last SYN.
 const MAX_REFRESHED: usize = 256;
+
+/// Sockets asked about before the rings are read: their records fill a quarter of one CPU's perf buffer, the
+/// smallest of rings, and every answer is written by this CPU.
+const AT_ONCE: usize = 512;
 
 type Logger = aya_log::EbpfLogger<&'static dyn log::Log>;
 
@@ -112,8 +111,9 @@ pub struct Kernel {
     failures_seen: u64,
     /// Troubled SYNs of each listener, as last told.
     troubled: HashMap<u64, u64, foldhash::quality::RandomState>,
-    half_closed: Vec<SocketId>,
-    swept_ns: u64,
+    half_closed: HalfClosed,
+    /// Answers that found no room.
+    answers_lost: u64,
     audit: Option<Audit>,
     seeds: Seeds,
     unowned: Unowned,
@@ -206,8 +206,8 @@ impl Kernel {
             failed: HashMap::default(),
             failures_seen: 0,
             troubled: HashMap::default(),
-            half_closed: Vec::new(),
-            swept_ns: 0,
+            half_closed: HalfClosed::default(),
+            answers_lost: 0,
             audit: options.audit_ns.map(Audit::new),
             seeds: Seeds::default(),
             unowned: Unowned::default(),
@@ -321,13 +321,13 @@ impl Kernel {
         }
     }
 
-    /// Runs a program on one socket: `snapshot`, whose `Snapshot` arrives in the bulk ring, `refresh` for a
-    /// listener, or `heir`.
+    /// Runs a program on one socket: `refresh` for a listener, or `heir`.
     fn ask(&self, name: &str, id: SocketId) -> io::Result<()> {
         self.ask_about(name, id, 0).map(drop)
     }
 
-    /// The same with an argument, and the program's answer.
+    /// The same with an argument, and the program's answer: `snapshot` and `idle` write their records to the bulk
+    /// ring.
     fn ask_about(&self, name: &str, id: SocketId, argument: u64) -> io::Result<u32> {
         let mut options = RawTracePointRunOptions::new();
         options.args[0] = id.sk;
@@ -337,6 +337,19 @@ impl Kernel {
             .test_run(options)
             .map(|result| result.return_value)
             .map_err(io::Error::other)
+    }
+
+    /// A `Snapshot` of each socket.
+    fn ask_all(&mut self, ids: &[SocketId], feed: Feed<'_>) -> io::Result<()> {
+        for some in ids.chunks(AT_ONCE) {
+            for id in some {
+                let answered = self.ask_about("snapshot", *id, 0)?;
+                self.answers_lost += u64::from(answered == answer::LOST);
+            }
+            let places = &self.places;
+            self.rings.drain(&mut |record| places.name(record, feed));
+        }
+        Ok(())
     }
 
     /// Listeners that are watched, or whose totals changed since the last poll, as they stand now.
@@ -437,38 +450,19 @@ impl Kernel {
 
     /// Sockets in CLOSE_WAIT or FIN_WAIT2 for longer than the limit: swept for at long intervals, and
     /// asked for again at every poll.
-    fn poll_half_closed(&mut self, now_ns: u64, limit_ns: u64) -> io::Result<()> {
-        let interval = (limit_ns / 4).clamp(SWEEP_NS.0, SWEEP_NS.1);
-        if now_ns.saturating_sub(self.swept_ns) >= interval {
-            self.swept_ns = now_ns;
-            let (found, unowned) = (&mut self.half_closed, &mut self.unowned);
-            found.clear();
-            maps::for_each(
-                self.sockets.fd().as_fd(),
-                size_of::<SocketState>(),
-                |sk, value| {
-                    let Ok(state) = SocketState::read_from_bytes(value) else {
-                        return;
-                    };
-                    if state.half_closed != 0
-                        && state.asked != verdict::REFUSED
-                        && now_ns.saturating_sub(state.since_ns) >= limit_ns
-                        && found.len() < MAX_HALF_CLOSED
-                    {
-                        unowned.note_held(&state.owner);
-                        found.push(SocketId {
-                            sk,
-                            born: Ktime(state.born_ns),
-                        });
-                    }
-                },
-            )?;
+    fn poll_half_closed(&mut self, now_ns: u64, limit_ns: u64, feed: Feed<'_>) -> io::Result<()> {
+        if self.half_closed.is_due(now_ns, limit_ns) {
+            let unowned = &mut self.unowned;
+            let sockets = self.sockets.fd().as_fd();
+            self.half_closed
+                .sweep(sockets, now_ns, limit_ns, |owner| unowned.note_held(owner))?;
             self.search_owners(now_ns)?;
         }
-        for id in &self.half_closed {
-            self.ask("snapshot", *id)?;
-        }
-        Ok(())
+        let half_closed = std::mem::take(&mut self.half_closed);
+        let asked = self.ask_all(half_closed.listed(), feed);
+        half_closed.tell(now_ns, feed);
+        self.half_closed = half_closed;
+        asked
     }
 
     /// Connections that nothing passes on, where somebody asked for them and it is time to look.
@@ -486,7 +480,7 @@ impl Kernel {
         })?;
         self.search_owners(now_ns)?;
         let mut answers = Answers::default();
-        for some in candidates.chunks(audit::AT_ONCE) {
+        for some in candidates.chunks(AT_ONCE) {
             for id in some {
                 answers.add(self.ask_about(audit::PROGRAM, *id, limit_ns)?);
             }
@@ -497,12 +491,19 @@ impl Kernel {
         Ok(())
     }
 
-    /// One hook's counters, with the events that passed while its program could not run.
+    /// One hook's counters, with the events that passed while its program could not run, and the answers that
+    /// found no room.
     fn account(&self, hook: u32) -> io::Result<HookCounters> {
         let mut counters = maps::counters(&self.counters, hook)?;
         let missed = self.missed.of(hook);
-        counters.seen += missed;
-        counters.lost += missed;
+        // What a poll asks for is the state of a socket, told or lost as its changes are.
+        let unanswered = if hook == hook::STATE {
+            self.answers_lost
+        } else {
+            0
+        };
+        counters.seen += missed + unanswered;
+        counters.lost += missed + unanswered;
         Ok(counters)
     }
 
@@ -519,10 +520,8 @@ impl Kernel {
         self.poll_failures(now_ns, feed)?;
         self.poll_retransmits(now_ns, feed)?;
         self.poll_listeners(&watched.listeners, now_ns, feed)?;
-        for id in &watched.connections {
-            self.ask("snapshot", *id)?;
-        }
-        self.poll_half_closed(now_ns, half_closed_ns)?;
+        self.ask_all(&watched.connections, feed)?;
+        self.poll_half_closed(now_ns, half_closed_ns, feed)?;
         let places = &self.places;
         self.rings.drain(&mut |record| places.name(record, feed));
         self.look_for_idle(now_ns, feed)?;
@@ -568,9 +567,9 @@ impl Source for Kernel {
         Ok(())
     }
 
-    fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
         let (places, processes, asked) = (&self.places, &mut self.processes, &mut self.asked);
-        self.rings.drain(&mut |record| {
+        let more = self.rings.drain(&mut |record| {
             places.name(record, &mut |record| {
                 asked.meet(record);
                 processes.name(record, feed);
@@ -579,7 +578,7 @@ impl Source for Kernel {
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
-        Ok(())
+        Ok(more)
     }
 
     fn poll(
