@@ -369,15 +369,25 @@ pub(crate) struct DropMib {
     pub(crate) md5: u64,
 }
 
+/// Counters as they stood at the last look on this CPU. A program fills its own CPU's part of a new entry,
+/// and the kernel zeroes the others' (kernel/bpf/hashtab.c, `pcpu_init_value`).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Looked<T> {
+    /// 0 when this CPU has not looked yet.
+    pub(crate) looks: u64,
+    pub(crate) counters: T,
+}
+
 /// A namespace's such counters at its last dropped segment on this CPU (kernels without drop reasons).
 #[map]
-pub(crate) static LAST_DROP_MIB: LruPerCpuHashMap<u32, DropMib> =
+pub(crate) static LAST_DROP_MIB: LruPerCpuHashMap<u32, Looked<DropMib>> =
     LruPerCpuHashMap::with_max_entries(1024, 0);
 
 /// A namespace's counters at the last look on this CPU (tracepoint rung). LRU: namespaces come and go,
 /// and a forgotten one only starts anew.
 #[map]
-pub(crate) static LAST_MIB: LruPerCpuHashMap<u32, Mib> =
+pub(crate) static LAST_MIB: LruPerCpuHashMap<u32, Looked<Mib>> =
     LruPerCpuHashMap::with_max_entries(1024, 0);
 
 /// The segment that `kfree_skb` freed on this CPU: its record has no room on the stack beside what is
