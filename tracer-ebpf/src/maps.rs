@@ -354,7 +354,7 @@ pub(crate) struct Mib {
     pub(crate) drops: u64,
     pub(crate) full_drop: u64,
     pub(crate) full_cookies: u64,
-    /// Of the family of the packet's link-layer protocol.
+    /// Of both families.
     pub(crate) no_routes: u64,
 }
 

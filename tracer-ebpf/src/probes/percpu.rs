@@ -52,10 +52,9 @@ pub(crate) fn percpu_base(_ctx: RawTracePointContext) -> i32 {
     1
 }
 
-/// This CPU's counters of a namespace, those of IP by the packet's family; `None` where they cannot be
-/// found.
+/// This CPU's counters of a namespace; `None` where they cannot be found.
 #[inline(always)]
-pub(crate) fn mib(net: u64, skb: u64) -> Option<Mib> {
+pub(crate) fn mib(net: u64) -> Option<Mib> {
     if global!(FACTS.mib_listen_overflows) == 0 || global!(LAYOUT.net_statistics) == ABSENT {
         return None;
     }
@@ -83,7 +82,7 @@ pub(crate) fn mib(net: u64, skb: u64) -> Option<Mib> {
         drops,
         full_drop,
         full_cookies,
-        no_routes: no_routes(net, skb, offset),
+        no_routes: no_routes(net, offset),
     })
 }
 
@@ -104,22 +103,21 @@ pub(crate) fn cookies(net: u64) -> [u64; 2] {
     pair(statistics.wrapping_add(*offset), valid, invalid)
 }
 
-/// How often this CPU found no route for what the namespace sends.
+/// How often this CPU found no route for what the namespace sends. Of both families: two looks may be about
+/// packets of one each.
 #[inline(always)]
-fn no_routes(net: u64, skb: u64, offset: u64) -> u64 {
+fn no_routes(net: u64, offset: u64) -> u64 {
     let index = global!(FACTS.mib_out_no_routes);
     if index == 0 {
         return 0;
     }
-    let counters = if sock::is_ipv6(skb) {
-        field!(net, net_ipv6_statistics: u64)
-    } else {
-        field!(net, net_ip_statistics: u64)
+    let at = |counters: u64| -> u64 {
+        // Without IPv6 its pointer is NULL, and reads zero. Arithmetic, not a branch: the verifier would walk all
+        // that follows once for either way.
+        let offset = offset & u64::from(counters == 0).wrapping_sub(1);
+        sock::read(counters.wrapping_add(offset), index * 8)
     };
-    if counters == 0 {
-        return 0;
-    }
-    sock::read(counters.wrapping_add(offset), index * 8)
+    at(field!(net, net_ip_statistics: u64)).wrapping_add(at(field!(net, net_ipv6_statistics: u64)))
 }
 
 /// Two counters by index: in one read where they lie side by side, as they always have.
@@ -160,12 +158,12 @@ pub(crate) struct Counted {
 /// What a namespace counted on this CPU since the last look (tracepoint rung, which has no entry to
 /// compare with); not known at the first look, and where the counters cannot be read.
 #[inline(always)]
-pub(crate) fn counted_since_last(net: u64, skb: u64) -> Counted {
+pub(crate) fn counted_since_last(net: u64) -> Counted {
     let unknown = Counted {
         known: false,
         mib: NO_MIB,
     };
-    let Some(now) = mib(net, skb) else {
+    let Some(now) = mib(net) else {
         return unknown;
     };
     let inum = sock::net_inum(net);

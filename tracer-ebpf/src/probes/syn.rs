@@ -173,7 +173,7 @@ pub(crate) fn syn_tracepoint(ctx: BtfTracePointContext) -> i32 {
 fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome {
     let net = sock::net_of_packet(skb);
     // Looked at for every SYN, also those of listeners unknown: the next one must see only its own.
-    let counted = percpu::counted_since_last(net, skb);
+    let counted = percpu::counted_since_last(net);
     let mut sk = listener::by_port(sock::net_inum(net), packet.local_port, packet.local_addr);
     if sk == 0 {
         return Outcome::Filtered;
