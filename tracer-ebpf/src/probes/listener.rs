@@ -255,7 +255,7 @@ const fn key(netns: u32, port: u16, addr: [u32; 4]) -> ListenKey {
 }
 
 /// The listener a packet for `addr:port` goes to: the exact address, then for IPv4 its any-address, then
-/// IPv6's, as `__inet_lookup_listener` prefers them; 0 when none is known.
+/// IPv6's, as `__inet_lookup_listener` prefers them, unless it is of IPv6 only; 0 when none is known.
 #[inline(always)]
 pub(crate) fn by_port(netns: u32, port: u16, addr: [u32; 4]) -> u64 {
     // SAFETY: plain data, here and below.
@@ -263,14 +263,17 @@ pub(crate) fn by_port(netns: u32, port: u16, addr: [u32; 4]) -> u64 {
         return *sk;
     }
     let [first, second, third, _] = addr;
-    if [first, second, third] == [0, 0, sock::mapped(0)[2]]
-        && let Some(sk) = unsafe { LISTEN_PORTS.get(key(netns, port, sock::mapped(0))) }
-    {
+    let is_v4 = [first, second, third] == [0, 0, sock::mapped(0)[2]];
+    if is_v4 && let Some(sk) = unsafe { LISTEN_PORTS.get(key(netns, port, sock::mapped(0))) } {
         return *sk;
     }
-    unsafe { LISTEN_PORTS.get(key(netns, port, [0; 4])) }
+    let any = unsafe { LISTEN_PORTS.get(key(netns, port, [0; 4])) }
         .copied()
-        .unwrap_or(0)
+        .unwrap_or(0);
+    let refuses = is_v4
+        && unsafe { LISTENERS.get(any) }
+            .is_some_and(|entry| entry.syn.flags & listener_flag::V6_ONLY != 0);
+    if refuses { 0 } else { any }
 }
 
 /// Adds to one of a listener's totals.
