@@ -225,7 +225,7 @@ pub(crate) static FAILURE_SAID: PerCpuArray<u64> = PerCpuArray::with_max_entries
 #[map]
 pub(crate) static CONNECTING: LruHashMap<u64, [u64; 2]> = LruHashMap::with_max_entries(1024, 0);
 
-/// The last RST of a socket on this CPU: the change of state that it leads to follows in the same call.
+/// An RST of a socket.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Rst {
@@ -237,8 +237,18 @@ pub(crate) struct Rst {
     pub(crate) received: u32,
 }
 
+/// The last RST on this CPU: the change of state that it leads to follows in the same call. Where none is looked at,
+/// the address may be another connection's by the time one is.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct LastRst {
+    pub(crate) rst: Rst,
+    /// Of the connection; 0 where it is not known.
+    pub(crate) born_ns: u64,
+}
+
 #[map]
-pub(crate) static LAST_RST: PerCpuArray<Rst> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static LAST_RST: PerCpuArray<LastRst> = PerCpuArray::with_max_entries(1, 0);
 
 /// A client whose third ACK was refused.
 #[repr(C)]
