@@ -9,7 +9,7 @@ use aya_ebpf::{
 use conntracer_common::{
     record::{syn_evidence, syn_outcome},
     stats::hook,
-    tcp::flag,
+    tcp::{flag, state},
 };
 
 use crate::{
@@ -94,6 +94,10 @@ fn acked<C: EbpfContext>(ctx: &C, child: u64) -> i32 {
 #[inline(always)]
 fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
     if child != 0 {
+        // Another CPU made one of the same request first: this one was destroyed already (`inet_ehash_nolisten`).
+        if field!(child, skc_state: u8) == state::CLOSE {
+            return Outcome::Aggregated;
+        }
         listener::completed(before.sk, before.repeats, before.cookie);
         return socket::born_of::<Anywhere>(child, before.sk);
     }
