@@ -192,19 +192,46 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     } else {
         said(ctx, entry, ALL, lane)
     };
-    leave_group(&socket, next, previous);
-    sources::forget(sk);
-    match LISTENERS.remove(sk) {
-        Ok(()) => outcome,
-        Err(_) => Outcome::Lost,
+    if removed(sk, &socket, next, previous) {
+        outcome
+    } else {
+        Outcome::Lost
     }
 }
 
-/// The entry of a listener; one older than the tracer is adopted at its first SYN, owner unknown.
+/// A socket is gone: a SYN on another CPU may have adopted it after it had closed.
+#[inline(always)]
+pub(crate) fn destroyed(sk: u64) {
+    if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
+        // SAFETY: as in `closed`.
+        let (socket, next, previous) = unsafe {
+            (
+                (*entry).syn.socket,
+                (*entry).group_next,
+                (*entry).group_previous,
+            )
+        };
+        removed(sk, &socket, next, previous);
+    }
+}
+
+/// Forgets a listener; whether it was known.
+#[inline(always)]
+fn removed(sk: u64, socket: &Socket, next: u64, previous: u64) -> bool {
+    leave_group(socket, next, previous);
+    sources::forget(sk);
+    LISTENERS.remove(sk).is_ok()
+}
+
+/// The entry of a listener; one older than the tracer is adopted at its first SYN, owner unknown. One that closed
+/// meanwhile is not; that it is about to the state does not tell yet, and [`destroyed`] does.
 #[inline(always)]
 pub(crate) fn entry<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut Listener, Outcome> {
     if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
         return Ok(entry);
+    }
+    if field!(sk, skc_state: u8) != state::LISTEN {
+        return Err(Outcome::Filtered);
     }
     // SAFETY: helper without preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
@@ -220,18 +247,6 @@ pub(crate) fn entry<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut Listener, O
         entry.syn.socket.local_port
     );
     Ok(entry)
-}
-
-/// [`entry`] for what comes of a request: its listener may have closed meanwhile, and must not be adopted.
-#[inline(always)]
-pub(crate) fn entry_of_request<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut Listener, Outcome> {
-    if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
-        return Ok(entry);
-    }
-    if field!(sk, skc_state: u8) != state::LISTEN {
-        return Err(Outcome::Filtered);
-    }
-    entry(ctx, sk)
 }
 
 /// The owner of what goes to an address whose listener is known by it alone ([`by_port`]): nobody where
