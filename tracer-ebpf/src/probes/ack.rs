@@ -101,13 +101,6 @@ fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
         listener::completed(before.sk, before.repeats, before.cookie);
         return socket::born_of::<Anywhere>(child, before.sk);
     }
-    let entry = match listener::entry(ctx, before.sk) {
-        Ok(entry) => entry,
-        Err(refused) => return refused,
-    };
-    if before.cookie != 0 {
-        listener::count(entry, syn_outcome::COOKIE_VALID);
-    }
     let (overflowed, evidence) = match before.counted_since() {
         Some(counted) => (counted.overflows != 0, syn_evidence::COUNTERS),
         None => (
@@ -120,6 +113,16 @@ fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
     } else {
         syn_outcome::ACK_OTHER
     };
+    let entry = match listener::entry(ctx, before.sk) {
+        Ok(entry) => entry,
+        Err(refused) => {
+            let net = sock::net_of(before.sk);
+            return listener::outcome_without_entry(net, outcome, refused);
+        }
+    };
+    if before.cookie != 0 {
+        listener::count(entry, syn_outcome::COOKIE_VALID);
+    }
     listener::refused(entry, before.sk, before.skb, outcome, before.cookie);
     listener::outcome(ctx, before.sk, entry, outcome, evidence, before.skb)
 }

@@ -117,7 +117,11 @@ fn insert(
                 );
         }
     }
-    LISTEN_PORTS.insert(key, sk, 0).map_err(|_| Outcome::Lost)?;
+    if LISTEN_PORTS.insert(key, sk, 0).is_err() {
+        // No poll would tell of it, nor would a packet find it: the next one to reach it tries again.
+        let _gone = LISTENERS.remove(sk);
+        return Err(Outcome::Lost);
+    }
     // Last: without its birth an entry is still being filled in.
     // SAFETY: a live map value; volatile, or it would be stored with the rest.
     unsafe { core::ptr::write_volatile(&raw mut entry.syn.socket.born_ns, born_ns) };
@@ -395,6 +399,16 @@ fn of_child(child: u64) -> u64 {
     let mut socket = Socket::default();
     sock::fill_common::<Argument>(child, &mut socket);
     by_port(socket.netns, socket.local_port, socket.local_addr)
+}
+
+/// Counts one outcome where the listener has no entry: its namespace's counts are complete all the same. `refused`
+/// is why it has none.
+#[inline(always)]
+pub(crate) fn outcome_without_entry(net: u64, outcome: usize, refused: Outcome) -> Outcome {
+    if outcome != syn_outcome::ADDED {
+        netns::count(net, outcome);
+    }
+    refused
 }
 
 /// Counts one outcome at a listener, and says so when it is bad and due.
