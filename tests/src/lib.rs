@@ -9,7 +9,7 @@ pub mod bpf;
 pub mod btf;
 pub mod cgroup;
 pub mod counters;
-mod cpu;
+pub mod cpu;
 pub mod family;
 pub mod forbidden;
 pub mod forked;

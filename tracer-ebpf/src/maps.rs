@@ -230,7 +230,7 @@ pub(crate) static FAILURE_SAID: PerCpuArray<u64> = PerCpuArray::with_max_entries
 #[map]
 pub(crate) static CONNECTING: LruHashMap<u64, [u64; 2]> = LruHashMap::with_max_entries(1024, 0);
 
-/// The last RST of a socket on this CPU: the change of state that it leads to follows in the same call.
+/// An RST of a socket.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Rst {
@@ -242,8 +242,18 @@ pub(crate) struct Rst {
     pub(crate) received: u32,
 }
 
+/// The last RST on this CPU: the change of state that it leads to follows in the same call. Where none is looked at,
+/// the address may be another connection's by the time one is.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct LastRst {
+    pub(crate) rst: Rst,
+    /// Of the connection; 0 where it is not known.
+    pub(crate) born_ns: u64,
+}
+
 #[map]
-pub(crate) static LAST_RST: PerCpuArray<Rst> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static LAST_RST: PerCpuArray<LastRst> = PerCpuArray::with_max_entries(1, 0);
 
 /// A client whose third ACK was refused.
 #[repr(C)]
@@ -359,7 +369,7 @@ pub(crate) struct Mib {
     pub(crate) drops: u64,
     pub(crate) full_drop: u64,
     pub(crate) full_cookies: u64,
-    /// Of the family of the packet's link-layer protocol.
+    /// Of both families.
     pub(crate) no_routes: u64,
 }
 
@@ -374,15 +384,25 @@ pub(crate) struct DropMib {
     pub(crate) md5: u64,
 }
 
+/// Counters as they stood at the last look on this CPU. A program fills its own CPU's part of a new entry,
+/// and the kernel zeroes the others' (kernel/bpf/hashtab.c, `pcpu_init_value`).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Looked<T> {
+    /// 0 when this CPU has not looked yet.
+    pub(crate) looks: u64,
+    pub(crate) counters: T,
+}
+
 /// A namespace's such counters at its last dropped segment on this CPU (kernels without drop reasons).
 #[map]
-pub(crate) static LAST_DROP_MIB: LruPerCpuHashMap<u32, DropMib> =
+pub(crate) static LAST_DROP_MIB: LruPerCpuHashMap<u32, Looked<DropMib>> =
     LruPerCpuHashMap::with_max_entries(1024, 0);
 
 /// A namespace's counters at the last look on this CPU (tracepoint rung). LRU: namespaces come and go,
 /// and a forgotten one only starts anew.
 #[map]
-pub(crate) static LAST_MIB: LruPerCpuHashMap<u32, Mib> =
+pub(crate) static LAST_MIB: LruPerCpuHashMap<u32, Looked<Mib>> =
     LruPerCpuHashMap::with_max_entries(1024, 0);
 
 /// The segment that `kfree_skb` freed on this CPU: its record has no room on the stack beside what is

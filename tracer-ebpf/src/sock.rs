@@ -331,12 +331,6 @@ pub(crate) fn is_consumed_by_tcp(skb: u64) -> bool {
     (protocol == ETH_P_IP || protocol == ETH_P_IPV6) && field!(skb, skb_dev: u64) == 0
 }
 
-/// Whether an skb carries IPv6.
-#[inline(always)]
-pub(crate) fn is_ipv6(skb: u64) -> bool {
-    u16::from_be(field!(skb, skb_protocol: u16)) == ETH_P_IPV6
-}
-
 /// Where a packet comes from; all zero for anything but IP.
 #[inline(always)]
 pub(crate) fn source_of(skb: u64) -> [u32; 4] {

@@ -23,6 +23,9 @@ const TIMED_OUT: u16 = 9002;
 const CANCELLED: u16 = 9003;
 const ELSEWHERE: u16 = 9004;
 
+/// A local port that two sockets share.
+const SHARED: u16 = 40_001;
+
 #[rstest]
 #[case::v4(Family::V4)]
 #[case::v6(Family::V6)]
@@ -56,6 +59,15 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
             })
             .unwrap()
     };
+    let share = || -> Result<Socket> {
+        let socket = tcp(family)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::new(family.server(), SHARED).into())?;
+        Ok(socket)
+    };
+    let again = server.run(share).unwrap();
+    let connect_again = |address: SocketAddr| server.run(|| Ok(error_of(&again, address)));
+    assert_eq!(connect_again(refused).unwrap(), libc::ECONNREFUSED);
     let waiting = begin(timed_out);
     let impatient = begin(cancelled);
     for _ in 0..3 {
@@ -73,6 +85,15 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
     drop(impatient);
     let error = wait_error(&waiting, EVENTUALLY).unwrap();
     assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
+    // The first attempt of this socket began a second ago; this one finds its port taken.
+    let sharer = server
+        .run(|| {
+            let sharer = share()?;
+            connect_without_waiting(&sharer, cancelled)?;
+            Ok(sharer)
+        })
+        .unwrap();
+    assert_eq!(connect_again(cancelled).unwrap(), libc::EADDRNOTAVAIL);
     // Last: every later connect() would want for a port.
     server
         .set_sysctl("net/ipv4/ip_local_port_range", "40000 40000")
@@ -90,7 +111,7 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
     let after = server.counters().unwrap();
     let sees_connect = tracer.has_hook("failure");
     let run = tracer.stop().unwrap();
-    drop(holder);
+    drop((holder, sharer));
 
     let inode = server.inode();
     let of = |cause: &str, to: SocketAddr| -> Option<Finding> {
@@ -107,10 +128,11 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
         found.first().map(|finding| Finding::clone(finding))
     };
     let mut expected = vec![
-        ("refused", refused, 3, "rst"),
+        ("refused", refused, 4, "rst"),
         ("timed_out", timed_out, 1, "timer"),
         ("cancelled", cancelled, 1, "application"),
-        ("no_port", cancelled, 1, "connect"),
+        // By the state alone a port that the socket was bound to before is not missed.
+        ("no_port", cancelled, 1 + u64::from(sees_connect), "connect"),
         ("unreachable", by_icmp, 1, "icmp"),
     ];
     if sees_connect {
@@ -212,9 +234,13 @@ fn fail(
 ) -> Result<i32> {
     netns.run(|| {
         let socket: Socket = tcp(family)?;
-        let failed = socket.connect(&address.into()).err();
-        Ok(failed
-            .and_then(|error| error.raw_os_error())
-            .unwrap_or_default())
+        Ok(error_of(&socket, address))
     })
+}
+
+fn error_of(socket: &Socket, address: SocketAddr) -> i32 {
+    let failed = socket.connect(&address.into()).err();
+    failed
+        .and_then(|error| error.raw_os_error())
+        .unwrap_or_default()
 }

@@ -8,6 +8,7 @@ use std::{
 
 use conntracer_tests::{
     counters::Counters,
+    cpu,
     family::{Family, SERVER_PORT},
     line::{Finding, Sight},
     link::Pair,
@@ -289,6 +290,43 @@ fn listeners_of_two_namespaces_do_not_mix(#[case] family: Family) {
     for (hook, account) in &run.stop.hooks {
         assert!(account.balances(), "{hook}: {account:?}");
     }
+}
+
+/// What a CPU counted before conntracer looked there for the first time is none of the SYN's that it looks at.
+#[test]
+fn a_syn_is_not_judged_by_what_was_before() {
+    let family = Family::V4;
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    let mut before = AcceptQueueFull::within(netns.clone(), family);
+    // Over loopback a SYN is received where it was sent.
+    cpu::on_each(|| {
+        before.provoke()?;
+        before.quiet()
+    })
+    .unwrap();
+    drop(before);
+    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "syn"]) else {
+        return;
+    };
+    let address = family.loopback_listener();
+    let listener = netns.run(|| listen(family, address, 64)).unwrap();
+    let cpus = cpu::on_each(|| {
+        let client = netns.run(|| {
+            let client = tcp(family)?;
+            client.connect(&address.into())?;
+            Ok(client)
+        })?;
+        listener.accept()?;
+        drop(client);
+        Ok(())
+    })
+    .unwrap();
+    assert_totals(&mut tracer, cpus);
+    drop(listener);
+    let run = tracer.stop().unwrap();
+    assert_eq!(run.findings().count(), 0, "{run:#?}");
+    assert_sound(&run, &netns);
 }
 
 /// An MPTCP listener is a TCP listener to its clients.

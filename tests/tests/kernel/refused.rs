@@ -1,6 +1,8 @@
 //! `syn_drop` before a listener decides: every SYN that was sent is in the finding of the right cause,
 //! and in no other.
 
+use std::net::{Ipv6Addr, SocketAddr};
+
 use conntracer_tests::{
     counters::Counters,
     family::{Family, SERVER_PORT},
@@ -8,7 +10,7 @@ use conntracer_tests::{
     netfilter::{self, Hook},
     netns::{COMM, NetNs},
     scenario::refused::{Obstacle, Refused, SYNS},
-    socket::{connect_without_waiting, tcp},
+    socket::{connect_without_waiting, listen_on, tcp},
     tracer::{Run, Tracer},
     wait::{self, SOON},
 };
@@ -137,6 +139,41 @@ fn refused_connects_over_loopback_count_once(#[case] family: Family) {
             local: address
         }
     );
+    assert_certainty(&run, finding);
+    assert_sound(&run, &netns);
+}
+
+/// A listener of IPv6 alone is not the one that an IPv4 SYN was for.
+#[test]
+fn syns_beside_a_listener_of_ipv6_only_find_none() {
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    let Some(mut tracer) = trace(&binary, &netns, &[]) else {
+        return;
+    };
+    let address = Family::V4.loopback_listener();
+    let _listener = netns
+        .run(|| {
+            let socket = tcp(Family::V6)?;
+            socket.set_only_v6(true)?;
+            let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), SERVER_PORT);
+            let listener = listen_on(socket, any, 16)?;
+            for _ in 0..SYNS {
+                let refused = tcp(Family::V4)?.connect(&address.into());
+                assert!(
+                    refused
+                        .is_err_and(|error| { error.raw_os_error() == Some(libc::ECONNREFUSED) })
+                );
+            }
+            Ok(listener)
+        })
+        .unwrap();
+    wait_for_all(&mut tracer, "no_listener");
+    let run = tracer.stop().unwrap();
+
+    let finding = only(&run);
+    assert_eq!(finding.count, u64::from(SYNS), "{finding:#?}");
+    assert!(finding.owner.is_none(), "{finding:#?}");
     assert_certainty(&run, finding);
     assert_sound(&run, &netns);
 }

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use conntracer_common::{
     record::{syn_evidence, syn_outcome},
     stats::hook,
-    tcp::flag,
+    tcp::{flag, state},
 };
 
 use crate::{
@@ -94,15 +94,12 @@ fn acked<C: EbpfContext>(ctx: &C, child: u64) -> i32 {
 #[inline(always)]
 fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
     if child != 0 {
+        // Another CPU made one of the same request first: this one was destroyed already (`inet_ehash_nolisten`).
+        if field!(child, skc_state: u8) == state::CLOSE {
+            return Outcome::Aggregated;
+        }
         listener::completed(before.sk, before.repeats, before.cookie);
         return socket::born_of::<Anywhere>(child, before.sk);
-    }
-    let entry = match listener::entry(ctx, before.sk) {
-        Ok(entry) => entry,
-        Err(refused) => return refused,
-    };
-    if before.cookie != 0 {
-        listener::count(entry, syn_outcome::COOKIE_VALID);
     }
     let (overflowed, evidence) = match before.counted_since() {
         Some(counted) => (counted.overflows != 0, syn_evidence::COUNTERS),
@@ -116,6 +113,16 @@ fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
     } else {
         syn_outcome::ACK_OTHER
     };
+    let entry = match listener::entry(ctx, before.sk) {
+        Ok(entry) => entry,
+        Err(refused) => {
+            let net = sock::net_of(before.sk);
+            return listener::outcome_without_entry(net, outcome, refused);
+        }
+    };
+    if before.cookie != 0 {
+        listener::count(entry, syn_outcome::COOKIE_VALID);
+    }
     listener::refused(entry, before.sk, before.skb, outcome, before.cookie);
     listener::outcome(ctx, before.sk, entry, outcome, evidence, before.skb)
 }

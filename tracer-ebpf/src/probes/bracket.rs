@@ -40,7 +40,7 @@ impl Bracket {
     /// What the kernel counted since; `None` where its counters cannot be read.
     #[inline(always)]
     pub(crate) fn counted_since(&self) -> Option<Mib> {
-        percpu::mib(sock::net_of(self.sk), self.skb).map(|after| after.since(&self.mib))
+        percpu::mib(sock::net_of(self.sk)).map(|after| after.since(&self.mib))
     }
 }
 
@@ -63,7 +63,7 @@ pub(crate) fn enter(bracket: Option<*mut Bracket>, sk: u64, skb: u64, request: u
             // Bit 0 of the byte that holds `num_timeout` is `syncookie`.
             (*bracket).cookie = field!(request, req_num_timeout: u8) & 1;
         }
-        if let Some(mib) = percpu::mib(sock::net_of(sk), skb) {
+        if let Some(mib) = percpu::mib(sock::net_of(sk)) {
             (*bracket).mib = mib;
         }
     }

@@ -5,12 +5,13 @@ use conntracer_common::stats::hook;
 
 use crate::{
     maps::{Outcome, SOCKETS, account},
-    probes::socket,
+    probes::{listener, socket},
 };
 
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub(crate) fn destroy(ctx: BtfTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
+    listener::destroyed(sk);
     let refused = socket::is_refused(sk);
     let outcome = match SOCKETS.remove(sk) {
         Ok(()) if !refused => Outcome::Aggregated,

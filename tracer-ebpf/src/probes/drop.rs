@@ -99,7 +99,7 @@ fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Pac
             if sk == 0 { 0 } else { listener::dropper(sk) }
         };
         if sk != 0 {
-            let counted = percpu::counted_since_last(net, skb);
+            let counted = percpu::counted_since_last(net);
             account(
                 hook::ACK,
                 ack::freed_at_listener(ctx, sk, skb, packet, &counted),

@@ -159,11 +159,12 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
             }
             error = EADDRNOTAVAIL;
             how |= failure_how::AT_ONCE | failure_how::CONCLUDED;
+        } else if field!(sk, packets_out: u32) == 0 {
+            // No SYN in flight: connect() is about to say why (or, with Fast Open, had not begun). How long it
+            // lasted tells nothing: the birth that is known may be of the attempt before.
+            return Outcome::Aggregated;
         } else if lasted_ns >= PATIENCE_NS {
             how |= failure_how::PATIENT;
-        } else if field!(sk, packets_out: u32) == 0 {
-            // No SYN in flight: connect() is about to say why (or, with Fast Open, had not begun).
-            return Outcome::Aggregated;
         }
     }
     let failure = Attempt {

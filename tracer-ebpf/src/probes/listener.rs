@@ -118,7 +118,11 @@ fn insert(
                 );
         }
     }
-    LISTEN_PORTS.insert(key, sk, 0).map_err(|_| Outcome::Lost)?;
+    if LISTEN_PORTS.insert(key, sk, 0).is_err() {
+        // No poll would tell of it, nor would a packet find it: the next one to reach it tries again.
+        let _gone = LISTENERS.remove(sk);
+        return Err(Outcome::Lost);
+    }
     // Last: without its birth an entry is still being filled in.
     // SAFETY: a live map value; volatile, or it would be stored with the rest.
     unsafe { core::ptr::write_volatile(&raw mut entry.syn.socket.born_ns, born_ns) };
@@ -193,19 +197,46 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     } else {
         said(ctx, entry, ALL, lane)
     };
-    leave_group(&socket, next, previous);
-    sources::forget(sk);
-    match LISTENERS.remove(sk) {
-        Ok(()) => outcome,
-        Err(_) => Outcome::Lost,
+    if removed(sk, &socket, next, previous) {
+        outcome
+    } else {
+        Outcome::Lost
     }
 }
 
-/// The entry of a listener; one older than the tracer is adopted at its first SYN, owner unknown.
+/// A socket is gone: a SYN on another CPU may have adopted it after it had closed.
+#[inline(always)]
+pub(crate) fn destroyed(sk: u64) {
+    if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
+        // SAFETY: as in `closed`.
+        let (socket, next, previous) = unsafe {
+            (
+                (*entry).syn.socket,
+                (*entry).group_next,
+                (*entry).group_previous,
+            )
+        };
+        removed(sk, &socket, next, previous);
+    }
+}
+
+/// Forgets a listener; whether it was known.
+#[inline(always)]
+fn removed(sk: u64, socket: &Socket, next: u64, previous: u64) -> bool {
+    leave_group(socket, next, previous);
+    sources::forget(sk);
+    LISTENERS.remove(sk).is_ok()
+}
+
+/// The entry of a listener; one older than the tracer is adopted at its first SYN, owner unknown. One that closed
+/// meanwhile is not; that it is about to the state does not tell yet, and [`destroyed`] does.
 #[inline(always)]
 pub(crate) fn entry<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut Listener, Outcome> {
     if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
         return Ok(entry);
+    }
+    if field!(sk, skc_state: u8) != state::LISTEN {
+        return Err(Outcome::Filtered);
     }
     // SAFETY: helper without preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
@@ -221,18 +252,6 @@ pub(crate) fn entry<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut Listener, O
         entry.syn.socket.local_port
     );
     Ok(entry)
-}
-
-/// [`entry`] for what comes of a request: its listener may have closed meanwhile, and must not be adopted.
-#[inline(always)]
-pub(crate) fn entry_of_request<C: EbpfContext>(ctx: &C, sk: u64) -> Result<*mut Listener, Outcome> {
-    if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
-        return Ok(entry);
-    }
-    if field!(sk, skc_state: u8) != state::LISTEN {
-        return Err(Outcome::Filtered);
-    }
-    entry(ctx, sk)
 }
 
 /// The owner of what goes to an address whose listener is known by it alone ([`by_port`]): nobody where
@@ -257,7 +276,7 @@ const fn key(netns: u32, port: u16, addr: [u32; 4]) -> ListenKey {
 }
 
 /// The listener a packet for `addr:port` goes to: the exact address, then for IPv4 its any-address, then
-/// IPv6's, as `__inet_lookup_listener` prefers them; 0 when none is known.
+/// IPv6's, as `__inet_lookup_listener` prefers them, unless it is of IPv6 only; 0 when none is known.
 #[inline(always)]
 pub(crate) fn by_port(netns: u32, port: u16, addr: [u32; 4]) -> u64 {
     // SAFETY: plain data, here and below.
@@ -265,14 +284,17 @@ pub(crate) fn by_port(netns: u32, port: u16, addr: [u32; 4]) -> u64 {
         return *sk;
     }
     let [first, second, third, _] = addr;
-    if [first, second, third] == [0, 0, sock::mapped(0)[2]]
-        && let Some(sk) = unsafe { LISTEN_PORTS.get(key(netns, port, sock::mapped(0))) }
-    {
+    let is_v4 = [first, second, third] == [0, 0, sock::mapped(0)[2]];
+    if is_v4 && let Some(sk) = unsafe { LISTEN_PORTS.get(key(netns, port, sock::mapped(0))) } {
         return *sk;
     }
-    unsafe { LISTEN_PORTS.get(key(netns, port, [0; 4])) }
+    let any = unsafe { LISTEN_PORTS.get(key(netns, port, [0; 4])) }
         .copied()
-        .unwrap_or(0)
+        .unwrap_or(0);
+    let refuses = is_v4
+        && unsafe { LISTENERS.get(any) }
+            .is_some_and(|entry| entry.syn.flags & listener_flag::V6_ONLY != 0);
+    if refuses { 0 } else { any }
 }
 
 /// Adds to one of a listener's totals.
@@ -379,6 +401,16 @@ fn of_child(child: u64) -> u64 {
     let mut socket = Socket::default();
     sock::fill_common::<Argument>(child, &mut socket);
     by_port(socket.netns, socket.local_port, socket.local_addr)
+}
+
+/// Counts one outcome where the listener has no entry: its namespace's counts are complete all the same. `refused`
+/// is why it has none.
+#[inline(always)]
+pub(crate) fn outcome_without_entry(net: u64, outcome: usize, refused: Outcome) -> Outcome {
+    if outcome != syn_outcome::ADDED {
+        netns::count(net, outcome);
+    }
+    refused
 }
 
 /// Counts one outcome at a listener, and says so when it is bad and due.

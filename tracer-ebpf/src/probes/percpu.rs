@@ -9,7 +9,8 @@ use conntracer_common::{layout::ABSENT, netns::kernel, record::refusal_hint};
 
 use crate::{
     maps::{
-        DropMib, FACTS, LAST_DROP_MIB, LAST_MIB, Mib, PERCPU_ANCHOR, SCRATCH, global, injected,
+        DropMib, FACTS, LAST_DROP_MIB, LAST_MIB, Looked, Mib, PERCPU_ANCHOR, SCRATCH, global,
+        injected,
     },
     probes::bracket::NO_MIB,
     sock::{self, field},
@@ -51,10 +52,9 @@ pub(crate) fn percpu_base(_ctx: RawTracePointContext) -> i32 {
     1
 }
 
-/// This CPU's counters of a namespace, those of IP by the packet's family; `None` where they cannot be
-/// found.
+/// This CPU's counters of a namespace; `None` where they cannot be found.
 #[inline(always)]
-pub(crate) fn mib(net: u64, skb: u64) -> Option<Mib> {
+pub(crate) fn mib(net: u64) -> Option<Mib> {
     if global!(FACTS.mib_listen_overflows) == 0 || global!(LAYOUT.net_statistics) == ABSENT {
         return None;
     }
@@ -82,7 +82,7 @@ pub(crate) fn mib(net: u64, skb: u64) -> Option<Mib> {
         drops,
         full_drop,
         full_cookies,
-        no_routes: no_routes(net, skb, offset),
+        no_routes: no_routes(net, offset),
     })
 }
 
@@ -103,22 +103,21 @@ pub(crate) fn cookies(net: u64) -> [u64; 2] {
     pair(statistics.wrapping_add(*offset), valid, invalid)
 }
 
-/// How often this CPU found no route for what the namespace sends.
+/// How often this CPU found no route for what the namespace sends. Of both families: two looks may be about
+/// packets of one each.
 #[inline(always)]
-fn no_routes(net: u64, skb: u64, offset: u64) -> u64 {
+fn no_routes(net: u64, offset: u64) -> u64 {
     let index = global!(FACTS.mib_out_no_routes);
     if index == 0 {
         return 0;
     }
-    let counters = if sock::is_ipv6(skb) {
-        field!(net, net_ipv6_statistics: u64)
-    } else {
-        field!(net, net_ip_statistics: u64)
+    let at = |counters: u64| -> u64 {
+        // Without IPv6 its pointer is NULL, and reads zero. Arithmetic, not a branch: the verifier would walk all
+        // that follows once for either way.
+        let offset = offset & u64::from(counters == 0).wrapping_sub(1);
+        sock::read(counters.wrapping_add(offset), index * 8)
     };
-    if counters == 0 {
-        return 0;
-    }
-    sock::read(counters.wrapping_add(offset), index * 8)
+    at(field!(net, net_ip_statistics: u64)).wrapping_add(at(field!(net, net_ipv6_statistics: u64)))
 }
 
 /// Two counters by index: in one read where they lie side by side, as they always have.
@@ -159,15 +158,19 @@ pub(crate) struct Counted {
 /// What a namespace counted on this CPU since the last look (tracepoint rung, which has no entry to
 /// compare with); not known at the first look, and where the counters cannot be read.
 #[inline(always)]
-pub(crate) fn counted_since_last(net: u64, skb: u64) -> Counted {
+pub(crate) fn counted_since_last(net: u64) -> Counted {
     let unknown = Counted {
         known: false,
         mib: NO_MIB,
     };
-    let Some(now) = mib(net, skb) else {
+    let Some(now) = mib(net) else {
         return unknown;
     };
     let inum = sock::net_inum(net);
+    let now = Looked {
+        looks: 1,
+        counters: now,
+    };
     let Some(last) = LAST_MIB.get_ptr_mut(inum) else {
         // A full map leaves the namespace without a baseline: its causes stay inferred, which is said.
         let _refused = LAST_MIB.insert(inum, now, 0);
@@ -177,8 +180,8 @@ pub(crate) fn counted_since_last(net: u64, skb: u64) -> Counted {
     let before = unsafe { core::ptr::replace(last, now) };
     Counted {
         // A namespace of the same inode number as one that is gone starts anew.
-        known: now.drops >= before.drops,
-        mib: now.since(&before),
+        known: before.looks != 0 && now.counters.drops >= before.counters.drops,
+        mib: now.counters.since(&before.counters),
     }
 }
 
@@ -206,7 +209,8 @@ fn drop_mib(net: u64, offset: u64) -> DropMib {
 }
 
 /// Which of those counters of a namespace rose on this CPU since its last dropped segment, as bits of
-/// `refusal_hint`. At the first look the counters' whole life stands for it.
+/// `refusal_hint`. At the first look there is nothing to compare with: a counter at 1 counted this segment, or
+/// one before the tracer, and only what it says is said.
 #[inline(always)]
 pub(crate) fn drops_since_last(net: u64) -> u8 {
     let offset = PERCPU_ANCHOR.get(0).copied().unwrap_or(0);
@@ -214,28 +218,43 @@ pub(crate) fn drops_since_last(net: u64) -> u8 {
         return 0;
     }
     let inum = sock::net_inum(net);
-    let now = drop_mib(net, offset);
+    let now = Looked {
+        looks: 1,
+        counters: drop_mib(net, offset),
+    };
     let before = if let Some(last) = LAST_DROP_MIB.get_ptr_mut(inum) {
         // SAFETY: a live per-CPU map value of plain data.
         unsafe { core::ptr::replace(last, now) }
     } else {
         // Where the map has no room the next look is a first one again.
         let _refused = LAST_DROP_MIB.insert(inum, now, 0);
-        DropMib {
-            csum_errors: 0,
-            out_rsts: 0,
-            reverse_path: 0,
-            md5: 0,
+        Looked {
+            looks: 0,
+            counters: DropMib {
+                csum_errors: 0,
+                out_rsts: 0,
+                reverse_path: 0,
+                md5: 0,
+            },
         }
     };
-    let bit = |now: u64, before: u64, hint: u8| if now == before { 0 } else { hint };
-    refusal_hint::COUNTED
-        | bit(now.csum_errors, before.csum_errors, refusal_hint::CHECKSUM)
+    let is_first = before.looks == 0;
+    let (now, before) = (now.counters, before.counters);
+    let bit = |now: u64, before: u64, hint: u8| {
+        let rose = if is_first { now == 1 } else { now != before };
+        if rose { hint } else { 0 }
+    };
+    let rose = bit(now.csum_errors, before.csum_errors, refusal_hint::CHECKSUM)
         | bit(now.md5, before.md5, refusal_hint::MD5)
         | bit(
             now.reverse_path,
             before.reverse_path,
             refusal_hint::REVERSE_PATH,
         )
-        | bit(now.out_rsts, before.out_rsts, refusal_hint::RESET_SENT)
+        | bit(now.out_rsts, before.out_rsts, refusal_hint::RESET_SENT);
+    if is_first && rose == 0 {
+        0
+    } else {
+        refusal_hint::COUNTED | rose
+    }
 }

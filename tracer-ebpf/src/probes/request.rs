@@ -189,7 +189,7 @@ fn is_listening(sk: u64) -> bool {
 
 #[inline(always)]
 fn count_at<C: EbpfContext>(ctx: &C, sk: u64, total: usize) -> Outcome {
-    match listener::entry_of_request(ctx, sk) {
+    match listener::entry(ctx, sk) {
         Ok(entry) => {
             listener::count_aside(entry, total);
             if listener::is_refused(entry) {

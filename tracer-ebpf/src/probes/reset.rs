@@ -11,7 +11,7 @@ use conntracer_common::{
 
 use crate::{
     emit::{self, Lane},
-    maps::{LAST_RST, Outcome, Rst, SOCKETS, account, asked_for, global},
+    maps::{LAST_RST, LastRst, Outcome, Rst, SOCKETS, account, asked_for, global},
     probes::{filter, netns, socket},
     sock::{self, Anywhere, field},
 };
@@ -29,10 +29,13 @@ fn remember(sk: u64, reason: u32, received: u32) {
     if let Some(last) = LAST_RST.get_ptr_mut(0) {
         // SAFETY: a live per-CPU map value.
         unsafe {
-            *last = Rst {
-                sk,
-                reason,
-                received,
+            *last = LastRst {
+                rst: Rst {
+                    sk,
+                    reason,
+                    received,
+                },
+                born_ns: socket::born_ns(sk),
             };
         }
     }
@@ -50,9 +53,9 @@ pub(crate) fn last_of(sk: u64) -> Rst {
     if let Some(last) = LAST_RST.get_ptr_mut(0) {
         // SAFETY: as in `remember`.
         unsafe {
-            if (*last).sk == sk {
-                rst = *last;
-                (*last).sk = 0;
+            if (*last).rst.sk == sk && (*last).born_ns == socket::born_ns(sk) {
+                rst = (*last).rst;
+                (*last).rst.sk = 0;
             }
         }
     }

@@ -47,6 +47,13 @@ pub(crate) fn is_refused(sk: u64) -> bool {
         && unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.asked == verdict::REFUSED)
 }
 
+/// When a connection began; 0 where it is not known.
+#[inline(always)]
+pub(crate) fn born_ns(sk: u64) -> u64 {
+    // SAFETY: plain data.
+    unsafe { SOCKETS.get(sk) }.map_or(0, |entry| entry.born_ns)
+}
+
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
 

@@ -18,7 +18,7 @@ use conntracer_common::{
 };
 
 use crate::{
-    maps::{Bracket, Mib, Outcome, SYN_BRACKET, account},
+    maps::{Bracket, FILTER, Injected, Mib, Outcome, SYN_BRACKET, account},
     probes::{
         bracket::{enter, leave},
         listener, netns, percpu,
@@ -64,18 +64,18 @@ pub(crate) fn syn_kretprobe(ctx: RetProbeContext) -> i32 {
 
 #[inline(always)]
 fn syn_done<C: EbpfContext>(ctx: &C, before: &Bracket) -> Outcome {
-    let entry = match listener::entry(ctx, before.sk) {
-        Ok(entry) => entry,
-        Err(refused) => return refused,
-    };
+    let net = sock::net_of(before.sk);
     let (outcome, evidence) = match before.counted_since() {
         Some(counted) => {
-            note_dropped_cookie(sock::net_of(before.sk), &counted);
+            note_dropped_cookie(net, &counted);
             (by_counters(&counted, || *before), syn_evidence::COUNTERS)
         }
         None => (by_fields(before), syn_evidence::FIELDS),
     };
-    listener::outcome(ctx, before.sk, entry, outcome, evidence, before.skb)
+    match listener::entry(ctx, before.sk) {
+        Ok(entry) => listener::outcome(ctx, before.sk, entry, outcome, evidence, before.skb),
+        Err(refused) => listener::outcome_without_entry(net, outcome, refused),
+    }
 }
 
 /// The kernel decides on a cookie first, and then finds the accept queue full (`tcp_conn_request`).
@@ -173,10 +173,21 @@ pub(crate) fn syn_tracepoint(ctx: BtfTracePointContext) -> i32 {
 fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome {
     let net = sock::net_of_packet(skb);
     // Looked at for every SYN, also those of listeners unknown: the next one must see only its own.
-    let counted = percpu::counted_since_last(net, skb);
+    let counted = percpu::counted_since_last(net);
     let mut sk = listener::by_port(sock::net_inum(net), packet.local_port, packet.local_addr);
     if sk == 0 {
-        return Outcome::Filtered;
+        // Every listener that is asked for is known by its address, if there was room for it.
+        let refused = if FILTER.has_endpoint::<Injected>() || !netns::wanted(net) {
+            Outcome::Filtered
+        } else {
+            Outcome::Lost
+        };
+        let outcome = if counted.known {
+            by_counters(&counted.mib, || Bracket::now(0, skb))
+        } else {
+            syn_outcome::ADDED
+        };
+        return listener::outcome_without_entry(net, outcome, refused);
     }
     if !counted.known || counted.mib.drops != 0 {
         sk = listener::dropper(sk);

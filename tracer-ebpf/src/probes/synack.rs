@@ -43,7 +43,7 @@ fn try_synack(ctx: &BtfTracePointContext) -> Outcome {
     }
     record.socket.sk = listener;
     // Not known where a filter names the remote end, which a listener has none of: then every record goes.
-    if let Ok(entry) = listener::entry_of_request(ctx, listener) {
+    if let Ok(entry) = listener::entry(ctx, listener) {
         let within_budget = listener::repeated(entry, num_retrans, acked);
         if listener::is_refused(entry) {
             return Outcome::Filtered;

@@ -38,6 +38,8 @@ pub(super) trait Kernel {
     fn look(&self, net: u64) -> io::Result<Look>;
     /// What the kernel half counted in a namespace so far.
     fn counts(&self, id: NetnsId) -> io::Result<Counts>;
+    /// The namespaces in which the kernel half counted anything; the key of those that found no room among them.
+    fn counted(&self) -> io::Result<BTreeSet<NetnsId>>;
     /// A namespace is gone, and its counts may go.
     fn forget(&mut self, id: NetnsId);
 }
@@ -69,6 +71,14 @@ impl<R: Fn(u64, u32) -> io::Result<()>> Kernel for Running<'_, R> {
         }
     }
 
+    fn counted(&self) -> io::Result<BTreeSet<NetnsId>> {
+        self.counts
+            .keys()
+            .map(|key| key.map(|key| transmute!(key)))
+            .collect::<Result<_, _>>()
+            .map_err(io::Error::other)
+    }
+
     fn forget(&mut self, id: NetnsId) {
         // Absent where nothing went wrong.
         let _absent = self.counts.remove(&transmute!(id));
@@ -82,6 +92,8 @@ pub(super) struct Namespaces {
     /// Bits of [`netns_flag`] that hold for this kernel.
     limits: u8,
     known: BTreeMap<NetnsId, Known>,
+    /// Those of which something is kept and that the last whole walk did not meet.
+    absent: BTreeSet<NetnsId>,
     /// The last walk saw the whole list and all of it is known: what is new at the next was born since.
     complete: bool,
     uncompared: u32,
@@ -110,6 +122,7 @@ impl Namespaces {
             asked: *asked,
             limits,
             known: BTreeMap::new(),
+            absent: BTreeSet::new(),
             complete: false,
             uncompared: 0,
             said: None,
@@ -120,9 +133,14 @@ impl Namespaces {
     /// nothing is counted by the kernel alone from here on; and again when what can be read changes.
     pub(super) fn begin(&mut self, kernel: &impl Kernel) -> io::Result<()> {
         self.known.clear();
-        self.complete = false;
+        self.absent.clear();
         self.uncompared = 0;
-        self.meet(kernel).map(drop)
+        // Twice: what a walk misses (see `depart`) would be taken for born since.
+        for _ in 0..2 {
+            self.complete = false;
+            self.meet(kernel)?;
+        }
+        Ok(())
     }
 
     /// Reads every namespace and makes records of those that changed.
@@ -134,13 +152,7 @@ impl Namespaces {
     ) -> io::Result<()> {
         let (found, whole) = self.meet(kernel)?;
         if whole {
-            self.known.retain(|id, _| {
-                let lives = found.contains_key(id);
-                if !lives {
-                    kernel.forget(*id);
-                }
-                lives
-            });
+            self.depart(kernel, &found)?;
         }
         for (id, known) in &mut self.known {
             let Some(net) = found.get(id) else {
@@ -161,6 +173,26 @@ impl Namespaces {
         if self.said.is_some() || of_all != Netns::default() {
             say(&mut self.said, &of_all, ktime_ns, feed);
         }
+        Ok(())
+    }
+
+    /// Forgets the namespaces that are gone: known ones, and those that came and went between two walks and left
+    /// nothing but counts. Each is missed by two walks in a row: one whose next namespace is freed underfoot, and its
+    /// memory reused for the list's last, comes around without those in between.
+    fn depart(
+        &mut self,
+        kernel: &mut impl Kernel,
+        found: &BTreeMap<NetnsId, u64>,
+    ) -> io::Result<()> {
+        let mut absent = kernel.counted()?;
+        absent.remove(&NetnsId::default());
+        absent.extend(self.known.keys());
+        absent.retain(|id| !found.contains_key(id));
+        for id in self.absent.intersection(&absent) {
+            self.known.remove(id);
+            kernel.forget(*id);
+        }
+        self.absent = absent;
         Ok(())
     }
 
@@ -189,7 +221,7 @@ impl Namespaces {
     fn meet(&mut self, kernel: &impl Kernel) -> io::Result<(BTreeMap<NetnsId, u64>, bool)> {
         let mut found = BTreeMap::new();
         if self.flags() & (netns_flag::FILTERED | netns_flag::UNREADABLE) != 0 {
-            return Ok((found, true));
+            return Ok((found, false));
         }
         let whole = walk(kernel, |look| {
             if self.asked.wants_netns::<Plain>(look.id.inode) {
@@ -352,6 +384,8 @@ mod tests {
         kernel: HashMap<u32, u64>,
         counts: HashMap<u32, u64>,
         forgotten: Vec<u32>,
+        /// The next walk comes around after the first namespace.
+        cut_short: Cell<bool>,
         /// Events that the kernel counted and the kernel half has yet to; told at a look.
         in_flight: Cell<u64>,
     }
@@ -373,12 +407,14 @@ mod tests {
 
     impl Kernel for Fake {
         fn look(&self, net: u64) -> io::Result<Look> {
+            let cut_short = net == 0 && self.cut_short.take();
             let net = if net == 0 { self.lists[0].into() } else { net };
             let at = self.lists.iter().position(|inode| u64::from(*inode) == net);
             let after = at.map_or(0, |at| at + 1);
+            let next = self.lists.get(after).filter(|_| !cut_short);
             let mut look = Look {
                 net,
-                next: self.lists.get(after).map_or(HEAD, |next| (*next).into()),
+                next: next.map_or(HEAD, |next| (*next).into()),
                 ..Look::default()
             };
             if let Some(at) = at {
@@ -401,7 +437,18 @@ mod tests {
             Ok(counts)
         }
 
+        fn counted(&self) -> io::Result<BTreeSet<NetnsId>> {
+            let homeless = NetnsId::default();
+            Ok(self
+                .counts
+                .keys()
+                .map(|inode| id(*inode))
+                .chain([homeless])
+                .collect())
+        }
+
         fn forget(&mut self, id: NetnsId) {
+            self.counts.remove(&id.inode);
             self.forgotten.push(id.inode);
         }
     }
@@ -477,7 +524,44 @@ mod tests {
         assert_eq!(born.flags, netns_flag::BORN);
         assert_eq!(born.kernel[kernel::LISTEN_DROPS], 1);
         assert_eq!(residues(born), 0);
+        compared(&mut namespaces, &mut fake);
         assert_eq!(fake.forgotten, [2]);
+    }
+
+    #[test]
+    fn a_walk_that_comes_around_too_soon_forgets_nothing() {
+        let mut fake = Fake::of(&[1, 2]);
+        let mut namespaces = Namespaces::new(&Filter::NONE, 0);
+        fake.overflow(2, false);
+        fake.cut_short.set(true);
+        namespaces.begin(&fake).unwrap();
+        fake.overflow(2, true);
+        fake.cut_short.set(true);
+        compared(&mut namespaces, &mut fake);
+        fake.overflow(2, true);
+        let records = compared(&mut namespaces, &mut fake);
+        let record = records.iter().find(|record| record.id == id(2)).unwrap();
+        assert_eq!(record.kernel[kernel::LISTEN_DROPS], 2);
+        assert_eq!(residues(record), 0);
+        assert_eq!(record.flags, 0);
+        assert!(fake.forgotten.is_empty());
+    }
+
+    #[test]
+    fn what_was_counted_in_namespaces_that_no_walk_met_is_forgotten() {
+        let mut fake = Fake::of(&[1]);
+        let mut namespaces = Namespaces::new(&Filter::NONE, 0);
+        namespaces.begin(&fake).unwrap();
+        fake.overflow(8, true);
+        fake.overflow(9, true);
+        compared(&mut namespaces, &mut fake);
+        assert!(fake.forgotten.is_empty());
+        // It was born during the walk before.
+        fake.lists = vec![1, 9];
+        compared(&mut namespaces, &mut fake);
+        assert_eq!(fake.forgotten, [8]);
+        compared(&mut namespaces, &mut fake);
+        assert_eq!(fake.forgotten, [8]);
     }
 
     #[test]

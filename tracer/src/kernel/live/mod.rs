@@ -45,6 +45,7 @@ use super::{
     missed::Missed,
     netns::{CountsMap, LookMap, Namespaces, Running},
     places::Places,
+    plan::Rung,
     processes::Processes,
     ring::Rings,
     seed::Seeds,
@@ -360,13 +361,17 @@ impl Kernel {
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
         let mut events = HookCounters::default();
-        for hook in [
+        let counting = [
             hook::SYN,
             hook::ACK,
             hook::ACCEPT,
             hook::SYNACK,
             hook::REQUEST,
-        ] {
+            hook::COOKIE,
+        ];
+        // There it is the state that tells which handshakes were completed.
+        let by_state = self.host.plan.rung("ack") == Rung::Tracepoint;
+        for hook in counting.into_iter().chain(by_state.then_some(hook::STATE)) {
             events.add(&maps::counters(&self.counters, hook)?);
         }
         if events.seen == self.listener_events && watched.is_empty() {
