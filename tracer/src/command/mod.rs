@@ -121,7 +121,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<Outcome> {
         Command::Record(record) => trace::run(&record.run, Some(&record.file)),
         Command::Replay(replay) => replay::replay(&replay),
         Command::Doctor(typed) => diagnose(&typed).map(done),
-        Command::Report { file } => replay::summarise(&file)
+        Command::Report(typed) => replay::report(&typed)
             .and_then(|lines| print(&report::text(&lines)))
             .map(done),
         Command::Explain { word } => explain_word(word.as_deref()).map(done),

@@ -14,7 +14,7 @@ use zerocopy::FromBytes;
 use super::{Outcome, prepare};
 use crate::{
     cli::{
-        ReplayArguments,
+        ReplayArguments, ReportArguments,
         filter::{Asked, Roots, resolve},
         settings::{self, Destination, Emits},
     },
@@ -101,11 +101,13 @@ fn ktime(record: &[u8]) -> Ktime {
     Ktime(Header::read_from_prefix(record).map_or(0, |(header, _)| header.ktime_ns))
 }
 
-/// Sums up a recording or NDJSON output, whichever `path` is.
-pub(super) fn summarise(path: &Path) -> anyhow::Result<Report> {
+/// Sums up a recording or NDJSON output, whichever it is. A recording is judged as the configuration says.
+pub(super) fn report(typed: &ReportArguments) -> anyhow::Result<Report> {
+    let config = prepare(&typed.common)?;
+    let path = &typed.file;
     let mut file = open(path)?;
     match Reader::new(BufReader::new(&file)) {
-        Ok(reader) => summarise_recording(reader).with_context(|| said(path)),
+        Ok(reader) => summarise_recording(reader, config.detect).with_context(|| said(path)),
         Err(RecordingError::Magic) => {
             file.rewind().with_context(|| said(path))?;
             summarise_lines(BufReader::new(file)).with_context(|| said(path))
@@ -114,10 +116,12 @@ pub(super) fn summarise(path: &Path) -> anyhow::Result<Report> {
     }
 }
 
-fn summarise_recording<R: Read>(mut reader: Reader<R>) -> anyhow::Result<Report> {
+fn summarise_recording<R: Read>(
+    mut reader: Reader<R>,
+    thresholds: Thresholds,
+) -> anyhow::Result<Report> {
     let host = Arc::new(reader.host().clone());
     let json = Json::new(Arc::clone(&host));
-    let thresholds = Thresholds::default();
     let mut watch = Watch::new(thresholds, host, Emits::of(&[Emit::All]), Records::all());
     let mut report = Report::default();
     let mut bytes = Vec::new();

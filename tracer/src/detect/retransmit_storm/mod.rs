@@ -14,7 +14,8 @@
 //! leave the host (`tcp_retransmit_skb` with an error, or before Linux 6.17 only `total_retrans`) is counted
 //! apart, and so is what the peer said came twice (duplicate SACKs, RFC 2883), which is part of the count.
 //! Connections are counted in the kernel, and their records cumulative: a record that is lost takes nothing
-//! away. What the kernel half missed is in the count by `total_retrans`, without a type.
+//! away. What the kernel half missed is in the count by `total_retrans`, without a type; before Linux 6.17 it cannot be
+//! told from what did not leave the host.
 //! Repeated SYN-ACKs count, but open nothing: [`super::half_open::handshake`] tells what they mean. Those
 //! of a flood, of which not every one is a record, are in the host's count from the listeners' totals, and
 //! in no other.
