@@ -44,10 +44,7 @@ pub enum Command {
     /// Judge a recording again; needs no root.
     Replay(ReplayArguments),
     /// Summarise a recording or a file of JSON output.
-    Report {
-        #[arg(value_hint = ValueHint::FilePath)]
-        file: PathBuf,
-    },
+    Report(ReportArguments),
     /// Explain a finding or a cause, such as `syn_drop` or `accept_queue_full`.
     Explain {
         /// Without it, the words that can be explained are listed.
@@ -93,6 +90,14 @@ pub struct ReplayArguments {
     pub filter: FilterArguments,
     #[command(flatten)]
     pub output: OutputArguments,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArguments {
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub common: CommonArguments,
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,6 @@ mod trace;
 
 use std::{
     io::{self, IsTerminal, Write},
-    path::Path,
     process::ExitCode,
     sync::Arc,
 };
@@ -16,7 +15,7 @@ use conntracer_common::filter::Filter;
 
 use crate::{
     cli::{
-        Arguments, Command, CommonArguments, ConfigArguments, DoctorArguments,
+        Arguments, Command, CommonArguments, ConfigArguments, DoctorArguments, ReportArguments,
         settings::{self, resolve},
     },
     config::{Config, Format},
@@ -132,7 +131,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<Outcome> {
         Command::Record(record) => trace::run(&record.run, Some(&record.file)),
         Command::Replay(replay) => replay::replay(&replay),
         Command::Doctor(typed) => diagnose(&typed).map(done),
-        Command::Report { file } => summarise(&file).map(done),
+        Command::Report(typed) => summarise(&typed).map(done),
         Command::Explain { word } => explain_word(word.as_deref()).map(done),
         Command::Config(typed) => show_config(&typed).map(done),
         Command::Completions { shell } => {
@@ -176,8 +175,8 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
     }
 }
 
-fn summarise(file: &Path) -> anyhow::Result<()> {
-    let (lines, end) = replay::summarise(file)?;
+fn summarise(typed: &ReportArguments) -> anyhow::Result<()> {
+    let (lines, end) = replay::report(typed)?;
     print(&report::text(&lines))?;
     end
 }

@@ -15,7 +15,7 @@ use zerocopy::FromBytes;
 use super::{Outcome, prepare};
 use crate::{
     cli::{
-        ReplayArguments,
+        ReplayArguments, ReportArguments,
         filter::{Asked, Roots, resolve},
         settings::{self, Destination, Emits},
     },
@@ -108,13 +108,15 @@ fn ktime(record: &[u8]) -> Ktime {
     Ktime(Header::read_from_prefix(record).map_or(0, |(header, _)| header.ktime_ns))
 }
 
-/// Sums up a recording or NDJSON output, whichever `path` is, and says how it ended: what a recording that
-/// ends badly held is told all the same.
-pub(super) fn summarise(path: &Path) -> anyhow::Result<(Report, anyhow::Result<()>)> {
+/// Sums up a recording or NDJSON output, whichever it is, and says how it ended: what a recording that ends
+/// badly held is told all the same. A recording is judged as the configuration says.
+pub(super) fn report(typed: &ReportArguments) -> anyhow::Result<(Report, anyhow::Result<()>)> {
+    let config = prepare(&typed.common)?;
+    let path = &typed.file;
     let mut file = open(path)?;
     match Reader::new(BufReader::new(&file)) {
         Ok(reader) => {
-            let (report, end) = summarise_recording(reader);
+            let (report, end) = summarise_recording(reader, config.detect);
             Ok((report, end.with_context(|| said(path))))
         }
         Err(RecordingError::Magic) => {
@@ -126,10 +128,12 @@ pub(super) fn summarise(path: &Path) -> anyhow::Result<(Report, anyhow::Result<(
     }
 }
 
-fn summarise_recording<R: Read>(mut reader: Reader<R>) -> (Report, Result<(), RecordingError>) {
+fn summarise_recording<R: Read>(
+    mut reader: Reader<R>,
+    thresholds: Thresholds,
+) -> (Report, Result<(), RecordingError>) {
     let host = Arc::new(reader.host().clone());
     let json = Json::new(Arc::clone(&host));
-    let thresholds = Thresholds::default();
     let mut watch = Watch::new(thresholds, host, Emits::of(&[Emit::All]), Records::all());
     let mut report = Report::default();
     let mut bytes = Vec::new();

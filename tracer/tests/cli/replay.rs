@@ -234,3 +234,25 @@ fn report_reads_a_recording_and_its_output_alike() {
         stderr(&output)
     );
 }
+
+#[test]
+fn report_judges_a_recording_by_the_configuration() {
+    let recording = recorded::everything();
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config");
+    let said = |floor: f64| {
+        let keys =
+            ["connection", "remote", "host"].map(|scope| format!("{scope}_per_s = {floor:?}"));
+        fs::write(
+            &config,
+            format!("[detect.retransmit_storm]\n{}\n", keys.join("\n")),
+        )
+        .unwrap();
+        let file = text(recording.path());
+        let output = run(&["report", file, "--config", text(&config)]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stdout(&output).contains("retransmit_storm")
+    };
+    assert!(said(5.0));
+    assert!(!said(1000.0));
+}

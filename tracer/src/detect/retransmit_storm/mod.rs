@@ -15,7 +15,8 @@
 //! apart, and so is what was repeated for nothing, which is part of the count: the peer says that it came twice
 //! (duplicate SACKs, RFC 2883), or the kernel finds out first and takes back what it did about the loss.
 //! Connections are counted in the kernel, and their records cumulative: a record that is lost takes nothing
-//! away. What the kernel half missed is in the count by `total_retrans`, without a type.
+//! away. What the kernel half missed is in the count by `total_retrans`, without a type; before Linux 6.17 it cannot be
+//! told from what did not leave the host.
 //! Repeated SYN-ACKs count, but open nothing: [`super::half_open::handshake`] tells what they mean. Those
 //! of a flood, of which not every one is a record, are in the host's count from the listeners' totals, and
 //! in no other.

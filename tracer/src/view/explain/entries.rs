@@ -15,11 +15,13 @@ pub(super) const ENTRIES: &[Entry] = &[
         text: "\
 A client asked for a connection, and this host turned it away before there was one. Nobody on this side
 is told: the application sees nothing, its log is empty and its own metrics stay green. Users see
-connections that take one, three or seven seconds to open, that time out, or that open and then hang.
+connections that take one, three or seven seconds to open, that time out, or that open and then hang. Clients
+with Linux from 6.5 on repeat their first SYNs every second: theirs take one to five, seven or eleven.
 
 What the client sees tells the causes apart before you look at anything here:
 
   opens after 1, 3, 7 s     the SYN was dropped, and a repeated one got through
+  (1, 2, 3, 4, 5, 7, 11)
   times out                 every SYN was dropped: accept_queue_full for long, filtered,
                             reverse_path, no_route
   opens, then hangs         the third ACK was dropped: ack_overflow, no_memory
@@ -47,8 +49,9 @@ A SYN came while the accept queue was full: that many connections were complete,
 not called accept() on them. The kernel dropped the SYN without an answer. SYN cookies do not help
 here, they save the other queue.
 
-The client repeats its SYN after 1 s, then 2, 4, 8 … s more: it sees a connection that opens after 1, 3
-or 7 s, or times out after about two minutes. No error reaches either application.
+The client repeats its SYN after 1 s, then 2, 4, 8 … s more (Linux from 6.5 on every second five times, then
+likewise, net.ipv4.tcp_syn_linear_timeouts): it sees a connection that opens after 1, 3 or 7 s (1 to 5, 7 or
+11), or times out after about two minutes. No error reaches either application.
 
 The evidence tells the two cases apart. since_last_accept_s of seconds: the acceptor is stuck. Look at
 what it does now, not at the network:
@@ -118,7 +121,8 @@ The queue is full all the same: go on with accept_queue_full. Do not stop when t
         text: "\
 More handshakes were waiting for their third ACK than the listener may keep. The limit is that of the accept
 queue, the backlog of listen(). With net.ipv4.tcp_syncookies at 0 the SYN is dropped (syn_drop) and the
-client tries again after 1, 3, 7 s; at 1 it is answered with a cookie (syn_cookies), and no client is lost.
+client tries again after 1, 3, 7 s (from Linux 6.5 on 1, 2, 3 … s); at 1 it is answered with a cookie
+(syn_cookies), and no client is lost.
 
 Either clients come in bursts over long paths, or somebody sends SYNs and never answers:
 
@@ -139,7 +143,8 @@ not lower net.ipv4.tcp_synack_retries to make room: it cuts off clients on bad p
         text: "\
 SYN cookies are off, and less than a quarter of net.ipv4.tcp_max_syn_backlog was left. The kernel keeps the
 rest for peers it has talked to before, and drops SYNs of all others: old clients get in, and new ones
-see 1, 3, 7 s or a timeout. That some are served and some are not, at random it seems, is typical.
+see 1, 3, 7 s (from Linux 6.5 on 1, 2, 3 … s) or a timeout. That some are served and some are not, at random
+it seems, is typical.
 
   sysctl net.ipv4.tcp_syncookies net.ipv4.tcp_max_syn_backlog
   ss -tn state syn-recv | wc -l
@@ -233,8 +238,8 @@ capture at the sender shows wrong checksums for every packet that the device is 
         of: Some("syn_drop"),
         text: "\
 The kernel had no memory for the packet, or for the socket that the third ACK was to make. Where it was the
-packet, the client sees 1, 3, 7 s or a timeout; where it was the socket, it believes it is connected and
-gets in a second or more late. Established connections on this host suffer, too.
+packet, the client sees 1, 3, 7 s (from Linux 6.5 on 1, 2, 3 … s) or a timeout; where it was the socket, it
+believes it is connected and gets in a second or more late. Established connections on this host suffer, too.
 
   cat /proc/net/sockstat                      mem of TCP, in pages, against net.ipv4.tcp_mem
   nstat -az TcpExtTCPMemoryPressures TcpExtTCPAbortOnMemory
