@@ -25,8 +25,9 @@ pub(super) fn counters(map: &Counters, hook: u32) -> io::Result<HookCounters> {
     Ok(sum)
 }
 
-/// `BPF_MAP_LOOKUP_ELEM` and `BPF_MAP_LOOKUP_BATCH` of `enum bpf_cmd`.
+/// Of `enum bpf_cmd`.
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 /// Entries asked for at once: 64 KiB of the largest values, and more than any one hash bucket holds.
 const BATCH: usize = 256;
@@ -59,9 +60,42 @@ struct EntryAttr {
 /// Reads one entry of a hash map with 8-byte keys into `value`, which is as large as the map's values;
 /// whether there is one.
 pub(super) fn lookup(map: BorrowedFd<'_>, key: u64, value: &mut [u8]) -> io::Result<bool> {
+    read_entry(BPF_MAP_LOOKUP_ELEM, map, &key.to_ne_bytes(), value)
+}
+
+/// Removes one entry and reads what it held last into `value`, as [`lookup`] does; whether there was one.
+///
+/// Before 5.14 a hash map cannot do both at once: what is counted in the moment between is in neither.
+pub(super) fn take<const K: usize>(
+    map: BorrowedFd<'_>,
+    key: &[u8; K],
+    value: &mut [u8],
+) -> io::Result<bool> {
+    /// Linux's own errno (include/linux/errno.h), which no libc has.
+    const ENOTSUPP: i32 = 524;
+    let taken = read_entry(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key, value);
+    if !taken.as_ref().is_err_and(|error| {
+        matches!(
+            error.raw_os_error(),
+            Some(ENOTSUPP | libc::EOPNOTSUPP | libc::EINVAL)
+        )
+    }) {
+        return taken;
+    }
+    let found = read_entry(BPF_MAP_LOOKUP_ELEM, map, key, value)?;
+    remove(map, key)?;
+    Ok(found)
+}
+
+fn read_entry<const K: usize>(
+    command: libc::c_long,
+    map: BorrowedFd<'_>,
+    key: &[u8; K],
+    value: &mut [u8],
+) -> io::Result<bool> {
     let mut attr = EntryAttr {
         map_fd: u32::try_from(map.as_raw_fd()).map_err(io::Error::other)?,
-        key: (&raw const key).addr() as u64,
+        key: key.as_ptr().addr() as u64,
         value: value.as_mut_ptr().addr() as u64,
         ..EntryAttr::default()
     };
@@ -70,7 +104,7 @@ pub(super) fn lookup(map: BorrowedFd<'_>, key: u64, value: &mut [u8]) -> io::Res
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
-            BPF_MAP_LOOKUP_ELEM,
+            command,
             (&raw mut attr).cast::<libc::c_void>(),
             size_of::<EntryAttr>(),
         )
@@ -162,7 +196,7 @@ struct ElementAttr {
 }
 
 /// Removes one entry; one that is gone already is no error.
-pub(super) fn remove<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<()> {
+fn remove<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<()> {
     let attr = ElementAttr {
         map_fd: u32::try_from(map.as_raw_fd()).map_err(io::Error::other)?,
         key: key.as_ptr().addr() as u64,

@@ -37,8 +37,7 @@ pub(super) type Told<K> = HashMap<K, (u64, u64), foldhash::quality::RandomState>
 
 impl Kernel {
     /// Dropped SYNs that were counted since the last poll. Entries long idle are removed: without them
-    /// a few scans would fill the map for good. Should a SYN be counted between the look and the
-    /// removal, its own record tells, because the entry's last one is long ago.
+    /// a few scans would fill the map for good.
     pub(super) fn poll_refusals(
         &mut self,
         now_ns: u64,
@@ -194,6 +193,7 @@ fn poll_counted<const K: usize>(
     mut tell: impl FnMut(&[u8], &dyn Fn(&Counted) -> bool) -> Option<Counted>,
 ) -> io::Result<()> {
     let mut alive = HashMap::default();
+    let mut last = vec![0; value_size];
     for map in counts {
         let mut idle = Vec::new();
         maps::for_each_entry(map.fd().as_fd(), value_size, |key: &[u8; K], value| {
@@ -212,7 +212,11 @@ fn poll_counted<const K: usize>(
             }
         })?;
         for key in &idle {
-            maps::remove(map.fd().as_fd(), key)?;
+            if maps::take(map.fd().as_fd(), key, &mut last)? {
+                // What was counted since the look is told here or by nobody.
+                let is_news = |now: &Counted| told.get(key) != Some(&(now.first_ns, now.count));
+                tell(&last, &is_news);
+            }
         }
     }
     *told = alive;
