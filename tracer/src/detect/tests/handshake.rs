@@ -1,6 +1,9 @@
 use std::time::Duration;
 
-use conntracer_common::record::syn_outcome;
+use conntracer_common::{
+    record::{Socket, syn_outcome},
+    tcp::state,
+};
 
 use super::evidence;
 use crate::{
@@ -68,6 +71,52 @@ fn a_discarded_third_ack_is_told_from_one_that_never_came() {
     );
     assert_eq!(evidence(finding, "repeats_ack_discarded"), &Value::Count(3));
     assert_eq!(evidence(finding, "repeats_unanswered"), &Value::Count(0));
+}
+
+/// What a worker's listener tells after so many repeats.
+fn worker(run: &mut Run, sk: u64, state: u8, ack_backlog: u32, repeats: u64) {
+    let socket = Socket {
+        sk,
+        state,
+        ..listener(LOCAL, "10.0.0.2:4000")
+    };
+    run.syn(socket, |syn| {
+        syn.syn_qlen = 3;
+        syn.ack_backlog = ack_backlog;
+        syn.max_ack_backlog = 511;
+        syn.totals[syn_outcome::REPEATED] = repeats;
+        syn.totals[syn_outcome::REPEATED_ACKED] = repeats;
+    });
+}
+
+#[test]
+fn the_limit_told_is_of_the_fullest_socket_that_still_listens() {
+    let mut run = Run::new();
+    unanswered(&mut run, "10.0.0.2:4000", 2, true);
+    let first = listener(LOCAL, "10.0.0.2:4000").sk;
+    worker(&mut run, first, state::CLOSE, 2000, 1);
+    for (sk, ack_backlog) in [(1, 100), (2, 512), (3, 0)] {
+        worker(&mut run, sk, state::LISTEN, ack_backlog, 1);
+    }
+    run.pass(Duration::from_secs(1));
+    let finding = run.only();
+    assert_eq!(count(finding, "syn_qlen"), 9);
+    assert_eq!(count(finding, "ack_backlog"), 512);
+    assert_eq!(count(finding, "max_ack_backlog"), 511);
+    let summary = &finding.summary;
+    assert!(summary.contains("the accept queue is full"), "{summary}");
+    assert!(finding.advice[0].ends_with("(now 511)"), "{finding:#?}");
+
+    for sk in 1..=3 {
+        worker(&mut run, sk, state::CLOSE, 0, 2);
+    }
+    run.pass(Duration::from_secs(1));
+    let finding = run.only();
+    assert_eq!(count(finding, "syn_qlen"), 0);
+    assert!(
+        finding.advice[0].ends_with("backlog of listen()"),
+        "{finding:#?}"
+    );
 }
 
 #[test]

@@ -32,7 +32,7 @@ use conntracer_common::record::{SynTotals, syn_outcome};
 use self::{crowd::Crowd, words::draft};
 use crate::{
     detect::{Context, HalfOpen, Life},
-    event::{Owner, Sources, Syn, SynAck},
+    event::{Owner, Sources, Syn, SynAck, TcpState},
     finding::Ktime,
     source::SocketId,
     table::{Bounded, listener::ListenerKey},
@@ -142,6 +142,21 @@ struct Queues {
     max_ack_backlog: u32,
 }
 
+impl Queues {
+    /// The kernel holds one more than the limit (`sk_acceptq_is_full`).
+    const fn is_full(&self) -> bool {
+        self.ack_backlog > self.max_ack_backlog
+    }
+
+    /// Whether connections wait in more of it than of `other`, by its own limit.
+    fn is_fuller_than(&self, other: &Self) -> bool {
+        let full = |queue: &Self, limit: &Self| {
+            u64::from(queue.ack_backlog) * u64::from(limit.max_ack_backlog.max(1))
+        };
+        full(self, other) > full(other, self)
+    }
+}
+
 /// Trouble at one listener address, from its first sign on.
 #[derive(Debug)]
 struct Waiting {
@@ -219,14 +234,18 @@ impl Waiting {
             *total = total.saturating_add(*more);
         }
         self.arrivals.add(Arrivals::of(gained));
-        self.stood(
-            body.socket.id,
-            Queues {
-                syn_qlen: body.syn_qlen,
-                ack_backlog: body.ack_backlog,
-                max_ack_backlog: body.max_ack_backlog,
-            },
-        );
+        if body.socket.state == TcpState::Close {
+            self.queues.remove(&body.socket.id);
+        } else {
+            self.stood(
+                body.socket.id,
+                Queues {
+                    syn_qlen: body.syn_qlen,
+                    ack_backlog: body.ack_backlog,
+                    max_ack_backlog: body.max_ack_backlog,
+                },
+            );
+        }
         self.together.turn(now, TOGETHER);
         self.repeats.by_totals = self.totals[syn_outcome::REPEATED];
         self.discarded.by_totals = self.totals[syn_outcome::REPEATED_ACKED];
@@ -257,15 +276,21 @@ impl Waiting {
         }
     }
 
-    /// The queues of all sockets of the address.
-    fn queues(&self) -> Queues {
-        self.queues
-            .values()
-            .fold(Queues::default(), |sum, one| Queues {
-                syn_qlen: sum.syn_qlen.saturating_add(one.syn_qlen),
-                ack_backlog: sum.ack_backlog.saturating_add(one.ack_backlog),
-                max_ack_backlog: sum.max_ack_backlog.saturating_add(one.max_ack_backlog),
-            })
+    /// Requests that wait at all sockets of the address.
+    fn syn_qlen(&self) -> u64 {
+        let lengths = self.queues.values().map(|queues| queues.syn_qlen);
+        lengths.map(u64::from).sum()
+    }
+
+    /// The queues of the socket whose accept queue is the fullest; `None` where all are closed.
+    fn fullest(&self) -> Option<&Queues> {
+        self.queues.values().reduce(|fullest, queues| {
+            if queues.is_fuller_than(fullest) {
+                queues
+            } else {
+                fullest
+            }
+        })
     }
 
     fn unanswered(&self) -> u64 {

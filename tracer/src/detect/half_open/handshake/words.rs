@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use conntracer_common::record::syn_outcome;
 
-use super::{Looks, Waiting};
+use super::{Looks, Queues, Waiting};
 use crate::{
     detect::{Context, Draft, Facts, hooks, plural, who},
     finding::{FindingKind, Subject},
@@ -48,7 +48,6 @@ pub(super) fn draft(key: &ListenerKey, waiting: &Waiting, cx: &Context<'_>) -> D
 fn evidence(waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> Facts {
     let totals = &waiting.totals;
     let arrivals = waiting.arrivals;
-    let queues = waiting.queues();
     let mut facts = Facts::default()
         .count("requests", waiting.requests.get())
         .count("sources", waiting.crowd.sources())
@@ -65,7 +64,7 @@ fn evidence(waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> Facts {
             let gone = arrivals
                 .added
                 .saturating_sub(arrivals.completed)
-                .saturating_sub(queues.syn_qlen.into());
+                .saturating_sub(waiting.syn_qlen());
             facts = facts.count("requests_gone", gone);
         }
     } else {
@@ -81,11 +80,13 @@ fn evidence(waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> Facts {
     if let Some(completion) = arrivals.completion() {
         facts = facts.number("completion_ratio", completion);
     }
-    facts = facts
-        .count("syn_qlen", queues.syn_qlen)
-        .count("ack_backlog", queues.ack_backlog)
-        .count("max_ack_backlog", queues.max_ack_backlog)
-        .text("looks_like", looks.name());
+    facts = facts.count("syn_qlen", waiting.syn_qlen());
+    if let Some(fullest) = waiting.fullest() {
+        facts = facts
+            .count("ack_backlog", fullest.ack_backlog)
+            .count("max_ack_backlog", fullest.max_ack_backlog);
+    }
+    facts = facts.text("looks_like", looks.name());
     match waiting.last_remote {
         Some(remote) => facts.text("last_remote", remote.to_string()),
         None => facts,
@@ -111,8 +112,7 @@ fn summary(key: &ListenerKey, waiting: &Waiting, looks: Looks) -> String {
     let from = from(waiting);
     let reading = match looks {
         Looks::OverflowVictims => {
-            let queues = waiting.queues();
-            let why = if queues.ack_backlog > queues.max_ack_backlog {
+            let why = if waiting.fullest().is_some_and(Queues::is_full) {
                 "the accept queue is full"
             } else if waiting.totals[syn_outcome::ACK_OTHER] > 0 {
                 "no socket was made of it, as for want of memory"
@@ -152,14 +152,18 @@ fn advice(
 ) -> Vec<Cow<'static, str>> {
     let retries = cx.said_sysctl("net.ipv4.tcp_synack_retries", key.netns);
     match looks {
-        Looks::OverflowVictims => vec![
-            format!(
-                "find out why {} does not call accept(), or raise the backlog of listen() (now {})",
-                who(waiting.owner.as_ref()),
-                waiting.queues().max_ack_backlog,
-            )
-            .into(),
-        ],
+        Looks::OverflowVictims => {
+            let now = waiting.fullest().map_or_else(String::new, |fullest| {
+                format!(" (now {})", fullest.max_ack_backlog)
+            });
+            vec![
+                format!(
+                    "find out why {} does not call accept(), or raise the backlog of listen(){now}",
+                    who(waiting.owner.as_ref()),
+                )
+                .into(),
+            ]
+        }
         Looks::Flood => vec![
             "keep net.ipv4.tcp_syncookies at 1, so that forged requests cannot fill the SYN queue"
                 .into(),
