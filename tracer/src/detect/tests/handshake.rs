@@ -142,6 +142,37 @@ fn a_third_ack_without_a_socket_is_not_blamed_on_the_queue() {
     );
 }
 
+#[test]
+fn listeners_that_come_and_go_do_not_make_a_quiet_ones_past_its_present() {
+    let mut thresholds = Thresholds::default();
+    thresholds.limits.listeners = 4;
+    let mut run = Run::with(thresholds.clone());
+    let told = |run: &mut Run, repeats: u64| {
+        run.syn(listener(LOCAL, "10.0.0.2:4000"), |syn| {
+            syn.totals[syn_outcome::REPEATED] = repeats;
+            syn.most_repeats = 5;
+        });
+    };
+    told(&mut run, 9);
+    run.pass(Duration::from_mins(5));
+    assert_eq!(run.only().status, Status::Resolved);
+    for port in 1000..1010 {
+        for state in [state::LISTEN, state::CLOSE] {
+            let local = format!("10.0.0.1:{port}");
+            let socket = Socket {
+                sk: port,
+                state,
+                ..listener(&local, "10.0.0.2:4000")
+            };
+            run.syn(socket, |_| {});
+        }
+    }
+    told(&mut run, 10);
+    run.finish();
+    assert_eq!(run.only().count, 9);
+    run.assert_replays(thresholds);
+}
+
 /// So many addresses, four of each network.
 fn addresses(count: u32) -> impl Iterator<Item = [u32; 4]> {
     (0..count).map(|number| {

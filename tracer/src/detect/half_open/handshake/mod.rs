@@ -35,7 +35,10 @@ use crate::{
     event::{Owner, Sources, Syn, SynAck, TcpState},
     finding::Ktime,
     source::SocketId,
-    table::{Bounded, listener::ListenerKey},
+    table::{
+        Bounded,
+        listener::{Applied, ListenerKey},
+    },
 };
 
 /// How long first repeats count together: one request repeats at 1 and 3 s, so that 4 s hold both.
@@ -371,6 +374,8 @@ struct Listener {
     /// Most repeats of one request, as its totals last told.
     most_repeats: u8,
     waiting: Option<Box<Waiting>>,
+    /// No socket listens there any more.
+    is_over: bool,
 }
 
 impl Listener {
@@ -428,8 +433,9 @@ impl Handshake {
     }
 
     /// A listener's totals, and what they gained since its last record.
-    pub(crate) fn syn(&mut self, body: &Syn, gained: &SynTotals, cx: &mut Context<'_>) {
+    pub(crate) fn syn(&mut self, body: &Syn, applied: &Applied, cx: &mut Context<'_>) {
         let key = ListenerKey::of(&body.socket);
+        let gained = &applied.gained;
         let (now, quiet) = (cx.now, cx.thresholds.syn_drop.quiet());
         let Some(listener) = self.listener(key, cx) else {
             return;
@@ -443,6 +449,7 @@ impl Handshake {
             waiting.most_repeats = waiting.most_repeats.max(most_repeats.unwrap_or_default());
             waiting.told(body, gained, quiet, now);
         }
+        listener.is_over = !applied.is_listening;
         listener.most_repeats = listener.most_repeats.max(body.most_repeats);
         listener.arrived(gained, now);
         self.judge(key, cx);
@@ -478,8 +485,11 @@ impl Handshake {
     }
 
     fn listener(&mut self, key: ListenerKey, cx: &mut Context<'_>) -> Option<&mut Listener> {
+        let is_spare = |listener: &Listener| listener.is_over && listener.waiting.is_none();
         if self.listeners.touch(&key).is_none()
-            && let Some((key, gone)) = self.listeners.insert(key, Listener::default())
+            && let Some((key, gone)) =
+                self.listeners
+                    .insert_over(key, Listener::default(), is_spare)
             && let Some(waiting) = gone.waiting
             && let Some(life) = waiting.life
         {
