@@ -185,7 +185,7 @@ impl Pipeline {
             Body::Syn(body) => {
                 let applied = self.listeners.apply(body, cx.now);
                 self.refusal.listening(body);
-                self.handshake.syn(body, &applied.gained, &mut cx);
+                self.handshake.syn(body, &applied, &mut cx);
                 let flood = self.handshake.flood(&ListenerKey::of(&body.socket), &cx);
                 self.syn_drop
                     .syn(body, &applied, flood, &self.listeners, &mut cx);

@@ -115,6 +115,23 @@ impl<K: Copy + Eq + Hash, V> Bounded<K, V> {
         gone
     }
 
+    /// [`Self::insert`] that lets the oldest spare entry make room before any that is none.
+    pub fn insert_over(
+        &mut self,
+        key: K,
+        value: V,
+        is_spare: impl Fn(&V) -> bool,
+    ) -> Option<(K, V)> {
+        let is_full = self.map.len() >= self.limit && !self.map.contains_key(&key);
+        let spare = is_full
+            .then(|| self.iter().find(|(_, value)| is_spare(value)))
+            .flatten()
+            .map(|(key, _)| *key);
+        let gone = spare.and_then(|spare| Some((spare, self.remove(&spare)?)));
+        self.evicted += u64::from(gone.is_some());
+        self.insert(key, value).or(gone)
+    }
+
     pub fn remove(&mut self, key: &K) -> Option<V> {
         let index = self.map.remove(key)?;
         self.unlink(index);
@@ -215,6 +232,22 @@ mod tests {
         assert_eq!(map.insert(3, 30), Some((2, 20)));
         assert_eq!(keys(&map), [1, 3]);
         assert_eq!(map.evicted(), 1);
+    }
+
+    #[test]
+    fn a_spare_entry_makes_room_before_older_ones() {
+        let mut map = Bounded::new(3);
+        for (key, value) in [(1, 10), (2, 21), (3, 31)] {
+            map.insert(key, value);
+        }
+        let is_odd = |value: &u32| value % 2 == 1;
+        assert_eq!(map.insert_over(3, 33, is_odd), Some((3, 31)));
+        assert_eq!(map.evicted(), 0);
+        assert_eq!(map.insert_over(4, 40, is_odd), Some((2, 21)));
+        assert_eq!(map.insert_over(5, 50, is_odd), Some((3, 33)));
+        assert_eq!(map.insert_over(6, 60, is_odd), Some((1, 10)));
+        assert_eq!(keys(&map), [4, 5, 6]);
+        assert_eq!(map.evicted(), 3);
     }
 
     proptest! {

@@ -1,8 +1,9 @@
 //! Listeners as people name them: the kernel half's cumulative totals per socket, added up by address.
 //!
 //! An address can have many listening sockets (`SO_REUSEPORT`), and a restarted server a new one; the
-//! totals of each start at zero when the kernel half first sees it, and stay when it closes. What is
-//! drained from a queue, and how fast, is here too; what is wrong with it is the detectors' to say.
+//! totals of each start at zero when the kernel half first sees it, and stay when it closes; a closed one
+//! makes room before any that listens, whose history would count again. What is drained from a queue, and how
+//! fast, is here too; what is wrong with it is the detectors' to say.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -49,6 +50,7 @@ pub struct Member {
     /// Completions less the queue at first sight, where that is below zero: what was in the queue of a
     /// socket older than the tracer.
     queued_before: i64,
+    is_closed: bool,
 }
 
 impl Member {
@@ -58,6 +60,7 @@ impl Member {
             owner: syn.owner,
             latest: *syn,
             queued_before: if drained < 0 { drained } else { 0 },
+            is_closed: false,
         }
     }
 
@@ -273,6 +276,8 @@ pub struct Summary {
 pub(crate) struct Applied {
     /// What its totals gained.
     pub(crate) gained: SynTotals,
+    /// Whether any of its sockets still listens.
+    pub(crate) is_listening: bool,
     /// The listener that had to make room, with its key.
     pub(crate) gone: Option<(ListenerKey, Service)>,
 }
@@ -311,11 +316,18 @@ impl Listeners {
         let id = syn.socket.id;
         let mut gone = None;
         if self.services.touch(&key).is_none() {
-            gone = self.services.insert(key, Service::new(syn, now));
+            let is_over = |service: &Service| service.members.is_empty();
+            gone = self
+                .services
+                .insert_over(key, Service::new(syn, now), is_over);
         }
         let (gained, drained) = self.update(key, syn);
         let Some(service) = self.services.get_mut(&key) else {
-            return Applied { gained, gone };
+            return Applied {
+                gained,
+                is_listening: false,
+                gone,
+            };
         };
         for (total, more) in service.totals.iter_mut().zip(gained) {
             *total = total.saturating_add(more);
@@ -351,15 +363,23 @@ impl Listeners {
             });
         service.seen.at(now, service.totals[syn_outcome::ACCEPTED]);
         service.inferred.at(now, drained);
-        Applied { gained, gone }
+        Applied {
+            gained,
+            is_listening: !service.members.is_empty(),
+            gone,
+        }
     }
 
     /// What the socket's totals gained, and what was drained from its queue so far.
     fn update(&mut self, key: ListenerKey, syn: &Syn) -> (SynTotals, u64) {
         let id = syn.socket.id;
+        let is_closed = syn.socket.state == TcpState::Close;
         let Some(member) = self.members.touch(&(id, key)) else {
-            let member = Member::new(syn);
-            if let Some(((gone, of), _)) = self.members.insert((id, key), member)
+            let mut member = Member::new(syn);
+            member.is_closed = is_closed;
+            if let Some(((gone, of), _)) = self
+                .members
+                .insert_over((id, key), member, |member| member.is_closed)
                 && let Some(service) = self.services.get_mut(&of)
             {
                 service.members.retain(|member| *member != gone);
@@ -374,6 +394,7 @@ impl Listeners {
             *total = (*total).max(now);
         }
         member.owner = syn.owner.or(member.owner);
+        member.is_closed = is_closed;
         if member.latest.last <= syn.last {
             member.latest = *syn;
         }
@@ -546,6 +567,27 @@ mod tests {
             .collect();
         assert_eq!(ports, (7..=70).rev().collect::<Vec<_>>());
         assert_eq!(left_out, 6);
+    }
+
+    #[test]
+    fn closed_listeners_make_room_before_a_quiet_one() {
+        let mut listeners = Listeners::new(4);
+        let mut totals = [0; syn_outcome::SYNS];
+        totals[syn_outcome::ADDED] = 1000;
+        listeners.apply(&syn(22, 1, totals, false), Ktime(1));
+        for port in 1000..1010 {
+            for closes in [false, true] {
+                let syn = syn(port, port.into(), [1; syn_outcome::SYNS], closes);
+                let applied = listeners.apply(&syn, Ktime(2));
+                assert_eq!(applied.is_listening, !closes);
+            }
+        }
+        totals[syn_outcome::ADDED] = 1001;
+        let quiet = syn(22, 1, totals, false);
+        let applied = listeners.apply(&quiet, Ktime(3));
+        assert_eq!(applied.gained[syn_outcome::ADDED], 1);
+        let service = listeners.get(&ListenerKey::of(&quiet.socket)).unwrap();
+        assert_eq!(service.arrivals(), 1001);
     }
 
     #[test]

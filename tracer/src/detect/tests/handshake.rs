@@ -1,6 +1,9 @@
 use std::time::Duration;
 
-use conntracer_common::record::syn_outcome;
+use conntracer_common::{
+    record::{Socket, syn_outcome},
+    tcp::state,
+};
 
 use super::evidence;
 use crate::{
@@ -109,6 +112,52 @@ fn a_queue_that_was_full_a_moment_before_is_remembered() {
     assert_eq!(word(handshake), "overflow_victims");
 }
 
+/// What a worker's listener tells after so many repeats.
+fn worker(run: &mut Run, sk: u64, state: u8, ack_backlog: u32, repeats: u64) {
+    let socket = Socket {
+        sk,
+        state,
+        ..listener(LOCAL, "10.0.0.2:4000")
+    };
+    run.syn(socket, |syn| {
+        syn.syn_qlen = 3;
+        syn.ack_backlog = ack_backlog;
+        syn.max_ack_backlog = 511;
+        syn.totals[syn_outcome::REPEATED] = repeats;
+        syn.totals[syn_outcome::REPEATED_ACKED] = repeats;
+    });
+}
+
+#[test]
+fn the_limit_told_is_of_the_fullest_socket_that_still_listens() {
+    let mut run = Run::new();
+    unanswered(&mut run, "10.0.0.2:4000", 2, true);
+    let first = listener(LOCAL, "10.0.0.2:4000").sk;
+    worker(&mut run, first, state::CLOSE, 2000, 1);
+    for (sk, ack_backlog) in [(1, 100), (2, 512), (3, 0)] {
+        worker(&mut run, sk, state::LISTEN, ack_backlog, 1);
+    }
+    run.pass(Duration::from_secs(1));
+    let finding = run.only();
+    assert_eq!(count(finding, "syn_qlen"), 9);
+    assert_eq!(count(finding, "ack_backlog"), 512);
+    assert_eq!(count(finding, "max_ack_backlog"), 511);
+    let summary = &finding.summary;
+    assert!(summary.contains("the accept queue is full"), "{summary}");
+    assert!(finding.advice[0].ends_with("(now 511)"), "{finding:#?}");
+
+    for sk in 1..=3 {
+        worker(&mut run, sk, state::CLOSE, 0, 2);
+    }
+    run.pass(Duration::from_secs(1));
+    let finding = run.only();
+    assert_eq!(count(finding, "syn_qlen"), 0);
+    assert!(
+        finding.advice[0].ends_with("backlog of listen()"),
+        "{finding:#?}"
+    );
+}
+
 #[test]
 fn a_third_ack_without_a_socket_is_not_blamed_on_the_queue() {
     let mut run = Run::new();
@@ -130,6 +179,37 @@ fn a_third_ack_without_a_socket_is_not_blamed_on_the_queue() {
         "{}",
         handshake.summary
     );
+}
+
+#[test]
+fn listeners_that_come_and_go_do_not_make_a_quiet_ones_past_its_present() {
+    let mut thresholds = Thresholds::default();
+    thresholds.limits.listeners = 4;
+    let mut run = Run::with(thresholds.clone());
+    let told = |run: &mut Run, repeats: u64| {
+        run.syn(listener(LOCAL, "10.0.0.2:4000"), |syn| {
+            syn.totals[syn_outcome::REPEATED] = repeats;
+            syn.most_repeats = 5;
+        });
+    };
+    told(&mut run, 9);
+    run.pass(Duration::from_mins(5));
+    assert_eq!(run.only().status, Status::Resolved);
+    for port in 1000..1010 {
+        for state in [state::LISTEN, state::CLOSE] {
+            let local = format!("10.0.0.1:{port}");
+            let socket = Socket {
+                sk: port,
+                state,
+                ..listener(&local, "10.0.0.2:4000")
+            };
+            run.syn(socket, |_| {});
+        }
+    }
+    told(&mut run, 10);
+    run.finish();
+    assert_eq!(run.only().count, 9);
+    run.assert_replays(thresholds);
 }
 
 /// So many addresses, four of each network.

@@ -32,10 +32,13 @@ use conntracer_common::record::{SynTotals, syn_outcome};
 use self::{crowd::Crowd, words::draft};
 use crate::{
     detect::{Context, HalfOpen, Life},
-    event::{Owner, Sources, Syn, SynAck},
+    event::{Owner, Sources, Syn, SynAck, TcpState},
     finding::Ktime,
     source::SocketId,
-    table::{Bounded, listener::ListenerKey},
+    table::{
+        Bounded,
+        listener::{Applied, ListenerKey},
+    },
 };
 
 /// How long first repeats count together: one request repeats at 1 and 3 s, so that 4 s hold both.
@@ -149,9 +152,17 @@ struct Queues {
 }
 
 impl Queues {
-    /// Whether the accept queue takes no more (`sk_acceptq_is_full`).
-    const fn is_full(self) -> bool {
+    /// The kernel holds one more than the limit (`sk_acceptq_is_full`).
+    const fn is_full(&self) -> bool {
         self.ack_backlog > self.max_ack_backlog
+    }
+
+    /// Whether connections wait in more of it than of `other`, by its own limit.
+    fn is_fuller_than(&self, other: &Self) -> bool {
+        let full = |queue: &Self, limit: &Self| {
+            u64::from(queue.ack_backlog) * u64::from(limit.max_ack_backlog.max(1))
+        };
+        full(self, other) > full(other, self)
     }
 }
 
@@ -174,6 +185,8 @@ struct Waiting {
     crowd: Crowd,
     last_remote: Option<std::net::SocketAddr>,
     queues: BTreeMap<SocketId, Queues>,
+    /// An accept queue of the address was full at some moment.
+    was_full: bool,
     since: Ktime,
     last: Ktime,
     quiet_from: Ktime,
@@ -194,6 +207,7 @@ impl Waiting {
             crowd: Crowd::new(),
             last_remote: None,
             queues: BTreeMap::new(),
+            was_full: false,
             since: now,
             last: now,
             quiet_from: now,
@@ -232,14 +246,18 @@ impl Waiting {
             *total = total.saturating_add(*more);
         }
         self.arrivals.add(Arrivals::of(gained));
-        self.stood(
-            body.socket.id,
-            Queues {
-                syn_qlen: body.syn_qlen,
-                ack_backlog: body.ack_backlog,
-                max_ack_backlog: body.max_ack_backlog,
-            },
-        );
+        if body.socket.state == TcpState::Close {
+            self.queues.remove(&body.socket.id);
+        } else {
+            self.stood(
+                body.socket.id,
+                Queues {
+                    syn_qlen: body.syn_qlen,
+                    ack_backlog: body.ack_backlog,
+                    max_ack_backlog: body.max_ack_backlog,
+                },
+            );
+        }
         self.together.turn(now, TOGETHER);
         self.repeats.by_totals = self.totals[syn_outcome::REPEATED];
         self.discarded.by_totals = self.totals[syn_outcome::REPEATED_ACKED];
@@ -265,20 +283,32 @@ impl Waiting {
     }
 
     fn stood(&mut self, id: SocketId, queues: Queues) {
+        self.was_full |= queues.is_full();
         if self.queues.len() < SOCKETS || self.queues.contains_key(&id) {
             self.queues.insert(id, queues);
         }
     }
 
-    /// The queues of all sockets of the address.
-    fn queues(&self) -> Queues {
-        self.queues
-            .values()
-            .fold(Queues::default(), |sum, one| Queues {
-                syn_qlen: sum.syn_qlen.saturating_add(one.syn_qlen),
-                ack_backlog: sum.ack_backlog.saturating_add(one.ack_backlog),
-                max_ack_backlog: sum.max_ack_backlog.saturating_add(one.max_ack_backlog),
-            })
+    /// Requests that wait at all sockets of the address.
+    fn syn_qlen(&self) -> u64 {
+        let lengths = self.queues.values().map(|queues| queues.syn_qlen);
+        lengths.map(u64::from).sum()
+    }
+
+    /// The queues of the socket whose accept queue is the fullest; `None` where all are closed.
+    fn fullest(&self) -> Option<&Queues> {
+        self.queues.values().reduce(|fullest, queues| {
+            if queues.is_fuller_than(fullest) {
+                queues
+            } else {
+                fullest
+            }
+        })
+    }
+
+    /// Whether an accept queue of the address takes no more.
+    fn is_full(&self) -> bool {
+        self.fullest().is_some_and(Queues::is_full)
     }
 
     fn unanswered(&self) -> u64 {
@@ -291,7 +321,7 @@ impl Waiting {
         let overflowed = overflowed(&self.totals) > 0;
         let one_prefix = self.crowd.prefixes() <= 1;
         if self.discarded.get() > self.unanswered() {
-            if self.arrivals.refused == 0 && !self.queues().is_full() {
+            if self.arrivals.refused == 0 && !self.was_full {
                 Looks::Deferred
             } else {
                 Looks::OverflowVictims
@@ -364,6 +394,8 @@ struct Listener {
     /// Most repeats of one request, as its totals last told.
     most_repeats: u8,
     waiting: Option<Box<Waiting>>,
+    /// No socket listens there any more.
+    is_over: bool,
 }
 
 impl Listener {
@@ -421,8 +453,9 @@ impl Handshake {
     }
 
     /// A listener's totals, and what they gained since its last record.
-    pub(crate) fn syn(&mut self, body: &Syn, gained: &SynTotals, cx: &mut Context<'_>) {
+    pub(crate) fn syn(&mut self, body: &Syn, applied: &Applied, cx: &mut Context<'_>) {
         let key = ListenerKey::of(&body.socket);
+        let gained = &applied.gained;
         let (now, quiet) = (cx.now, cx.thresholds.syn_drop.quiet());
         let Some(listener) = self.listener(key, cx) else {
             return;
@@ -436,6 +469,7 @@ impl Handshake {
             waiting.most_repeats = waiting.most_repeats.max(most_repeats.unwrap_or_default());
             waiting.told(body, gained, quiet, now);
         }
+        listener.is_over = !applied.is_listening;
         listener.most_repeats = listener.most_repeats.max(body.most_repeats);
         listener.arrived(gained, now);
         self.judge(key, cx);
@@ -471,8 +505,11 @@ impl Handshake {
     }
 
     fn listener(&mut self, key: ListenerKey, cx: &mut Context<'_>) -> Option<&mut Listener> {
+        let is_spare = |listener: &Listener| listener.is_over && listener.waiting.is_none();
         if self.listeners.touch(&key).is_none()
-            && let Some((key, gone)) = self.listeners.insert(key, Listener::default())
+            && let Some((key, gone)) =
+                self.listeners
+                    .insert_over(key, Listener::default(), is_spare)
             && let Some(waiting) = gone.waiting
             && let Some(life) = waiting.life
         {

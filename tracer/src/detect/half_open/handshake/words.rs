@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use conntracer_common::record::syn_outcome;
 
-use super::{Looks, Waiting};
+use super::{Looks, Queues, Waiting};
 use crate::{
     detect::{Context, Draft, Facts, hooks, plural, who},
     finding::{FindingKind, Subject},
@@ -50,7 +50,6 @@ pub(super) fn draft(key: &ListenerKey, waiting: &Waiting, cx: &Context<'_>) -> D
 fn evidence(waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> Facts {
     let totals = &waiting.totals;
     let arrivals = waiting.arrivals;
-    let queues = waiting.queues();
     let mut facts = Facts::default()
         .count("requests", waiting.requests.get())
         .count("sources", waiting.crowd.sources())
@@ -67,7 +66,7 @@ fn evidence(waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> Facts {
             let gone = arrivals
                 .added
                 .saturating_sub(arrivals.completed)
-                .saturating_sub(queues.syn_qlen.into());
+                .saturating_sub(waiting.syn_qlen());
             facts = facts.count("requests_gone", gone);
         }
     } else {
@@ -83,11 +82,13 @@ fn evidence(waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> Facts {
     if let Some(completion) = arrivals.completion() {
         facts = facts.number("completion_ratio", completion);
     }
-    facts = facts
-        .count("syn_qlen", queues.syn_qlen)
-        .count("ack_backlog", queues.ack_backlog)
-        .count("max_ack_backlog", queues.max_ack_backlog)
-        .text("looks_like", looks.name());
+    facts = facts.count("syn_qlen", waiting.syn_qlen());
+    if let Some(fullest) = waiting.fullest() {
+        facts = facts
+            .count("ack_backlog", fullest.ack_backlog)
+            .count("max_ack_backlog", fullest.max_ack_backlog);
+    }
+    facts = facts.text("looks_like", looks.name());
     match waiting.last_remote {
         Some(remote) => facts.text("last_remote", remote.to_string()),
         None => facts,
@@ -113,7 +114,7 @@ fn summary(key: &ListenerKey, waiting: &Waiting, looks: Looks) -> String {
     let from = from(waiting);
     let reading = match looks {
         Looks::OverflowVictims => {
-            let why = if waiting.queues().is_full() {
+            let why = if waiting.is_full() {
                 "the accept queue is full"
             } else if waiting.totals[syn_outcome::ACK_OTHER] > 0 {
                 "no socket was made of it, as for want of memory"
@@ -160,14 +161,18 @@ fn advice(
 ) -> Vec<Cow<'static, str>> {
     let retries = cx.said_sysctl("net.ipv4.tcp_synack_retries", key.netns);
     match looks {
-        Looks::OverflowVictims => vec![
-            format!(
-                "find out why {} does not call accept(), or raise the backlog of listen() (now {})",
-                who(waiting.owner.as_ref()),
-                waiting.queues().max_ack_backlog,
-            )
-            .into(),
-        ],
+        Looks::OverflowVictims => {
+            let now = waiting.fullest().map_or_else(String::new, |fullest| {
+                format!(" (now {})", fullest.max_ack_backlog)
+            });
+            vec![
+                format!(
+                    "find out why {} does not call accept(), or raise the backlog of listen(){now}",
+                    who(waiting.owner.as_ref()),
+                )
+                .into(),
+            ]
+        }
         Looks::Deferred => vec![
             "leave it if clients may connect and say nothing: TCP_DEFER_ACCEPT spares the process those, \
              and 'nstat -az TcpExtTCPDeferAcceptDrop' counts their ACKs"
