@@ -411,10 +411,10 @@ mod tests {
             let net = if net == 0 { self.lists[0].into() } else { net };
             let at = self.lists.iter().position(|inode| u64::from(*inode) == net);
             let after = at.map_or(0, |at| at + 1);
-            let next = self.lists.get(after).filter(|_| !cut_short);
+            let following = self.lists.get(after).filter(|_| !cut_short);
             let mut look = Look {
                 net,
-                next: next.map_or(HEAD, |next| (*next).into()),
+                next: following.map_or(HEAD, |next| (*next).into()),
                 ..Look::default()
             };
             if let Some(at) = at {
