@@ -405,18 +405,73 @@ pub(crate) static LAST_DROP_MIB: LruPerCpuHashMap<u32, Looked<DropMib>> =
 pub(crate) static LAST_MIB: LruPerCpuHashMap<u32, Looked<Mib>> =
     LruPerCpuHashMap::with_max_entries(1024, 0);
 
+/// How often a program can be under way on a CPU: a task, the softirq that interrupts it, and an interrupt. From 6.1 on
+/// the kernel enters none that is (`bpf_trace_run`), before it does.
+const ENTRIES: u32 = 3;
+
+/// How often each is, by the index of its records' place.
+#[map]
+static ENTERED: PerCpuArray<u32> = PerCpuArray::with_max_entries(3, 0);
+
+/// Where a program makes a record that has no room on the stack.
+pub(crate) struct Place<T: 'static> {
+    records: &'static PerCpuArray<T>,
+    index: u32,
+}
+
+pub(crate) const DROPPED_PLACE: Place<Drop> = Place {
+    records: &DROPPED,
+    index: 0,
+};
+pub(crate) const ENDED_PLACE: Place<Ending> = Place {
+    records: &ENDED,
+    index: 1,
+};
+pub(crate) const REPEATED_PLACE: Place<Retransmit> = Place {
+    records: &REPEATED,
+    index: 2,
+};
+
+impl<T> Place<T> {
+    /// Makes a record there, which holds what the one before left; `Lost` where none of them is free.
+    #[inline(always)]
+    pub(crate) fn make(&self, make: impl FnOnce(&mut T) -> Outcome) -> Outcome {
+        let Some(entered) = ENTERED.get_ptr_mut(self.index) else {
+            return Outcome::Lost;
+        };
+        // SAFETY: a live per-CPU map value; what interrupts this program leaves it as it was. Volatile, so that it
+        // is stored before the record is begun, and not after it is done.
+        let at = unsafe {
+            let at = core::ptr::read_volatile(entered);
+            core::ptr::write_volatile(entered, at + 1);
+            at
+        };
+        let outcome = match self.records.get_ptr_mut(at) {
+            // SAFETY: a live per-CPU map value of plain data, that no other run of the program has.
+            Some(record) => make(unsafe { &mut *record }),
+            None => Outcome::Lost,
+        };
+        // Looked up again: a pointer kept meanwhile would take stack.
+        if let Some(entered) = ENTERED.get_ptr_mut(self.index) {
+            // SAFETY: as above.
+            unsafe { core::ptr::write_volatile(entered, core::ptr::read_volatile(entered) - 1) };
+        }
+        outcome
+    }
+}
+
 /// The segment that `kfree_skb` freed on this CPU: its record has no room on the stack beside what is
 /// asked about it.
 #[map]
-pub(crate) static DROPPED: PerCpuArray<Drop> = PerCpuArray::with_max_entries(1, 0);
+static DROPPED: PerCpuArray<Drop> = PerCpuArray::with_max_entries(ENTRIES, 0);
 
 /// The connection that ended on this CPU: as with `DROPPED`.
 #[map]
-pub(crate) static ENDED: PerCpuArray<Ending> = PerCpuArray::with_max_entries(1, 0);
+static ENDED: PerCpuArray<Ending> = PerCpuArray::with_max_entries(ENTRIES, 0);
 
 /// The segment that is sent again on this CPU: as with `DROPPED`.
 #[map]
-pub(crate) static REPEATED: PerCpuArray<Retransmit> = PerCpuArray::with_max_entries(1, 0);
+static REPEATED: PerCpuArray<Retransmit> = PerCpuArray::with_max_entries(ENTRIES, 0);
 
 #[map]
 pub(crate) static SYN_BRACKET: PerCpuArray<Bracket> = PerCpuArray::with_max_entries(1, 0);

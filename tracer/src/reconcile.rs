@@ -357,7 +357,11 @@ fn likely(
         kernel::LISTEN_DROPS => {
             "an ICMP error about a request, and a SYN to a broadcast address, pass no hook"
         }
-        kernel::SYN_RETRANS | kernel::RETRANS_SEGS => {
+        // A SYN-ACK is counted only once it is sent (`tcp_rtx_synack`).
+        kernel::SYN_RETRANS => {
+            "SYNs that this host could not send again, which the kernel counts all the same"
+        }
+        kernel::RETRANS_SEGS => {
             "segments that this host could not send again, which the kernel counts all the same"
         }
         kernel::FAST_RETRANS => {

@@ -11,7 +11,7 @@ use conntracer_common::{
 
 use crate::{
     emit::{self, Lane},
-    maps::{DROPPED, Outcome, account, asked_for, global},
+    maps::{DROPPED_PLACE, Outcome, account, asked_for, global},
     probes::{
         ack, filter, listener, percpu,
         refusal::{self, Freed},
@@ -41,7 +41,10 @@ pub(crate) fn drop(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
     }
-    account(hook::DROP, try_drop(&ctx, rx_sk, skb, &packet))
+    account(
+        hook::DROP,
+        DROPPED_PLACE.make(|record| try_drop(&ctx, rx_sk, skb, &packet, record)),
+    )
 }
 
 /// Whether a packet asks for a connection.
@@ -49,7 +52,14 @@ fn is_syn(packet: &sock::Packet) -> bool {
     packet.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN
 }
 
-fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Packet) -> Outcome {
+#[inline(always)]
+fn try_drop(
+    ctx: &BtfTracePointContext,
+    rx_sk: u64,
+    skb: u64,
+    packet: &sock::Packet,
+    record: &mut Drop,
+) -> Outcome {
     let args = global!(FACTS.args_kfree_skb);
     let reason = if args >= 3 {
         ctx.arg::<i32>(2) as u32
@@ -61,13 +71,6 @@ fn try_drop(ctx: &BtfTracePointContext, rx_sk: u64, skb: u64, packet: &sock::Pac
         net = sock::net_of(rx_sk);
     }
     let netns = if net == 0 { 0 } else { sock::net_inum(net) };
-
-    let Some(record) = DROPPED.get_ptr_mut(0) else {
-        return Outcome::Lost;
-    };
-    // SAFETY: a live per-CPU map value of plain data; the kernel does not enter a program that is running
-    // on the CPU.
-    let record = unsafe { &mut *record };
     record.seq = packet.seq;
     record.reason = reason;
     record.tcp_flags = packet.flags;

@@ -9,7 +9,7 @@ use conntracer_common::{
 
 use crate::{
     emit::{self, Lane},
-    maps::{ENDED, Outcome, asked_for},
+    maps::{ENDED_PLACE, Outcome, Rst, asked_for},
     probes::{idle, reset, socket},
     sock::{self, SOCK_DEAD, SOCK_DONE, SOCK_LINGER, field, field_into, load},
 };
@@ -29,12 +29,11 @@ pub(crate) fn ended(ctx: &BtfTracePointContext, sk: u64, old: u8) -> Outcome {
     if !abrupt && !asked_for(kind::ENDING) {
         return Outcome::Aggregated;
     }
-    let Some(record) = ENDED.get_ptr_mut(0) else {
-        return Outcome::Lost;
-    };
-    // SAFETY: a live per-CPU map value of plain data; the kernel does not enter a program that is running
-    // on the CPU.
-    let record = unsafe { &mut *record };
+    ENDED_PLACE.make(|record| said(ctx, sk, old, &rst, record))
+}
+
+#[inline(always)]
+fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut Ending) -> Outcome {
     record.socket.born_ns = 0;
     record.socket.role = 0;
     record.owner.source = 0;

@@ -15,7 +15,7 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{
-        EMPTY_RETRANSMITS, Outcome, REPEATED, RETRANSMITS, RetransmitKey, account, asked_for,
+        EMPTY_RETRANSMITS, Outcome, REPEATED_PLACE, RETRANSMITS, RetransmitKey, account, asked_for,
         global,
     },
     probes::{netns, socket},
@@ -31,12 +31,11 @@ fn try_retransmit(ctx: &BtfTracePointContext) -> Outcome {
     let sk: u64 = ctx.arg(0);
     let skb: u64 = ctx.arg(1);
     counted(ctx, sk, skb);
-    let Some(record) = REPEATED.get_ptr_mut(0) else {
-        return Outcome::Lost;
-    };
-    // SAFETY: a live per-CPU map value of plain data; the kernel does not enter a program that is running
-    // on the CPU.
-    let record = unsafe { &mut *record };
+    REPEATED_PLACE.make(|record| repeated(ctx, sk, skb, record))
+}
+
+#[inline(always)]
+fn repeated(ctx: &BtfTracePointContext, sk: u64, skb: u64, record: &mut Retransmit) -> Outcome {
     record.header = emit::header::<Retransmit>(kind::RETRANSMIT);
     record.socket.born_ns = 0;
     record.socket.role = 0;
