@@ -6,6 +6,7 @@
 mod attach;
 mod audit;
 mod btf;
+mod clock;
 mod detectors;
 mod error;
 mod filter;
@@ -216,18 +217,10 @@ fn describe(
         hostname: text(uname.nodename()),
         kernel: text(uname.release()),
         arch: text(uname.machine()),
-        realtime_offset_ns: realtime_offset_ns(),
+        realtime_offset_ns: clock::realtime_offset_ns(),
         drop_reasons,
         reset_reasons,
         sysctls,
         plan,
     }
-}
-
-/// CLOCK_REALTIME − CLOCK_MONOTONIC.
-fn realtime_offset_ns() -> i64 {
-    use rustix::time::{ClockId, Timespec, clock_gettime};
-    let ns = |time: Timespec| i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
-    let offset = ns(clock_gettime(ClockId::Realtime)) - ns(clock_gettime(ClockId::Monotonic));
-    i64::try_from(offset).unwrap_or_default()
 }
