@@ -45,6 +45,7 @@ pub mod kind {
     pub const SEEDED: u16 = 24;
     pub const AUDITED: u16 = 25;
     pub const HALF_CLOSED: u16 = 27;
+    pub const CLOCK: u16 = 28;
 }
 
 /// Where a socket's owner was learned; DESIGN.md's `owner_source`.
@@ -837,6 +838,17 @@ pub struct Audited {
     pub limit_ns: u64,
 }
 
+/// The wall clock was set, or the machine slept, made by the user half.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Clock {
+    pub header: Header,
+    /// CLOCK_REALTIME − CLOCK_MONOTONIC from now on, nanoseconds.
+    pub realtime_offset_ns: i64,
+}
+
 /// Half-closed sockets of one process that a poll counts and does not ask for one by one, made by the user
 /// half.
 #[derive(
@@ -1055,6 +1067,7 @@ const _: () = {
     assert!(size_of::<Holders>() == 408);
     assert!(size_of::<Idle>() == 216);
     assert!(size_of::<Audited>() == 40);
+    assert!(size_of::<Clock>() == 24);
     assert!(size_of::<HalfClosed>() == 72);
     assert!(size_of::<Sources>() == 424);
     assert!(size_of::<Syn>() <= MAX_RECORD && size_of::<Sources>() <= MAX_RECORD);

@@ -23,10 +23,10 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
     event::{
-        Audited, Body, Comm, Device, Drop, Egress, Ending, Event, Failure, HalfClosed, Holders,
-        Idle, Loss, Netns, Opened, Owner, OwnerSource, Path, Place, Probe, Process, Refusal, Reset,
-        Retransmit, RetransmitType, Role, Seed, Seeded, Snapshot, Socket, Sources, State, Syn,
-        SynAck, Tcp, Undo,
+        Audited, Body, Clock, Comm, Device, Drop, Egress, Ending, Event, Failure, HalfClosed,
+        Holders, Idle, Loss, Netns, Opened, Owner, OwnerSource, Path, Place, Probe, Process,
+        Refusal, Reset, Retransmit, RetransmitType, Role, Seed, Seeded, Snapshot, Socket, Sources,
+        State, Syn, SynAck, Tcp, Undo,
     },
     finding::Ktime,
     source::SocketId,
@@ -100,6 +100,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::SEEDED => Body::Seeded(seeded(&read(bytes, &header)?)),
         kind::IDLE => Body::Idle(idle(&read(bytes, &header)?)?),
         kind::AUDITED => Body::Audited(audited(&read(bytes, &header)?)),
+        kind::CLOCK => Body::Clock(clock(&read(bytes, &header)?)),
         kind::HALF_CLOSED => Body::HalfClosed(half_closed(&read(bytes, &header)?)?),
         kind::PROCESS => Body::Process(process(&read(bytes, &header)?)),
         kind::HOLDERS => Body::Holders(holders(&read(bytes, &header)?)?),
@@ -509,6 +510,12 @@ const fn audited(raw: &record::Audited) -> Audited {
         said: raw.said,
         lost: raw.lost,
         limit: Duration::from_nanos(raw.limit_ns),
+    }
+}
+
+const fn clock(raw: &record::Clock) -> Clock {
+    Clock {
+        realtime_offset_ns: raw.realtime_offset_ns,
     }
 }
 

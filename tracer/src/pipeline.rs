@@ -233,6 +233,7 @@ impl Pipeline {
             | Body::Probe(_)
             | Body::Loss(_)
             | Body::Netns(_)
+            | Body::Clock(_)
             | Body::Process(_)
             | Body::Holders(_) => {}
             Body::Idle(body) => self.idle.idle(body, &mut cx),

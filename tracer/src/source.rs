@@ -44,7 +44,7 @@ pub trait Source {
     ) -> io::Result<()>;
 
     /// Holds the kernel's own counters against the kernel half's: a `Netns` for each namespace where
-    /// either changed.
+    /// either changed. And a `Clock` where the wall clock was set.
     fn reconcile(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()>;
 
     /// The kernel half's accounts, hook by hook, in the order of `conntracer_common::stats::HOOKS`.

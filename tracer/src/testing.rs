@@ -659,6 +659,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::SEEDED, size_of::<record::Seeded>()),
         (kind::IDLE, size_of::<record::Idle>()),
         (kind::AUDITED, size_of::<record::Audited>()),
+        (kind::CLOCK, size_of::<record::Clock>()),
         (kind::HALF_CLOSED, size_of::<record::HalfClosed>()),
         (kind::PROCESS, size_of::<record::Process>()),
         (kind::HOLDERS, size_of::<record::Holders>()),

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::{
     cli::settings::Emits,
     detect::Thresholds,
+    event::Body,
     filter::{self, Records},
     finding::{Finding, FindingKind, Ktime, Status},
     kernel::host::Host,
@@ -136,6 +137,11 @@ impl Shown {
     fn take(&mut self, output: Output<'_>, lines: &mut dyn FnMut(Line)) {
         match output {
             Output::Event(event) => {
+                if let Body::Clock(clock) = event.body {
+                    lines(Line::Clock {
+                        realtime_offset_ns: clock.realtime_offset_ns,
+                    });
+                }
                 if self.emits.prints(&event.body) {
                     lines(Line::Event(*event));
                 }

@@ -71,6 +71,7 @@ impl Emits {
             | Body::Idle(_)
             | Body::Audited(_)
             | Body::HalfClosed(_)
+            | Body::Clock(_)
             | Body::Process(_)
             | Body::Holders(_) => {
                 return false;

@@ -133,7 +133,7 @@ fn summarise_recording<R: Read>(
     thresholds: Thresholds,
 ) -> (Report, Result<(), RecordingError>) {
     let host = Arc::new(reader.host().clone());
-    let json = Json::new(Arc::clone(&host));
+    let mut json = Json::new(Arc::clone(&host));
     let mut watch = Watch::new(thresholds, host, Emits::of(&[Emit::All]), Records::all());
     let mut report = Report::default();
     let mut bytes = Vec::new();

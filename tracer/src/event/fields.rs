@@ -75,6 +75,7 @@ impl Named<'_> {
             | Body::Seeded(_)
             | Body::Audited(_)
             | Body::HalfClosed(_)
+            | Body::Clock(_)
             | Body::Process(_)
             | Body::Holders(_) => Ok(()),
             Body::State(body) => {

@@ -64,6 +64,7 @@ pub enum Body {
     Idle(Idle),
     Audited(Audited),
     HalfClosed(HalfClosed),
+    Clock(Clock),
     Process(Process),
     Holders(Holders),
 }
@@ -765,6 +766,13 @@ pub struct Audited {
     pub limit: Duration,
 }
 
+/// The wall clock was set, or the machine slept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// CLOCK_REALTIME − CLOCK_MONOTONIC from now on, nanoseconds.
+    pub realtime_offset_ns: i64,
+}
+
 /// Half-closed sockets of one process that a poll counts beyond those of which it shows a [`Snapshot`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HalfClosed {
@@ -858,6 +866,7 @@ impl Body {
             Self::Idle(_) => "idle",
             Self::Audited(_) => "audited",
             Self::HalfClosed(_) => "half_closed",
+            Self::Clock(_) => "clock",
             Self::Process(_) => "process",
             Self::Holders(_) => "holders",
         }
@@ -890,6 +899,7 @@ impl Body {
             | Self::Seeded(_)
             | Self::Audited(_)
             | Self::HalfClosed(_)
+            | Self::Clock(_)
             | Self::Process(_) => None,
         }
     }
@@ -920,6 +930,7 @@ impl Body {
             | Self::Netns(_)
             | Self::Seeded(_)
             | Self::Audited(_)
+            | Self::Clock(_)
             | Self::Process(_)
             | Self::Holders(_) => None,
         }

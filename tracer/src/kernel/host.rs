@@ -16,7 +16,7 @@ pub struct Host {
     pub hostname: String,
     pub kernel: String,
     pub arch: String,
-    /// CLOCK_REALTIME − CLOCK_MONOTONIC at start, nanoseconds.
+    /// CLOCK_REALTIME − CLOCK_MONOTONIC at start, nanoseconds; a `Clock` record tells when it changes.
     pub realtime_offset_ns: i64,
     /// `enum skb_drop_reason` and `enum sk_rst_reason` of the running kernel by value, without their
     /// prefixes; empty when the kernel has none.

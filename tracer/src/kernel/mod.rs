@@ -6,6 +6,7 @@
 mod attach;
 mod audit;
 mod btf;
+mod clock;
 mod detectors;
 mod error;
 mod filter;
@@ -216,7 +217,7 @@ fn describe(
         hostname: text(uname.nodename()),
         kernel: text(uname.release()),
         arch: text(uname.machine()),
-        realtime_offset_ns: realtime_offset_ns(),
+        realtime_offset_ns: clock::realtime_offset_ns(),
         drop_reasons,
         reset_reasons,
         netns: own_netns(),
@@ -229,12 +230,4 @@ fn describe(
 fn own_netns() -> Option<u32> {
     let netns = fs::metadata("/proc/thread-self/ns/net").ok()?;
     u32::try_from(netns.ino()).ok()
-}
-
-/// CLOCK_REALTIME − CLOCK_MONOTONIC.
-fn realtime_offset_ns() -> i64 {
-    use rustix::time::{ClockId, Timespec, clock_gettime};
-    let ns = |time: Timespec| i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
-    let offset = ns(clock_gettime(ClockId::Realtime)) - ns(clock_gettime(ClockId::Monotonic));
-    i64::try_from(offset).unwrap_or_default()
 }

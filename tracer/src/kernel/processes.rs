@@ -56,20 +56,15 @@ pub(super) struct Processes {
     names: Names,
     told: HashSet<Key, RandomState>,
     ticks_per_s: u64,
-    /// Wall clock at boot, milliseconds since 1970.
-    booted_unix_ms: u64,
 }
 
 impl Default for Processes {
     fn default() -> Self {
-        let realtime = milliseconds(clock_gettime(ClockId::Realtime));
-        let boottime = milliseconds(clock_gettime(ClockId::Boottime));
         Self {
             cgroups: Cgroups::of_host(),
             names: Names::new(Path::new("/run/netns")),
             told: HashSet::default(),
             ticks_per_s: rustix::param::clock_ticks_per_second(),
-            booted_unix_ms: realtime.saturating_sub(boottime),
         }
     }
 }
@@ -153,7 +148,7 @@ impl Processes {
         match found {
             None => record.flags |= process_flag::GONE,
             Some(found) => {
-                record.started_unix_ms = self.booted_unix_ms + found.started_ms;
+                record.started_unix_ms = booted_unix_ms() + found.started_ms;
                 let executable = found.executable.unwrap_or_default();
                 if put(&mut record.executable, &executable) {
                     record.flags |= process_flag::EXECUTABLE_CUT;
@@ -191,6 +186,12 @@ fn put(place: &mut [u8], text: &[u8]) -> bool {
     let text = &text[cut..];
     place[..text.len()].copy_from_slice(text);
     cut > 0
+}
+
+/// Wall clock at boot, milliseconds since 1970, as the wall clock is set now.
+fn booted_unix_ms() -> u64 {
+    let realtime = milliseconds(clock_gettime(ClockId::Realtime));
+    realtime.saturating_sub(milliseconds(clock_gettime(ClockId::Boottime)))
 }
 
 fn milliseconds(time: Timespec) -> u64 {

@@ -35,7 +35,7 @@ impl Json {
     }
 
     /// Appends `line` and its newline.
-    pub fn render(&self, line: &Line, into: &mut Vec<u8>) {
+    pub fn render(&mut self, line: &Line, into: &mut Vec<u8>) {
         match line {
             Line::Start { time } => {
                 Self::write(into, self.wall.time(*time), "start", &self.start());
@@ -62,6 +62,7 @@ impl Json {
                     &Gap { hook, lost: *lost },
                 );
             }
+            Line::Clock { realtime_offset_ns } => self.wall.set(*realtime_offset_ns),
             Line::Stats(account) => {
                 Self::write(
                     into,

@@ -35,6 +35,10 @@ pub enum Line {
         hook: &'static str,
         lost: u64,
     },
+    /// The wall clock was set: prints nothing, and is where later lines take their time from.
+    Clock {
+        realtime_offset_ns: i64,
+    },
     Stats(Box<Account>),
     Stop {
         reason: Reason,
@@ -77,7 +81,7 @@ pub struct Account {
     pub reconciliation: Reconciliation,
 }
 
-/// Turns record time into the wall's, with the offset measured at start: the same in a replay.
+/// Turns record time into the wall's, with the offset as records told it last: the same in a replay.
 #[derive(Clone, Copy, Debug)]
 pub struct Wall {
     realtime_offset_ns: i64,
@@ -89,6 +93,11 @@ impl Wall {
         Self {
             realtime_offset_ns: host.realtime_offset_ns,
         }
+    }
+
+    /// What began before the clock was set is told by the new one.
+    pub const fn set(&mut self, realtime_offset_ns: i64) {
+        self.realtime_offset_ns = realtime_offset_ns;
     }
 
     /// RFC 3339 in UTC with nine digits; a ktime that is no date of jiff's range (a damaged

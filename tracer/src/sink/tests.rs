@@ -45,6 +45,33 @@ fn sink(when_full: WhenFull) -> (BufReader<File>, Sink) {
 }
 
 #[test]
+fn lines_after_a_clock_that_was_set_have_its_time() {
+    let mut json = Json::new(Arc::new(testing::host()));
+    let mut printed = Vec::new();
+    for line in [
+        gap(),
+        Line::Clock {
+            realtime_offset_ns: 3_600_000_000_000,
+        },
+        gap(),
+    ] {
+        json.render(&line, &mut printed);
+    }
+    let printed = String::from_utf8(printed).unwrap();
+    let times: Vec<&str> = printed
+        .lines()
+        .filter_map(|line| line.split('"').find(|word| word.starts_with("1970")))
+        .collect();
+    assert_eq!(
+        times,
+        [
+            "1970-01-01T00:00:00.000000001Z",
+            "1970-01-01T01:00:00.000000001Z"
+        ]
+    );
+}
+
+#[test]
 fn a_stuck_reader_costs_events_before_findings() {
     let (reader, mut sink) = sink(WhenFull::Refuse);
     // Twice, since the writer takes one whole queue before it is stuck.

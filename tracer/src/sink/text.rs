@@ -44,13 +44,17 @@ impl Text {
     }
 
     /// Appends `line`, newline included.
-    pub fn render(&self, line: &Line, into: &mut Vec<u8>) {
+    pub fn render(&mut self, line: &Line, into: &mut Vec<u8>) {
         let mut text = String::new();
         let written = match line {
             Line::Start { time } => self.start(&mut text, *time),
             Line::Finding(finding) => self.finding(&mut text, finding),
             Line::Event(event) => self.event(&mut text, event),
             Line::Gap { time, hook, lost } => self.gap(&mut text, *time, hook, *lost),
+            Line::Clock { realtime_offset_ns } => {
+                self.wall.set(*realtime_offset_ns);
+                Ok(())
+            }
             Line::Stats(account) => self.stats(&mut text, account),
             Line::Stop { reason, account } => self.stop(&mut text, *reason, account),
         };
@@ -164,6 +168,7 @@ impl Text {
             | Body::Seeded(_)
             | Body::Audited(_)
             | Body::HalfClosed(_)
+            | Body::Clock(_)
             | Body::Process(_)
             | Body::Holders(_) => String::new(),
             Body::State(state) => {

@@ -153,6 +153,7 @@ impl Connections {
             | Body::Idle(_)
             | Body::Audited(_)
             | Body::HalfClosed(_)
+            | Body::Clock(_)
             | Body::Process(_)
             | Body::Holders(_) => return None,
         };

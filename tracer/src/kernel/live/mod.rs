@@ -35,6 +35,7 @@ use super::{
     Options,
     attach::Attached,
     audit::{self, Answers, Audit},
+    clock::{Clock, realtime_offset_ns},
     error::CannotTrace,
     filter::Groups,
     half_closed::{HalfClosed, SWEEP_NS},
@@ -112,6 +113,7 @@ pub struct Kernel {
     failures_seen: u64,
     /// Troubled SYNs of each listener, as last told.
     troubled: HashMap<u64, u64, foldhash::quality::RandomState>,
+    clock: Clock,
     half_closed: HalfClosed,
     /// Answers that found no room.
     answers_lost: u64,
@@ -175,6 +177,7 @@ impl Kernel {
             None
         };
         let missed = Missed::new(&ebpf);
+        let clock = Clock::new(host.realtime_offset_ns);
         let mut kernel = Self {
             ebpf,
             host,
@@ -207,6 +210,7 @@ impl Kernel {
             failed: HashMap::default(),
             failures_seen: 0,
             troubled: HashMap::default(),
+            clock,
             half_closed: HalfClosed::default(),
             answers_lost: 0,
             audit: options.audit_ns.map(Audit::new),
@@ -614,6 +618,9 @@ impl Source for Kernel {
     }
 
     fn reconcile(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        if let Some(clock) = self.clock.set(realtime_offset_ns(), ktime_ns()) {
+            feed(clock.as_bytes());
+        }
         self.meet_new_cpus()?;
         self.compare(Some(feed))
     }
