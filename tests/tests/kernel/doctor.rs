@@ -15,7 +15,7 @@ use crate::support::{binary, is_own_machine, lacking, trace};
 const LINES: [&str; 5] = ["5.10.", "6.1.", "6.12.", "6.18.", "7."];
 
 /// What each detector sees on them with hooks by fentry or kprobe, and what by tracepoint.
-const SIGHTS: [(&str, Sight, Sight); 11] = [
+const SIGHTS: [(&str, Sight, Sight); 12] = [
     ("syn_drop", Sight::Exact, Sight::Degraded),
     ("syn_drop.refusal", Sight::Exact, Sight::Exact),
     ("syn_cookies", Sight::Exact, Sight::Degraded),
@@ -24,6 +24,7 @@ const SIGHTS: [(&str, Sight, Sight); 11] = [
     ("half_open.half_closed", Sight::Exact, Sight::Exact),
     ("half_open.idle", Sight::Exact, Sight::Exact),
     ("retransmit_storm", Sight::Exact, Sight::Exact),
+    ("retransmit_storm.reordering", Sight::Exact, Sight::Degraded),
     ("send_stall", Sight::Exact, Sight::Off),
     ("connect_failure", Sight::Exact, Sight::Degraded),
     ("connection_drop", Sight::Exact, Sight::Exact),

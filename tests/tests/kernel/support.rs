@@ -216,9 +216,11 @@ const ALWAYS_COMPARED: [(&str, &[&str]); 9] = [
 ];
 
 /// Those of which some kernels tell too little.
-const COMPARED_BY_KERNEL: [(&str, &[&str]); 2] = [
+const COMPARED_BY_KERNEL: [(&str, &[&str]); 4] = [
     ("TCPRetransFail", &["retransmit"]),
     ("OutRsts", &["reset_sent"]),
+    ("TCPPartialUndo", &["undo"]),
+    ("TCPDSACKUndo", &["undo"]),
 ];
 
 /// Those that need a hook without a tracepoint.

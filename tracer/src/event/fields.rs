@@ -11,7 +11,9 @@ use serde::{
     ser::{Error as _, SerializeMap},
 };
 
-use super::{Body, Ending, Event, Owner, Probe, RetransmitType, Role, Seed, Socket, Tcp, TcpState};
+use super::{
+    Body, Ending, Event, Owner, Probe, RetransmitType, Role, Seed, Socket, Syn, Tcp, TcpState,
+};
 use crate::{finding::Ktime, kernel::host::Host};
 
 impl Event {
@@ -106,22 +108,7 @@ impl Named<'_> {
                 map.serialize_entry("max_ack_backlog", &body.max_ack_backlog)?;
                 map.serialize_entry("syn_qlen", &body.syn_qlen)
             }
-            Body::Syn(body) => {
-                if let Some(outcome) = body.outcome {
-                    let name = syn_outcome::NAMES.get(outcome).copied();
-                    map.serialize_entry(
-                        "outcome",
-                        name.ok_or_else(|| M::Error::custom("SYN outcome out of range"))?,
-                    )?;
-                }
-                for (name, total) in syn_outcome::NAMES.iter().zip(body.totals) {
-                    map.serialize_entry(name, &total)?;
-                }
-                map.serialize_entry("ack_backlog", &body.ack_backlog)?;
-                map.serialize_entry("max_ack_backlog", &body.max_ack_backlog)?;
-                map.serialize_entry("syn_qlen", &body.syn_qlen)?;
-                map.serialize_entry("max_syn_backlog", &body.max_syn_backlog)
-            }
+            Body::Syn(body) => syn_entries(map, body),
             Body::Sources(body) => map.serialize_entry("syns", &body.syns),
             Body::Reset(body) => {
                 let direction = if body.received { "receive" } else { "transmit" };
@@ -235,6 +222,23 @@ fn tcp_entries<M: SerializeMap>(map: &mut M, tcp: &Tcp) -> Result<(), M::Error> 
     map.serialize_entry("consecutive_timeouts", &tcp.retransmits)?;
     map.serialize_entry("probes_unanswered", &tcp.probes_out)?;
     map.serialize_entry("backoff", &tcp.backoff)
+}
+
+fn syn_entries<M: SerializeMap>(map: &mut M, body: &Syn) -> Result<(), M::Error> {
+    if let Some(outcome) = body.outcome {
+        let name = syn_outcome::NAMES.get(outcome).copied();
+        map.serialize_entry(
+            "outcome",
+            name.ok_or_else(|| M::Error::custom("SYN outcome out of range"))?,
+        )?;
+    }
+    for (name, total) in syn_outcome::NAMES.iter().zip(body.totals) {
+        map.serialize_entry(name, &total)?;
+    }
+    map.serialize_entry("ack_backlog", &body.ack_backlog)?;
+    map.serialize_entry("max_ack_backlog", &body.max_ack_backlog)?;
+    map.serialize_entry("syn_qlen", &body.syn_qlen)?;
+    map.serialize_entry("max_syn_backlog", &body.max_syn_backlog)
 }
 
 fn probe_entries<M: SerializeMap>(map: &mut M, probe: &Probe) -> Result<(), M::Error> {

@@ -384,7 +384,7 @@ fn the_settings_of_one_namespace_tell_nothing_of_another(
     let suspected = run.only();
     let advised = suspected.advice.join("\n");
     let setting = if is_known {
-        "net.ipv4.tcp_retries2 (now 2), which gives up only after 1.4 s"
+        "net.ipv4.tcp_retries2 (now 2), which is for every connection and gives up only after 1.4 s"
     } else {
         "net.ipv4.tcp_retries2 of namespace 4026"
     };

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use conntracer_common::record::syn_outcome;
 
-use super::{Looks, Queues, Waiting};
+use super::{Looks, Waiting};
 use crate::{
     detect::{Context, Draft, Facts, hooks, plural, who},
     finding::{FindingKind, Subject},
