@@ -156,7 +156,7 @@ pub(crate) struct Counted {
 }
 
 /// What a namespace counted on this CPU since the last look (tracepoint rung, which has no entry to
-/// compare with); not known at the first look, and where the counters cannot be read.
+/// compare with); not known at the first look where there was a past, and where the counters cannot be read.
 #[inline(always)]
 pub(crate) fn counted_since_last(net: u64) -> Counted {
     let unknown = Counted {
@@ -178,10 +178,21 @@ pub(crate) fn counted_since_last(net: u64) -> Counted {
     };
     // SAFETY: a live per-CPU map value of plain data.
     let before = unsafe { core::ptr::replace(last, now) };
+    let is_first = before.looks == 0;
+    let counters = now.counters;
+    let mut mib = counters.since(&before.counters);
+    // Counters at 1 counted this SYN, or one before the tracer.
+    let is_fresh =
+        counters.overflows | counters.drops | counters.full_drop | counters.full_cookies <= 1;
+    mib.no_routes &= u64::from(is_first).wrapping_sub(1);
     Counted {
         // A namespace of the same inode number as one that is gone starts anew.
-        known: before.looks != 0 && now.counters.drops >= before.counters.drops,
-        mib: now.counters.since(&before.counters),
+        known: if is_first {
+            is_fresh
+        } else {
+            counters.drops >= before.counters.drops
+        },
+        mib,
     }
 }
 
