@@ -36,6 +36,7 @@ pub(crate) fn ended(ctx: &BtfTracePointContext, sk: u64, old: u8) -> Outcome {
 fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut Ending) -> Outcome {
     record.socket.born_ns = 0;
     record.socket.role = 0;
+    record.socket.flags = 0;
     record.owner.source = 0;
     if !socket::fill(sk, &mut record.socket, &mut record.owner) {
         return Outcome::Filtered;
