@@ -207,6 +207,14 @@ fn a_path_too_narrow_is_told_of_one_connection(#[case] family: Family, #[case] t
         .wait_for("a suspicion", SOON, |finding| finding.cause == "dead_peer")
         .unwrap();
     let counted = server.counters().unwrap();
+    if told {
+        // It may have opened before there was enough to tell by.
+        tracer
+            .wait_for("the storm's cause", SOON, |finding| {
+                is_storm(finding) && finding.cause == "path_mtu"
+            })
+            .unwrap();
+    }
     let run = tracer.stop().unwrap();
 
     let storms = run.last_of(is_storm);
