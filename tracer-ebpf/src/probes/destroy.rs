@@ -11,12 +11,15 @@ use crate::{
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub(crate) fn destroy(ctx: BtfTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
-    listener::destroyed(sk);
     let refused = socket::is_refused(sk);
     let outcome = match SOCKETS.remove(sk) {
         Ok(()) if !refused => Outcome::Aggregated,
+        Ok(()) => Outcome::Filtered,
         // Outside the filter, a listener, or a socket that never connected.
-        _ => Outcome::Filtered,
+        Err(_) => {
+            listener::destroyed(sk);
+            Outcome::Filtered
+        }
     };
     account(hook::DESTROY, outcome)
 }
