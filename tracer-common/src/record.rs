@@ -792,7 +792,7 @@ pub mod idle_flag {
     pub const NO_TIMER: u32 = 2;
 }
 
-/// What the program `idle` answers when it is asked about a socket.
+/// What the programs `idle` and `snapshot` answer when they are asked about a socket.
 pub mod answer {
     /// It is gone, not idle for so long, in no need of words, or filtered.
     pub const NOTHING: u32 = 0;
