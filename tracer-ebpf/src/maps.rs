@@ -320,6 +320,8 @@ pub(crate) struct Bracket {
     pub(crate) sk: u64,
     pub(crate) skb: u64,
     pub(crate) mib: Mib,
+    /// See `percpu::no_routes`; of a SYN only.
+    pub(crate) no_routes: u64,
     pub(crate) drops: u32,
     pub(crate) ack_backlog: u32,
     pub(crate) max_ack_backlog: u32,
@@ -369,8 +371,6 @@ pub(crate) struct Mib {
     pub(crate) drops: u64,
     pub(crate) full_drop: u64,
     pub(crate) full_cookies: u64,
-    /// Of both families.
-    pub(crate) no_routes: u64,
 }
 
 /// The counters of this CPU that tell why a segment was dropped before it reached a socket.
@@ -399,10 +399,19 @@ pub(crate) struct Looked<T> {
 pub(crate) static LAST_DROP_MIB: LruPerCpuHashMap<u32, Looked<DropMib>> =
     LruPerCpuHashMap::with_max_entries(1024, 0);
 
-/// A namespace's counters at the last look on this CPU (tracepoint rung). LRU: namespaces come and go,
-/// and a forgotten one only starts anew.
+/// What a namespace's SYNs are judged by (tracepoint rung).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct SynMib {
+    pub(crate) mib: Mib,
+    /// By family, IPv4 first; one more than was counted, 0 when no SYN of the family was looked at yet.
+    pub(crate) no_routes: [u64; 2],
+}
+
+/// A namespace's such counters at the last look on this CPU. LRU: namespaces come and go, and a forgotten one
+/// only starts anew.
 #[map]
-pub(crate) static LAST_MIB: LruPerCpuHashMap<u32, Looked<Mib>> =
+pub(crate) static LAST_MIB: LruPerCpuHashMap<u32, Looked<SynMib>> =
     LruPerCpuHashMap::with_max_entries(1024, 0);
 
 /// How often a program can be under way on a CPU: a task, the softirq that interrupts it, and an interrupt. From 6.1 on

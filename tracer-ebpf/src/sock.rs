@@ -137,10 +137,12 @@ impl Reach for Argument {
     }
 }
 
-/// Whether `sk` (of a BTF tracepoint) is TCP: the state tracepoint also fires for SCTP, DCCP and MPTCP.
+/// The `struct tcp_sock` of a full TCP socket (of a BTF tracepoint), whose fields [`load`] then reads: one call
+/// for all of them. 0 for any other.
 #[inline(always)]
-pub(crate) fn is_tcp(sk: u64) -> bool {
-    load!(sk, sk_protocol: u16) == IPPROTO_TCP
+pub(crate) fn tcp_sock(sk: u64) -> u64 {
+    // SAFETY: the verifier checks what `sk` points to.
+    unsafe { generated::bpf_skc_to_tcp_sock(sk as *mut core::ffi::c_void) as u64 }
 }
 
 /// The inode of the network namespace of a `struct net`.
@@ -331,6 +333,12 @@ pub(crate) fn is_consumed_by_tcp(skb: u64) -> bool {
     (protocol == ETH_P_IP || protocol == ETH_P_IPV6) && field!(skb, skb_dev: u64) == 0
 }
 
+/// Whether a packet is IPv6's.
+#[inline(always)]
+pub(crate) fn is_v6(skb: u64) -> bool {
+    u16::from_be(field!(skb, skb_protocol: u16)) == ETH_P_IPV6
+}
+
 /// Where a packet comes from; all zero for anything but IP.
 #[inline(always)]
 pub(crate) fn source_of(skb: u64) -> [u32; 4] {
@@ -425,14 +433,24 @@ fn parse(protocol_be: u16, head: u64, network: u16) -> Option<Packet> {
 /// the device away; 0 when neither is there.
 #[inline(always)]
 pub(crate) fn net_of_packet(skb: u64) -> u64 {
-    let mut dev = field!(skb, skb_dev: u64);
+    let dev = field!(skb, skb_dev: u64);
     if dev == 0 {
-        // The low bit is SKB_DST_NOREF (include/linux/skbuff.h).
-        let dst = field!(skb, skb_refdst: u64) & !1;
-        if dst != 0 {
-            dev = field!(dst, dst_dev: u64);
-        }
+        net_of_route(field!(skb, skb_refdst: u64))
+    } else {
+        field!(dev, dev_net: u64)
     }
+}
+
+/// The same of a packet whose device TCP has taken away, by its `_skb_refdst`.
+#[inline(always)]
+pub(crate) fn net_of_route(refdst: u64) -> u64 {
+    // The low bit is SKB_DST_NOREF (include/linux/skbuff.h).
+    let dst = refdst & !1;
+    let dev = if dst == 0 {
+        0
+    } else {
+        field!(dst, dst_dev: u64)
+    };
     if dev == 0 {
         0
     } else {

@@ -13,6 +13,7 @@ use aya_ebpf::{
 use conntracer_common::{
     filter::verdict,
     record::{Accept, Owner, kind, owner_source, role, syn_outcome},
+    socket::SocketState,
     stats::hook,
 };
 
@@ -20,7 +21,7 @@ use crate::{
     emit::{self, Lane},
     maps::{LISTENERS, Outcome, SOCKETS, account, asked_for},
     probes::{filter, listener, socket},
-    sock::{self, Anywhere, field},
+    sock::{self, Anywhere, load},
 };
 
 /// The return value's slot is the number of parameters: 2 from 6.10 on, 4 before. A slot too small
@@ -67,11 +68,11 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
         _ => false,
     };
     if entry.role == role::PASSIVE && begins {
-        if field!(sk, sk_owned: u32) != 0 {
+        if load!(sk, sk_owned: u32) != 0 {
             // A first receive is no accept(): the listener's last one stays unknown on this rung.
-            return account(hook::ACCEPT, accepted(&ctx, sk, 0));
+            return account(hook::ACCEPT, said(&ctx, sk, owned(entry)));
         }
-    } else if !is_owner && source != owner_source::UNKNOWN && field!(sk, sk_owned: u32) != 0 {
+    } else if !is_owner && source != owner_source::UNKNOWN && load!(sk, sk_owned: u32) != 0 {
         let mut user = Owner::default();
         sock::fill_current(&mut user, owner_source::PASSED);
         // A kernel thread receives for somebody else.
@@ -87,12 +88,10 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
 }
 
 #[inline(always)]
-fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
+fn accepted(ctx: &FExitContext, child: u64, listener: u64) -> Outcome {
     // SAFETY: helper without preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    if listener != 0
-        && let Some(entry) = LISTENERS.get_ptr_mut(listener)
-    {
+    if let Some(entry) = LISTENERS.get_ptr_mut(listener) {
         listener::count(entry, syn_outcome::ACCEPTED);
         // SAFETY: a live map value of plain data.
         unsafe {
@@ -105,28 +104,35 @@ fn accepted<C: EbpfContext>(ctx: &C, child: u64, listener: u64) -> Outcome {
             }
         }
     }
-    if let Some(entry) = SOCKETS.get_ptr_mut(child) {
+    let outcome = match SOCKETS.get_ptr_mut(child) {
         // SAFETY: as above.
-        let asked = unsafe {
-            sock::fill_current(&mut (*entry).owner, owner_source::ACCEPT);
-            (*entry).owned_ns = now_ns;
-            (*entry).asked = filter::of(&(*entry).owner);
-            (*entry).asked
-        };
-        if asked == verdict::REFUSED {
-            return Outcome::Filtered;
-        }
-    } else {
+        Some(entry) => owned(unsafe { &mut *entry }),
         // Older than the tracer: its handshake was not seen.
-        let outcome = socket::adopted::<Anywhere>(child, role::PASSIVE, listener, |owner| {
+        None => socket::adopted::<Anywhere>(child, role::PASSIVE, listener, |owner| {
             sock::fill_current(owner, owner_source::ACCEPT);
-        });
-        if outcome != Outcome::Aggregated {
-            return outcome;
-        }
+        }),
+    };
+    said(ctx, child, outcome)
+}
+
+/// A connection that is known becomes the running process's.
+#[inline(always)]
+fn owned(entry: &mut SocketState) -> Outcome {
+    sock::fill_current(&mut entry.owner, owner_source::ACCEPT);
+    // SAFETY: helper without preconditions.
+    entry.owned_ns = unsafe { bpf_ktime_get_ns() };
+    entry.asked = filter::of(&entry.owner);
+    if entry.asked == verdict::REFUSED {
+        Outcome::Filtered
+    } else {
+        Outcome::Aggregated
     }
-    if !asked_for(kind::ACCEPT) {
-        return Outcome::Aggregated;
+}
+
+#[inline(always)]
+fn said<C: EbpfContext>(ctx: &C, child: u64, outcome: Outcome) -> Outcome {
+    if outcome != Outcome::Aggregated || !asked_for(kind::ACCEPT) {
+        return outcome;
     }
     let mut record = Accept {
         header: emit::header::<Accept>(kind::ACCEPT),

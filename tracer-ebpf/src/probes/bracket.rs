@@ -15,7 +15,6 @@ pub(crate) const NO_MIB: Mib = Mib {
     drops: 0,
     full_drop: 0,
     full_cookies: 0,
-    no_routes: 0,
 };
 
 impl Bracket {
@@ -26,6 +25,7 @@ impl Bracket {
             sk,
             skb,
             mib: NO_MIB,
+            no_routes: 0,
             drops: field!(sk, sk_drops: u32),
             ack_backlog: field!(sk, sk_ack_backlog: u32),
             max_ack_backlog: field!(sk, sk_max_ack_backlog: u32),
@@ -63,8 +63,12 @@ pub(crate) fn enter(bracket: Option<*mut Bracket>, sk: u64, skb: u64, request: u
             // Bit 0 of the byte that holds `num_timeout` is `syncookie`.
             (*bracket).cookie = field!(request, req_num_timeout: u8) & 1;
         }
-        if let Some(mib) = percpu::mib(sock::net_of(sk)) {
+        let net = sock::net_of(sk);
+        if let Some(mib) = percpu::mib(net) {
             (*bracket).mib = mib;
+        }
+        if request == 0 {
+            (*bracket).no_routes = percpu::no_routes(net, sock::is_v6(skb));
         }
     }
 }

@@ -102,7 +102,7 @@ fn try_drop(
             if sk == 0 { 0 } else { listener::dropper(sk) }
         };
         if sk != 0 {
-            let counted = percpu::counted_since_last(net);
+            let counted = percpu::counted_since_last(net, netns, percpu::NO_FAMILY);
             account(
                 hook::ACK,
                 ack::freed_at_listener(ctx, sk, skb, packet, &counted),

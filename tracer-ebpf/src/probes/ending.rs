@@ -19,13 +19,13 @@ use crate::{
 /// with it and the FIN was acknowledged. Too many orphans, and `tcp_close` gives up what it has just sent: the
 /// RST follows the change of state (`tcp_check_oom`).
 #[inline(always)]
-pub(crate) fn ended(ctx: &BtfTracePointContext, sk: u64, old: u8) -> Outcome {
+pub(crate) fn ended(ctx: &BtfTracePointContext, sk: u64, tcp: u64, old: u8) -> Outcome {
     let rst = reset::last_of(sk);
     let abrupt = old == state::ESTABLISHED
         || old == state::CLOSE_WAIT
         || rst.sk != 0
         || load!(sk, sk_err: u32) != 0
-        || field!(sk, snd_una: u32) != field!(sk, write_seq: u32);
+        || load!(tcp, snd_una: u32) != load!(tcp, write_seq: u32);
     if !abrupt && !asked_for(kind::ENDING) {
         return Outcome::Aggregated;
     }

@@ -5,12 +5,12 @@ use aya_ebpf::{
     helpers::generated::bpf_probe_read_kernel, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use conntracer_common::{layout::ABSENT, netns::kernel, record::refusal_hint};
+use conntracer_common::{layout::ABSENT, netns::kernel, record::refusal_hint, tcp::AF_INET6};
 
 use crate::{
     maps::{
-        DropMib, FACTS, LAST_DROP_MIB, LAST_MIB, Looked, Mib, PERCPU_ANCHOR, SCRATCH, global,
-        injected,
+        DropMib, FACTS, LAST_DROP_MIB, LAST_MIB, Looked, Mib, PERCPU_ANCHOR, SCRATCH, SynMib,
+        global, injected,
     },
     probes::bracket::NO_MIB,
     sock::{self, field},
@@ -82,7 +82,6 @@ pub(crate) fn mib(net: u64) -> Option<Mib> {
         drops,
         full_drop,
         full_cookies,
-        no_routes: no_routes(net, offset),
     })
 }
 
@@ -103,21 +102,23 @@ pub(crate) fn cookies(net: u64) -> [u64; 2] {
     pair(statistics.wrapping_add(*offset), valid, invalid)
 }
 
-/// How often this CPU found no route for what the namespace sends. Of both families: two looks may be about
-/// packets of one each.
+/// How often this CPU found no route for what the namespace sends by one family; 0 where that cannot be found.
 #[inline(always)]
-fn no_routes(net: u64, offset: u64) -> u64 {
+pub(crate) fn no_routes(net: u64, is_v6: bool) -> u64 {
     let index = global!(FACTS.mib_out_no_routes);
-    if index == 0 {
+    let offset = PERCPU_ANCHOR.get(0).copied().unwrap_or(0);
+    if index == 0 || offset == 0 {
         return 0;
     }
-    let at = |counters: u64| -> u64 {
-        // Without IPv6 its pointer is NULL, and reads zero. Arithmetic, not a branch: the verifier would walk all
-        // that follows once for either way.
-        let offset = offset & u64::from(counters == 0).wrapping_sub(1);
-        sock::read(counters.wrapping_add(offset), index * 8)
+    let counters = if is_v6 {
+        field!(net, net_ipv6_statistics: u64)
+    } else {
+        field!(net, net_ip_statistics: u64)
     };
-    at(field!(net, net_ip_statistics: u64)).wrapping_add(at(field!(net, net_ipv6_statistics: u64)))
+    // Without IPv6 its pointer is NULL, and reads zero. Arithmetic, not a branch: the verifier would walk all
+    // that follows once for either way.
+    let offset = offset & u64::from(counters == 0).wrapping_sub(1);
+    sock::read(counters.wrapping_add(offset), index * 8)
 }
 
 /// Two counters by index: in one read where they lie side by side, as they always have.
@@ -142,7 +143,6 @@ impl Mib {
             drops: self.drops.wrapping_sub(before.drops),
             full_drop: self.full_drop.wrapping_sub(before.full_drop),
             full_cookies: self.full_cookies.wrapping_sub(before.full_cookies),
-            no_routes: self.no_routes.wrapping_sub(before.no_routes),
         }
     }
 }
@@ -152,47 +152,78 @@ impl Mib {
 #[derive(Clone, Copy)]
 pub(crate) struct Counted {
     pub(crate) known: bool,
+    /// Whether a route was not found, of the family that was asked about.
+    pub(crate) no_route: bool,
     pub(crate) mib: Mib,
 }
 
+/// What a segment is that asks for no route.
+pub(crate) const NO_FAMILY: u16 = 0;
+
 /// What a namespace counted on this CPU since the last look (tracepoint rung, which has no entry to
-/// compare with); not known at the first look where there was a past, and where the counters cannot be read.
+/// compare with), and of routes since the last look at a SYN of the same family; not known at the first look
+/// where there was a past, and where the counters cannot be read.
 #[inline(always)]
-pub(crate) fn counted_since_last(net: u64) -> Counted {
+pub(crate) fn counted_since_last(net: u64, netns: u32, family: u16) -> Counted {
     let unknown = Counted {
         known: false,
+        no_route: false,
         mib: NO_MIB,
     };
     let Some(now) = mib(net) else {
         return unknown;
     };
-    let inum = sock::net_inum(net);
-    let now = Looked {
-        looks: 1,
-        counters: now,
+    let by_family = usize::from(family == AF_INET6);
+    let no_routes = if family == NO_FAMILY {
+        0
+    } else {
+        no_routes(net, family == AF_INET6) + 1
     };
-    let Some(last) = LAST_MIB.get_ptr_mut(inum) else {
+    let Some(last) = LAST_MIB.get_ptr_mut(netns) else {
+        let first = Looked {
+            looks: 1,
+            counters: SynMib {
+                mib: now,
+                no_routes: [
+                    no_routes & (by_family as u64).wrapping_sub(1),
+                    no_routes & (by_family as u64).wrapping_neg(),
+                ],
+            },
+        };
         // A full map leaves the namespace without a baseline: its causes stay inferred, which is said.
-        let _refused = LAST_MIB.insert(inum, now, 0);
+        let _refused = LAST_MIB.insert(netns, first, 0);
         return unknown;
     };
-    // SAFETY: a live per-CPU map value of plain data.
-    let before = unsafe { core::ptr::replace(last, now) };
-    let is_first = before.looks == 0;
-    let counters = now.counters;
-    let mut mib = counters.since(&before.counters);
+    // SAFETY: a live per-CPU map value of plain data, and an index within its array.
+    let (is_first, before, had_no_routes) = unsafe {
+        let counters = &raw mut (*last).counters;
+        let had_no_routes = if family == NO_FAMILY {
+            0
+        } else {
+            core::ptr::replace(
+                (&raw mut (*counters).no_routes)
+                    .cast::<u64>()
+                    .add(by_family),
+                no_routes,
+            )
+        };
+        (
+            core::ptr::replace(&raw mut (*last).looks, 1) == 0,
+            core::ptr::replace(&raw mut (*counters).mib, now),
+            had_no_routes,
+        )
+    };
     // Counters at 1 counted this SYN, or one before the tracer.
-    let is_fresh =
-        counters.overflows | counters.drops | counters.full_drop | counters.full_cookies <= 1;
-    mib.no_routes &= u64::from(is_first).wrapping_sub(1);
+    let is_fresh = now.overflows | now.drops | now.full_drop | now.full_cookies <= 1;
     Counted {
         // A namespace of the same inode number as one that is gone starts anew.
         known: if is_first {
             is_fresh
         } else {
-            counters.drops >= before.counters.drops
+            now.drops >= before.drops
         },
-        mib,
+        no_route: had_no_routes != 0 && had_no_routes != no_routes,
+        mib: now.since(&before),
     }
 }
 

@@ -27,7 +27,9 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     let sk: u64 = ctx.arg(0);
     let old = ctx.arg::<i32>(1) as u8;
     let new = ctx.arg::<i32>(2) as u8;
-    if !sock::is_tcp(sk) {
+    // This also fires for SCTP, DCCP and MPTCP.
+    let tcp = sock::tcp_sock(sk);
+    if tcp == 0 {
         return Outcome::Filtered;
     }
     if new == state::CLOSE && attempt_failed(sk, old) {
@@ -38,7 +40,7 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
         return Outcome::Filtered;
     }
     let told = new == state::CLOSE || asked_for(kind::STATE) || asked_for(kind::ENDING);
-    if is_closed(sk, old, new) && (told || troubled(sk)) {
+    if is_closed(sk, old, new) && (told || troubled(sk, tcp)) {
         socket::claimed(sk);
     }
     let outcome = match new {
@@ -58,7 +60,7 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
         }
         state::ESTABLISHED if old == state::SYN_RECV && global!(OPTIONS.ack_by_skb) != 0 => {
             // The request's repeats became the child's retransmissions (`tcp_create_openreq_child`).
-            if field!(sk, total_retrans: u32) != 0 {
+            if load!(tcp, total_retrans: u32) != 0 {
                 listener::completed_late_at(sk);
             }
             Outcome::Aggregated
@@ -67,7 +69,7 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
         state::CLOSE if old == state::LISTEN => listener::closed(ctx, sk),
         state::CLOSE if old == state::SYN_SENT => failure::closed(ctx, sk),
         state::CLOSE if old != state::SYN_RECV && old != state::CLOSE => {
-            ending::ended(ctx, sk, old)
+            ending::ended(ctx, sk, tcp, old)
         }
         state::CLOSE_WAIT | state::FIN_WAIT2 => half_closed(sk, new),
         _ => Outcome::Aggregated,
@@ -77,7 +79,7 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     }
     let said = if asked_for(kind::STATE) {
         said(ctx, sk, old, new, Lane::Bulk)
-    } else if new == state::CLOSE && troubled(sk) {
+    } else if new == state::CLOSE && troubled(sk, tcp) {
         said(ctx, sk, old, new, Lane::Rare)
     } else {
         return outcome;
@@ -138,8 +140,8 @@ fn half_closed(sk: u64, state: u8) -> Outcome {
 
 /// Whether a closing connection was in trouble. The cheap signs first: nearly every one has none.
 #[inline(always)]
-fn troubled(sk: u64) -> bool {
-    if load!(sk, sk_err: u32) == 0 && field!(sk, total_retrans: u32) == 0 {
+fn troubled(sk: u64, tcp: u64) -> bool {
+    if load!(sk, sk_err: u32) == 0 && load!(tcp, total_retrans: u32) == 0 {
         return false;
     }
     // SAFETY: plain data.

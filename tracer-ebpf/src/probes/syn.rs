@@ -23,7 +23,7 @@ use crate::{
         bracket::{enter, leave},
         listener, netns, percpu,
     },
-    sock::{self, field},
+    sock::{self, field, load},
 };
 
 /// The value of `net.ipv4.tcp_syncookies` that sends a cookie for every SYN.
@@ -68,7 +68,9 @@ fn syn_done<C: EbpfContext>(ctx: &C, before: &Bracket) -> Outcome {
     let (outcome, evidence) = match before.counted_since() {
         Some(counted) => {
             note_dropped_cookie(net, &counted);
-            (by_counters(&counted, || *before), syn_evidence::COUNTERS)
+            let no_route = || percpu::no_routes(net, sock::is_v6(before.skb)) != before.no_routes;
+            let outcome = by_counters(&counted, no_route, || *before);
+            (outcome, syn_evidence::COUNTERS)
         }
         None => (by_fields(before), syn_evidence::FIELDS),
     };
@@ -86,10 +88,14 @@ fn note_dropped_cookie(net: u64, counted: &Mib) {
     }
 }
 
-/// The kernel counts ListenDrops for every SYN it drops here, and beside it why. The listener is asked for
-/// only where that does not tell.
+/// The kernel counts ListenDrops for every SYN it drops here, and beside it why. Whether no route was found, and
+/// the listener, are asked for only where that does not tell.
 #[inline(always)]
-fn by_counters(counted: &Mib, listener: impl FnOnce() -> Bracket) -> usize {
+fn by_counters(
+    counted: &Mib,
+    no_route: impl FnOnce() -> bool,
+    listener: impl FnOnce() -> Bracket,
+) -> usize {
     if counted.drops == 0 {
         if counted.full_cookies != 0 {
             syn_outcome::COOKIE
@@ -100,7 +106,7 @@ fn by_counters(counted: &Mib, listener: impl FnOnce() -> Bracket) -> usize {
         syn_outcome::ACCEPT_QUEUE_FULL
     } else if counted.full_drop != 0 {
         syn_outcome::SYN_QUEUE_FULL
-    } else if counted.no_routes != 0 {
+    } else if no_route() {
         syn_outcome::NO_ROUTE
     } else {
         pressure_or_other(&listener())
@@ -171,10 +177,11 @@ pub(crate) fn syn_tracepoint(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome {
-    let net = sock::net_of_packet(skb);
+    let net = sock::net_of_route(load!(skb, skb_refdst: u64));
+    let netns = sock::net_inum(net);
     // Looked at for every SYN, also those of listeners unknown: the next one must see only its own.
-    let counted = percpu::counted_since_last(net);
-    let mut sk = listener::by_port(sock::net_inum(net), packet.local_port, packet.local_addr);
+    let counted = percpu::counted_since_last(net, netns, packet.family);
+    let mut sk = listener::by_port(netns, packet.local_port, packet.local_addr);
     if sk == 0 {
         // Every listener that is asked for is known by its address, if there was room for it.
         let refused = if FILTER.has_endpoint::<Injected>() || !netns::wanted(net) {
@@ -183,7 +190,7 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
             Outcome::Lost
         };
         let outcome = if counted.known {
-            by_counters(&counted.mib, || Bracket::now(0, skb))
+            by_counters(&counted.mib, || counted.no_route, || Bracket::now(0, skb))
         } else {
             syn_outcome::ADDED
         };
@@ -196,18 +203,18 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
         Ok(entry) => entry,
         Err(refused) => return refused,
     };
-    let risen = listener::unexplained(entry, field!(sk, sk_drops: u32));
+    let risen = || listener::unexplained(entry, field!(sk, sk_drops: u32)) != 0;
     let (outcome, evidence) = if counted.known {
-        if counted.mib.drops != 0 && risen != 0 {
+        if counted.mib.drops != 0 && risen() {
             listener::explain(entry, 1);
         }
         note_dropped_cookie(net, &counted.mib);
-        let outcome = by_counters(&counted.mib, || Bracket::now(sk, skb));
+        let outcome = by_counters(&counted.mib, || counted.no_route, || Bracket::now(sk, skb));
         (outcome, syn_evidence::COUNTERS)
     } else {
         // The first SYN of this namespace on this CPU.
         let cookies = listener::syncookies(net);
-        let outcome = if risen != 0 {
+        let outcome = if risen() {
             listener::explain(entry, 1);
             full_queue(&Bracket::now(sk, skb), cookies)
         } else if cookies == ALWAYS {

@@ -54,6 +54,10 @@ fn undone<C: EbpfContext>(ctx: &C, sk: u64, unmarks: u64) -> Outcome {
 #[inline(always)]
 fn changed<C: EbpfContext>(ctx: &C, sk: u64, entered: u8) -> Outcome {
     let left = field!(sk, icsk_ca_state: u8) & 0x1f;
+    // As a connection is made (`tcp_ca_openreq_child`).
+    if left == ca::OPEN && entered == ca::OPEN {
+        return Outcome::NotOurs;
+    }
     let undoable = u8::from(field!(sk, undo_marker: u32) != 0);
     let Some(entry) = SOCKETS.get_ptr_mut(sk) else {
         return Outcome::NotOurs;
