@@ -26,8 +26,8 @@ pub struct SynDrop {
     /// comes back after 1, 2 and 4 s, so a queue that is still full shows itself within 10.
     pub quiet_s: u64,
     /// Opens the causes before a listener (`no_listener`, `filtered` …) at so many SYNs to one address
-    /// and port. Default 3: a stray probe sends one, and a client that wants in repeats its own after
-    /// 1 and 3 s.
+    /// and port. Default 3: a stray probe sends one, and a client that wants in repeats its own twice
+    /// within 3 s.
     pub refused_syns: u64,
     /// Addresses and ports of one namespace, refused for one cause and fewer times each, from which on
     /// they are one finding. Default 16: more than the ports of one misconfigured client, and what the

@@ -282,6 +282,15 @@ pub(crate) struct Applied {
     pub(crate) gone: Option<(ListenerKey, Service)>,
 }
 
+/// What a record changed of its socket.
+struct Updated {
+    /// What its totals gained.
+    gained: SynTotals,
+    /// What was drained from its queue so far.
+    drained: u64,
+    is_closed: bool,
+}
+
 /// All listeners.
 #[derive(Debug)]
 pub(crate) struct Listeners {
@@ -321,7 +330,11 @@ impl Listeners {
                 .services
                 .insert_over(key, Service::new(syn, now), is_over);
         }
-        let (gained, drained) = self.update(key, syn);
+        let Updated {
+            gained,
+            drained,
+            is_closed,
+        } = self.update(key, syn);
         let Some(service) = self.services.get_mut(&key) else {
             return Applied {
                 gained,
@@ -336,7 +349,7 @@ impl Listeners {
         service
             .members
             .retain(|member| member.sk != id.sk || *member == id);
-        if syn.socket.state == TcpState::Close {
+        if is_closed {
             if let Some(at) = service.members.iter().position(|member| *member == id) {
                 service.members.remove(at);
                 service.drained_before = service.drained_before.saturating_add(drained);
@@ -370,8 +383,7 @@ impl Listeners {
         }
     }
 
-    /// What the socket's totals gained, and what was drained from its queue so far.
-    fn update(&mut self, key: ListenerKey, syn: &Syn) -> (SynTotals, u64) {
+    fn update(&mut self, key: ListenerKey, syn: &Syn) -> Updated {
         let id = syn.socket.id;
         let is_closed = syn.socket.state == TcpState::Close;
         let Some(member) = self.members.touch(&(id, key)) else {
@@ -384,7 +396,11 @@ impl Listeners {
             {
                 service.members.retain(|member| *member != gone);
             }
-            return (syn.totals, member.drained());
+            return Updated {
+                gained: syn.totals,
+                drained: member.drained(),
+                is_closed,
+            };
         };
         let mut gained = [0; syn_outcome::COUNT];
         let mut totals = member.latest.totals;
@@ -394,12 +410,17 @@ impl Listeners {
             *total = (*total).max(now);
         }
         member.owner = syn.owner.or(member.owner);
-        member.is_closed = is_closed;
+        // One that listens again has another birth: what comes after the last record is only late.
+        member.is_closed |= is_closed;
         if member.latest.last <= syn.last {
             member.latest = *syn;
         }
         member.latest.totals = totals;
-        (gained, member.drained())
+        Updated {
+            gained,
+            drained: member.drained(),
+            is_closed: member.is_closed,
+        }
     }
 
     /// Time goes on, also where nothing happens.
@@ -588,6 +609,22 @@ mod tests {
         assert_eq!(applied.gained[syn_outcome::ADDED], 1);
         let service = listeners.get(&ListenerKey::of(&quiet.socket)).unwrap();
         assert_eq!(service.arrivals(), 1001);
+    }
+
+    #[test]
+    fn a_late_record_of_a_closed_socket_counts_and_opens_nothing() {
+        let mut listeners = Listeners::new(4);
+        let mut totals = [0; syn_outcome::SYNS];
+        let mut added = |added, closes| {
+            totals[syn_outcome::ADDED] = added;
+            listeners.apply(&syn(80, 1, totals, closes), Ktime(1))
+        };
+        assert!(added(1, false).is_listening);
+        assert!(!added(2, true).is_listening);
+        let late = added(3, false);
+        assert!(!late.is_listening);
+        assert_eq!(late.gained[syn_outcome::ADDED], 1);
+        assert!(listeners.summaries(Ktime(2), true, true).0.is_empty());
     }
 
     #[test]
