@@ -1,32 +1,30 @@
 //! The running kernel as a source of records.
 
+mod asked;
 mod counted;
+mod listeners;
 mod owners;
 
-use std::{
-    cell::OnceCell,
-    collections::HashMap,
-    io,
-    os::fd::{AsFd, OwnedFd},
-};
+use std::{cell::OnceCell, collections::HashMap, io, os::fd::OwnedFd};
 
 use aya::{
     Ebpf,
     maps::{Array, Map, MapData},
-    programs::{Program, RawTracePoint, RawTracePointRunOptions, TestRun},
+    programs::{Program, RawTracePointRunOptions, TestRun},
     util::online_cpus,
 };
 use conntracer_common::{
-    filter::{Filter, verdict},
+    filter::Filter,
     netns::{CPUS_AT_ONCE, NetnsId, count},
-    record::{Header, Loss, Sources, Syn, SynTotals, Tick, answer, kind, netns_flag, syn_outcome},
-    socket::{FORKS_UNSEEN, Listener},
+    record::{Header, Loss, SynTotals, Tick, kind, netns_flag},
+    socket::FORKS_UNSEEN,
     stats::{HOOKS, HookCounters, hook},
 };
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{Interest, unix::AsyncFd};
-use zerocopy::{FromBytes, IntoBytes, transmute};
+use zerocopy::{IntoBytes, transmute};
 
+pub(super) use self::listeners::trouble;
 use self::{
     counted::{FailedKey, RefusedKey, RetransmittedKey, Told},
     owners::Unowned,
@@ -34,7 +32,7 @@ use self::{
 use super::{
     Options,
     attach::Attached,
-    audit::{self, Answers, Audit},
+    audit::Audit,
     clock::{Clock, realtime_offset_ns},
     error::CannotTrace,
     filter::Groups,
@@ -46,26 +44,14 @@ use super::{
     missed::Missed,
     netns::{CountsMap, LookMap, Namespaces, Running},
     places::Places,
-    plan::Rung,
     processes::Processes,
     ring::Rings,
     seed::Seeds,
 };
-use crate::{
-    finding::Ktime,
-    source::{SocketId, Source, Watched},
-};
+use crate::source::{Source, Watched};
 
 /// Where records go.
 type Feed<'a> = &'a mut dyn FnMut(&[u8]);
-
-/// Listeners whose queues are asked for anew at one poll: as many of a host's as may be in trouble at
-/// once, at about 1 µs each. The others are told as they stood at their last SYN.
-const MAX_REFRESHED: usize = 256;
-
-/// Sockets asked about before the rings are read: their records fill a quarter of one CPU's perf buffer, the
-/// smallest of rings, and every answer is written by this CPU.
-const AT_ONCE: usize = 512;
 
 type Logger = aya_log::EbpfLogger<&'static dyn log::Log>;
 
@@ -317,189 +303,6 @@ impl Kernel {
         &self.host
     }
 
-    fn on_demand(&self, name: &str) -> io::Result<&RawTracePoint> {
-        match self.ebpf.program(name) {
-            Some(Program::RawTracePoint(program)) => Ok(program),
-            _ => Err(io::Error::other(format!(
-                "the eBPF object has no program {name}"
-            ))),
-        }
-    }
-
-    /// Runs a program on one socket: `refresh` for a listener, or `heir`.
-    fn ask(&self, name: &str, id: SocketId) -> io::Result<()> {
-        self.ask_about(name, id, 0).map(drop)
-    }
-
-    /// The same with an argument, and the program's answer: `snapshot` and `idle` write their records to the bulk
-    /// ring.
-    fn ask_about(&self, name: &str, id: SocketId, argument: u64) -> io::Result<u32> {
-        let mut options = RawTracePointRunOptions::new();
-        options.args[0] = id.sk;
-        options.args[1] = id.born.0;
-        options.args[2] = argument;
-        self.on_demand(name)?
-            .test_run(options)
-            .map(|result| result.return_value)
-            .map_err(io::Error::other)
-    }
-
-    /// A `Snapshot` of each socket.
-    fn ask_all(&mut self, ids: &[SocketId], feed: Feed<'_>) -> io::Result<()> {
-        for some in ids.chunks(AT_ONCE) {
-            for id in some {
-                let answered = self.ask_about("snapshot", *id, 0)?;
-                self.answers_lost += u64::from(answered == answer::LOST);
-            }
-            let places = &self.places;
-            self.rings.drain(&mut |record| places.name(record, feed));
-        }
-        Ok(())
-    }
-
-    /// Listeners that are watched, or whose totals changed since the last poll, as they stand now.
-    fn poll_listeners(
-        &mut self,
-        watched: &[SocketId],
-        now_ns: u64,
-        feed: &mut dyn FnMut(&[u8]),
-    ) -> io::Result<()> {
-        let mut events = HookCounters::default();
-        let counting = [
-            hook::SYN,
-            hook::ACK,
-            hook::ACCEPT,
-            hook::SYNACK,
-            hook::REQUEST,
-            hook::COOKIE,
-        ];
-        // There it is the state that tells which handshakes were completed.
-        let by_state = self.host.plan.rung("ack") == Rung::Tracepoint;
-        for hook in counting.into_iter().chain(by_state.then_some(hook::STATE)) {
-            events.add(&maps::counters(&self.counters, hook)?);
-        }
-        if events.seen == self.listener_events && watched.is_empty() {
-            return Ok(());
-        }
-        self.listener_events = events.seen;
-        let before = std::mem::take(&mut self.totals);
-        let (totals, unowned) = (&mut self.totals, &mut self.unowned);
-        let mut due = watched.to_vec();
-        maps::for_each(
-            self.listeners.fd().as_fd(),
-            size_of::<Listener>(),
-            |sk, value| {
-                let Ok(Listener { syn, asked, .. }) = Listener::read_from_bytes(value) else {
-                    return;
-                };
-                // Without its birth it is still being filled in.
-                if syn.socket.born_ns == 0 || asked == verdict::REFUSED {
-                    return;
-                }
-                totals.insert(sk, syn.totals);
-                if before.get(&sk) != Some(&syn.totals) {
-                    unowned.note(&syn.owner);
-                    due.push(SocketId {
-                        sk,
-                        born: Ktime(syn.socket.born_ns),
-                    });
-                }
-            },
-        )?;
-        self.search_owners(now_ns)?;
-        due.sort_unstable();
-        due.dedup();
-        for id in due.iter().take(MAX_REFRESHED) {
-            self.ask("refresh", *id)?;
-        }
-        let mut troubled = false;
-        let mut value = [0; size_of::<Listener>()];
-        for SocketId { sk, born } in due {
-            // Gone meanwhile: its last totals are in the rare ring.
-            if !maps::lookup(self.listeners.fd().as_fd(), sk, &mut value)? {
-                continue;
-            }
-            let Ok(Listener { mut syn, .. }) = Listener::read_from_bytes(&value) else {
-                continue;
-            };
-            if syn.socket.born_ns != born.0 {
-                continue;
-            }
-            troubled |= before.get(&sk).map_or(0, trouble) != trouble(&syn.totals);
-            self.totals.insert(sk, syn.totals);
-            syn.header = header::<Syn>(kind::SYN, now_ns);
-            syn.outcome = u8::MAX;
-            feed(syn.as_bytes());
-        }
-        if troubled {
-            self.poll_sources(now_ns, feed)?;
-        }
-        Ok(())
-    }
-
-    /// Who troubled listeners since the last poll.
-    fn poll_sources(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let before = std::mem::take(&mut self.troubled);
-        let troubled = &mut self.troubled;
-        maps::for_each(
-            self.sketches.fd().as_fd(),
-            size_of::<Sources>(),
-            |sk, value| {
-                let Ok(mut sources) = Sources::read_from_bytes(value) else {
-                    return;
-                };
-                troubled.insert(sk, sources.syns);
-                if before.get(&sk) != Some(&sources.syns) {
-                    sources.header = header::<Sources>(kind::SOURCES, now_ns);
-                    feed(sources.as_bytes());
-                }
-            },
-        )
-    }
-
-    /// Sockets in CLOSE_WAIT or FIN_WAIT2 for longer than the limit: swept for at long intervals, and
-    /// asked for again at every poll.
-    fn poll_half_closed(&mut self, now_ns: u64, limit_ns: u64, feed: Feed<'_>) -> io::Result<()> {
-        if self.half_closed.is_due(now_ns, limit_ns) {
-            let unowned = &mut self.unowned;
-            let sockets = self.sockets.fd().as_fd();
-            self.half_closed
-                .sweep(sockets, now_ns, limit_ns, |owner| unowned.note_held(owner))?;
-            self.search_owners(now_ns)?;
-        }
-        let half_closed = std::mem::take(&mut self.half_closed);
-        let asked = self.ask_all(half_closed.listed(), feed);
-        half_closed.tell(now_ns, feed);
-        self.half_closed = half_closed;
-        asked
-    }
-
-    /// Connections that nothing passes on, where somebody asked for them and it is time to look.
-    fn look_for_idle(&mut self, now_ns: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let Some(audit) = &mut self.audit else {
-            return Ok(());
-        };
-        if !audit.is_due(now_ns) {
-            return Ok(());
-        }
-        let limit_ns = audit.limit_ns();
-        let unowned = &mut self.unowned;
-        let candidates = audit.candidates(self.sockets.fd().as_fd(), now_ns, |state| {
-            unowned.note(&state.owner);
-        })?;
-        self.search_owners(now_ns)?;
-        let mut answers = Answers::default();
-        for some in candidates.chunks(AT_ONCE) {
-            for id in some {
-                answers.add(self.ask_about(audit::PROGRAM, *id, limit_ns)?);
-            }
-            let places = &self.places;
-            self.rings.drain(&mut |record| places.name(record, feed));
-        }
-        feed(answers.record(limit_ns, ktime_ns()).as_bytes());
-        Ok(())
-    }
-
     /// One hook's counters, with the events that passed while its program could not run, and the answers that
     /// found no room.
     fn account(&self, hook: u32) -> io::Result<HookCounters> {
@@ -661,15 +464,6 @@ fn map<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Cannot
     ebpf.take_map(name)
         .and_then(|map| M::try_from(map).ok())
         .ok_or(CannotTrace::Foreign(name))
-}
-
-/// What of a listener's totals goes into a sketch of its sources.
-pub(super) fn trouble(totals: &SynTotals) -> u64 {
-    totals[syn_outcome::COOKIE..syn_outcome::SYNS]
-        .iter()
-        .fold(totals[syn_outcome::REPEATED], |sum, more| {
-            sum.wrapping_add(*more)
-        })
 }
 
 fn hash(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, CannotTrace> {

@@ -1,0 +1,228 @@
+//! The records that cross the ring, byte for byte as the kernel half writes them.
+//!
+//! Every record starts with a [`Header`] whose `kind` says which struct follows; all are flat,
+//! widest field first, without implicit padding (`IntoBytes` refuses it at compile time, and the
+//! verifier refuses uninitialised stack). Integers are in the host's byte order; addresses are in
+//! network order, IPv4 as v4-mapped IPv6 (RFC 4291, 2.5.5.2), ports are in host order.
+//!
+//! Written by `tracer-ebpf` (and, where a record says so, by the user half), read by `conntracer::decode`.
+
+mod asked;
+mod connection;
+mod listener;
+mod refusal;
+mod retransmit;
+mod user_half;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+pub use self::{asked::*, connection::*, listener::*, refusal::*, retransmit::*, user_half::*};
+
+/// What a record is about; the value of [`Header::kind`].
+pub mod kind {
+    /// A `Socket` opening a connection: see [`super::Connect`].
+    pub const CONNECT: u16 = 1;
+    pub const ACCEPT: u16 = 2;
+    pub const STATE: u16 = 3;
+    pub const RETRANSMIT: u16 = 4;
+    pub const SYNACK: u16 = 5;
+    pub const SYN: u16 = 6;
+    pub const RESET: u16 = 7;
+    pub const DROP: u16 = 8;
+    pub const PROBE: u16 = 9;
+    pub const SNAPSHOT: u16 = 10;
+    pub const TICK: u16 = 11;
+    pub const LOSS: u16 = 12;
+    pub const SOURCES: u16 = 13;
+    pub const REFUSAL: u16 = 14;
+    pub const NETNS: u16 = 15;
+    pub const SEED: u16 = 16;
+    pub const PROCESS: u16 = 17;
+    pub const HOLDERS: u16 = 18;
+    pub const RETRANSMITS: u16 = 19;
+    pub const UNDO: u16 = 20;
+    pub const FAILURE: u16 = 21;
+    pub const ENDING: u16 = 22;
+    pub const IDLE: u16 = 23;
+    pub const SEEDED: u16 = 24;
+    pub const AUDITED: u16 = 25;
+    pub const HALF_CLOSED: u16 = 27;
+    pub const CLOCK: u16 = 28;
+}
+
+/// Where a socket's owner was learned; DESIGN.md's `owner_source`.
+pub mod owner_source {
+    pub const UNKNOWN: u8 = 0;
+    pub const CONNECT: u8 = 1;
+    pub const ACCEPT: u8 = 2;
+    pub const LISTENER: u8 = 3;
+    pub const SEEDED: u8 = 4;
+    /// Its descriptor was passed to the owner, or the owner was seen to use what had been another's.
+    pub const PASSED: u8 = 5;
+    /// The owner, however it was learned, has forked since: it or descendants of it hold the socket.
+    pub const FORKED: u8 = 6;
+}
+
+/// Which side opened a connection.
+pub mod role {
+    pub const UNKNOWN: u8 = 0;
+    pub const ACTIVE: u8 = 1;
+    pub const PASSIVE: u8 = 2;
+    pub const LISTENER: u8 = 3;
+}
+
+/// Bits of [`Socket::flags`].
+pub mod socket_flag {
+    /// Its birth was not seen: it is older than the tracer.
+    pub const OLDER: u32 = 1;
+}
+
+/// The first 16 bytes of every record.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Header {
+    /// `bpf_ktime_get_ns` (CLOCK_MONOTONIC), nanoseconds.
+    pub ktime_ns: u64,
+    /// One of [`kind`].
+    pub kind: u16,
+    /// Bytes of the whole record, this header included.
+    pub size: u16,
+    pub cpu: u32,
+}
+
+/// The process a socket belongs to, as last learned in a context that can know (never the task that
+/// happened to be interrupted). All zero when `source` is `UNKNOWN`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Owner {
+    /// `bpf_get_current_cgroup_id`: the inode of the cgroup v2 directory.
+    pub cgroup_id: u64,
+    /// `task_struct.comm` of the thread group's leader, NUL-padded, any bytes.
+    pub comm: [u8; 16],
+    /// Thread group id (what user space calls the pid) in the initial pid namespace.
+    pub pid: u32,
+    pub uid: u32,
+    /// One of [`owner_source`].
+    pub source: u8,
+    /// Processes that hold the socket, this one among them, as a search found; 0 when none was made since
+    /// it became this one's, 255 for more.
+    pub holders: u8,
+    pub pad: [u8; 2],
+    /// When the process started: the low 32 bits of `start_boottime` in milliseconds. With the pid it is
+    /// an identity, for pids are reused. 0 when not known.
+    pub started_ms: u32,
+}
+
+/// Which socket, and where it stands.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Socket {
+    /// Address of the `struct sock`. Reused by the kernel: an identity only with `born_ns`.
+    pub sk: u64,
+    /// When the kernel half first saw the socket (its birth, or mid-life when `role` is unknown);
+    /// 0 when it never did.
+    pub born_ns: u64,
+    /// Network order words; IPv4 is `[0, 0, htonl(0xffff), addr]`.
+    pub local_addr: [u32; 4],
+    pub remote_addr: [u32; 4],
+    /// Inode of the network namespace (`ns.inum`).
+    pub netns: u32,
+    pub local_port: u16,
+    pub remote_port: u16,
+    /// `AF_INET` or `AF_INET6` (a dual-stack listener is `AF_INET6` with an any-address).
+    pub family: u16,
+    /// `skc_state` at the time of the record.
+    pub state: u8,
+    /// One of [`role`].
+    pub role: u8,
+    /// Bits of [`socket_flag`].
+    pub flags: u32,
+}
+
+/// The fields of `struct tcp_sock` and `struct inet_connection_sock` that detectors judge by.
+/// A field the running kernel does not have is 0.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Tcp {
+    pub bytes_acked: u64,
+    pub bytes_retrans: u64,
+    pub snd_una: u32,
+    pub snd_nxt: u32,
+    pub write_seq: u32,
+    pub rcv_nxt: u32,
+    /// Bytes of window the peer last advertised.
+    pub snd_wnd: u32,
+    pub packets_out: u32,
+    pub lost_out: u32,
+    pub retrans_out: u32,
+    /// Segments retransmitted in the socket's life (`tcp_sock.total_retrans`).
+    pub total_retrans: u32,
+    /// Data segments sent in the socket's life, retransmissions included.
+    pub data_segs_out: u32,
+    /// Smoothed round-trip time, microseconds (`srtt_us >> 3`).
+    pub srtt_us: u32,
+    /// Current retransmission timeout in jiffies (`icsk_rto`).
+    pub rto_jiffies: u32,
+    pub mss: u32,
+    /// `TCP_USER_TIMEOUT`, milliseconds; 0 when not set.
+    pub user_timeout_ms: u32,
+    /// Consecutive unanswered retransmission timeouts (`icsk_retransmits`).
+    pub retransmits: u8,
+    pub backoff: u8,
+    /// Unanswered keepalive or window probes (`icsk_probes_out`).
+    pub probes_out: u8,
+    /// One of [`crate::tcp::ca`].
+    pub ca_state: u8,
+    /// One of [`crate::tcp::pending`].
+    pub pending: u8,
+    /// 1 when `SO_KEEPALIVE` is set (`SOCK_KEEPOPEN`), 0 when not, 255 when not known.
+    pub keepalive: u8,
+    /// `sk_shutdown`: 1 receive, 2 send.
+    pub shutdown: u8,
+    /// 1 when the application has closed the socket (`SOCK_DEAD`).
+    pub orphan: u8,
+}
+
+/// The largest record. What is larger than half the 512-byte BPF stack is emitted from its map.
+pub const MAX_RECORD: usize = 544;
+
+const _: () = {
+    assert!(size_of::<Header>() == 16);
+    assert!(size_of::<Socket>() == 64);
+    assert!(size_of::<Owner>() == 40);
+    assert!(size_of::<Tcp>() == 80);
+    assert!(size_of::<Connect>() == 120);
+    assert!(size_of::<State>() == 128);
+    assert!(size_of::<Retransmit>() == 224);
+    assert!(size_of::<Retransmits>() == 400);
+    assert!(size_of::<Undo>() == 176);
+    assert!(size_of::<SynAck>() == 144);
+    assert!(size_of::<Syn>() == 344);
+    assert!(size_of::<Reset>() == 128);
+    assert!(size_of::<Drop>() == 144);
+    assert!(size_of::<Refusal>() == 208);
+    assert!(size_of::<Failure>() == 168);
+    assert!(size_of::<Ending>() == 240);
+    assert!(size_of::<Probe>() == 208);
+    assert!(size_of::<Snapshot>() == 208);
+    assert!(size_of::<Netns>() == 544);
+    assert!(size_of::<Seed>() == 240);
+    assert!(size_of::<Seeded>() == 40);
+    assert!(size_of::<Holders>() == 408);
+    assert!(size_of::<Idle>() == 216);
+    assert!(size_of::<Audited>() == 40);
+    assert!(size_of::<Clock>() == 24);
+    assert!(size_of::<HalfClosed>() == 72);
+    assert!(size_of::<Sources>() == 424);
+    assert!(size_of::<Syn>() <= MAX_RECORD && size_of::<Sources>() <= MAX_RECORD);
+    assert!(size_of::<Retransmits>() <= MAX_RECORD);
+    assert!(size_of::<Process>() <= MAX_RECORD && size_of::<Netns>() <= MAX_RECORD);
+};

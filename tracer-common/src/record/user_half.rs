@@ -1,0 +1,182 @@
+//! What the user half puts into the stream itself, so that a recording holds all that detectors go by.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{Header, Owner, Socket};
+use crate::netns::{KernelCounts, NetnsId};
+
+/// The audit has asked about every connection, made by the user half: the [`Idle`](super::Idle) records since the last
+/// one are all there are.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Audited {
+    pub header: Header,
+    /// Connections asked about; the others are younger than the limit.
+    pub asked: u32,
+    /// Of those, the ones that an `Idle` was written of, and the ones that found no room for it.
+    pub said: u32,
+    pub lost: u32,
+    pub pad: u32,
+    /// How long a connection must have been idle.
+    pub limit_ns: u64,
+}
+
+/// The wall clock was set, or the machine slept, made by the user half.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Clock {
+    pub header: Header,
+    /// CLOCK_REALTIME − CLOCK_MONOTONIC from now on, nanoseconds.
+    pub realtime_offset_ns: i64,
+}
+
+/// Half-closed sockets of one process that a poll counts and does not ask for one by one, made by the user
+/// half.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct HalfClosed {
+    pub header: Header,
+    pub owner: Owner,
+    /// How many there are beyond those that a [`Snapshot`](super::Snapshot) is written of.
+    pub count: u64,
+    /// CLOSE_WAIT or FIN_WAIT2.
+    pub state: u8,
+    pub pad: [u8; 7],
+}
+
+/// The walk at start is over, made by the user half: what it could not see, and how long it took.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Seeded {
+    pub header: Header,
+    /// Sockets that found no room in the kernel half's maps.
+    pub homeless: u64,
+    pub took_ns: u64,
+    /// Network namespaces walked, and those that nothing leads into.
+    pub namespaces: u32,
+    pub not_entered: u32,
+}
+
+/// Time passing: the user half writes one into the stream at every poll, so that detectors take
+/// time only from records.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Tick {
+    pub header: Header,
+}
+
+/// Records that were lost before they reached `decode`, as counted where it happened.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Loss {
+    pub header: Header,
+    /// Lost since the last `Loss` record of this hook.
+    pub lost: u64,
+    /// Index into [`crate::stats::HOOKS`].
+    pub hook: u32,
+    pub pad: u32,
+}
+
+/// Bits of [`Netns::flags`].
+pub mod netns_flag {
+    /// Counted from the namespace's birth on; otherwise from conntracer's first look at it.
+    pub const BORN: u8 = 1;
+    /// A filter by port, address or listener is in force: nothing can be compared.
+    pub const FILTERED: u8 = 2;
+    /// The kernel's counters cannot be read here.
+    pub const UNREADABLE: u8 = 4;
+    /// The kernel does not tell of segments that it could not send again.
+    pub const FAILURES_UNTRACED: u8 = 8;
+}
+
+/// The kernel's own counters of a network namespace and what conntracer counted there, both since the
+/// same moment, made by the user half. With inode 0: what is to be said of all of them.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Netns {
+    pub header: Header,
+    /// Indexed by [`crate::netns::kernel`].
+    pub kernel: KernelCounts,
+    /// What conntracer had counted before `kernel` was read, and after.
+    pub before: KernelCounts,
+    pub after: KernelCounts,
+    pub id: NetnsId,
+    /// Namespaces that are not compared, and counts that found no room, for want of a larger table.
+    pub uncompared: u32,
+    pub homeless: u32,
+    /// Bits of [`netns_flag`].
+    pub flags: u8,
+    pub pad: [u8; 7],
+}
+
+/// Bytes of the texts in a [`Process`]. What is longer loses its beginning, and a flag says so.
+pub const EXECUTABLE_BYTES: usize = 128;
+pub const CGROUP_BYTES: usize = 208;
+pub const NETNS_NAME_BYTES: usize = 64;
+
+/// Bits of [`Process::flags`].
+pub mod process_flag {
+    /// The process was gone when it was asked for: what only itself could tell is missing.
+    pub const GONE: u8 = 1;
+    /// The last bytes of a longer path.
+    pub const EXECUTABLE_CUT: u8 = 2;
+    pub const CGROUP_CUT: u8 = 4;
+}
+
+/// What names an owner to people, asked for by the user half before the first record of that owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Process {
+    pub header: Header,
+    /// When it started, milliseconds since 1970; 0 when not known.
+    pub started_unix_ms: u64,
+    /// As in its [`Owner`].
+    pub cgroup_id: u64,
+    pub pid: u32,
+    pub started_ms: u32,
+    /// Inode of the network namespace that `netns_name` is the name of: the socket's.
+    pub netns: u32,
+    /// Bits of [`process_flag`].
+    pub flags: u8,
+    pub pad: [u8; 3],
+    /// Path of the executable, NUL-padded, any bytes; empty when not known.
+    pub executable: [u8; EXECUTABLE_BYTES],
+    /// Path of the control group below the root of its hierarchy; empty when not known.
+    pub cgroup: [u8; CGROUP_BYTES],
+    /// Name of the namespace (`ip netns`); empty when it has none.
+    pub netns_name: [u8; NETNS_NAME_BYTES],
+}
+
+/// Owners in a [`Holders`]: as many as a person reads. Of more, the number is told.
+pub const MAX_HOLDERS: usize = 8;
+
+/// Who holds a socket that is in trouble, as a search through the open files of all processes found, made by
+/// the user half.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Holders {
+    pub header: Header,
+    pub socket: Socket,
+    /// The socket's owner first, the others by their pids; those beyond `count` are zero.
+    pub owners: [Owner; MAX_HOLDERS],
+    /// Processes in all.
+    pub count: u32,
+    /// Whose the socket was said to be when they were searched for, 0 when nobody's.
+    pub said_pid: u32,
+}

@@ -1,0 +1,169 @@
+//! A connection's life and end.
+
+use std::time::Duration;
+
+use conntracer_common::record::ending_flag;
+use serde::Serialize;
+
+use super::{Owner, Role, Socket, Tcp, TcpState};
+use crate::finding::Ktime;
+
+/// Body of `connect` and `accept`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+    pub old: TcpState,
+    pub new: TcpState,
+    /// `sk_err`; 0 for none.
+    pub errno: u32,
+    pub retransmits: u8,
+    pub probes_out: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reset {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+    /// `enum sk_rst_reason`, where the kernel gives one.
+    pub reason: Option<u32>,
+    pub received: bool,
+    pub retransmits: u8,
+}
+
+/// Attempts to connect that failed, cumulative by process, remote end and error. `socket` is the last one's;
+/// remote port 0 stands for many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+    /// Attempts since `first`.
+    pub count: u64,
+    pub first: Ktime,
+    pub last: Ktime,
+    /// From connect() to the failure, the longest of all.
+    pub longest: Duration,
+    /// 0 when the application gave up.
+    pub errno: u32,
+    /// SYNs that the last one had sent.
+    pub syns: u32,
+    /// Bits of [`conntracer_common::record::failure_how`].
+    pub how: u8,
+}
+
+/// How an established connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+    pub tcp: Tcp,
+    /// As the kernel counts: with the FIN, which has a number like a byte. See [`Ending::bytes_received`].
+    pub octets_received: u64,
+    /// Since the connection began; `None` when its beginning was not seen.
+    pub age: Option<Duration>,
+    /// Since data was last sent or received; `None` when none was, or the kernel does not tell.
+    pub idle: Option<Duration>,
+    /// `sk_err` and `sk_err_soft`; 0 for none.
+    pub errno: u32,
+    pub soft_errno: u32,
+    /// `enum sk_rst_reason` of a RST that this host sent before, where the kernel gives one.
+    pub reason: Option<u32>,
+    pub unread_bytes: u32,
+    pub old: TcpState,
+    /// Bits of [`conntracer_common::record::ending_flag`].
+    pub flags: u8,
+}
+
+/// Which side sent the first FIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Closer {
+    Local,
+    Remote,
+    /// Neither did: the connection was cut.
+    Nobody,
+}
+
+impl Closer {
+    /// The word of the output contract.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Remote => "remote",
+            Self::Nobody => "nobody",
+        }
+    }
+}
+
+impl Ending {
+    #[must_use]
+    pub const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Bytes of the application that the peer acknowledged: the kernel also counts the SYN of an active open and
+    /// the FIN (`tcp_snd_una_update`).
+    #[must_use]
+    pub const fn bytes_sent(&self) -> u64 {
+        let syn = matches!(self.socket.role, Role::Active);
+        let fin = self.tcp.waiting_bytes() == 0
+            && matches!(
+                self.old,
+                TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing | TcpState::LastAck
+            );
+        self.tcp.bytes_acked.saturating_sub(syn as u64 + fin as u64)
+    }
+
+    /// Bytes for the application that came.
+    #[must_use]
+    pub const fn bytes_received(&self) -> u64 {
+        let fin = self.has(ending_flag::FIN_RECEIVED);
+        self.octets_received.saturating_sub(fin as u64)
+    }
+
+    /// This host sent a RST: before the end, or right after it where a living connection ends without an error
+    /// (`tcp_disconnect`, `tcp_close`).
+    #[must_use]
+    pub const fn reset_sent(&self) -> bool {
+        self.has(ending_flag::RST_SENT)
+            || (self.errno == 0 && !self.has(ending_flag::RST_RECEIVED) && !self.is_orderly())
+    }
+
+    /// Who closed first, as the state that it ended from tells.
+    #[must_use]
+    pub const fn closed_first(&self) -> Closer {
+        match self.old {
+            TcpState::CloseWait | TcpState::LastAck => Closer::Remote,
+            TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing => Closer::Local,
+            _ => Closer::Nobody,
+        }
+    }
+
+    /// An orderly end: both sides closed, all was acknowledged, and nothing cut in.
+    #[must_use]
+    pub const fn is_orderly(&self) -> bool {
+        self.errno == 0
+            && self.tcp.waiting_bytes() == 0
+            && !self.has(ending_flag::RST_SENT)
+            && !self.has(ending_flag::RST_RECEIVED)
+            && !matches!(self.old, TcpState::Established | TcpState::CloseWait)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+    pub tcp: Tcp,
+    /// Return value of `tcp_write_wakeup`; negative when this host dropped it.
+    pub result: i32,
+    /// A keepalive; otherwise a window probe.
+    pub keepalive: bool,
+}
