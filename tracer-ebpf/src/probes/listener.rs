@@ -152,8 +152,11 @@ fn leave_group(socket: &Socket, next: u64, previous: u64) {
 
 /// The member of `sk`'s group that dropped something not explained yet, `sk` itself when none did
 /// (tracepoint rung, which knows the address alone).
-#[inline(always)]
-pub(crate) fn dropper(sk: u64) -> u64 {
+///
+/// A global function, as the kernel's verifier calls it: it walks the loop once, not once for each way there.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn dropper(sk: u64) -> u64 {
     /// A group of more is searched no further: its first member stands for the rest.
     const MEMBERS: u32 = 32;
     let mut member = sk;
