@@ -15,7 +15,7 @@ mod user_half;
 
 use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
-use conntracer_common::tcp::state;
+use conntracer_common::tcp::{ca, state};
 use serde::Serialize;
 
 pub use self::{
@@ -256,6 +256,14 @@ impl Tcp {
     #[must_use]
     pub const fn waiting_bytes(&self) -> u32 {
         self.write_seq.wrapping_sub(self.snd_una)
+    }
+
+    /// Whether the peer has some of what was sent after the first segment that is not acknowledged, as a timeout
+    /// tells that is not the first: it takes all for lost that the peer has not (`tcp_timeout_mark_lost`), but for
+    /// what was sent within the last round trip, and nothing was since the timeout before.
+    #[must_use]
+    pub const fn peer_has_later(&self) -> bool {
+        self.ca_state == ca::LOSS && self.retransmits > 1 && self.packets_out > self.lost_out
     }
 }
 

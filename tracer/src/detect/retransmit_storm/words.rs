@@ -44,7 +44,8 @@ impl Cause {
         if sum.spurious > 0 && sum.spurious >= sum.data().div_ceil(2) {
             return Self::Reordering;
         }
-        let talks = sum.peer_spoke > 0 || sum.of_kind(RetransmitType::Fast) > 0;
+        let talks =
+            sum.peer_spoke > 0 || sum.peer_has_later > 0 || sum.of_kind(RetransmitType::Fast) > 0;
         if talks && sum.is_stuck() && sum.heads == sum.full_heads {
             return Self::PathMtu;
         }

@@ -459,6 +459,24 @@ fn full_sized_segments_that_fail_while_the_peer_talks_are_too_large() {
     assert!(finding.because.is_some());
 }
 
+/// What the peer had before the first repeat no event tells; a timeout does.
+#[rstest]
+#[case::it_has_what_follows(1, "path_mtu")]
+#[case::it_has_nothing(2, "peer_unreachable")]
+fn full_sized_segments_that_fail_before_what_arrived_are_too_large(
+    #[case] lost_out: u32,
+    #[case] cause: &str,
+) {
+    let mut run = Run::new();
+    stuck(&mut run, |_, retransmit| {
+        retransmit.end_seq = retransmit.seq + 1448;
+        retransmit.tcp.retransmits = 2;
+        retransmit.tcp.packets_out = 2;
+        retransmit.tcp.lost_out = lost_out;
+    });
+    assert_eq!(run.only().cause, cause);
+}
+
 /// What ICMP said of a path whose segments are too large, and what the kernel makes of it.
 #[rstest]
 #[case::nothing_is_known(0, 0, None, "for the path", "let ICMP")]

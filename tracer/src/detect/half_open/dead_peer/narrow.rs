@@ -1,7 +1,5 @@
 //! Whether it is the size of its segments that a connection fails by, and not its peer.
 
-use conntracer_common::tcp::ca;
-
 use crate::{detect::path_mtu::Sizes, event::Retransmit};
 
 /// What was seen since it went silent.
@@ -21,11 +19,7 @@ impl Narrow {
         self.heads += u32::from(is_head);
         self.full_heads += u32::from(is_head && body.is_full_sized());
         self.sizes.add(&Sizes::of(&body.totals));
-        // A timeout takes all for lost that the peer has not (`tcp_timeout_mark_lost`), but for what was sent
-        // within the last round trip: by the next timeout, nothing was.
-        let tcp = &body.tcp;
-        self.talks |=
-            tcp.ca_state == ca::LOSS && tcp.retransmits > 1 && tcp.packets_out > tcp.lost_out;
+        self.talks |= body.tcp.peer_has_later();
     }
 
     pub(super) const fn is_likely(&self) -> bool {
