@@ -44,17 +44,33 @@ impl Kernel {
             .map_err(io::Error::other)
     }
 
-    /// A `Snapshot` of each socket.
-    pub(super) fn ask_all(&mut self, ids: &[SocketId], feed: Feed<'_>) -> io::Result<()> {
+    /// Asks about one socket after the other, and reads the rings before the answers fill one.
+    fn ask_in_turn(
+        &mut self,
+        name: &str,
+        ids: &[SocketId],
+        argument: u64,
+        feed: Feed<'_>,
+        mut answered: impl FnMut(u32),
+    ) -> io::Result<()> {
         for some in ids.chunks(AT_ONCE) {
             for id in some {
-                let answered = self.ask_about("snapshot", *id, 0)?;
-                self.answers_lost += u64::from(answered == answer::LOST);
+                answered(self.ask_about(name, *id, argument)?);
             }
             let places = &self.places;
             self.rings.drain(&mut |record| places.name(record, feed));
         }
         Ok(())
+    }
+
+    /// A `Snapshot` of each socket.
+    pub(super) fn ask_all(&mut self, ids: &[SocketId], feed: Feed<'_>) -> io::Result<()> {
+        let mut lost = 0;
+        let asked = self.ask_in_turn("snapshot", ids, 0, feed, |answered| {
+            lost += u64::from(answered == answer::LOST);
+        });
+        self.answers_lost += lost;
+        asked
     }
 
     /// Sockets in CLOSE_WAIT or FIN_WAIT2 for longer than the limit: swept for at long intervals, and
@@ -98,13 +114,9 @@ impl Kernel {
         })?;
         self.search_owners(now_ns)?;
         let mut answers = Answers::default();
-        for some in candidates.chunks(AT_ONCE) {
-            for id in some {
-                answers.add(self.ask_about(audit::PROGRAM, *id, limit_ns)?);
-            }
-            let places = &self.places;
-            self.rings.drain(&mut |record| places.name(record, feed));
-        }
+        self.ask_in_turn(audit::PROGRAM, &candidates, limit_ns, feed, |answered| {
+            answers.add(answered);
+        })?;
         feed(answers.record(limit_ns, ktime_ns()).as_bytes());
         Ok(())
     }
