@@ -237,6 +237,9 @@ pub struct KernelFacts {
     pub ireq_acked_bit: u8,
     pub reuseport_bit: u8,
     pub ipv6only_bit: u8,
+    /// 1 where the running task's type is known to the verifier (`bpf_get_current_task_btf`, Linux 5.11).
+    pub typed_task: u8,
+    pub pad: u8,
 }
 
 impl KernelFacts {
@@ -261,6 +264,8 @@ impl KernelFacts {
         ireq_acked_bit: 0,
         reuseport_bit: 0,
         ipv6only_bit: 0,
+        typed_task: 0,
+        pad: 0,
     };
 }
 

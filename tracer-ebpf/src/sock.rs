@@ -106,7 +106,8 @@ pub(crate) trait Reach {
 /// Of any address: by the helper.
 pub(crate) struct Anywhere;
 
-/// Of an argument of a BTF tracepoint: by a load (see [`load`]), as far as `struct sock` goes.
+/// Of what the verifier knows the type of, an argument of a BTF tracepoint or the running task: by a load (see
+/// [`load`]), as far as that type goes.
 pub(crate) struct Argument;
 
 impl Reach for Anywhere {
@@ -245,36 +246,55 @@ pub(crate) fn fill_tcp(sk: u64, tcp: &mut Tcp) {
 #[inline(always)]
 pub(crate) fn fill_current(owner: &mut Owner, source: u8) {
     // SAFETY: helpers without preconditions.
-    let (task, pid_tgid, uid_gid) = unsafe {
+    let (pid_tgid, uid_gid) = unsafe {
         owner.cgroup_id = bpf_get_current_cgroup_id();
-        (
-            generated::bpf_get_current_task(),
-            bpf_get_current_pid_tgid(),
-            bpf_get_current_uid_gid(),
-        )
+        (bpf_get_current_pid_tgid(), bpf_get_current_uid_gid())
     };
-    let leader = field!(task, task_leader: u64);
-    field_into!(leader, task_comm, &mut owner.comm);
-    owner.started_ms = (field!(leader, task_started: u64) / 1_000_000) as u32;
     owner.pid = (pid_tgid >> 32) as u32;
     owner.uid = uid_gid as u32;
+    // Chosen at load: loads cost a fraction of four calls of a helper.
+    let is_kernel = if global!(FACTS.typed_task) != 0 {
+        // SAFETY: helper without preconditions.
+        let task = unsafe { generated::bpf_get_current_task_btf() } as u64;
+        fill_leader::<Argument>(owner, task);
+        kthread_bit::<Argument>(task)
+    } else {
+        // SAFETY: helper without preconditions.
+        let task = unsafe { generated::bpf_get_current_task() };
+        fill_leader::<Anywhere>(owner, task);
+        kthread_bit::<Anywhere>(task)
+    };
     // Arithmetic, not a branch: the verifier would walk all that follows once for either way.
-    owner.source = source & kthread_bit(task).wrapping_sub(1);
+    owner.source = source & is_kernel.wrapping_sub(1);
     owner.holders = 0;
+}
+
+const _: () = assert!(core::mem::offset_of!(Owner, comm).is_multiple_of(align_of::<u64>()));
+
+/// What the leader of a task's thread group tells of the process.
+#[inline(always)]
+fn fill_leader<R: Reach>(owner: &mut Owner, task: u64) {
+    let leader = R::get(task, global!(LAYOUT.task_leader));
+    // SAFETY: as many bytes, at an address for words (above). Bytes would be loaded one by one.
+    let comm = unsafe { &mut *owner.comm.as_mut_ptr().cast::<[u64; 2]>() };
+    R::get_into(comm, leader, global!(LAYOUT.task_comm));
+    let started: u64 = R::get(leader, global!(LAYOUT.task_started));
+    owner.started_ms = (started / 1_000_000) as u32;
 }
 
 /// 1 for a thread of the kernel's own (`PF_KTHREAD`).
 #[inline(always)]
-fn kthread_bit(task: u64) -> u8 {
+fn kthread_bit<R: Reach>(task: u64) -> u8 {
     const PF_KTHREAD_BIT: u32 = 21;
-    (field!(task, task_flags: u32) >> PF_KTHREAD_BIT) as u8 & 1
+    let flags: u32 = R::get(task, global!(LAYOUT.task_flags));
+    (flags >> PF_KTHREAD_BIT) as u8 & 1
 }
 
 /// Whether a thread of the kernel's own is running now.
 #[inline(always)]
 pub(crate) fn is_kernel() -> bool {
     // SAFETY: helper without preconditions.
-    kthread_bit(unsafe { generated::bpf_get_current_task() }) != 0
+    kthread_bit::<Anywhere>(unsafe { generated::bpf_get_current_task() }) != 0
 }
 
 /// The process running now.
@@ -302,9 +322,7 @@ pub(crate) fn fill_task(owner: &mut Owner, task: u64, source: u8) {
     let cgroup = field!(css_set, css_set_cgroup: u64);
     let node = field!(cgroup, cgroup_node: u64);
     field_into!(node, node_id, &mut owner.cgroup_id);
-    let leader = field!(task, task_leader: u64);
-    field_into!(leader, task_comm, &mut owner.comm);
-    owner.started_ms = (field!(leader, task_started: u64) / 1_000_000) as u32;
+    fill_leader::<Anywhere>(owner, task);
     field_into!(task, task_tgid, &mut owner.pid);
     owner.uid = field!(field!(task, task_cred: u64), cred_uid: u32);
     owner.source = source;
@@ -359,14 +377,15 @@ pub(crate) fn ends_request(skb: u64, rcv_isn: u32) -> bool {
     flags & flag::RST != 0 || (flags & flag::SYN != 0 && field!(cb, cb_seq: u32) != rcv_isn)
 }
 
-/// The part of an IPv4 header that is looked at (RFC 791), in words.
-type Ipv4 = [u32; 5];
-/// An IPv6 header (RFC 8200), in words.
-type Ipv6 = [u32; 10];
-/// The first 16 bytes of a TCP header (RFC 9293), in words.
+/// An IPv4 header without options (RFC 791) and the first 16 bytes of a TCP header (RFC 9293), in words.
+type Ipv4 = [u32; 9];
+/// The same of IPv6 (RFC 8200).
+type Ipv6 = [u32; 14];
+/// The first 16 bytes of a TCP header, in words.
 type TcpHead = [u32; 4];
 
-/// Parses the IP and TCP headers of an skb; `None` for anything but TCP.
+/// Parses the IP and TCP headers of an skb; `None` for anything but TCP. One read gets both: where a packet ends
+/// before, `skb_shared_info` follows it.
 ///
 /// `transport_header` may be unset where packets are dropped, so it is computed.
 #[inline(always)]
@@ -384,6 +403,9 @@ pub(crate) fn packet_of_tracepoint(skb: u64) -> Option<Packet> {
     parse(protocol, load!(skb, skb_head: u64), network)
 }
 
+/// The length of an IPv4 header without options.
+const IPV4_WORDS: u32 = 5;
+
 #[inline(always)]
 fn parse(protocol_be: u16, head: u64, network: u16) -> Option<Packet> {
     if network == 0 || network == u16::MAX {
@@ -391,7 +413,7 @@ fn parse(protocol_be: u16, head: u64, network: u16) -> Option<Packet> {
     }
     let protocol = u16::from_be(protocol_be);
     let ip = head + u64::from(network);
-    let (local_addr, remote_addr, family, th) = if protocol == ETH_P_IP {
+    let (local_addr, remote_addr, family, tcp): (_, _, _, TcpHead) = if protocol == ETH_P_IP {
         let header = read::<Ipv4>(ip, 0);
         // Bytes 8..12: time to live, protocol, checksum.
         if (u32::from_be(header[2]) >> 16) as u8 != IPPROTO_TCP as u8 {
@@ -401,8 +423,13 @@ fn parse(protocol_be: u16, head: u64, network: u16) -> Option<Packet> {
         if u32::from_be(header[1]) & 0x1fff != 0 {
             return None;
         }
-        let ihl = u64::from((u32::from_be(header[0]) >> 24) & 0x0f) * 4;
-        (mapped(header[4]), mapped(header[3]), AF_INET, ip + ihl)
+        let words = (u32::from_be(header[0]) >> 24) & 0x0f;
+        let tcp = if words == IPV4_WORDS {
+            [header[5], header[6], header[7], header[8]]
+        } else {
+            read::<TcpHead>(ip + u64::from(words) * 4, 0)
+        };
+        (mapped(header[4]), mapped(header[3]), AF_INET, tcp)
     } else if protocol == ETH_P_IPV6 {
         let header = read::<Ipv6>(ip, 0);
         // Bytes 4..8: length, next header, hop limit. Extension headers before TCP are rare enough to
@@ -412,11 +439,11 @@ fn parse(protocol_be: u16, head: u64, network: u16) -> Option<Packet> {
         }
         let source = [header[2], header[3], header[4], header[5]];
         let destination = [header[6], header[7], header[8], header[9]];
-        (destination, source, AF_INET6, ip + 40)
+        let tcp = [header[10], header[11], header[12], header[13]];
+        (destination, source, AF_INET6, tcp)
     } else {
         return None;
     };
-    let tcp = read::<TcpHead>(th, 0);
     let ports = u32::from_be(tcp[0]);
     Some(Packet {
         local_addr,

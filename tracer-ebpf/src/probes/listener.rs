@@ -436,20 +436,21 @@ pub(crate) fn outcome<C: EbpfContext>(
         if is_refused(entry) {
             return Outcome::Filtered;
         }
-        let ack_backlog = field!(listener, sk_ack_backlog: u32);
         let syn_qlen = field!(listener, icsk_qlen: u32);
         (*entry).syn.last_ns = now;
-        if ack_backlog > (*entry).syn.peak_ack_backlog {
-            (*entry).syn.peak_ack_backlog = ack_backlog;
-        }
         if syn_qlen > (*entry).syn.peak_syn_qlen {
             (*entry).syn.peak_syn_qlen = syn_qlen;
         }
-        (*entry).syn.ack_backlog = ack_backlog;
         (*entry).syn.syn_qlen = syn_qlen;
+        // A stored request leaves the accept queue as it is; what makes that longer is seen by `queued`.
         if outcome == syn_outcome::ADDED {
             return Outcome::Aggregated;
         }
+        let ack_backlog = field!(listener, sk_ack_backlog: u32);
+        if ack_backlog > (*entry).syn.peak_ack_backlog {
+            (*entry).syn.peak_ack_backlog = ack_backlog;
+        }
+        (*entry).syn.ack_backlog = ack_backlog;
         if outcome < syn_outcome::SYNS {
             sources::troubled(listener, entry, &sock::source_of(skb));
         }

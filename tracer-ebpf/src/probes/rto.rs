@@ -26,12 +26,10 @@ pub(crate) fn rto_kprobe(ctx: ProbeContext) -> i32 {
 #[btf_tracepoint(function = "tcp_cong_state_set")]
 pub(crate) fn rto_tracepoint(ctx: BtfTracePointContext) -> i32 {
     let entered = ctx.arg::<i32>(1) as u8 & 0x1f;
-    let outcome = if entered == ca::LOSS {
-        timed_out(&ctx, ctx.arg(0))
-    } else {
-        Outcome::Aggregated
-    };
-    account(hook::RTO, outcome)
+    if entered != ca::LOSS {
+        return 0;
+    }
+    account(hook::RTO, timed_out(&ctx, ctx.arg(0)))
 }
 
 #[inline(always)]

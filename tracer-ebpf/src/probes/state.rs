@@ -71,6 +71,8 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
         state::CLOSE if old != state::SYN_RECV && old != state::CLOSE => {
             ending::ended(ctx, sk, tcp, old)
         }
+        // Nobody holds one that is closed, and the kernel ends it (`tcp_fin_timeout`).
+        state::FIN_WAIT2 if load!(sk, skc_flags: u64) & SOCK_DEAD != 0 => Outcome::Aggregated,
         state::CLOSE_WAIT | state::FIN_WAIT2 => half_closed(sk, new),
         _ => Outcome::Aggregated,
     };

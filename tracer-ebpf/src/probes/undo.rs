@@ -23,7 +23,7 @@ use crate::{
     emit::{self, Lane},
     maps::{Outcome, RETRANSMITS, RetransmitKey, SOCKETS, account},
     probes::{netns, socket},
-    sock::{self, field, field_into},
+    sock::{self, field, field_into, load},
 };
 
 #[fentry(function = "tcp_undo_cwnd_reduction")]
@@ -53,12 +53,16 @@ fn undone<C: EbpfContext>(ctx: &C, sk: u64, unmarks: u64) -> Outcome {
 /// A congestion state is entered; the one that is left is still in the socket.
 #[inline(always)]
 fn changed<C: EbpfContext>(ctx: &C, sk: u64, entered: u8) -> Outcome {
-    let left = field!(sk, icsk_ca_state: u8) & 0x1f;
+    let tcp = sock::tcp_sock(sk);
+    if tcp == 0 {
+        return Outcome::NotOurs;
+    }
+    let left = load!(tcp, icsk_ca_state: u8) & 0x1f;
     // As a connection is made (`tcp_ca_openreq_child`).
     if left == ca::OPEN && entered == ca::OPEN {
         return Outcome::NotOurs;
     }
-    let undoable = u8::from(field!(sk, undo_marker: u32) != 0);
+    let undoable = u8::from(load!(tcp, undo_marker: u32) != 0);
     let Some(entry) = SOCKETS.get_ptr_mut(sk) else {
         return Outcome::NotOurs;
     };
@@ -68,12 +72,12 @@ fn changed<C: EbpfContext>(ctx: &C, sk: u64, entered: u8) -> Outcome {
     let was_undoable = unsafe { core::mem::replace(&mut (*entry).undoable, noted) };
     // A SYN that was repeated for nothing clears the marker, and nothing is taken back
     // (`tcp_try_undo_spurious_syn`).
-    let opens = matches!(field!(sk, skc_state: u8), state::SYN_SENT | state::SYN_RECV);
+    let opens = matches!(load!(sk, skc_state: u8), state::SYN_SENT | state::SYN_RECV);
     if recovers || was_undoable == 0 || undoable != 0 || opens {
         return Outcome::NotOurs;
     }
     // What unmarks what was lost is not seen here: where all was said to have come twice, that did it.
-    let unmarks = field!(sk, undo_retrans: u32) != 0;
+    let unmarks = load!(tcp, undo_retrans: u32) != 0;
     let over = is_over(sk);
     told(ctx, sk, way(left, unmarks && !over, over))
 }

@@ -55,6 +55,9 @@ pub(super) fn resolve(btf: &Btf<'_>) -> Result<Resolved, BtfError> {
     })
 }
 
+/// The helper that gives the running task with its type, as the kernel's own list of them has it.
+const TYPED_TASK: &str = "BPF_FUNC_get_current_task_btf";
+
 fn facts(btf: &Btf<'_>) -> KernelFacts {
     let counters = btf.enumerators(&[
         "LINUX_MIB_LISTENOVERFLOWS",
@@ -70,6 +73,7 @@ fn facts(btf: &Btf<'_>) -> KernelFacts {
         "TCP_MIB_CSUMERRORS",
         "TCP_MIB_OUTRSTS",
         "SKB_DROP_REASON_NOT_SPECIFIED",
+        TYPED_TASK,
     ]);
     let compared = btf.enumerators(&KERNEL.map(|(enumerator, _)| enumerator));
     let counter = |name: &str| {
@@ -116,5 +120,7 @@ fn facts(btf: &Btf<'_>) -> KernelFacts {
         ireq_acked_bit: bit("inet_request_sock", "acked"),
         reuseport_bit: bit("sock_common", "skc_reuseport"),
         ipv6only_bit: bit("sock_common", "skc_ipv6only"),
+        typed_task: u8::from(counters.contains_key(TYPED_TASK)),
+        pad: 0,
     }
 }
