@@ -18,7 +18,7 @@ use socket2::{Protocol, SockFilter, Socket, Type};
 
 use crate::{
     family::Family,
-    wait::{self, SOON},
+    wait::{self, EVENTUALLY, SOON},
 };
 
 /// Opcodes and the offset of the random extension: linux/bpf_common.h and linux/filter.h.
@@ -31,8 +31,16 @@ const DROP: SockFilter = SockFilter::new(BPF_RET_K, 0, 0, 0);
 const PASS: SockFilter = SockFilter::new(BPF_RET_K, 0, 0, u32::MAX);
 
 /// A TCP socket of `family`.
+///
+/// Its accept() and read(), and those of what it accepts, fail where nothing comes: a thread that waited for ever
+/// would hide why.
 pub fn tcp(family: Family) -> Result<Socket> {
-    Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP)).context("making a TCP socket")
+    let socket = Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP))
+        .context("making a TCP socket")?;
+    socket
+        .set_read_timeout(Some(EVENTUALLY))
+        .context("setting SO_RCVTIMEO")?;
+    Ok(socket)
 }
 
 /// An MPTCP socket of `family` (RFC 8684); `None` where the kernel has none or does not allow it.

@@ -11,10 +11,11 @@ use std::{
 
 use conntracer_tests::{
     forked::{self, Forked},
+    proc_net::held,
     served::{Served, accept, answer, close, hear, say_who},
     socket::{abort_on_close, deafen},
     tracer::Run,
-    wait::{EVENTUALLY, SOON},
+    wait::{self, EVENTUALLY, SOON},
 };
 use serde_json::Value;
 use socket2::Socket;
@@ -80,6 +81,11 @@ fn what_a_forked_process_serves_is_never_plainly_its_parents() {
     for end in ENDS {
         let (client, child) = served.client().unwrap();
         assert_ne!(child, acceptor.pid());
+        // Who closes last ends the connection.
+        wait::until("the acceptor to close its copy", SOON, || {
+            Ok((held(acceptor.pid())?.len() == 1).then_some(()))
+        })
+        .unwrap();
         let port = port_of(&client);
         match end {
             End::Closed => here.write_all(b"c").unwrap(),

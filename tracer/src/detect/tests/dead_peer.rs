@@ -190,6 +190,68 @@ fn unanswered_keepalives_count_as_probes() {
 }
 
 #[test]
+fn probes_that_end_because_the_data_left_are_no_answer() {
+    let mut run = Run::new();
+    for unanswered in 0..=2 {
+        run.pass(Duration::from_secs(1));
+        run.probe(socket(LOCAL, REMOTE), |probe| {
+            probe.keepalive = 0;
+            probe.tcp.snd_wnd = 65_535;
+            probe.tcp.probes_out = unanswered;
+        });
+    }
+    assert_eq!(run.only().status, Status::Open);
+    run.pass(Duration::from_secs(1));
+    run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
+        snapshot.tcp.snd_wnd = 65_535;
+        snapshot.tcp.packets_out = 1;
+    });
+    for number in 1..=3 {
+        run.pass(Duration::from_secs(1));
+        run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.tcp.snd_una = 0;
+            retransmit.tcp.snd_wnd = 65_535;
+            retransmit.tcp.packets_out = 1;
+            retransmit.tcp.retransmits = number;
+        });
+    }
+    assert!(
+        run.statuses()
+            .iter()
+            .all(|status| *status != Status::Resolved),
+        "{:#?}",
+        run.findings
+    );
+    run.pass(Duration::from_secs(1));
+    run.closed(socket(LOCAL, REMOTE), |closed| {
+        closed.error = 110;
+        closed.retransmits = 3;
+    });
+    let finding = run.only();
+    assert_eq!(finding.stage.as_deref(), Some("confirmed"));
+    assert!(finding.summary.contains("timeouts"), "{}", finding.summary);
+}
+
+/// An answer that opens the window lets the data leave, too.
+#[test]
+fn probes_that_end_because_the_window_opened_are_answered() {
+    let mut run = Run::new();
+    for unanswered in 0..=2 {
+        run.pass(Duration::from_secs(1));
+        run.probe(socket(LOCAL, REMOTE), |probe| {
+            probe.keepalive = 0;
+            probe.tcp.probes_out = unanswered;
+        });
+    }
+    run.pass(Duration::from_secs(1));
+    run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
+        snapshot.tcp.snd_wnd = 65_535;
+        snapshot.tcp.packets_out = 1;
+    });
+    assert_eq!(run.only().stage.as_deref(), Some("recovered"));
+}
+
+#[test]
 fn a_peer_with_a_closed_window_answers_and_opens_nothing() {
     let mut run = Run::new();
     for _ in 0..50 {
@@ -396,14 +458,16 @@ fn the_settings_of_one_namespace_tell_nothing_of_another(
     assert_eq!(run.only().stage.as_deref(), Some(stage));
 }
 
-#[test]
-fn what_does_not_leave_the_host_is_not_blamed_on_the_peer() {
+#[rstest]
+#[case::refused(-1)]
+#[case::queue_full(1)]
+fn what_does_not_leave_the_host_is_not_blamed_on_the_peer(#[case] result: i32) {
     let mut run = Run::new();
     for unanswered in 0..=3 {
         run.pass(Duration::from_secs(1));
         run.probe(socket(LOCAL, REMOTE), |probe| {
             probe.keepalive = 0;
-            probe.result = -1;
+            probe.result = result;
             probe.tcp.probes_out = unanswered;
         });
     }

@@ -50,6 +50,8 @@ struct Silence {
     connection: Connection,
     timeouts: u8,
     probes: u8,
+    /// What was probed for has left the host since, and the kernel counts timeouts from then on.
+    has_left: bool,
     /// The kernel's last timeout, which it does not add to `timeouts`.
     fatal: bool,
     keepalive: bool,
@@ -79,6 +81,7 @@ impl Silence {
             connection: *connection,
             timeouts: 0,
             probes: 0,
+            has_left: false,
             fatal: false,
             keepalive: false,
             sent: 0,
@@ -118,6 +121,18 @@ impl Silence {
     /// kernel does not tell of a retransmission that failed; then timeouts without any tell it.
     const fn is_local(&self) -> bool {
         self.sent == 0 && (self.not_sent > 0 || (self.is_whole && self.timeouts > 1))
+    }
+
+    /// Whether the kernel no longer counts probes because what waited has left (`tcp_send_probe0`), and not because
+    /// the peer answered, which would have moved the window: this host had failed to send it.
+    const fn leaves(&self, tcp: &Tcp, change: &Change<'_>) -> bool {
+        let before = &self.connection.tcp;
+        self.probes > 0
+            && tcp.probes_out == 0
+            && before.packets_out == 0
+            && tcp.packets_out > 0
+            && before.snd_wnd_bytes == tcp.snd_wnd_bytes
+            && !change.peer_spoke
     }
 
     /// The peer is there, and full-sized segments do not reach it.
@@ -202,7 +217,8 @@ impl DeadPeer {
             return;
         };
         silence.keepalive = body.keepalive;
-        if body.result < 0 {
+        // A negative error, or the verdict of a queue (`net_xmit_eval`).
+        if body.result != 0 {
             silence.not_sent += 1;
         } else {
             silence.sent += 1;
@@ -240,7 +256,7 @@ impl DeadPeer {
     }
 
     /// Folds the counters in. The kernel sets both to 0 at every ACK (`tcp_ack`), so that a smaller
-    /// number means that the peer was heard in between.
+    /// number means that the peer was heard in between, but for [`Silence::leaves`].
     fn observe(
         &mut self,
         at: Ktime,
@@ -253,9 +269,10 @@ impl DeadPeer {
             if at < silence.last {
                 return None;
             }
+            silence.has_left |= silence.leaves(tcp, change);
             let heard = change.progress
                 || tcp.retransmits < silence.timeouts
-                || tcp.probes_out < silence.probes;
+                || (tcp.probes_out < silence.probes && !silence.has_left);
             if heard && let Some(mut silence) = self.table.remove(&key) {
                 silence.connection = *change.connection;
                 self.resolve(&silence, "recovered", None, cx);
@@ -266,7 +283,8 @@ impl DeadPeer {
                 silence.narrow.talks = true;
             }
         }
-        if tcp.retransmits == 0 && tcp.probes_out == 0 {
+        let waits = |silence: &Silence| silence.has_left;
+        if tcp.retransmits == 0 && tcp.probes_out == 0 && !self.table.get(&key).is_some_and(waits) {
             self.table.remove(&key);
             return None;
         }
@@ -280,7 +298,11 @@ impl DeadPeer {
         let silence = self.table.get_mut(&key)?;
         silence.connection = *change.connection;
         silence.timeouts = tcp.retransmits;
-        silence.probes = tcp.probes_out;
+        silence.probes = if silence.has_left {
+            silence.probes.max(tcp.probes_out)
+        } else {
+            tcp.probes_out
+        };
         silence.last = at;
         Some(silence)
     }
