@@ -189,8 +189,11 @@ fn unanswered_keepalives_count_as_probes() {
     assert!(finding.summary.contains("keepalive"), "{}", finding.summary);
 }
 
-#[test]
-fn probes_that_end_because_the_data_left_are_no_answer() {
+/// The probe that sends the data is counted out after its record was made.
+#[rstest]
+#[case::seen_by_a_poll(false)]
+#[case::seen_by_the_probe(true)]
+fn probes_that_end_because_the_data_left_are_no_answer(#[case] by_probe: bool) {
     let mut run = Run::new();
     for unanswered in 0..=2 {
         run.pass(Duration::from_secs(1));
@@ -202,6 +205,14 @@ fn probes_that_end_because_the_data_left_are_no_answer() {
     }
     assert_eq!(run.only().status, Status::Open);
     run.pass(Duration::from_secs(1));
+    if by_probe {
+        run.probe(socket(LOCAL, REMOTE), |probe| {
+            probe.keepalive = 0;
+            probe.tcp.snd_wnd = 65_535;
+            probe.tcp.packets_out = 1;
+            probe.tcp.probes_out = 2;
+        });
+    }
     run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
         snapshot.tcp.snd_wnd = 65_535;
         snapshot.tcp.packets_out = 1;

@@ -123,12 +123,11 @@ impl Silence {
         self.sent == 0 && (self.not_sent > 0 || (self.is_whole && self.timeouts > 1))
     }
 
-    /// Whether the kernel no longer counts probes because what waited has left (`tcp_send_probe0`), and not because
-    /// the peer answered, which would have moved the window: this host had failed to send it.
+    /// Whether what was probed for leaves because this host sends it at last. The kernel counts no probes then
+    /// (`tcp_send_probe0`); had the peer answered, the window would have moved.
     const fn leaves(&self, tcp: &Tcp, change: &Change<'_>) -> bool {
         let before = &self.connection.tcp;
         self.probes > 0
-            && tcp.probes_out == 0
             && before.packets_out == 0
             && tcp.packets_out > 0
             && before.snd_wnd_bytes == tcp.snd_wnd_bytes
