@@ -36,7 +36,9 @@ pub struct SocketState {
     pub asked: u8,
     /// 1 while it recovers from a loss that the kernel may take back (tracepoint rung only).
     pub undoable: u8,
-    pub pad: [u8; 2],
+    /// 1 once it was said to be accepted.
+    pub accepted: u8,
+    pub pad: u8,
     pub held: Held,
 }
 

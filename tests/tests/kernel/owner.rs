@@ -23,7 +23,7 @@ use conntracer_tests::{
     served::say_who,
     socket::{
         Connection, Waiting, abort_on_close, connect_without_waiting, deafen, listen, tcp,
-        wait_readable,
+        transfer, wait_readable,
     },
     tracer::Run,
     uring::Uring,
@@ -37,6 +37,50 @@ use crate::support::{assert_sound, binary, is_ours, is_syn_drop, lacking, trace}
 
 /// Every kind of event that tells of a socket.
 const ALL: &str = "connect,accept,state,retransmit,syn,reset,drop,refusal,connection,failure,probe";
+
+/// A search for the holders of one socket finds those of all: one that was accepted and has not received anything is
+/// accepted all the same, once.
+#[test]
+fn a_search_for_another_socket_takes_no_accept_away() {
+    let Some(binary) = binary() else { return };
+    let mut scenario = DeadPeer::new(Family::V4).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &["--emit", "accept,retransmit"]) else {
+        return;
+    };
+    let address = Family::V4.loopback_listener();
+    let quiet = server
+        .run(|| {
+            let listener = listen(Family::V4, address, 1)?;
+            let client = tcp(Family::V4)?;
+            connect_without_waiting(&client, address)?;
+            Connection::accept(&listener, client)
+        })
+        .unwrap();
+    scenario.connect().unwrap();
+    scenario.vanish().unwrap();
+    tracer
+        .wait_for_event("a search for holders", EVENTUALLY, "retransmit", |event| {
+            event["holders"] == 1
+        })
+        .unwrap();
+    let is_quiet = |event: &Value| event["network.local.address"] == address.ip().to_string();
+    for _ in 0..2 {
+        transfer(&quiet.connected, &quiet.accepted, 1).unwrap();
+        tracer
+            .wait_for_event("its accept", SOON, "accept", is_quiet)
+            .unwrap();
+    }
+    let run = tracer.stop().unwrap();
+
+    let accepts: Vec<_> = run
+        .events()
+        .filter(|(kind, event)| *kind == "accept" && is_quiet(event))
+        .collect();
+    assert_eq!(accepts.len(), 1, "{accepts:#?}");
+    assert_eq!(accepts[0].1["process.pid"], std::process::id());
+    assert_sound(&run, &server);
+}
 
 /// Every retransmission by a timer and every SYN comes while another process has the CPU: the timers fire
 /// on it, and so do the softirqs that loopback packets wait for.

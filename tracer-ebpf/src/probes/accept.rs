@@ -63,8 +63,10 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
     let source = entry.owner.source;
     let begins = match source {
         owner_source::UNKNOWN => true,
-        // As the walk at start left it: what a later search found had an owner before.
-        owner_source::SEEDED => is_owner && entry.older != 0 && entry.owned_ns == 0,
+        // A search came before the first receive. Of one that is older only the walk at start did: what a later one
+        // found had an owner before.
+        owner_source::SEEDED if entry.older == 0 => is_owner && entry.accepted == 0,
+        owner_source::SEEDED => is_owner && entry.owned_ns == 0,
         _ => false,
     };
     if entry.role == role::PASSIVE && begins {
@@ -119,6 +121,7 @@ fn accepted(ctx: &FExitContext, child: u64, listener: u64) -> Outcome {
 #[inline(always)]
 fn owned(entry: &mut SocketState) -> Outcome {
     sock::fill_current(&mut entry.owner, owner_source::ACCEPT);
+    entry.accepted = 1;
     // SAFETY: helper without preconditions.
     entry.owned_ns = unsafe { bpf_ktime_get_ns() };
     entry.asked = filter::of(&entry.owner);
