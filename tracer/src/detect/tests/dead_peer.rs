@@ -189,20 +189,25 @@ fn unanswered_keepalives_count_as_probes() {
     assert!(finding.summary.contains("keepalive"), "{}", finding.summary);
 }
 
+/// Probes of a peer's window until a second one is unanswered.
+fn window_probes(run: &mut Run, window: u32) {
+    for unanswered in 0..=2 {
+        run.pass(Duration::from_secs(1));
+        run.probe(socket(LOCAL, REMOTE), |probe| {
+            probe.keepalive = 0;
+            probe.tcp.snd_wnd = window;
+            probe.tcp.probes_out = unanswered;
+        });
+    }
+}
+
 /// The probe that sends the data is counted out after its record was made.
 #[rstest]
 #[case::seen_by_a_poll(false)]
 #[case::seen_by_the_probe(true)]
 fn probes_that_end_because_the_data_left_are_no_answer(#[case] by_probe: bool) {
     let mut run = Run::new();
-    for unanswered in 0..=2 {
-        run.pass(Duration::from_secs(1));
-        run.probe(socket(LOCAL, REMOTE), |probe| {
-            probe.keepalive = 0;
-            probe.tcp.snd_wnd = 65_535;
-            probe.tcp.probes_out = unanswered;
-        });
-    }
+    window_probes(&mut run, 65_535);
     assert_eq!(run.only().status, Status::Open);
     run.pass(Duration::from_secs(1));
     if by_probe {
@@ -247,13 +252,7 @@ fn probes_that_end_because_the_data_left_are_no_answer(#[case] by_probe: bool) {
 #[test]
 fn probes_that_end_because_the_window_opened_are_answered() {
     let mut run = Run::new();
-    for unanswered in 0..=2 {
-        run.pass(Duration::from_secs(1));
-        run.probe(socket(LOCAL, REMOTE), |probe| {
-            probe.keepalive = 0;
-            probe.tcp.probes_out = unanswered;
-        });
-    }
+    window_probes(&mut run, 0);
     run.pass(Duration::from_secs(1));
     run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
         snapshot.tcp.snd_wnd = 65_535;

@@ -282,8 +282,8 @@ impl DeadPeer {
                 silence.narrow.talks = true;
             }
         }
-        let waits = |silence: &Silence| silence.has_left;
-        if tcp.retransmits == 0 && tcp.probes_out == 0 && !self.table.get(&key).is_some_and(waits) {
+        let counts_nothing = tcp.retransmits == 0 && tcp.probes_out == 0;
+        if counts_nothing && self.table.get(&key).is_none_or(|silence| !silence.has_left) {
             self.table.remove(&key);
             return None;
         }
