@@ -108,7 +108,7 @@ pub(crate) struct Anywhere;
 
 /// Of what the verifier knows the type of, an argument of a BTF tracepoint or the running task: by a load (see
 /// [`load`]), as far as that type goes.
-pub(crate) struct Argument;
+pub(crate) struct Typed;
 
 impl Reach for Anywhere {
     #[inline(always)]
@@ -122,7 +122,7 @@ impl Reach for Anywhere {
     }
 }
 
-impl Reach for Argument {
+impl Reach for Typed {
     #[inline(always)]
     fn get<T: Copy + Default>(base: u64, offset: u16) -> T {
         if offset == ABSENT {
@@ -256,8 +256,8 @@ pub(crate) fn fill_current(owner: &mut Owner, source: u8) {
     let is_kernel = if global!(FACTS.typed_task) != 0 {
         // SAFETY: helper without preconditions.
         let task = unsafe { generated::bpf_get_current_task_btf() } as u64;
-        fill_leader::<Argument>(owner, task);
-        kthread_bit::<Argument>(task)
+        fill_leader::<Typed>(owner, task);
+        kthread_bit::<Typed>(task)
     } else {
         // SAFETY: helper without preconditions.
         let task = unsafe { generated::bpf_get_current_task() };

@@ -21,7 +21,7 @@ use crate::{
         asked_for, global,
     },
     probes::{filter, fork, netns, socket, sources},
-    sock::{self, Anywhere, Argument, field},
+    sock::{self, Anywhere, Typed, field},
 };
 
 /// The value of `Syn::outcome` where no single outcome is meant.
@@ -402,7 +402,7 @@ pub(crate) fn completed_late_at(child: u64) {
 #[inline(always)]
 fn of_child(child: u64) -> u64 {
     let mut socket = Socket::default();
-    sock::fill_common::<Argument>(child, &mut socket);
+    sock::fill_common::<Typed>(child, &mut socket);
     by_port(socket.netns, socket.local_port, socket.local_addr)
 }
 

@@ -13,7 +13,7 @@ use crate::{
     emit::{self, Lane},
     maps::{Outcome, SOCKETS, account, asked_for, global},
     probes::{connect, ending, failure, filter, listener, netns, socket},
-    sock::{self, Argument, SOCK_DEAD, field, load},
+    sock::{self, SOCK_DEAD, Typed, field, load},
 };
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
@@ -45,7 +45,7 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     }
     let outcome = match new {
         state::SYN_SENT if global!(OPTIONS.connect_by_state) != 0 => {
-            let connected = connect::connecting::<Argument, _>(ctx, sk);
+            let connected = connect::connecting::<Typed, _>(ctx, sk);
             account(hook::CONNECT, connected);
             match connected {
                 Outcome::Filtered => Outcome::Filtered,
@@ -56,7 +56,7 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
         state::SYN_RECV if old == state::LISTEN && global!(OPTIONS.ack_by_skb) != 0 => {
             // So is its address: the listener's own, which no look-up by packet could miss.
             listener::completed_at(sk);
-            socket::born_of::<Argument>(sk, 0)
+            socket::born_of::<Typed>(sk, 0)
         }
         state::ESTABLISHED if old == state::SYN_RECV && global!(OPTIONS.ack_by_skb) != 0 => {
             // The request's repeats became the child's retransmissions (`tcp_create_openreq_child`).
@@ -125,7 +125,7 @@ fn half_closed(sk: u64, state: u8) -> Outcome {
     let entry = match SOCKETS.get_ptr_mut(sk) {
         Some(entry) => entry,
         None => {
-            let outcome = socket::adopted::<Argument>(sk, role::UNKNOWN, 0, |_| ());
+            let outcome = socket::adopted::<Typed>(sk, role::UNKNOWN, 0, |_| ());
             match SOCKETS.get_ptr_mut(sk) {
                 Some(entry) => entry,
                 None => return outcome,
