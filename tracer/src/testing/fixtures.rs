@@ -1,0 +1,214 @@
+//! A host, an owner and sockets to make records of, and records of any bytes.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use conntracer_common::{
+    record::{self, Header, Owner, Socket, kind, owner_source, role},
+    tcp::{AF_INET, AF_INET6, state},
+};
+use proptest::prelude::*;
+
+use super::{Run, START_NS};
+use crate::{
+    decode::decode,
+    event,
+    kernel::{
+        host::Host,
+        plan::{DetectorPlan, HookMode, Plan, Sight, Transport},
+    },
+};
+
+const DETECTORS: [&str; 11] = [
+    "syn_drop",
+    "syn_drop.refusal",
+    "half_open.handshake",
+    "half_open.dead_peer",
+    "half_open.half_closed",
+    "half_open.idle",
+    "retransmit_storm",
+    "retransmit_storm.reordering",
+    "send_stall",
+    "connect_failure",
+    "connection_drop",
+];
+
+/// The drop reasons of [`host`], numbered as no kernel does.
+pub(crate) const REASONS: [&str; 16] = [
+    "NOT_SPECIFIED",
+    "TCP_CSUM",
+    "NO_SOCKET",
+    "NETFILTER_DROP",
+    "IP_RPFILTER",
+    "TCP_MD5NOTFOUND",
+    "TCP_AOFAILURE",
+    "SOCKET_FILTER",
+    "NOMEM",
+    "TCP_MINTTL",
+    "XDP",
+    "TCP_INVALID_SYN",
+    "NEIGH_FAILED",
+    "SECURITY_HOOK",
+    "CPU_BACKLOG",
+    "IP_INNOROUTES",
+];
+
+/// A host on which every detector is exact.
+pub(crate) fn host() -> Host {
+    let detectors = DETECTORS
+        .iter()
+        .map(|detector| DetectorPlan {
+            detector: (*detector).to_owned(),
+            sight: Sight::Exact,
+            because: None,
+        })
+        .collect();
+    let sysctls = [
+        ("net.core.somaxconn", "4096"),
+        ("net.ipv4.tcp_retries2", "15"),
+        ("net.ipv4.tcp_orphan_retries", "0"),
+        ("net.ipv4.tcp_synack_retries", "5"),
+        ("net.ipv4.tcp_fin_timeout", "60"),
+        ("net.ipv4.tcp_mtu_probing", "0"),
+    ];
+    Host {
+        hostname: "test".to_owned(),
+        kernel: "6.12.0".to_owned(),
+        arch: "x86_64".to_owned(),
+        realtime_offset_ns: 0,
+        drop_reasons: (0..).zip(REASONS.map(str::to_owned)).collect(),
+        reset_reasons: BTreeMap::from([(14, "TCP_STATE".to_owned())]),
+        netns: Some(4026),
+        sysctls: sysctls
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        plan: Plan {
+            mode: HookMode::Auto,
+            transport: Transport::Ringbuf,
+            hooks: Vec::new(),
+            detectors,
+        },
+    }
+}
+
+pub(crate) fn owner() -> Owner {
+    let mut comm = [0; 16];
+    comm[..6].copy_from_slice(b"server");
+    Owner {
+        cgroup_id: 77,
+        comm,
+        pid: 1234,
+        uid: 33,
+        source: owner_source::ACCEPT,
+        ..Owner::default()
+    }
+}
+
+fn words(addr: SocketAddr) -> ([u32; 4], u16) {
+    let octets = match addr {
+        SocketAddr::V4(v4) => v4.ip().to_ipv6_mapped().octets(),
+        SocketAddr::V6(v6) => v6.ip().octets(),
+    };
+    let word = |at: usize| {
+        u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]])
+    };
+    ([word(0), word(4), word(8), word(12)], addr.port())
+}
+
+/// An established connection's socket, `sk` told apart by the remote port.
+pub(crate) fn socket(local: &str, remote: &str) -> Socket {
+    let local: SocketAddr = local.parse().expect("a test's address");
+    let remote: SocketAddr = remote.parse().expect("a test's address");
+    let (local_addr, local_port) = words(local);
+    let (remote_addr, remote_port) = words(remote);
+    Socket {
+        sk: 0xffff_8880_0000_0000 + u64::from(remote_port),
+        born_ns: START_NS,
+        local_addr,
+        remote_addr,
+        netns: 4026,
+        local_port,
+        remote_port,
+        family: if local.is_ipv4() { AF_INET } else { AF_INET6 },
+        state: state::ESTABLISHED,
+        role: role::PASSIVE,
+        flags: 0,
+    }
+}
+
+/// A listener, with the peer of the moment.
+pub(crate) fn listener(local: &str, remote: &str) -> Socket {
+    Socket {
+        sk: 0xffff_8880_1111_0000,
+        state: state::LISTEN,
+        role: role::LISTENER,
+        ..socket(local, remote)
+    }
+}
+
+/// The event of a listener that nobody troubles.
+pub(crate) fn sources() -> event::Sources {
+    let mut run = Run::new();
+    run.sources(listener("10.0.0.1:80", "0.0.0.0:0"), std::iter::empty());
+    match decode(&run.fed[0]).map(|event| event.body) {
+        Ok(event::Body::Sources(sources)) => sources,
+        other => panic!("not what was encoded: {other:?}"),
+    }
+}
+
+/// A record of any kind, its size right and every other byte any.
+pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
+    let sizes = [
+        (kind::CONNECT, size_of::<record::Connect>()),
+        (kind::ACCEPT, size_of::<record::Accept>()),
+        (kind::STATE, size_of::<record::State>()),
+        (kind::RETRANSMIT, size_of::<record::Retransmit>()),
+        (kind::RETRANSMITS, size_of::<record::Retransmits>()),
+        (kind::UNDO, size_of::<record::Undo>()),
+        (kind::SYNACK, size_of::<record::SynAck>()),
+        (kind::SYN, size_of::<record::Syn>()),
+        (kind::RESET, size_of::<record::Reset>()),
+        (kind::DROP, size_of::<record::Drop>()),
+        (kind::REFUSAL, size_of::<record::Refusal>()),
+        (kind::FAILURE, size_of::<record::Failure>()),
+        (kind::ENDING, size_of::<record::Ending>()),
+        (kind::PROBE, size_of::<record::Probe>()),
+        (kind::SNAPSHOT, size_of::<record::Snapshot>()),
+        (kind::TICK, size_of::<record::Tick>()),
+        (kind::LOSS, size_of::<record::Loss>()),
+        (kind::NETNS, size_of::<record::Netns>()),
+        (kind::SOURCES, size_of::<record::Sources>()),
+        (kind::SEED, size_of::<record::Seed>()),
+        (kind::SEEDED, size_of::<record::Seeded>()),
+        (kind::IDLE, size_of::<record::Idle>()),
+        (kind::AUDITED, size_of::<record::Audited>()),
+        (kind::CLOCK, size_of::<record::Clock>()),
+        (kind::HALF_CLOSED, size_of::<record::HalfClosed>()),
+        (kind::PROCESS, size_of::<record::Process>()),
+        (kind::HOLDERS, size_of::<record::Holders>()),
+    ];
+    let kinds = prop::sample::select(sizes.to_vec());
+    (
+        kinds,
+        prop::collection::vec(any::<u8>(), record::MAX_RECORD),
+        any::<u8>(),
+    )
+        .prop_map(|((kind, size), mut bytes, source)| {
+            bytes.truncate(size);
+            bytes[8..10].copy_from_slice(&kind.to_ne_bytes());
+            let size = u16::try_from(size).expect("records are small");
+            bytes[10..12].copy_from_slice(&size.to_ne_bytes());
+            // Most owners and outcomes valid, so that more than decode is reached.
+            let owner_source_at = size_of::<Header>() + size_of::<Socket>() + 32;
+            if let Some(byte) = bytes.get_mut(owner_source_at) {
+                *byte = source % 7;
+            }
+            if kind == kind::SYN {
+                bytes[std::mem::offset_of!(record::Syn, outcome)] = source % 11;
+            }
+            if kind == kind::REFUSAL {
+                bytes[std::mem::offset_of!(record::Refusal, path)] = source % 5;
+                bytes[std::mem::offset_of!(record::Refusal, place)] = source % 4;
+            }
+            bytes
+        })
+}
