@@ -22,6 +22,7 @@ pub mod passed;
 pub mod peer;
 pub mod proc_net;
 mod program;
+pub mod queue;
 pub mod scenario;
 pub mod schema;
 pub mod security;

@@ -1,5 +1,5 @@
-//! A connection with data to send that sends none of it: its peer does not read, or this host's own firewall
-//! drops what leaves.
+//! A connection with data to send that sends none of it: its peer does not read, or this host itself drops what
+//! leaves.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -11,14 +11,24 @@ use anyhow::{Context, Result};
 use crate::{
     counters::Counters,
     family::Family,
-    link::Pair,
+    link::{Pair, SERVER},
     netfilter::{Hook, drop_at, let_pass},
+    queue,
     socket::{self, Connection},
     wait::{self, EVENTUALLY},
 };
 
 /// Probes to wait for: as many as open a finding.
 const PROBES: u8 = 3;
+
+/// What drops what leaves this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    /// Netfilter, and TCP is told an error.
+    Firewall,
+    /// The interface's queue has no room, and TCP is told so.
+    Queue,
+}
 
 /// An established connection across a veth pair. The server's side is the one that stalls.
 #[derive(Debug)]
@@ -73,18 +83,24 @@ impl SendStall {
         })
     }
 
-    /// The server's own firewall drops what leaves it, while it goes on writing.
-    pub fn shut_in(&self) -> Result<()> {
-        self.pair.server.run(|| drop_at(Hook::Output))?;
+    /// The server's own host drops what leaves it, while it goes on writing.
+    pub fn shut_in(&self, barrier: Barrier) -> Result<()> {
+        self.pair.server.run(|| match barrier {
+            Barrier::Firewall => drop_at(Hook::Output),
+            Barrier::Queue => queue::shut(SERVER),
+        })?;
         (&self.connection.accepted)
             .write_all(&[0x5a; 1000])
-            .context("writing behind a firewall")?;
+            .context("writing what does not leave this host")?;
         wait::until("probes to fail", EVENTUALLY, || self.has_probed())
     }
 
-    /// The firewall lets everything pass again; returns when all is well.
-    pub fn let_out(&self) -> Result<()> {
-        self.pair.server.run(let_pass)?;
+    /// Everything passes again; returns when all is well.
+    pub fn let_out(&self, barrier: Barrier) -> Result<()> {
+        self.pair.server.run(|| match barrier {
+            Barrier::Firewall => let_pass(),
+            Barrier::Queue => queue::open(SERVER),
+        })?;
         wait::until("all data to be acknowledged", EVENTUALLY, || {
             let info = socket::tcp_info(&self.connection.accepted)?;
             Ok((info.tcpi_unacked == 0 && info.tcpi_backoff == 0).then_some(()))
@@ -93,7 +109,9 @@ impl SendStall {
 
     fn has_probed(&self) -> Result<Option<()>> {
         let info = socket::tcp_info(&self.connection.accepted)?;
-        Ok((info.tcpi_unacked == 0 && info.tcpi_backoff >= PROBES).then_some(()))
+        // Answered ones raise the backoff alone, and those that a queue dropped the count of probes (`tcp_send_probe0`).
+        let probes = info.tcpi_backoff.max(info.tcpi_probes);
+        Ok((info.tcpi_unacked == 0 && probes >= PROBES).then_some(()))
     }
 
     /// Local and remote address of the sender.

@@ -3,7 +3,7 @@
 use conntracer_tests::{
     family::Family,
     line::{Finding, Status, Subject},
-    scenario::send_stall::SendStall,
+    scenario::send_stall::{Barrier, SendStall},
     tracer::{Run, Tracer},
     wait::{EVENTUALLY, SOON},
 };
@@ -42,16 +42,19 @@ fn a_receiver_that_stops_reading_is_no_storm(#[case] family: Family) {
 #[rstest]
 #[case::v4(Family::V4)]
 #[case::v6(Family::V6)]
-fn what_the_hosts_own_firewall_drops_is_local(#[case] family: Family) {
+fn what_this_host_drops_itself_is_local(
+    #[case] family: Family,
+    #[values(Barrier::Firewall, Barrier::Queue)] barrier: Barrier,
+) {
     let Some(binary) = binary() else { return };
     let scenario = SendStall::new(family).unwrap();
     let server = scenario.pair.server.clone();
     let Some(mut tracer) = trace(&binary, &server, &[]) else {
         return;
     };
-    scenario.shut_in().unwrap();
+    scenario.shut_in(barrier).unwrap();
     let opened = found(&mut tracer, "local_drop");
-    scenario.let_out().unwrap();
+    scenario.let_out(barrier).unwrap();
     let counted = scenario.counted().unwrap();
     let run = ended(tracer, opened.as_ref());
 

@@ -159,7 +159,7 @@ pub struct Probe {
     pub socket: Socket,
     pub owner: Owner,
     pub tcp: Tcp,
-    /// Return value of `tcp_write_wakeup`: 0 sent, > 0 nothing to send, < 0 the host dropped it.
+    /// Return value of `tcp_write_wakeup`: 0 sent, < 0 an error, > 0 a queue dropped it (`net_xmit_eval`).
     pub result: i32,
     /// 1 keepalive, 0 window probe.
     pub keepalive: u8,

@@ -58,7 +58,7 @@ fn probed<C: EbpfContext>(ctx: &C, sk: u64, mib: u32, result: i32) -> Outcome {
     let unanswered = field!(sk, icsk_probes_out: u8);
     let keepalive = mib == u32::from(global!(FACTS.mib_tcp_keepalive));
     // Raised by every window probe until the window opens (`tcp_send_probe0`, `tcp_ack_probe`).
-    let waits = !keepalive && (field!(sk, icsk_backoff: u8) != 0 || result < 0);
+    let waits = !keepalive && (field!(sk, icsk_backoff: u8) != 0 || result != 0);
     if unanswered == 0 && !waits && !asked_for(kind::PROBE) {
         return Outcome::Aggregated;
     }

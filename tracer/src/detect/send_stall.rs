@@ -3,12 +3,13 @@
 //! **Rule.** `receiver_stalled` at [`SendStall::probes`](super::SendStall::probes) window probes in a row that
 //! left this host while the peer's window has no room for a segment, and that it answers: the peer is there, and
 //! its application does not read. `local_drop` at [`SendStall::failed_probes`](super::SendStall::failed_probes) that did not
-//! leave this host although the window is open: what an output firewall drops is never in flight, so that
-//! nothing is retransmitted, and `ss` calls it persist. Resolves when the connection sends again (`resumed`),
+//! leave this host although the window is open: what an output firewall or a full queue drops is never in
+//! flight, so that nothing is retransmitted, and `ss` calls it persist. Resolves when the connection sends again (`resumed`),
 //! is gone (`closed`), or when the peer answers no more (`unanswered`), which is a dead peer's doing. A connection
 //! that the kernel half has no room for is `forgotten` when it shows neither probes nor its end any more.
 //!
-//! **Count.** Probes since the stall began, each as the kernel counts it in `icsk_backoff`.
+//! **Count.** Probes since the stall began, as the kernel counts them in `icsk_backoff`; those that a queue dropped are
+//! not among these (`tcp_send_probe0`), and a record each.
 //!
 //! **False positives.** A peer that is paused on purpose. Nothing is repeated and nothing is lost: this is
 //! never a `retransmit_storm`.
@@ -94,13 +95,13 @@ impl SendStalls {
 
     fn probe(&mut self, body: &Probe, change: &Change<'_>, cx: &mut Context<'_>) {
         let key = change.connection.key;
-        let cause = match (body.result < 0, has_room(&body.tcp)) {
-            (true, true) => Cause::LocalDrop,
-            (false, false) if body.tcp.probes_out > LOST_ANSWERS => {
+        let cause = match (body.has_left(), has_room(&body.tcp)) {
+            (false, true) => Cause::LocalDrop,
+            (true, false) if body.tcp.probes_out > LOST_ANSWERS => {
                 self.end(key, "unanswered", cx);
                 return;
             }
-            (false, false) => Cause::ReceiverStalled,
+            (true, false) => Cause::ReceiverStalled,
             _ => return,
         };
         if self

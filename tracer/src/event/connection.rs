@@ -162,8 +162,17 @@ pub struct Probe {
     pub socket: Socket,
     pub owner: Option<Owner>,
     pub tcp: Tcp,
-    /// Return value of `tcp_write_wakeup`; negative when this host dropped it.
+    /// Return value of `tcp_write_wakeup`; see [`Self::has_left`].
     pub result: i32,
     /// A keepalive; otherwise a window probe.
     pub keepalive: bool,
+}
+
+impl Probe {
+    /// Whether it left this host: otherwise the result is an error (negative), or the verdict of a queue that
+    /// dropped it (positive, `net_xmit_eval`).
+    #[must_use]
+    pub const fn has_left(&self) -> bool {
+        self.result == 0
+    }
 }

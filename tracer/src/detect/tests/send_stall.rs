@@ -64,6 +64,27 @@ fn a_receiver_that_does_not_read_is_no_storm() {
 fn probes_that_this_host_drops_with_the_window_open_are_its_own_doing() {
     let mut run = Run::new();
     probes(&mut run, 2, 64_000, -1);
+    ended_as_local(&mut run);
+}
+
+/// The kernel probes every half second then, and counts no backoff.
+#[test]
+fn probes_that_a_queue_drops_with_the_window_open_are_this_hosts_doing() {
+    let mut run = Run::new();
+    for before in 0..2 {
+        run.pass(Duration::from_millis(500));
+        run.probe(socket(LOCAL, REMOTE), |probe| {
+            probe.keepalive = 0;
+            probe.result = 1;
+            stall(&mut probe.tcp, 64_000);
+            probe.tcp.probes_out = before;
+        });
+    }
+    ended_as_local(&mut run);
+}
+
+#[track_caller]
+fn ended_as_local(run: &mut Run) {
     let finding = run.only();
     assert_eq!(finding.kind, FindingKind::SendStall);
     assert_eq!((finding.cause.as_ref(), finding.count), ("local_drop", 2));

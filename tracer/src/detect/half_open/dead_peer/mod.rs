@@ -216,11 +216,10 @@ impl DeadPeer {
             return;
         };
         silence.keepalive = body.keepalive;
-        // A negative error, or the verdict of a queue (`net_xmit_eval`).
-        if body.result != 0 {
-            silence.not_sent += 1;
-        } else {
+        if body.has_left() {
             silence.sent += 1;
+        } else {
+            silence.not_sent += 1;
         }
         self.judge(change.connection.key, cx);
     }

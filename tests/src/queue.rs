@@ -1,0 +1,66 @@
+//! A queue discipline that has no room for any packet (`tc qdisc add … root pfifo limit 0`), set up over netlink.
+//!
+//! What it drops comes back to TCP as a verdict and not as an error (`NET_XMIT_DROP`). It goes with its interface.
+
+use anyhow::{Context, Result, bail};
+use futures_util::StreamExt;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    tc::{TcAttribute, TcHandle, TcMessage},
+};
+use rtnetlink::{
+    Handle,
+    packet_core::{
+        DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage,
+        NetlinkPayload,
+    },
+};
+
+use crate::link::{find, with_handle};
+
+/// linux/rtnetlink.h; its value is a `tc_fifo_qopt` (linux/pkt_sched.h).
+const TCA_OPTIONS: u16 = 2;
+const LIMIT: u32 = 0;
+
+/// Gives an interface of the calling thread's namespace such a queue.
+pub fn shut(interface: &str) -> Result<()> {
+    change(interface, NLM_F_CREATE | NLM_F_EXCL, |mut message| {
+        message.attributes = vec![
+            TcAttribute::Kind("pfifo".to_owned()),
+            TcAttribute::Other(DefaultNla::new(TCA_OPTIONS, LIMIT.to_ne_bytes().to_vec())),
+        ];
+        RouteNetlinkMessage::NewQueueDiscipline(message)
+    })
+}
+
+/// Ends [`shut`].
+pub fn open(interface: &str) -> Result<()> {
+    change(interface, 0, RouteNetlinkMessage::DelQueueDiscipline)
+}
+
+/// Changes the root of an interface's queue disciplines.
+fn change(
+    interface: &str,
+    flags: u16,
+    what: impl FnOnce(TcMessage) -> RouteNetlinkMessage,
+) -> Result<()> {
+    with_handle(async |handle: &Handle| {
+        let mut message = TcMessage::default();
+        message.header.index = find(handle, interface).await?.header.index.try_into()?;
+        message.header.parent = TcHandle::ROOT;
+        let mut request = NetlinkMessage::from(what(message));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        let mut answers = handle
+            .clone()
+            .request(request)
+            .with_context(|| format!("asking for another queue of {interface}"))?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload
+                && error.code.is_some()
+            {
+                bail!("changing the queue of {interface}: {error}");
+            }
+        }
+        Ok(())
+    })
+}
