@@ -101,9 +101,14 @@ fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
         listener::completed(before.sk, before.repeats, before.cookie);
         return socket::born_of::<Anywhere>(child, before.sk);
     }
-    let (overflowed, evidence) = match before.counted_since() {
-        Some(counted) => (counted.overflows != 0, syn_evidence::COUNTERS),
+    let (dropped, overflowed, evidence) = match before.counted_since() {
+        Some(counted) => (
+            counted.drops != 0,
+            counted.overflows != 0,
+            syn_evidence::COUNTERS,
+        ),
         None => (
+            true,
             before.ack_backlog > before.max_ack_backlog,
             syn_evidence::FIELDS,
         ),
@@ -115,6 +120,7 @@ fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
     };
     let entry = match listener::entry(ctx, before.sk) {
         Ok(entry) => entry,
+        Err(_) if !dropped => return Outcome::Aggregated,
         Err(refused) => {
             let net = sock::net_of(before.sk);
             return listener::outcome_without_entry(net, outcome, refused);
@@ -122,6 +128,11 @@ fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
     };
     if before.cookie != 0 {
         listener::count(entry, syn_outcome::COOKIE_VALID);
+    }
+    // Of two ACKs that bring the same cookie at once, one finds the socket made (`inet_ehash_nolisten`), and the kernel
+    // counts no drop.
+    if !dropped {
+        return Outcome::Aggregated;
     }
     listener::refused(entry, before.sk, before.skb, outcome, before.cookie);
     listener::outcome(ctx, before.sk, entry, outcome, evidence, before.skb)

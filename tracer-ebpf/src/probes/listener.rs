@@ -179,16 +179,9 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     let Some(entry) = LISTENERS.get_ptr_mut(sk) else {
         return Outcome::Filtered;
     };
+    // The last word on this socket says that it is the last.
     // SAFETY: a live map value of plain data; it stays readable until the map reuses it.
-    let (socket, next, previous) = unsafe {
-        // The last word on this socket says that it is the last.
-        (*entry).syn.socket.state = state::CLOSE;
-        (
-            (*entry).syn.socket,
-            (*entry).group_next,
-            (*entry).group_previous,
-        )
-    };
+    unsafe { (*entry).syn.socket.state = state::CLOSE };
     // SAFETY: as above.
     let lane = if unsafe { (*entry).emitted } != 0 {
         Lane::Rare
@@ -200,7 +193,7 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     } else {
         said(ctx, entry, ALL, lane)
     };
-    if removed(sk, &socket, next, previous) {
+    if removed(sk, entry) {
         outcome
     } else {
         Outcome::Lost
@@ -211,22 +204,16 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
 #[inline(always)]
 pub(crate) fn destroyed(sk: u64) {
     if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
-        // SAFETY: as in `closed`.
-        let (socket, next, previous) = unsafe {
-            (
-                (*entry).syn.socket,
-                (*entry).group_next,
-                (*entry).group_previous,
-            )
-        };
-        removed(sk, &socket, next, previous);
+        removed(sk, entry);
     }
 }
 
 /// Forgets a listener; whether it was known.
 #[inline(always)]
-fn removed(sk: u64, socket: &Socket, next: u64, previous: u64) -> bool {
-    leave_group(socket, next, previous);
+fn removed(sk: u64, entry: *const Listener) -> bool {
+    // SAFETY: as in `closed`.
+    let entry = unsafe { &*entry };
+    leave_group(&entry.syn.socket, entry.group_next, entry.group_previous);
     sources::forget(sk);
     LISTENERS.remove(sk).is_ok()
 }
