@@ -510,9 +510,9 @@ net.ipv4.tcp_mtu_probing to 1 as a remedy on this host.",
         of: Some("retransmit_storm and send_stall"),
         text: "\
 The segments did not leave this host: sending them failed here. The network is innocent. What was in flight
-before is repeated and fails (retransmit_storm); what an output firewall drops from the start never counts
-as sent, so that nothing is repeated, and window probes fail in its place although the window is open
-(send_stall).
+before is repeated and fails (retransmit_storm); what an output firewall or a full queue drops from the
+start never counts as sent, so that nothing is repeated, and window probes fail in its place although the
+window is open (send_stall).
 
 Look at the output firewall (`nft list ruleset`, counters of drop rules), at the queue (`tc -s qdisc`:
 dropped), at the link (`ip -s link`), and at the route. `conntracer --emit drop` shows the place in the
