@@ -1,6 +1,6 @@
 //! A process of its own that shares some of this one's descriptors, for what belongs to somebody else.
 
-use std::{ffi::CStr, os::fd::RawFd};
+use std::{ffi::CStr, io::Read, os::fd::RawFd};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -14,13 +14,14 @@ pub struct Forked {
 
 impl Forked {
     /// Calls `act` in a copy of this process that is called `name` and keeps `kept` of its descriptors, and
-    /// ends the copy with what it returns.
+    /// ends the copy with what it returns. The other descriptors are closed there when this returns.
     ///
     /// The copy has one thread of this process's many: `act` may make system calls, and must not allocate or
     /// lock.
     pub fn run(name: &CStr, kept: &[RawFd], act: impl FnOnce() -> u8) -> Result<Self> {
         let mut kept: Vec<RawFd> = kept.to_vec();
         kept.sort_unstable();
+        let (mut closed, open) = std::io::pipe().context("making a pipe")?;
         // SAFETY: the child makes system calls only, by the contract of `act`, until it ends.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
@@ -35,7 +36,14 @@ impl Forked {
         }
         ensure!(pid > 0, "fork: {}", std::io::Error::last_os_error());
         let pid = Pid::from_raw(pid).context("a child without a pid")?;
-        Ok(Self { pid, ended: false })
+        let forked = Self { pid, ended: false };
+        drop(open);
+        // Until nobody can write any more, the child included.
+        let nothing = closed
+            .read(&mut [0])
+            .context("waiting for a child to close what it does not keep")?;
+        ensure!(nothing == 0, "a child wrote to what it was to close");
+        Ok(forked)
     }
 
     #[must_use]
