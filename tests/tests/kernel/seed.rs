@@ -105,7 +105,11 @@ fn what_was_there_is_found_once_as_the_kernel_lists_it() {
                 };
                 assert_eq!(event["process.pid"], holder, "{event}");
                 assert_source(event["owner_source"].as_str(), "seeded");
-                assert_eq!(event["holders"], 1, "{event}");
+                // Or more, for a moment: a copy of this process that has not closed it yet.
+                assert!(
+                    event["holders"] == 1 || event["owner_source"] == "forked",
+                    "{event}"
+                );
             } else if socket.local.port() == SERVER_PORT && event["role"] == "passive" {
                 // Not accepted yet: its listener's.
                 assert_eq!(event["process.pid"], std::process::id(), "{event}");
