@@ -265,6 +265,21 @@ impl Tcp {
     pub const fn peer_has_later(&self) -> bool {
         self.ca_state == ca::LOSS && self.retransmits > 1 && self.packets_out > self.lost_out
     }
+
+    /// Whether some of that is as large as segments get, for certain and within an eighth: all that the segments in
+    /// flight lack of an MSS each is the most that those may lack which the peer has.
+    #[must_use]
+    pub const fn peer_has_full_sized_later(&self) -> bool {
+        let mss = self.mss_bytes as u64;
+        // More than that are of a larger MSS, and their sizes not known.
+        let Some(lacking) =
+            (self.packets_out as u64 * mss).checked_sub(self.unacked_bytes() as u64)
+        else {
+            return false;
+        };
+        let has = self.packets_out.saturating_sub(self.lost_out) as u64;
+        self.peer_has_later() && lacking * 8 < has * mss
+    }
 }
 
 /// `net_device.name`: at most 15 bytes, NUL-padded.

@@ -54,6 +54,8 @@ pub(super) struct Segments {
     pub(super) peer_spoke: u64,
     /// Records by which the peer has some of what came after the first segment that is not acknowledged.
     pub(super) peer_has_later: u64,
+    /// Those by which that is full-sized.
+    pub(super) carried: u64,
 }
 
 impl Segments {
@@ -117,6 +119,7 @@ impl Segments {
         sum(&mut self.progress, more.progress);
         sum(&mut self.peer_spoke, more.peer_spoke);
         sum(&mut self.peer_has_later, more.peer_has_later);
+        sum(&mut self.carried, more.carried);
         self.interfaces.add(&more.interfaces);
         self.sizes.add(&more.sizes);
         self.min_rtt_us = self.min_rtt_us.into_iter().chain(more.min_rtt_us).min();

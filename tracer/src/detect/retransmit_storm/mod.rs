@@ -153,6 +153,7 @@ impl RetransmitStorm {
         let mut segments = Segments::of(&gained, body.failures_traced);
         segments.interfaces = Interfaces::of(body.socket.netns, body.egress, segments.moved());
         segments.peer_has_later = body.tcp.peer_has_later().into();
+        segments.carried = body.tcp.peer_has_full_sized_later().into();
         let owner = connection.owner;
         let levels = levels(&body.socket, owner.as_ref());
         // Unanswered connects are many short-lived sockets: only wider scopes make sense of them.

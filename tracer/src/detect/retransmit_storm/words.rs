@@ -31,9 +31,9 @@ impl Cause {
     /// From most to least certain. A segment that this host could not send needs no theory, nor one that
     /// was sent into a shut window. What the peer, or the kernel, says was repeated for nothing was not lost. Where the first segment that
     /// is not acknowledged is a full-sized one each time, and does not come through although the peer still
-    /// talks, or has what came after it, size is what tells them apart. Where the peer acknowledges
-    /// anything, or its duplicate ACKs called for the repeats, the path works and loses. Timeouts alone mean
-    /// silence.
+    /// talks, or has what came after it, size is what tells them apart, unless that is full-sized too. Where the
+    /// peer acknowledges anything, or its duplicate ACKs called for the repeats, the path works and loses. Timeouts
+    /// alone mean silence.
     pub(super) fn of(sum: &Segments) -> Self {
         if sum.failed > sum.count() {
             return Self::LocalDrop;
@@ -46,7 +46,7 @@ impl Cause {
         }
         let talks =
             sum.peer_spoke > 0 || sum.peer_has_later > 0 || sum.of_kind(RetransmitType::Fast) > 0;
-        if talks && sum.is_stuck() && sum.heads == sum.full_heads {
+        if talks && sum.carried == 0 && sum.is_stuck() && sum.heads == sum.full_heads {
             return Self::PathMtu;
         }
         if sum.progress > 0 || sum.of_kind(RetransmitType::Fast) > 0 {

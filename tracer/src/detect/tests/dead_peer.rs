@@ -141,6 +141,38 @@ fn a_peer_that_talks_behind_a_narrow_path_is_not_dead(
     run.assert_replays(Thresholds::default());
 }
 
+/// A window in flight of which the peer has all but a tenth: the same segment was lost again and again by chance.
+/// Of one whose last segment alone is small and arrived, as of one of unknown sizes, nothing speaks against it.
+#[rstest]
+#[case::full_sized(168, 17, 242_688, false)]
+#[case::a_small_one(10, 9, 9 * 1448 + 200, true)]
+#[case::of_a_larger_mss(10, 9, 10 * 1460, true)]
+fn a_path_that_carries_full_sized_segments_is_not_too_narrow(
+    #[case] packets_out: u32,
+    #[case] lost_out: u32,
+    #[case] unacked: u32,
+    #[case] is_narrow: bool,
+) {
+    let mut run = Run::new();
+    for number in 1..=4 {
+        run.pass(Duration::from_millis(200 << (number - 1)));
+        run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.end_seq = retransmit.seq + 1448;
+            retransmit.tcp.retransmits = number;
+            retransmit.tcp.packets_out = packets_out;
+            retransmit.tcp.lost_out = lost_out;
+            retransmit.tcp.snd_nxt = retransmit.tcp.snd_una + unacked;
+        });
+    }
+    let finding = run.only();
+    assert_eq!(finding.cause, "dead_peer");
+    let looks_like = finding
+        .evidence
+        .iter()
+        .any(|fact| fact.name == "looks_like");
+    assert_eq!(looks_like, is_narrow, "{finding:#?}");
+}
+
 #[test]
 fn a_poll_that_overtakes_the_ring_is_no_recovery() {
     let mut run = Run::new();

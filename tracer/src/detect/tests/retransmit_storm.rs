@@ -461,10 +461,12 @@ fn full_sized_segments_that_fail_while_the_peer_talks_are_too_large() {
 
 /// What the peer had before the first repeat no event tells; a timeout does.
 #[rstest]
-#[case::it_has_what_follows(1, "path_mtu")]
-#[case::it_has_nothing(2, "peer_unreachable")]
+#[case::it_has_what_follows(1, 2000, "path_mtu")]
+#[case::that_is_full_sized(1, 2896, "peer_unreachable")]
+#[case::it_has_nothing(2, 2000, "peer_unreachable")]
 fn full_sized_segments_that_fail_before_what_arrived_are_too_large(
     #[case] lost_out: u32,
+    #[case] unacked: u32,
     #[case] cause: &str,
 ) {
     let mut run = Run::new();
@@ -473,6 +475,7 @@ fn full_sized_segments_that_fail_before_what_arrived_are_too_large(
         retransmit.tcp.retransmits = 2;
         retransmit.tcp.packets_out = 2;
         retransmit.tcp.lost_out = lost_out;
+        retransmit.tcp.snd_nxt = retransmit.tcp.snd_una + unacked;
     });
     assert_eq!(run.only().cause, cause);
 }

@@ -13,8 +13,8 @@
 //! unanswered probes.
 //!
 //! **Not dead.** A peer that still sends something, or has what came after the segment that fails, while each
-//! segment that fails is a full-sized one: the path is too narrow for those (`looks_like` `path_mtu`). Few such
-//! connections are no storm, and this is what tells of them.
+//! segment that fails is a full-sized one, and none that it has: the path is too narrow for those (`looks_like`
+//! `path_mtu`). Few such connections are no storm, and this is what tells of them.
 //!
 //! **False positives.** A peer that is rebooted or roams for a few seconds; it is resolved as
 //! `recovered` or `reset`. A peer with a closed window answers probes and opens nothing. An idle

@@ -10,6 +10,8 @@ pub(super) struct Narrow {
     full_heads: u32,
     /// The peer sent something, or has something of what came after that segment.
     pub(super) talks: bool,
+    /// What it has of that is full-sized: the path carries those, and loses some.
+    carries: bool,
     pub(super) sizes: Sizes,
 }
 
@@ -20,9 +22,10 @@ impl Narrow {
         self.full_heads += u32::from(is_head && body.is_full_sized());
         self.sizes.add(&Sizes::of(&body.totals));
         self.talks |= body.tcp.peer_has_later();
+        self.carries |= body.tcp.peer_has_full_sized_later();
     }
 
     pub(super) const fn is_likely(&self) -> bool {
-        self.talks && self.heads > 0 && self.heads == self.full_heads
+        self.talks && !self.carries && self.heads > 0 && self.heads == self.full_heads
     }
 }
