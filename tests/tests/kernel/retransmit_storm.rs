@@ -234,7 +234,8 @@ fn a_path_too_narrow_is_told_of_one_connection(#[case] family: Family, #[case] t
             .all(|storm| storm.cause == "path_mtu"),
         "{run:#?}"
     );
-    assert_eq!(counted.timeouts, 3, "{counted:?}");
+    assert_eq!(dead.number("consecutive_timeouts"), 3, "{dead:#?}");
+    assert!(counted.timeouts >= 3, "{counted:?}");
     assert_said(&run, "retransmit_storm");
     assert_reconciled(&run, &server, &counted);
     assert_sound(&run, &server);
