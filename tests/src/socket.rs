@@ -185,7 +185,8 @@ pub fn tcp_info(socket: &Socket) -> Result<libc::tcp_info> {
 /// Waits until everything written to `socket` is acknowledged.
 pub fn wait_acknowledged(socket: &Socket, limit: Duration) -> Result<()> {
     wait::until("all data to be acknowledged", limit, || {
-        Ok((tcp_info(socket)?.tcpi_unacked == 0).then_some(()))
+        let info = tcp_info(socket)?;
+        Ok((info.tcpi_unacked == 0 && info.tcpi_notsent_bytes == 0).then_some(()))
     })
 }
 

@@ -101,10 +101,7 @@ impl SendStall {
             Barrier::Firewall => let_pass(),
             Barrier::Queue => queue::open(SERVER),
         })?;
-        wait::until("all data to be acknowledged", EVENTUALLY, || {
-            let info = socket::tcp_info(&self.connection.accepted)?;
-            Ok((info.tcpi_unacked == 0 && info.tcpi_backoff == 0).then_some(()))
-        })
+        socket::wait_acknowledged(&self.connection.accepted, EVENTUALLY)
     }
 
     fn has_probed(&self) -> Result<Option<()>> {

@@ -160,11 +160,7 @@ pub(crate) fn assert_reconciled(run: &Run, netns: &NetNs, before: &Counters) {
         );
         // What the kernel skipped while a program was running (see `assert_sound`) is the residue then: of the
         // hooks that count the same, and of no other.
-        let lost: u64 = hooks_of(name)
-            .iter()
-            .filter_map(|hook| run.stop.hooks.get(*hook))
-            .map(|account| account.lost)
-            .sum();
+        let lost = lost_of(run, name);
         let missing = lost * most_of_an_event(name);
         assert!(
             u64::try_from(figures.residue).is_ok_and(|residue| residue <= missing),
@@ -189,6 +185,16 @@ pub(crate) fn assert_reconciled(run: &Run, netns: &NetNs, before: &Counters) {
             "{name}"
         );
     }
+}
+
+/// Events that were lost of the hooks that count what a counter counts.
+#[track_caller]
+pub(crate) fn lost_of(run: &Run, counter: &str) -> u64 {
+    hooks_of(counter)
+        .iter()
+        .filter_map(|hook| run.stop.hooks.get(*hook))
+        .map(|account| account.lost)
+        .sum()
 }
 
 /// The most that one event adds to a counter: a buffer that is sent again is counted by its segments, at most what
