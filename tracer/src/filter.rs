@@ -13,7 +13,10 @@ use conntracer_common::{
 use serde::Serialize;
 use zerocopy::FromBytes;
 
-use crate::{kernel::OWNED, owner::cgroup, table::Bounded};
+use crate::{
+    count::Grow,
+    {kernel::OWNED, owner::cgroup, table::Bounded},
+};
 
 /// Control groups whose answer is kept at once; a host has as many as it has services and containers.
 const MAX_GROUPS: usize = 16_384;
@@ -170,7 +173,7 @@ impl Records {
         // Sockets that are counted and not listed have no addresses to go by; where none of their process passes,
         // they are nobody's.
         if header.kind == kind::HALF_CLOSED && self.sockets.is_some() {
-            self.tallies.records_filtered += 1;
+            self.tallies.records_filtered.grow(1);
             return false;
         }
         let is_owned = OWNED.contains(&header.kind);
@@ -184,7 +187,7 @@ impl Records {
             return true;
         }
         if !self.wants_socket(socket) {
-            self.tallies.records_filtered += 1;
+            self.tallies.records_filtered.grow(1);
             return false;
         }
         if !is_owned || !by_owner {
@@ -196,11 +199,11 @@ impl Records {
         match self.answer(&owner) {
             Answer::Asked => true,
             Answer::Refused => {
-                self.tallies.records_filtered += 1;
+                self.tallies.records_filtered.grow(1);
                 false
             }
             Answer::Unknown => {
-                self.tallies.records_owner_unknown += 1;
+                self.tallies.records_owner_unknown.grow(1);
                 false
             }
         }

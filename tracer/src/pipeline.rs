@@ -10,6 +10,7 @@ use conntracer_common::stats::HOOKS;
 use serde::Serialize;
 
 use crate::{
+    count::Grow,
     decode::decode,
     detect::{
         Context, Thresholds,
@@ -148,9 +149,9 @@ impl Pipeline {
 
     /// Takes one record through to its findings. Bytes that are no record are counted.
     pub fn feed(&mut self, record: &[u8], out: &mut dyn FnMut(Output<'_>)) {
-        self.records += 1;
+        self.records.grow(1);
         let Ok(event) = decode(record) else {
-            self.decode_errors += 1;
+            self.decode_errors.grow(1);
             return;
         };
         // Never backwards: rings of two CPUs may be a little out of order.
@@ -317,7 +318,7 @@ impl Pipeline {
             if connections.len() < limit {
                 connections.push(id);
             } else {
-                unwatched += 1;
+                unwatched.grow(1);
             }
         }
         self.unwatched = unwatched;
@@ -369,11 +370,17 @@ impl Pipeline {
                 .fold(0, |sum, lost| sum.saturating_add(*lost)),
             connections_evicted: self.connections.evicted(),
             refusals_evicted: self.refusal.evicted(),
-            listeners_evicted: self.listeners.evicted() + self.handshake.evicted(),
+            listeners_evicted: self
+                .listeners
+                .evicted()
+                .saturating_add(self.handshake.evicted()),
             storms_evicted: self.storm.evicted(),
             stalls_evicted: self.stalls.evicted(),
             dead_peers_evicted: self.dead_peer.evicted(),
-            processes_evicted: self.half_closed.evicted() + self.idle.evicted(),
+            processes_evicted: self
+                .half_closed
+                .evicted()
+                .saturating_add(self.idle.evicted()),
             failures_evicted: self.connect_failure.evicted(),
             drops_evicted: self.connection_drop.evicted(),
             names_evicted: self.processes.evicted(),

@@ -13,7 +13,7 @@ use std::io::{self, Read, Write};
 
 use thiserror::Error;
 
-use crate::kernel::host::Host;
+use crate::{count::Grow, kernel::host::Host};
 
 const MAGIC: [u8; 8] = *b"CONNTRC\n";
 const VERSION: u32 = 1;
@@ -38,7 +38,7 @@ pub enum RecordingError {
     Head { reason: String },
     #[error("the recording ends in the middle of a record, after {records} whole ones")]
     Truncated { records: u64 },
-    #[error("record {number} claims {length} bytes: the recording is damaged from there on, {records} records are whole", number = records + 1)]
+    #[error("record {number} claims {length} bytes: the recording is damaged from there on, {records} records are whole", number = records.saturating_add(1))]
     Damaged { records: u64, length: u32 },
     #[error("reading the recording after {records} records: {source}")]
     Io { records: u64, source: io::Error },
@@ -174,7 +174,7 @@ impl<R: Read> Reader<R> {
         if read? != self.record.len() {
             return Err(RecordingError::Truncated { records });
         }
-        self.records += 1;
+        self.records.grow(1);
         Ok(Some(&self.record))
     }
 
@@ -184,7 +184,7 @@ impl<R: Read> Reader<R> {
         while filled < buffer.len() {
             match self.file.read(&mut buffer[filled..]) {
                 Ok(0) => break,
-                Ok(count) => filled += count,
+                Ok(count) => filled = filled.saturating_add(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => {
                     return Err(RecordingError::Io {

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::{
     cli::settings::Emits,
+    count::Grow,
     detect::Thresholds,
     event::Body,
     filter::{self, Records},
@@ -160,7 +161,7 @@ impl Shown {
 
     fn count(&mut self, finding: &Finding) {
         if finding.status == Status::Open {
-            *self.findings.entry(finding.kind).or_default() += 1;
+            self.findings.entry(finding.kind).or_default().grow(1);
         }
     }
 }

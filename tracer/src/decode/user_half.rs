@@ -58,6 +58,13 @@ pub(super) fn loss(raw: &record::Loss) -> Result<Loss, DecodeError> {
 }
 
 /// A recording of an earlier conntracer has fewer counters, and the same ones first.
+#[cfg_attr(
+    not(test),
+    expect(
+        clippy::arithmetic_side_effects,
+        reason = "sizes of types, and of bytes that are fewer than these"
+    )
+)]
 pub(super) fn netns(bytes: &[u8], header: &Header) -> Result<Netns, DecodeError> {
     const LISTS: usize = 3;
     const AROUND: usize = size_of::<record::Netns>() - LISTS * size_of::<KernelCounts>();

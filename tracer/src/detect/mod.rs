@@ -28,6 +28,7 @@ pub use thresholds::{
 };
 
 use crate::{
+    count::Grow,
     event::{Owner, OwnerSource},
     finding::{Certainty, Evidence, Finding, FindingKind, Ktime, Status, Subject, Value},
     kernel::{host::Host, plan::Sight},
@@ -98,7 +99,7 @@ pub(crate) struct Draft {
 impl Context<'_> {
     /// Opens a finding.
     pub(crate) fn open(&mut self, draft: Draft) -> Life {
-        *self.last_id += 1;
+        self.last_id.grow(1);
         let mut life = Life {
             id: *self.last_id,
             said_at: self.now,

@@ -127,7 +127,10 @@ impl SendStalls {
         };
         stall.connection = *change.connection;
         // The kernel raises it once the probe is sent.
-        stall.probes = (stall.probes + 1).max(u64::from(body.tcp.backoff) + 1);
+        stall.probes = stall
+            .probes
+            .max(u64::from(body.tcp.backoff))
+            .saturating_add(1);
         stall.last = cx.now;
         let thresholds = &cx.thresholds.send_stall;
         let enough = match cause {

@@ -118,7 +118,9 @@ impl Ending {
                 self.old,
                 TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing | TcpState::LastAck
             );
-        self.tcp.bytes_acked.saturating_sub(syn as u64 + fin as u64)
+        self.tcp
+            .bytes_acked
+            .saturating_sub((syn as u64).saturating_add(fin as u64))
     }
 
     /// Bytes for the application that came.

@@ -272,13 +272,14 @@ impl Tcp {
     pub const fn peer_has_full_sized_later(&self) -> bool {
         let mss = self.mss_bytes as u64;
         // More than that are of a larger MSS, and their sizes not known.
-        let Some(lacking) =
-            (self.packets_out as u64 * mss).checked_sub(self.unacked_bytes() as u64)
+        let Some(lacking) = (self.packets_out as u64)
+            .saturating_mul(mss)
+            .checked_sub(self.unacked_bytes() as u64)
         else {
             return false;
         };
         let has = self.packets_out.saturating_sub(self.lost_out) as u64;
-        self.peer_has_later() && lacking * 8 < has * mss
+        self.peer_has_later() && lacking.saturating_mul(8) < has.saturating_mul(mss)
     }
 }
 
@@ -389,5 +390,24 @@ impl Body {
             | Self::Process(_)
             | Self::Holders(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fields of a damaged record, whose product goes beyond 64 bits.
+    #[test]
+    fn a_peer_is_said_to_have_nothing_full_sized_where_the_numbers_are_absurd() {
+        let tcp = Tcp {
+            packets_out: u32::MAX,
+            mss_bytes: u32::MAX,
+            lost_out: 0,
+            retransmits: 2,
+            ca_state: ca::LOSS,
+            ..Tcp::default()
+        };
+        assert!(!tcp.peer_has_full_sized_later());
     }
 }

@@ -93,7 +93,8 @@ impl Retransmit {
     #[must_use]
     pub const fn is_full_sized(&self) -> bool {
         let bytes = self.end_seq.wrapping_sub(self.seq) as u64;
-        self.tcp.mss_bytes != 0 && bytes >= self.tcp.mss_bytes as u64 * self.segments as u64
+        self.tcp.mss_bytes != 0
+            && bytes >= (self.tcp.mss_bytes as u64).saturating_mul(self.segments as u64)
     }
 
     /// Whether it is the answer to a poll, and no event of its own.

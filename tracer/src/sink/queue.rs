@@ -19,6 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::Notify;
 
 use super::{Line, Renderer};
+use crate::count::Grow;
 
 /// Events that may wait: about 16 MB, or what a busy host makes in half a second of a stuck reader.
 const BULK_LINES: usize = 65_536;
@@ -133,8 +134,8 @@ impl Sink {
             let refused = state.failure.is_some() || state.lines.len() >= bound;
             match (refused, line.is_bulk()) {
                 (false, _) => state.lines.push(line),
-                (true, true) => state.refused.events += 1,
-                (true, false) => state.refused.others += 1,
+                (true, true) => state.refused.events.grow(1),
+                (true, false) => state.refused.others.grow(1),
             }
         }
         drop(state);

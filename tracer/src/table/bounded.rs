@@ -5,6 +5,7 @@
 
 use std::hash::Hash;
 
+use crate::count::Grow;
 use foldhash::quality::RandomState;
 
 type Map<K> = std::collections::HashMap<K, u32, RandomState>;
@@ -43,7 +44,7 @@ impl<K: Copy + Eq + Hash, V> Bounded<K, V> {
             free: Vec::new(),
             oldest: NONE,
             newest: NONE,
-            limit: limit.clamp(1, NONE as usize - 1),
+            limit: limit.clamp(1, (NONE as usize).saturating_sub(1)),
             evicted: 0,
         }
     }
@@ -90,7 +91,7 @@ impl<K: Copy + Eq + Hash, V> Bounded<K, V> {
         let gone = if let Some(old) = self.remove(&key) {
             Some((key, old))
         } else if self.map.len() >= self.limit {
-            self.evicted += 1;
+            self.evicted.grow(1);
             self.pop_oldest()
         } else {
             None
@@ -128,7 +129,7 @@ impl<K: Copy + Eq + Hash, V> Bounded<K, V> {
             .flatten()
             .map(|(key, _)| *key);
         let gone = spare.and_then(|spare| Some((spare, self.remove(&spare)?)));
-        self.evicted += u64::from(gone.is_some());
+        self.evicted.grow(u64::from(gone.is_some()));
         self.insert(key, value).or(gone)
     }
 

@@ -43,7 +43,10 @@ impl Holders {
     /// Sockets and findings that had to make room.
     #[must_use]
     pub const fn evicted(&self) -> u64 {
-        self.connections.evicted() + self.listeners.evicted() + self.said.evicted()
+        self.connections
+            .evicted()
+            .saturating_add(self.listeners.evicted())
+            .saturating_add(self.said.evicted())
     }
 
     /// Learns what a search found, and says again what it changes.

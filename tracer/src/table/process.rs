@@ -36,7 +36,7 @@ impl Processes {
     /// Names that had to make room.
     #[must_use]
     pub const fn evicted(&self) -> u64 {
-        self.names.evicted() + self.netns.evicted()
+        self.names.evicted().saturating_add(self.netns.evicted())
     }
 
     /// Learns what a record tells; what it does not tell stays.

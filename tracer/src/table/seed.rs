@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use crate::event::{Seed, Seeded, TcpState};
+use crate::{
+    count::Grow,
+    event::{Seed, Seeded, TcpState},
+};
 
 /// Counts of a run's `Seed` records, and what the walk said at its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -24,12 +27,16 @@ pub struct Seeds {
 
 impl Seeds {
     pub(crate) fn found(&mut self, seed: &Seed) {
-        self.seeds += 1;
+        self.seeds.grow(1);
         let state = seed.socket.state;
-        self.seed_listeners += u64::from(state == TcpState::Listen);
-        self.seed_half_closed += u64::from(seed.since.is_some());
-        self.seed_requests += u64::from(state == TcpState::NewSynRecv);
-        self.seed_unowned += u64::from(seed.owner.is_none() && state != TcpState::TimeWait);
+        self.seed_listeners
+            .grow(u64::from(state == TcpState::Listen));
+        self.seed_half_closed.grow(u64::from(seed.since.is_some()));
+        self.seed_requests
+            .grow(u64::from(state == TcpState::NewSynRecv));
+        self.seed_unowned.grow(u64::from(
+            seed.owner.is_none() && state != TcpState::TimeWait,
+        ));
     }
 
     pub(crate) fn over(&mut self, seeded: &Seeded) {

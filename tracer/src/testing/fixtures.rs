@@ -189,10 +189,15 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
     let kinds = prop::sample::select(sizes.to_vec());
     (
         kinds,
-        prop::collection::vec(any::<u8>(), record::MAX_RECORD),
+        // Numbers at their ends, where arithmetic overflows, are as likely as those between.
+        prop::collection::vec(
+            prop_oneof![any::<[u8; 4]>(), Just([0; 4]), Just([0xff; 4])],
+            record::MAX_RECORD.div_ceil(4),
+        ),
         any::<u8>(),
     )
-        .prop_map(|((kind, size), mut bytes, source)| {
+        .prop_map(|((kind, size), words, source)| {
+            let mut bytes = words.concat();
             bytes.truncate(size);
             bytes[8..10].copy_from_slice(&kind.to_ne_bytes());
             let size = u16::try_from(size).expect("records are small");

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::sink::escape::Escaped;
+use crate::{count::Grow, sink::escape::Escaped};
 
 /// Findings told in full; the rest are in the counts.
 const SHOWN_FINDINGS: usize = 20;
@@ -66,7 +66,7 @@ impl Report {
     pub fn add(&mut self, line: &[u8]) {
         match serde_json::from_slice::<Envelope>(line) {
             Ok(envelope) if envelope.schema == 1 => self.take(envelope),
-            _ => self.foreign += 1,
+            _ => self.foreign.grow(1),
         }
     }
 
@@ -80,10 +80,10 @@ impl Report {
         let Envelope {
             time, kind, body, ..
         } = envelope;
-        self.lines += 1;
+        self.lines.grow(1);
         match kind.as_str() {
             "start" => {
-                self.runs += 1;
+                self.runs.grow(1);
                 self.host = body.get("host").and_then(host_name);
             }
             "gap" => {
@@ -97,11 +97,11 @@ impl Report {
             }
             "finding" => match serde_json::from_value::<FindingLine>(Value::Object(body)) {
                 Ok(finding) => self.keep(finding),
-                Err(_) => self.foreign += 1,
+                Err(_) => self.foreign.grow(1),
             },
             _ => {}
         }
-        *self.kinds.entry(kind).or_default() += 1;
+        self.kinds.entry(kind).or_default().grow(1);
         self.first.get_or_insert_with(|| time.clone());
         self.last = Some(time);
     }
@@ -116,7 +116,7 @@ impl Report {
         } else if let Some(known) = self.findings.get_mut(&key) {
             *known = finding;
         } else {
-            self.forgotten += 1;
+            self.forgotten.grow(1);
         }
     }
 }
@@ -192,7 +192,7 @@ fn findings(text: &mut String, report: &Report) {
         let (findings, events) = causes
             .entry((&finding.finding, &finding.cause))
             .or_default();
-        *findings += 1;
+        findings.grow(1);
         *events = events.saturating_add(finding.count);
     }
     text.push_str("\nfindings\n");
@@ -203,7 +203,12 @@ fn findings(text: &mut String, report: &Report) {
         );
     }
     let mut worst: Vec<(&FindingKey, &FindingLine)> = report.findings.iter().collect();
-    worst.sort_by_key(|(_, finding)| (finding.status == "resolved", u64::MAX - finding.count));
+    worst.sort_by_key(|(_, finding)| {
+        (
+            finding.status == "resolved",
+            std::cmp::Reverse(finding.count),
+        )
+    });
     text.push_str("\nwhat is open first, then by events\n");
     for (key, finding) in worst.iter().take(SHOWN_FINDINGS) {
         let number = if report.runs > 1 {

@@ -169,7 +169,9 @@ impl ConnectFailure {
     }
 
     pub(crate) const fn evicted(&self) -> u64 {
-        self.totals.evicted() + self.attempts.evicted()
+        self.totals
+            .evicted()
+            .saturating_add(self.attempts.evicted())
     }
 
     pub(crate) fn failure(&mut self, failure: &Event, cx: &mut Context<'_>) {

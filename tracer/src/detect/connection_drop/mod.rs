@@ -248,8 +248,10 @@ impl Deaths {
         let (shortest, longest) = self.idle?;
         let least = Duration::from_secs(cx.thresholds.connection_drop.idle_s);
         // Timeouts are often looked at once a second, and by some in steps of a few.
-        let spread = shortest / 20 + Duration::from_secs(1);
-        (self.count >= ALIKE && shortest >= least && longest <= shortest + spread)
+        let spread = shortest.checked_div(20).map_or(shortest, |share| {
+            share.saturating_add(Duration::from_secs(1))
+        });
+        (self.count >= ALIKE && shortest >= least && longest <= shortest.saturating_add(spread))
             .then_some(shortest)
     }
 }

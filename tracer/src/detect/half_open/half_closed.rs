@@ -29,6 +29,7 @@ use foldhash::quality::RandomState;
 
 use super::process;
 use crate::{
+    count::Grow,
     detect::{Context, Draft, Facts, Life, plural, said_seconds, who},
     event::{HalfClosed as Unlisted, Owner, Snapshot, TcpState},
     finding::{FindingKind, Ktime},
@@ -41,7 +42,8 @@ const SAMPLES: u32 = 6;
 
 fn sample_interval(cx: &Context<'_>) -> Duration {
     let age = Duration::from_secs(cx.thresholds.half_open.half_closed_after_s);
-    (age / SAMPLES).max(Duration::from_secs(1))
+    age.checked_div(SAMPLES)
+        .map_or(age, |share| share.max(Duration::from_secs(1)))
 }
 
 /// Sockets of one poll that are told apart: four times the kernel half's default table.
@@ -216,11 +218,12 @@ impl HalfClosed {
         if group.counting == 0 {
             group.oldest = None;
         }
-        group.counting += 1;
+        group.counting.grow(1);
         let holders = body.owner.and_then(|owner| owner.holders);
-        group.sharing += u64::from(holders > Some(1));
-        group.counting_delivering +=
-            u64::from(socket.state == TcpState::CloseWait && body.tcp.waiting_bytes() > 0);
+        group.sharing.grow(u64::from(holders > Some(1)));
+        group.counting_delivering.grow(u64::from(
+            socket.state == TcpState::CloseWait && body.tcp.waiting_bytes() > 0,
+        ));
         if group.oldest.is_none_or(|oldest| since < oldest.since) {
             group.oldest = Some(Oldest {
                 id: socket.id,
@@ -264,7 +267,7 @@ impl HalfClosed {
             let shared = std::mem::take(&mut group.sharing);
             let delivering = std::mem::take(&mut group.counting_delivering);
             if counted == 0 {
-                group.absent_polls += 1;
+                group.absent_polls.grow(1);
                 // One poll may have lost its snapshots to a full ring.
                 if group.absent_polls >= 2 {
                     if let Some(life) = group.life {

@@ -22,6 +22,7 @@ use std::{
 
 use super::process;
 use crate::{
+    count::Grow,
     detect::{Context, Draft, Facts, Life, hooks, plural, said_seconds, who},
     event::{Audited, Idle as Event, Owner, Role},
     finding::{FindingKind, Ktime},
@@ -88,8 +89,9 @@ struct Oldest {
 
 impl Found {
     fn add(&mut self, event: &Event) {
-        self.count += 1;
-        self.waiting_bytes += u64::from(event.tcp.waiting_bytes());
+        self.count.grow(1);
+        self.waiting_bytes
+            .grow(u64::from(event.tcp.waiting_bytes()));
         if self.oldest.is_none_or(|oldest| event.idle > oldest.idle) {
             self.oldest = Some(Oldest {
                 idle: event.idle,
@@ -99,9 +101,9 @@ impl Found {
         }
         let remote = Remote::of(event);
         if self.remotes.len() < REMOTES || self.remotes.contains_key(&remote) {
-            *self.remotes.entry(remote).or_default() += 1;
+            self.remotes.entry(remote).or_default().grow(1);
         } else {
-            self.elsewhere += 1;
+            self.elsewhere.grow(1);
         }
     }
 

@@ -29,6 +29,7 @@ use std::{
 use self::cause::{Because, Cause, Why, why};
 use super::{Context, Life};
 use crate::{
+    count::Grow,
     event::{Owner, Path, Refusal as Event, Syn},
     finding::Ktime,
     table::{Bounded, listener::ListenerKey},
@@ -175,7 +176,11 @@ impl Refusal {
     }
 
     pub(crate) const fn evicted(&self) -> u64 {
-        self.totals.evicted() + self.spots.evicted() + self.scans.evicted() + self.owners.evicted()
+        self.totals
+            .evicted()
+            .saturating_add(self.spots.evicted())
+            .saturating_add(self.scans.evicted())
+            .saturating_add(self.owners.evicted())
     }
 
     /// A listener spoke: its owner is remembered.
@@ -269,7 +274,7 @@ impl Refusal {
             };
             is_new = refusal.socket.local.port() != 0;
         }
-        scan.spots += u64::from(is_new);
+        scan.spots.grow(u64::from(is_new));
         scan.address = scan
             .address
             .filter(|address| *address == refusal.socket.local.ip());

@@ -7,6 +7,7 @@ use conntracer_common::record::RetransmitTotals;
 
 use super::{interfaces::Interfaces, scope::Scope, words::Cause};
 use crate::{
+    count::Grow,
     decode::retransmit_type,
     detect::{Life, path_mtu::Sizes},
     event::RetransmitType,
@@ -188,14 +189,14 @@ pub(super) struct Tally {
 impl Tally {
     fn add(&mut self, segments: &Segments, first_of_connection: bool, now: Ktime) {
         self.first.get_or_insert(now);
-        self.connections += u64::from(first_of_connection);
+        self.connections.grow(u64::from(first_of_connection));
         self.sum.add(segments);
     }
 
     fn joined(&self, later: &Self) -> Self {
         let mut joined = *later;
         joined.sum.add(&self.sum);
-        joined.connections += self.connections;
+        joined.connections.grow(self.connections);
         joined.first = self.first.or(later.first);
         joined
     }
@@ -307,6 +308,10 @@ impl Activity {
         }
     }
 
+    #[cfg_attr(
+        not(test),
+        expect(clippy::arithmetic_side_effects, reason = "a remainder by a constant")
+    )]
     fn fill_bucket(&mut self, segments: &Segments, count: u64, now: Ktime) {
         let second = now.0 / BUCKET_NS;
         let bucket = &mut self.buckets[(second % BUCKETS as u64) as usize];

@@ -48,7 +48,7 @@ impl Interfaces {
 
     pub(super) fn facts(&self, facts: Facts) -> Facts {
         let known = || self.known.iter().flatten();
-        let count = known().count() + usize::from(self.others > 0);
+        let count = known().count().saturating_add((self.others > 0).into());
         let mut top = None;
         for (interface, segments) in known() {
             if top.is_none_or(|(_, most)| *segments > most) {

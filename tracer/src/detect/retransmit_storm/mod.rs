@@ -130,7 +130,10 @@ impl RetransmitStorm {
     }
 
     pub(crate) const fn evicted(&self) -> u64 {
-        self.told.evicted() + self.connections.evicted() + self.wider.evicted()
+        self.told
+            .evicted()
+            .saturating_add(self.connections.evicted())
+            .saturating_add(self.wider.evicted())
     }
 
     pub(crate) fn retransmit(

@@ -28,8 +28,8 @@ impl Spurious {
         let gained = u64::from(duplicates.saturating_sub(self.duplicates));
         self.duplicates = self.duplicates.max(duplicates);
         let awaited = gained.min(self.awaited);
-        self.awaited -= awaited;
-        gained - awaited
+        self.awaited = self.awaited.saturating_sub(awaited);
+        gained.saturating_sub(awaited)
     }
 
     /// The same where an undo told of `segments` beside those.

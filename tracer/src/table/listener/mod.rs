@@ -106,7 +106,9 @@ impl Listeners {
     }
 
     pub(crate) const fn evicted(&self) -> u64 {
-        self.services.evicted() + self.members.evicted()
+        self.services
+            .evicted()
+            .saturating_add(self.members.evicted())
     }
 
     pub(crate) fn get(&self, key: &ListenerKey) -> Option<&Service> {

@@ -47,20 +47,22 @@ impl Member {
     #[must_use]
     pub fn is_fuller_than(&self, other: &Self) -> bool {
         let full = |queue: &Self, limit: &Self| {
-            u64::from(queue.peak()) * u64::from(limit.latest.max_ack_backlog.max(1))
+            u64::from(queue.peak()).saturating_mul(limit.latest.max_ack_backlog.max(1).into())
         };
         full(self, other) > full(other, self)
     }
 
     pub(super) fn drained(&self) -> u64 {
-        u64::try_from(drained(&self.latest) - self.queued_before).unwrap_or(0)
+        u64::try_from(drained(&self.latest).saturating_sub(self.queued_before)).unwrap_or(0)
     }
 }
 
 /// What left the queue, as far as two numbers of one record tell.
 const fn drained(syn: &Syn) -> i64 {
     // Totals of real listeners are far below 2^62; those of a damaged recording may be anything.
-    (syn.totals[syn_outcome::COMPLETED] & (u64::MAX >> 2)).cast_signed() - syn.ack_backlog as i64
+    (syn.totals[syn_outcome::COMPLETED] & (u64::MAX >> 2))
+        .cast_signed()
+        .saturating_sub(syn.ack_backlog as i64)
 }
 
 /// A count against time: how fast it grows, and when it last did.

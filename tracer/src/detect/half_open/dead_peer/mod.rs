@@ -30,6 +30,7 @@ use self::{
     words::{RTO_MAX, draft, is_outlasted},
 };
 use crate::{
+    count::Grow,
     detect::{Context, Life, errno},
     event::{Body, Ending, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState},
     finding::Ktime,
@@ -96,7 +97,7 @@ impl Silence {
 
     fn count(&self) -> u64 {
         if self.timeouts > 0 {
-            u64::from(self.timeouts) + u64::from(self.fatal)
+            u64::from(self.timeouts).saturating_add(u64::from(self.fatal))
         } else {
             self.probes.into()
         }
@@ -172,7 +173,7 @@ impl DeadPeer {
             if watched.len() < limit {
                 watched.push(key.id);
             } else {
-                more += 1;
+                more.grow(1);
             }
         }
         (watched, more)
@@ -203,10 +204,10 @@ impl DeadPeer {
             return;
         };
         if body.errno == 0 {
-            silence.sent += 1;
+            silence.sent.grow(1);
             silence.narrow.repeated(body);
         } else {
-            silence.not_sent += 1;
+            silence.not_sent.grow(1);
         }
         self.judge(change.connection.key, cx);
     }
@@ -217,9 +218,9 @@ impl DeadPeer {
         };
         silence.keepalive = body.keepalive;
         if body.has_left() {
-            silence.sent += 1;
+            silence.sent.grow(1);
         } else {
-            silence.not_sent += 1;
+            silence.not_sent.grow(1);
         }
         self.judge(change.connection.key, cx);
     }

@@ -1,6 +1,9 @@
 //! Whether it is the size of its segments that a connection fails by, and not its peer.
 
-use crate::{detect::path_mtu::Sizes, event::Retransmit};
+use crate::{
+    count::Grow,
+    {detect::path_mtu::Sizes, event::Retransmit},
+};
 
 /// What was seen since it went silent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,8 +21,9 @@ pub(super) struct Narrow {
 impl Narrow {
     pub(super) fn repeated(&mut self, body: &Retransmit) {
         let is_head = body.is_head();
-        self.heads += u32::from(is_head);
-        self.full_heads += u32::from(is_head && body.is_full_sized());
+        self.heads.grow(u32::from(is_head));
+        self.full_heads
+            .grow(u32::from(is_head && body.is_full_sized()));
         self.sizes.add(&Sizes::of(&body.totals));
         self.talks |= body.tcp.peer_has_later();
         self.carries |= body.tcp.peer_has_full_sized_later();

@@ -18,8 +18,8 @@ pub(super) const RTO_MAX: Duration = Duration::from_mins(2);
 fn gives_up_after(retries: u32) -> Duration {
     // ilog2(RTO_MAX / RTO_MIN): doublings until the timeout stays at its maximum.
     const DOUBLINGS: u32 = 9;
-    let doubled = RTO_MIN * ((2 << retries.min(DOUBLINGS)) - 1);
-    doubled + RTO_MAX.saturating_mul(retries.saturating_sub(DOUBLINGS))
+    let doubled = RTO_MIN.saturating_mul((2_u32 << retries.min(DOUBLINGS)).saturating_sub(1));
+    doubled.saturating_add(RTO_MAX.saturating_mul(retries.saturating_sub(DOUBLINGS)))
 }
 
 /// How often the kernel tries: `tcp_retries2`, and without an application that waits `tcp_orphan_retries`, whose 0
@@ -49,7 +49,7 @@ fn limit(connection: &Connection, cx: &Context<'_>) -> Option<Duration> {
 pub(super) fn is_outlasted(silence: &Silence, end: Ktime, cx: &Context<'_>) -> bool {
     silence.timeouts > 0
         && limit(&silence.connection, cx)
-            .is_some_and(|limit| end.since(silence.since) + RTO_MIN >= limit)
+            .is_some_and(|limit| end.since(silence.since).saturating_add(RTO_MIN) >= limit)
 }
 
 pub(super) fn draft(

@@ -31,6 +31,7 @@ use conntracer_common::record::{SynTotals, syn_outcome};
 
 use self::{crowd::Crowd, words::draft};
 use crate::{
+    count::Grow,
     detect::{Context, HalfOpen, Life},
     event::{Owner, Sources, Syn, SynAck, TcpState},
     finding::Ktime,
@@ -93,7 +94,7 @@ impl<T: Copy + Default> Stretches<T> {
     fn turn(&mut self, now: Ktime, length: Duration) {
         let past = now.since(self.from);
         if past >= length {
-            self.last = if past < 2 * length {
+            self.last = if past < length.saturating_mul(2) {
                 self.this
             } else {
                 T::default()
@@ -160,7 +161,7 @@ impl Queues {
     /// Whether connections wait in more of it than of `other`, by its own limit.
     fn is_fuller_than(&self, other: &Self) -> bool {
         let full = |queue: &Self, limit: &Self| {
-            u64::from(queue.ack_backlog) * u64::from(limit.max_ack_backlog.max(1))
+            u64::from(queue.ack_backlog).saturating_mul(limit.max_ack_backlog.max(1).into())
         };
         full(self, other) > full(other, self)
     }
@@ -219,13 +220,13 @@ impl Waiting {
         self.owner = body.owner.or(self.owner);
         self.last_remote = Some(body.socket.remote);
         self.last = now;
-        self.repeats.by_records += 1;
-        self.discarded.by_records += u64::from(body.acked);
+        self.repeats.by_records.grow(1);
+        self.discarded.by_records.grow(u64::from(body.acked));
         self.most_repeats = self.most_repeats.max(body.num_retrans.saturating_add(1));
         self.together.turn(now, TOGETHER);
         if body.num_retrans == 0 {
-            self.requests.by_records += 1;
-            self.together.this.by_records += 1;
+            self.requests.by_records.grow(1);
+            self.together.this.by_records.grow(1);
         }
         self.crowd.saw(body.socket.remote.ip());
         self.stood(
@@ -279,7 +280,7 @@ impl Waiting {
         let next = FIRST_TIMEOUT
             .saturating_mul(1_u32.checked_shl(repeats.into()).unwrap_or(u32::MAX))
             .min(LONGEST_TIMEOUT);
-        self.quiet_from = self.quiet_from.max(now.after(2 * next));
+        self.quiet_from = self.quiet_from.max(now.after(next.saturating_mul(2)));
     }
 
     fn stood(&mut self, id: SocketId, queues: Queues) {
