@@ -5,8 +5,9 @@
 
 use std::hash::Hash;
 
-use crate::count::Grow;
 use foldhash::quality::RandomState;
+
+use crate::count::Grow;
 
 type Map<K> = std::collections::HashMap<K, u32, RandomState>;
 
