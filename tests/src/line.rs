@@ -96,16 +96,16 @@ pub struct Plan {
 #[serde(deny_unknown_fields)]
 pub struct Hook {
     pub hook: String,
-    pub rung: String,
+    pub hook_type: String,
     pub attached: Vec<String>,
-    pub refused: Vec<Refusal>,
+    pub refused: Vec<EarlyDrop>,
     pub blind_to: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Refusal {
-    pub rung: String,
+pub struct EarlyDrop {
+    pub hook_type: String,
     pub reason: String,
 }
 
@@ -113,13 +113,13 @@ pub struct Refusal {
 #[serde(deny_unknown_fields)]
 pub struct Detector {
     pub detector: String,
-    pub sight: Sight,
+    pub coverage: Coverage,
     pub because: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Sight {
+pub enum Coverage {
     Exact,
     Degraded,
     Off,

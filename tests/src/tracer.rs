@@ -185,7 +185,7 @@ impl Tracer {
     }
 
     /// How well one detector says it can see.
-    pub fn sight(&self, detector: &str) -> Result<&Detector> {
+    pub fn coverage(&self, detector: &str) -> Result<&Detector> {
         self.start
             .plan
             .detectors
@@ -201,7 +201,7 @@ impl Tracer {
             .plan
             .hooks
             .iter()
-            .any(|plan| plan.hook == hook && plan.rung != "off")
+            .any(|plan| plan.hook == hook && plan.hook_type != "off")
     }
 
     /// Waits for a finding, among those printed already and those to come.

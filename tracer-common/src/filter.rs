@@ -1,6 +1,6 @@
 //! What to trace: user space fills one [`Filter`] before load, and the verifier prunes the tests that
 //! nobody asked for. Network namespace, ports, addresses and listeners are told from a socket alone; which
-//! owners are asked for is in maps of the kernel half, because there may be many, and containers come and go.
+//! owners are asked for is in maps of the eBPF side, because there may be many, and containers come and go.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute};
 
@@ -36,11 +36,11 @@ pub struct ListenerEnd {
 pub mod owner_condition {
     pub const PID: u32 = 1;
     pub const COMM: u32 = 2;
-    /// By control group or container: decided by the user half for each group once.
+    /// By control group or container: decided by userspace for each group once.
     pub const GROUP: u32 = 4;
 }
 
-/// What a filter says of an owner or a control group, as the kernel half keeps it.
+/// What a filter says of an owner or a control group, as the eBPF side keeps it.
 pub mod verdict {
     /// The owner is not known, or nobody decided on its control group yet.
     pub const OPEN: u8 = 0;

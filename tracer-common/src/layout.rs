@@ -1,6 +1,6 @@
-//! Where the running kernel keeps what the kernel half reads.
+//! Where the running kernel keeps what the eBPF side reads.
 //!
-//! One [`KernelLayout`] of byte offsets is resolved from the kernel's BTF by the user half
+//! One [`KernelLayout`] of byte offsets is resolved from the kernel's BTF by userspace
 //! (`conntracer::kernel::layout`) and injected as a read-only global before load; the verifier sees
 //! constants. A field the kernel lacks is [`ABSENT`].
 

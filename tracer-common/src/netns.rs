@@ -1,7 +1,7 @@
 //! What is counted per network namespace, to be held against the kernel's own counters of it.
 //!
-//! Only what went wrong: a healthy connection counts nothing here. Written by the kernel half where a
-//! listener's totals are, compared by the user half.
+//! Only what went wrong: a healthy connection counts nothing here. Written by the eBPF side where a
+//! listener's totals are, compared by userspace.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -46,7 +46,7 @@ pub mod count {
     pub const COUNT: usize = UNDONE + way::COUNT;
 }
 
-/// Cumulative per namespace since the kernel half first counted anything there, indexed by [`count`].
+/// Cumulative per namespace since the eBPF side first counted anything there, indexed by [`count`].
 pub type Counts = [u64; count::COUNT];
 
 /// Which namespace: an inode alone is given to the next one as soon as its namespace is gone.
@@ -135,7 +135,7 @@ pub const KERNEL: [(&str, &str); kernel::COUNT] = [
 /// The kernel's counters of one namespace, summed over CPUs.
 pub type KernelCounts = [u64; kernel::COUNT];
 
-/// What the kernel should have counted, by what the kernel half counted.
+/// What the kernel should have counted, by what the eBPF side counted.
 #[must_use]
 pub const fn expected(counts: &Counts) -> KernelCounts {
     use self::count as c;

@@ -1,9 +1,9 @@
-//! How the kernel half is to behave, chosen at load: which rung stands for which hook, and what to
+//! How the eBPF side is to behave, chosen at load: which hook type stands for which hook, and what to
 //! write to the rings. One read-only global; the verifier prunes the branches not taken.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// All zero means: every hook on its best rung, ring buffer, nothing beyond what findings need.
+/// All zero means: every hook on its best hook type, ring buffer, nothing beyond what findings need.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]
@@ -19,7 +19,7 @@ pub struct Options {
     /// 1: the state hook stands in for `tcp_connect`.
     pub connect_by_state: u8,
     /// 1: the state hook stands in for `tcp_v4/v6_syn_recv_sock` at the birth of a child, and
-    /// `kfree_skb` for its refusals.
+    /// `kfree_skb` for early drops.
     pub ack_by_skb: u8,
     /// 1: `consume_skb` stands in for `tcp_conn_request`.
     pub syn_by_skb: u8,

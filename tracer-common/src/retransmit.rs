@@ -1,6 +1,6 @@
 //! Why a segment is sent again, from what `tcp_retransmit_skb` finds in the socket and in the buffer.
 //!
-//! One function for both halves: the kernel half counts by it, the user half types records by it, so that
+//! One function for both sides: the eBPF side counts by it, userspace types records by it, so that
 //! the two cannot differ. That a repeat was spurious is known only afterwards (a duplicate SACK, an undo):
 //! it is a count beside the types, never a type of its own.
 

@@ -2,7 +2,7 @@
 //! (Flajolet, Fusy, Gandouet, Meunier, 2007).
 //!
 //! An address is hashed; the low bits of the hash choose a register, which keeps the longest run of
-//! leading zeros of the rest. The kernel half fills registers, the user half makes numbers of them.
+//! leading zeros of the rest. The eBPF side fills registers, userspace makes numbers of them.
 
 /// Registers for source addresses: a standard error of 1.04 / √256 = 6.5 %.
 pub const ADDRESSES: usize = 256;

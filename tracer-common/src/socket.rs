@@ -1,14 +1,14 @@
-//! What the kernel half keeps per socket between events: the values of the `SOCKETS`, `LISTENERS`,
-//! `RETRANSMITS`, `REFUSALS` and `FAILURES` maps.
+//! What the eBPF side keeps per socket between events: the values of the `SOCKETS`, `LISTENERS`,
+//! `RETRANSMITS`, `EARLY_DROPS` and `FAILURES` maps.
 //!
-//! Written by `tracer-ebpf`; the user half sweeps the former for half-closed sockets and reads the others'
+//! Written by `tracer-ebpf`; userspace sweeps the former for half-closed sockets and reads the others'
 //! totals.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::record::{Failure, Owner, Refusal, Retransmits, Syn, UndoTotals};
+use crate::record::{EarlyDrop, Failure, Owner, Retransmits, Syn, UndoTotals};
 
-/// One connection, from birth (or first sight) to `tcp_destroy_sock`. The key is the address of its
+/// One connection, from birth (or first coverage) to `tcp_destroy_sock`. The key is the address of its
 /// `struct sock`.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
@@ -34,7 +34,7 @@ pub struct SocketState {
     pub older: u8,
     /// What the filter says of the owner, one of [`crate::filter::verdict`].
     pub asked: u8,
-    /// 1 while it recovers from a loss that the kernel may take back (tracepoint rung only).
+    /// 1 while it recovers from a loss that the kernel may take back (tracepoint hook type only).
     pub undoable: u8,
     /// 1 once it was said to be accepted.
     pub accepted: u8,
@@ -57,7 +57,7 @@ pub struct Held {
     pub parent: u32,
 }
 
-/// One process that holds a socket, as the walk over all open files writes it for the user half.
+/// One process that holds a socket, as the walk over all open files writes it for userspace.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]
@@ -66,14 +66,14 @@ pub struct Holder {
     pub sk: u64,
     pub born_ns: u64,
     pub owner: Owner,
-    /// Whom the kernel half has for its owner: pid and start, as in [`Owner`].
+    /// Whom the eBPF side has for its owner: pid and start, as in [`Owner`].
     pub owner_pid: u32,
     pub owner_started_ms: u32,
     pub owner_source: u8,
     pub pad: [u8; 7],
 }
 
-/// The process that a socket falls to which its owner no longer holds, written by the user half.
+/// The process that a socket falls to which its owner no longer holds, written by userspace.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]
@@ -100,12 +100,12 @@ pub struct Listener {
     pub emitted_ns: u64,
     /// Bits of the outcomes emitted at least once.
     pub emitted: u32,
-    /// `sk_drops` when first seen (tracepoint rung only).
+    /// `sk_drops` when first seen (tracepoint hook type only).
     pub drops_base: u32,
-    /// How much `sk_drops` rose since for known reasons (tracepoint rung only).
+    /// How much `sk_drops` rose since for known reasons (tracepoint hook type only).
     pub drops_explained: u64,
     /// Addresses of the members after and before it in its `SO_REUSEPORT` group, 0 for none
-    /// (tracepoint rung only).
+    /// (tracepoint hook type only).
     pub group_next: u64,
     pub group_previous: u64,
     /// The second in which repeated SYN-ACKs were last emitted, and how many.
@@ -135,7 +135,7 @@ pub const fn fork_place(pid: u32) -> u32 {
 
 /// What one connection sent again: its cumulative record, and what was last emitted of it.
 ///
-/// Written under the socket's lock, read by the user half at any time: it is whole where `finished`, which
+/// Written under the socket's lock, read by userspace at any time: it is whole where `finished`, which
 /// a walk copies first and a writer sets last, equals `started`.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
@@ -175,13 +175,13 @@ pub const RETRANSMITTED_KEY_BYTES: usize = 16;
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]
 #[repr(C)]
-pub struct Refused {
-    pub refusal: Refusal,
+pub struct EarlyDropEntry {
+    pub early_drop: EarlyDrop,
     pub emitted_ns: u64,
 }
 
-/// Bytes of a key of the `REFUSALS` map; the record says all that is in it.
-pub const REFUSED_KEY_BYTES: usize = 40;
+/// Bytes of a key of the `EARLY_DROPS` map; the record says all that is in it.
+pub const EARLY_DROP_KEY_BYTES: usize = 40;
 
 /// One process's failed attempts to connect to one remote end: their cumulative record, and when it was
 /// last emitted.

@@ -1,6 +1,6 @@
 //! The per-hook counters behind the conservation law: seen = emitted + aggregated + filtered + lost.
 //!
-//! Incremented per CPU by the kernel half, summed and shown by the user half.
+//! Incremented per CPU by the eBPF side, summed and shown by userspace.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -71,7 +71,7 @@ pub const HOOKS: [&str; hook::COUNT as usize] = [
 )]
 #[repr(C)]
 pub struct HookCounters {
-    /// Events of this hook that the kernel half looked at.
+    /// Events of this hook that the eBPF side looked at.
     pub seen: u64,
     /// Written to a ring.
     pub emitted: u64,

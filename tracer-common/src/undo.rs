@@ -53,7 +53,7 @@ impl UndoTotals {
     /// Counts one more, by its [`way`], that found `segments` repeated for nothing.
     #[inline]
     pub fn count(&mut self, way: u8, segments: u32) {
-        // Each by its number: the kernel half cannot index what is on its stack.
+        // Each by its number: the eBPF side cannot index what is on its stack.
         for (known, undos) in (0..).zip(&mut self.undos) {
             *undos = undos.wrapping_add(u64::from(way == known));
         }

@@ -1,8 +1,8 @@
-//! conntracer's kernel half: the BPF programs, one subject a file under `probes`.
+//! conntracer's eBPF side: the BPF programs, one subject a file under `probes`.
 //!
 //! Programs keep per-socket and per-listener state in maps and write records only for what findings
 //! need or somebody asked for. Only `sock` reads kernel memory, only `emit` touches the rings, only
-//! `maps` defines maps and globals. Which programs are loaded is the user half's choice
+//! `maps` defines maps and globals. Which programs are loaded is userspace's choice
 //! (`conntracer::kernel::attach`): an alternative that is not loaded costs nothing.
 #![no_std]
 #![no_main]

@@ -1,6 +1,6 @@
 //! Maps and read-only globals, and the few ways programs touch them.
 //!
-//! Globals are filled by the user half before load and frozen: the verifier sees constants and prunes
+//! Globals are filled by userspace before load and frozen: the verifier sees constants and prunes
 //! the branches not taken. Sizes given here are overridden at load.
 
 use aya_ebpf::{
@@ -12,10 +12,10 @@ use conntracer_common::{
     layout::{KernelFacts, KernelLayout},
     netns::{Counts, Look, NetnsId},
     options::Options,
-    record::{Drop, Ending, Retransmit, Seed, Sources},
+    record::{Close, Drop, Retransmit, Seed, Sources},
     socket::{
-        FAILED_KEY_BYTES, FORK_PLACES, Failed, Heir, Listener, REFUSED_KEY_BYTES,
-        RETRANSMITTED_KEY_BYTES, Refused, Retransmitted, SocketState,
+        EARLY_DROP_KEY_BYTES, EarlyDropEntry, FAILED_KEY_BYTES, FORK_PLACES, Failed, Heir,
+        Listener, RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState,
     },
     stats::{HookCounters, hook},
 };
@@ -94,7 +94,7 @@ pub(crate) struct RetransmitKey {
 
 const _: () = assert!(size_of::<RetransmitKey>() == RETRANSMITTED_KEY_BYTES);
 
-/// What connections sent again. A plain hash, so that totals stay exact; the user half removes what is idle.
+/// What connections sent again. A plain hash, so that totals stay exact; userspace removes what is idle.
 /// 5 MB: what finds it full is a record each, as if there were no map.
 #[map]
 pub(crate) static RETRANSMITS: HashMap<RetransmitKey, Retransmitted> =
@@ -104,7 +104,7 @@ pub(crate) static RETRANSMITS: HashMap<RetransmitKey, Retransmitted> =
 #[map]
 pub(crate) static EMPTY_RETRANSMITS: Array<Retransmitted> = Array::with_max_entries(1, 0);
 
-/// When processes last forked, by `conntracer_common::socket::fork_place`; the last place is the user half's:
+/// When processes last forked, by `conntracer_common::socket::fork_place`; the last place is userspace's:
 /// see `FORKS_UNSEEN`. An array: a map that forgets would make a child's socket plainly its parent's.
 #[map]
 pub(crate) static FORKS: Array<u64> = Array::with_max_entries(FORK_PLACES + 1, 0);
@@ -135,7 +135,7 @@ pub(crate) static SKETCHES: LruHashMap<u64, Sources> = LruHashMap::with_max_entr
 #[map]
 pub(crate) static EMPTY_SKETCH: Array<Sources> = Array::with_max_entries(1, 0);
 
-/// Where a packet's listener is looked up: on the tracepoint rung, and for a packet that was dropped on its
+/// Where a packet's listener is looked up: on the tracepoint hook type, and for a packet that was dropped on its
 /// way to one.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -150,10 +150,10 @@ pub(crate) struct ListenKey {
 pub(crate) static LISTEN_PORTS: HashMap<ListenKey, u64> = HashMap::with_max_entries(4096, 0);
 
 /// Where dropped SYNs were to go, and why they were dropped. `port` 0 and no address: all that found
-/// `REFUSALS` full.
+/// `EARLY_DROPS` full.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct RefusalKey {
+pub(crate) struct EarlyDropKey {
     /// 0 where the kernel gives a reason.
     pub(crate) location: u64,
     pub(crate) addr: [u32; 4],
@@ -166,25 +166,26 @@ pub(crate) struct RefusalKey {
     pub(crate) pad: u16,
 }
 
-const _: () = assert!(size_of::<RefusalKey>() == REFUSED_KEY_BYTES);
+const _: () = assert!(size_of::<EarlyDropKey>() == EARLY_DROP_KEY_BYTES);
 
-/// SYNs dropped before a listener decided on them. A plain hash, so that totals stay exact; the user half
+/// SYNs dropped before a listener decided on them. A plain hash, so that totals stay exact; userspace
 /// removes what is idle.
 #[map]
-pub(crate) static REFUSALS: HashMap<RefusalKey, Refused> = HashMap::with_max_entries(4096, 0);
+pub(crate) static EARLY_DROPS: HashMap<EarlyDropKey, EarlyDropEntry> =
+    HashMap::with_max_entries(4096, 0);
 
-/// Those that found `REFUSALS` full, one entry a namespace and reason.
+/// Those that found `EARLY_DROPS` full, one entry a namespace and reason.
 #[map]
-pub(crate) static REFUSALS_OVERFLOW: HashMap<RefusalKey, Refused> =
+pub(crate) static EARLY_DROPS_OVERFLOW: HashMap<EarlyDropKey, EarlyDropEntry> =
     HashMap::with_max_entries(256, 0);
 
 /// What a new entry of the two is copied from: zero for ever.
 #[map]
-pub(crate) static EMPTY_REFUSED: Array<Refused> = Array::with_max_entries(1, 0);
+pub(crate) static EMPTY_EARLY_DROP: Array<EarlyDropEntry> = Array::with_max_entries(1, 0);
 
-/// When this CPU last emitted a `Refusal`.
+/// When this CPU last emitted an `EarlyDrop`.
 #[map]
-pub(crate) static REFUSAL_SAID: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static EARLY_DROP_SAID: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// Which attempts to connect fail alike. `port` 0 and no address: all that found `FAILURES` full.
 #[repr(C)]
@@ -202,7 +203,7 @@ pub(crate) struct FailureKey {
 
 const _: () = assert!(size_of::<FailureKey>() == FAILED_KEY_BYTES);
 
-/// Attempts to connect that failed. A plain hash, so that totals stay exact; the user half removes what is
+/// Attempts to connect that failed. A plain hash, so that totals stay exact; userspace removes what is
 /// idle.
 #[map]
 pub(crate) static FAILURES: HashMap<FailureKey, Failed> = HashMap::with_max_entries(4096, 0);
@@ -225,7 +226,7 @@ pub(crate) static FAILURES_COUNTED: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static FAILURE_SAID: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-/// `tcp_v4/v6_connect` under way, by thread: its socket and address (kprobe rung). It may sleep, so that a
+/// `tcp_v4/v6_connect` under way, by thread: its socket and address (kprobe hook type). It may sleep, so that a
 /// slot a CPU would not do. LRU: an exit that was missed leaves its entry behind.
 #[map]
 pub(crate) static CONNECTING: LruHashMap<u64, [u64; 2]> = LruHashMap::with_max_entries(1024, 0);
@@ -289,7 +290,7 @@ pub(crate) static ASKED_PIDS: HashMap<u32, u8> = HashMap::with_max_entries(1, 0)
 pub(crate) static ASKED_COMMS: HashMap<[u64; 2], u8> = HashMap::with_max_entries(1, 0);
 
 /// What the filter says of each control group, `conntracer_common::filter::verdict` by id: a group keeps its
-/// path and its id is never another's. Of one that is new here the user half is asked; while there is no
+/// path and its id is never another's. Of one that is new here userspace is asked; while there is no
 /// room, it decides on the records.
 #[map]
 pub(crate) static GROUPS: HashMap<u64, u8> = HashMap::with_max_entries(1, 0);
@@ -335,7 +336,7 @@ pub(crate) struct Bracket {
     pub(crate) pad: [u8; 2],
 }
 
-/// Entry to exit of `tcp_check_req` on this CPU (kprobe rung).
+/// Entry to exit of `tcp_check_req` on this CPU (kprobe hook type).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Checked {
@@ -399,7 +400,7 @@ pub(crate) struct Looked<T> {
 pub(crate) static LAST_DROP_MIB: LruPerCpuHashMap<u32, Looked<DropMib>> =
     LruPerCpuHashMap::with_max_entries(1024, 0);
 
-/// What a namespace's SYNs are judged by (tracepoint rung).
+/// What a namespace's SYNs are judged by (tracepoint hook type).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct SynMib {
@@ -432,7 +433,7 @@ pub(crate) const DROPPED_PLACE: Place<Drop> = Place {
     records: &DROPPED,
     index: 0,
 };
-pub(crate) const ENDED_PLACE: Place<Ending> = Place {
+pub(crate) const ENDED_PLACE: Place<Close> = Place {
     records: &ENDED,
     index: 1,
 };
@@ -476,7 +477,7 @@ static DROPPED: PerCpuArray<Drop> = PerCpuArray::with_max_entries(ENTRIES, 0);
 
 /// The connection that ended on this CPU: as with `DROPPED`.
 #[map]
-static ENDED: PerCpuArray<Ending> = PerCpuArray::with_max_entries(ENTRIES, 0);
+static ENDED: PerCpuArray<Close> = PerCpuArray::with_max_entries(ENTRIES, 0);
 
 /// The segment that is sent again on this CPU: as with `DROPPED`.
 #[map]

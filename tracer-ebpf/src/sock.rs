@@ -1,5 +1,5 @@
 //! The only file that reads kernel memory: sockets, request sockets and packets, by the offsets the
-//! user half found in the running kernel's BTF.
+//! userspace found in the running kernel's BTF.
 //!
 //! Everything goes through `bpf_probe_read_kernel`: it serves kprobes and trampolines alike, tolerates
 //! NULL and freed memory, and is not limited to the type BTF gives a pointer.

@@ -14,7 +14,8 @@ use thiserror::Error;
 
 use crate::{
     detect::Thresholds,
-    kernel::plan::{HookMode, Transport},
+    emit::Emit,
+    plan::{HookMode, Transport},
 };
 
 /// Where the package puts the file, and where it is looked for when `--config` names none.
@@ -91,52 +92,6 @@ pub enum Format {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-/// Kinds of lines that are printed only when asked for.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    clap::ValueEnum,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum Emit {
-    /// Connections opened by this host.
-    Connect,
-    /// Connections handed to an application.
-    Accept,
-    /// State changes.
-    State,
-    /// Retransmitted segments and SYN-ACKs.
-    Retransmit,
-    /// What became of SYNs at a listener.
-    Syn,
-    /// Resets sent and received.
-    Reset,
-    /// Dropped segments.
-    Drop,
-    /// SYNs dropped before they reached a listener, counted by where they were to go and why.
-    Refusal,
-    /// A summary of each connection at its end.
-    Connection,
-    /// Attempts to connect that failed, counted by process, remote end and error.
-    Failure,
-    /// Keepalive and window probes.
-    Probe,
-    /// Sockets that were there before conntracer, found at start.
-    Seed,
-    /// The counters of every hook, each 10 s.
-    Stats,
-    /// All of these.
-    All,
 }
 
 /// Why a config file cannot be used; one sentence with the remedy.

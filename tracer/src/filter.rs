@@ -1,6 +1,6 @@
 //! Which records are judged: those of sockets and owners that are asked for.
 //!
-//! The kernel half leaves out what it can tell of. What remains to be decided here: sockets whose owner it
+//! The eBPF side leaves out what it can tell of. What remains to be decided here: sockets whose owner it
 //! did not know, and control groups that it met a moment ago; and everything in a replay. Records go through
 //! before they are kept or judged, so that a recording holds what its run has judged, and its replay finds
 //! the same. What was left out is counted.
@@ -112,7 +112,7 @@ enum Answer {
 /// See the module.
 #[derive(Debug)]
 pub struct Records {
-    /// `None` where the kernel half has told already.
+    /// `None` where the eBPF side has told already.
     sockets: Option<Filter>,
     owners: Owners,
     /// What was said of each control group, by id.

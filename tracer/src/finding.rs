@@ -3,36 +3,11 @@
 //! Plain data. Detectors (`crate::detect`) fill it, sinks (`crate::sink`) render it; nothing here
 //! knows the kernel or a format beyond serde's names.
 
-use std::{borrow::Cow, net::SocketAddr, time::Duration};
+use std::{borrow::Cow, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::source::SocketId;
-
-/// Nanoseconds of CLOCK_MONOTONIC as records carry it (`bpf_ktime_get_ns`).
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(transparent)]
-pub struct Ktime(pub u64);
-
-impl Ktime {
-    /// Time from `earlier` to `self`; zero when it is not earlier, since records of two CPUs may
-    /// arrive a little out of order.
-    #[must_use]
-    pub const fn since(self, earlier: Self) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
-    }
-
-    /// `duration` later; the end of time when that overflows.
-    #[must_use]
-    pub fn after(self, duration: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
-        )
-    }
-}
+use crate::{id::SocketId, time::Ktime};
 
 /// The kinds of finding conntracer makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -82,7 +57,7 @@ pub enum Certainty {
     Inferred,
 }
 
-/// A process as the kernel half last learned it; DESIGN.md's owner.
+/// A process as the eBPF side last learned it; DESIGN.md's owner.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner {
     pub pid: u32,

@@ -1,4 +1,4 @@
-//! conntracer's user half: records from the kernel become events, events change connections,
+//! conntracer's userspace: records from the kernel become events, events change connections,
 //! detectors judge the changes, sinks print the findings.
 //!
 //! Dependencies point one way: [`kernel`] and [`decode`] know nothing of the [`table`]; [`detect`]
@@ -16,15 +16,19 @@ mod count;
 pub mod decode;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 pub mod detect;
+pub mod emit;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 pub mod event;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 pub mod filter;
 pub mod finding;
+pub mod host;
+pub mod id;
 pub mod kernel;
 mod owner;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 pub mod pipeline;
+pub mod plan;
 pub mod privileges;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 pub mod reconcile;
@@ -38,6 +42,7 @@ pub mod table;
 pub mod telemetry;
 #[cfg(test)]
 mod testing;
+pub mod time;
 pub mod view;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 pub mod watch;

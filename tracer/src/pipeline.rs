@@ -16,17 +16,18 @@ use crate::{
         Context, Thresholds,
         connect_failure::ConnectFailure,
         connection_drop::ConnectionDrop,
+        early_drop::EarlyDrop,
         half_open::{
-            dead_peer::DeadPeer, half_closed::HalfClosed, handshake::Handshake, idle::IdleAudit,
+            dead_peer::DeadPeer, half_closed::HalfClosed, handshake::Handshake,
+            idle::IdleConnections,
         },
-        refusal::Refusal,
         retransmit_storm::RetransmitStorm,
         send_stall::SendStalls,
         syn_drop::{self, SynDrop},
     },
     event::{Body, Event, TcpState},
-    finding::{Finding, Ktime},
-    kernel::host::Host,
+    finding::Finding,
+    host::Host,
     reconcile::{Reconciler, Reconciliation},
     source::Watched,
     table::{
@@ -36,6 +37,7 @@ use crate::{
         process::Processes,
         seed::Seeds,
     },
+    time::Ktime,
 };
 
 /// What the pipeline hands on.
@@ -52,7 +54,7 @@ pub enum Output<'a> {
     },
 }
 
-/// What the user half did with its records, and what its bounds cost.
+/// What userspace did with its records, and what its bounds cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Tallies {
     /// Records fed, and those that were none.
@@ -65,7 +67,7 @@ pub struct Tallies {
     /// Entries that had to make room in a full table.
     pub connections_evicted: u64,
     pub listeners_evicted: u64,
-    pub refusals_evicted: u64,
+    pub early_drops_evicted: u64,
     pub storms_evicted: u64,
     pub stalls_evicted: u64,
     pub dead_peers_evicted: u64,
@@ -77,10 +79,10 @@ pub struct Tallies {
     /// Connections that should be watched and are not, at the last poll.
     pub unwatched: u64,
     /// Namespaces not compared with the kernel's counters, those forgotten after they were, and counts
-    /// of namespaces that the kernel half had no room for.
+    /// of namespaces that the eBPF side had no room for.
     pub netns_uncompared: u64,
     pub netns_evicted: u64,
-    pub netns_counts_homeless: u64,
+    pub netns_counts_untracked: u64,
     #[serde(flatten)]
     pub seeds: Seeds,
 }
@@ -95,11 +97,11 @@ pub struct Pipeline {
     processes: Processes,
     holders: Holders,
     syn_drop: SynDrop,
-    refusal: Refusal,
+    early_drop: EarlyDrop,
     handshake: Handshake,
     dead_peer: DeadPeer,
     half_closed: HalfClosed,
-    idle: IdleAudit,
+    idle: IdleConnections,
     storm: RetransmitStorm,
     stalls: SendStalls,
     connect_failure: ConnectFailure,
@@ -125,11 +127,11 @@ impl Pipeline {
             processes: Processes::default(),
             holders: Holders::default(),
             syn_drop: SynDrop::new(),
-            refusal: Refusal::new(limits.refusals, limits.listeners),
+            early_drop: EarlyDrop::new(limits.early_drops, limits.listeners),
             handshake: Handshake::new(limits.listeners),
             dead_peer: DeadPeer::new(limits.connections),
             half_closed: HalfClosed::new(limits.processes),
-            idle: IdleAudit::new(limits.processes),
+            idle: IdleConnections::new(limits.processes),
             storm: RetransmitStorm::new(limits.connections, limits.remotes),
             stalls: SendStalls::new(limits.connections),
             connect_failure: ConnectFailure::new(limits.failures),
@@ -185,7 +187,7 @@ impl Pipeline {
         match &event.body {
             Body::Syn(body) => {
                 let applied = self.listeners.apply(body, cx.now);
-                self.refusal.listening(body);
+                self.early_drop.listening(body);
                 self.handshake.syn(body, &applied, &mut cx);
                 let flood = self.handshake.flood(&ListenerKey::of(&body.socket), &cx);
                 self.syn_drop
@@ -193,12 +195,12 @@ impl Pipeline {
                 self.storm.syn_acks(&applied.gained, &mut cx);
             }
             Body::Undo(body) => self.storm.undo(body, &mut cx),
-            Body::Refusal(body) => self.refusal.refusal(body, &mut cx),
+            Body::EarlyDrop(body) => self.early_drop.early_drop(body, &mut cx),
             Body::Failure(body) => self.connect_failure.failure(body, &mut cx),
-            Body::Ending(body) => {
-                self.dead_peer.ending(body, &mut cx);
-                self.stalls.ending(body, &mut cx);
-                self.connection_drop.ending(body, &mut cx);
+            Body::Close(body) => {
+                self.dead_peer.close(body, &mut cx);
+                self.stalls.close(body, &mut cx);
+                self.connection_drop.close(body, &mut cx);
             }
             Body::Sources(body) => self.handshake.sources(body, &mut cx),
             Body::SynAck(body) => {
@@ -218,7 +220,7 @@ impl Pipeline {
             Body::Tick => {
                 self.listeners.tick(cx.now);
                 self.syn_drop.tick(&self.listeners, &mut cx);
-                self.refusal.tick(&mut cx);
+                self.early_drop.tick(&mut cx);
                 self.handshake.tick(&mut cx);
                 self.dead_peer.tick(&mut cx);
                 self.half_closed.tick(&mut cx);
@@ -238,7 +240,7 @@ impl Pipeline {
             | Body::Process(_)
             | Body::Holders(_) => {}
             Body::Idle(body) => self.idle.idle(body, &mut cx),
-            Body::Audited(body) => self.idle.audited(body, &mut cx),
+            Body::IdleTotals(body) => self.idle.idle_totals(body, &mut cx),
             Body::Seed(body) => self.seeds.found(body),
             Body::Seeded(body) => self.seeds.over(body),
         }
@@ -262,7 +264,7 @@ impl Pipeline {
             && self.reconciler.netns(netns)
         {
             self.processes.forget_netns(netns.id.inode);
-            self.refusal.forget_netns(netns.id.inode);
+            self.early_drop.forget_netns(netns.id.inode);
         }
         if let Body::Process(process) = &event.body {
             self.processes.apply(process);
@@ -295,7 +297,7 @@ impl Pipeline {
             },
         };
         self.syn_drop.finish(&self.listeners, &mut cx);
-        self.refusal.finish(&mut cx);
+        self.early_drop.finish(&mut cx);
         self.handshake.finish(&mut cx);
         self.dead_peer.finish(&mut cx);
         self.half_closed.finish(&mut cx);
@@ -359,7 +361,7 @@ impl Pipeline {
 
     #[must_use]
     pub fn tallies(&self) -> Tallies {
-        let (netns_uncompared, netns_counts_homeless) = self.reconciler.unseen();
+        let (netns_uncompared, netns_counts_untracked) = self.reconciler.unseen();
         Tallies {
             records: self.records,
             decode_errors: self.decode_errors,
@@ -369,7 +371,7 @@ impl Pipeline {
                 .iter()
                 .fold(0, |sum, lost| sum.saturating_add(*lost)),
             connections_evicted: self.connections.evicted(),
-            refusals_evicted: self.refusal.evicted(),
+            early_drops_evicted: self.early_drop.evicted(),
             listeners_evicted: self
                 .listeners
                 .evicted()
@@ -388,7 +390,7 @@ impl Pipeline {
             unwatched: self.unwatched,
             netns_uncompared,
             netns_evicted: self.reconciler.evicted(),
-            netns_counts_homeless,
+            netns_counts_untracked,
             seeds: self.seeds,
         }
     }

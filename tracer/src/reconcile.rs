@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use crate::{
     event::Netns,
-    kernel::plan::{Plan, Rung},
+    plan::{HookType, Plan},
     table::Bounded,
 };
 
@@ -132,7 +132,7 @@ impl Reconciler {
     /// Namespaces not compared, and counts that found no room.
     pub(crate) fn unseen(&self) -> (u64, u64) {
         self.of_all.map_or((0, 0), |of_all| {
-            (of_all.uncompared.into(), of_all.homeless.into())
+            (of_all.uncompared.into(), of_all.untracked.into())
         })
     }
 
@@ -225,7 +225,7 @@ fn why_not(plan: &Plan, counter: usize) -> Option<Cow<'static, str>> {
         let hook = plan.hooks.iter().find(|hook| hook.hook == *name);
         match hook {
             None => return Some(format!("there is no {name} hook").into()),
-            Some(hook) if hook.rung == Rung::Off => {
+            Some(hook) if hook.hook_type == HookType::Off => {
                 return Some(match &hook.blind_to {
                     Some(blind_to) => format!("the {name} hook is off: {blind_to}").into(),
                     None => format!("the {name} hook is off").into(),
@@ -346,7 +346,7 @@ fn likely(
         if let Some(blind_to) = hook.and_then(|hook| hook.blind_to.as_deref()) {
             return format!("the {name} hook is blind to {blind_to}").into();
         }
-        if hook.is_some_and(|hook| hook.rung == Rung::Kprobe) {
+        if hook.is_some_and(|hook| hook.hook_type == HookType::Kprobe) {
             return format!(
                 "the {name} hook is a kprobe, and the kernel skips one that fires while another is handled on its CPU"
             )
@@ -383,19 +383,19 @@ fn likely(
 mod tests {
     use super::*;
     use crate::{
-        kernel::plan::{HookMode, HookPlan, Transport},
+        plan::{HookMode, HookPlan, Transport},
         testing,
     };
 
-    fn plan(hooks: &[(&str, Rung, Option<&str>)]) -> Plan {
+    fn plan(hooks: &[(&str, HookType, Option<&str>)]) -> Plan {
         Plan {
             mode: HookMode::Auto,
             transport: Transport::Ringbuf,
             hooks: hooks
                 .iter()
-                .map(|(hook, rung, blind_to)| HookPlan {
+                .map(|(hook, hook_type, blind_to)| HookPlan {
                     hook: (*hook).to_owned(),
-                    rung: *rung,
+                    hook_type: *hook_type,
                     attached: Vec::new(),
                     refused: Vec::new(),
                     blind_to: blind_to.map(str::to_owned),
@@ -407,9 +407,9 @@ mod tests {
 
     fn listeners() -> Plan {
         plan(&[
-            ("syn", Rung::Tracepoint, Some("the first SYN")),
-            ("ack", Rung::Fentry, None),
-            ("cookie", Rung::Off, Some("cookies")),
+            ("syn", HookType::Tracepoint, Some("the first SYN")),
+            ("ack", HookType::Fentry, None),
+            ("cookie", HookType::Off, Some("cookies")),
         ])
     }
 
@@ -429,7 +429,7 @@ mod tests {
             unreadable: false,
             failures_untraced: false,
             uncompared: 0,
-            homeless: 0,
+            untracked: 0,
             told: kernel::COUNT,
         }
     }
@@ -493,7 +493,10 @@ mod tests {
         let (residue, because) = reason(&nothing, 1);
         assert_eq!(residue, -2);
         assert!(because.contains("defect"), "{because}");
-        let kprobes = plan(&[("syn", Rung::Kprobe, None), ("ack", Rung::Kprobe, None)]);
+        let kprobes = plan(&[
+            ("syn", HookType::Kprobe, None),
+            ("ack", HookType::Kprobe, None),
+        ]);
         let because = likely(kernel::LISTEN_DROPS, 2, &kprobes, &nothing);
         assert!(because.contains("the syn hook is a kprobe"), "{because}");
     }
@@ -507,9 +510,9 @@ mod tests {
         let mut reconciler = Reconciler::new();
         reconciler.netns(&older);
         let plan = plan(&[
-            ("state", Rung::Tracepoint, None),
-            ("request", Rung::Fentry, None),
-            ("reset_sent", Rung::Tracepoint, None),
+            ("state", HookType::Tracepoint, None),
+            ("request", HookType::Fentry, None),
+            ("reset_sent", HookType::Tracepoint, None),
         ]);
         let report = reconciler.report(&plan, &[0; HOOKS.len()]);
         assert!(report.not_reconciled["AttemptFails"].contains("recording"));

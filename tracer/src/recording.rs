@@ -13,7 +13,7 @@ use std::io::{self, Read, Write};
 
 use thiserror::Error;
 
-use crate::{count::Grow, kernel::host::Host};
+use crate::{count::Grow, host::Host};
 
 const MAGIC: [u8; 8] = *b"CONNTRC\n";
 const VERSION: u32 = 1;

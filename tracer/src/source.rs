@@ -4,14 +4,7 @@ use std::io;
 
 use conntracer_common::stats::HookCounters;
 
-use crate::finding::Ktime;
-
-/// A connection the detectors want to see again between events: kernel address and birth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SocketId {
-    pub sk: u64,
-    pub born: Ktime,
-}
+use crate::id::SocketId;
 
 /// What the detectors want to see at the next poll, whatever happened to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,7 +27,7 @@ pub trait Source {
 
     /// Asks the kernel's maps: listeners that are watched or whose totals changed (`Syn` with outcome
     /// 255), who troubled them since the last poll (`Sources`), SYNs dropped before a listener
-    /// (`Refusal`), a `Snapshot` of each watched connection, sockets half-closed for longer than
+    /// (`EarlyDrop`), a `Snapshot` of each watched connection, sockets half-closed for longer than
     /// `half_closed_ns` (`Snapshot`), what was lost (`Loss`), and last a `Tick` with the current ktime.
     fn poll(
         &mut self,
@@ -43,10 +36,10 @@ pub trait Source {
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()>;
 
-    /// Holds the kernel's own counters against the kernel half's: a `Netns` for each namespace where
+    /// Holds the kernel's own counters against the eBPF side's: a `Netns` for each namespace where
     /// either changed. And a `Clock` where the wall clock was set.
     fn reconcile(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<()>;
 
-    /// The kernel half's accounts, hook by hook, in the order of `conntracer_common::stats::HOOKS`.
+    /// The eBPF side's accounts, hook by hook, in the order of `conntracer_common::stats::HOOKS`.
     fn accounts(&self) -> io::Result<Vec<(&'static str, HookCounters)>>;
 }

@@ -9,16 +9,17 @@ use conntracer_common::stats::HookCounters;
 use serde::Serialize;
 
 use crate::{
-    cli::settings::Emits,
     count::Grow,
     detect::Thresholds,
+    emit::Emits,
     event::Body,
     filter::{self, Records},
-    finding::{Finding, FindingKind, Ktime, Status},
-    kernel::host::Host,
+    finding::{Finding, FindingKind, Status},
+    host::Host,
     pipeline::{Output, Pipeline, Tallies},
     sink::{Account, Line, queue::Refused},
     source::Watched,
+    time::Ktime,
 };
 
 /// See the module.

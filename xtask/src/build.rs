@@ -1,4 +1,4 @@
-//! `build`: the kernel half, then one static binary with it embedded. The other verbs get their
+//! `build`: the eBPF side, then one static binary with it embedded. The other verbs get their
 //! programs here too.
 
 use std::{

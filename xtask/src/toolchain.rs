@@ -18,7 +18,7 @@ use crate::{
     workspace::Workspace,
 };
 
-/// The target triple of the kernel half.
+/// The target triple of the eBPF side.
 pub(crate) const BPF_TARGET: &str = "bpfel-unknown-none";
 
 const LINKER_VERSION: &str = "0.13.0";
@@ -33,7 +33,7 @@ const SYSTEM_PACKAGES: [(&str, &str); 2] = [
     ("rustc", "libstd-rust-dev-bpf"),
 ];
 
-/// What builds the kernel half.
+/// What builds the eBPF side.
 pub(crate) struct BpfToolchain {
     compiler: Compiler,
     linker: PathBuf,
@@ -134,7 +134,7 @@ fn ensure_compiler(
                     },
                     Need {
                         package: core,
-                        reason: "Rust's core, compiled for the kernel half's BPF target",
+                        reason: "Rust's core, compiled for the eBPF side's BPF target",
                     },
                 ],
                 installation,
@@ -263,12 +263,12 @@ fn ensure_linker(
         .current_dir("/");
     if installation == Installation::Forbidden {
         return Err(packages::missing_error(&[Missing {
-            what: format!("bpf-linker {LINKER_VERSION} (links the kernel half)"),
+            what: format!("bpf-linker {LINKER_VERSION} (links the eBPF side)"),
             remedy: process::line(&install),
         }]));
     }
     eprintln!(
-        "installing bpf-linker {LINKER_VERSION} below {}: links the kernel half",
+        "installing bpf-linker {LINKER_VERSION} below {}: links the eBPF side",
         root.display()
     );
     process::run(&mut install)?;

@@ -16,14 +16,14 @@ use crate::{
 
 /// How the client ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum Close {
     /// It closes; the server reads the end, and closes too.
     Fin,
     /// It aborts; the server reads an error.
     Rst,
 }
 
-impl Ending {
+impl Close {
     /// State changes of one connection, both ends together, in the words of the output contract.
     ///
     /// `net/ipv4/tcp_minisocks.c` copies the listener into the child, whose first change therefore
@@ -68,7 +68,7 @@ pub fn live(
     family: Family,
     port: u16,
     connections: usize,
-    ending: Ending,
+    ending: Close,
 ) -> Result<()> {
     let address = SocketAddr::new(family.loopback(), port);
     netns.run(|| {
@@ -82,13 +82,13 @@ pub fn live(
             (&client).write_all(&[1]).context("writing")?;
             let mut byte = [0];
             (&accepted).read_exact(&mut byte).context("reading")?;
-            if ending == Ending::Rst {
+            if ending == Close::Rst {
                 abort_on_close(&client)?;
             }
             drop(client);
             match ((&accepted).read(&mut byte), ending) {
-                (Ok(bytes), Ending::Fin) => ensure!(bytes == 0, "more than one byte"),
-                (Err(error), Ending::Rst) if error.kind() == ErrorKind::ConnectionReset => {}
+                (Ok(bytes), Close::Fin) => ensure!(bytes == 0, "more than one byte"),
+                (Err(error), Close::Rst) if error.kind() == ErrorKind::ConnectionReset => {}
                 (end, _) => bail!("a connection to end by {ending:?} ended with {end:?}"),
             }
         }

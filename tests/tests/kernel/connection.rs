@@ -77,7 +77,7 @@ fn a_connection_ends_with_what_its_ends_counted() {
         (by_local, "active", "local", true),
         (by_nobody, "passive", "nobody", false),
     ] {
-        let ended = ending(&run, remote);
+        let ended = close(&run, remote);
         assert_eq!(ended["role"], role, "{ended}");
         assert_eq!(ended["closed_first"], closed_first, "{ended}");
         assert_eq!(ended["orderly"], orderly, "{ended}");
@@ -88,7 +88,7 @@ fn a_connection_ends_with_what_its_ends_counted() {
         assert!(ended["age_ms"].is_u64() && ended["idle_ms"].is_u64());
         assert!(is_ours(ended), "{ended}");
     }
-    let ended = ending(&run, by_nobody);
+    let ended = close(&run, by_nobody);
     assert!(info.tcpi_total_retrans > 0);
     assert_eq!(ended["total_retrans"], info.tcpi_total_retrans, "{ended}");
     assert_eq!(ended["srtt_us"], info.tcpi_rtt, "{ended}");
@@ -126,7 +126,7 @@ fn address_of(socket: &Socket) -> SocketAddr {
 
 /// The one record about a connection to `remote`.
 #[track_caller]
-fn ending(run: &Run, remote: SocketAddr) -> &Value {
+fn close(run: &Run, remote: SocketAddr) -> &Value {
     let ip = remote.ip().to_string();
     let mut found = run.events().filter(|(kind, event)| {
         *kind == "connection"

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use conntracer_tests::{
-    line::{Plan, Sight, Start},
+    line::{Coverage, Plan, Start},
     netns::NetNs,
     schema,
 };
@@ -15,23 +15,27 @@ use crate::support::{binary, is_own_machine, lacking, trace};
 const LINES: [&str; 5] = ["5.10.", "6.1.", "6.12.", "6.18.", "7."];
 
 /// What each detector sees on them with hooks by fentry or kprobe, and what by tracepoint.
-const SIGHTS: [(&str, Sight, Sight); 12] = [
-    ("syn_drop", Sight::Exact, Sight::Degraded),
-    ("syn_drop.refusal", Sight::Exact, Sight::Exact),
-    ("syn_cookies", Sight::Exact, Sight::Degraded),
-    ("half_open.handshake", Sight::Exact, Sight::Degraded),
-    ("half_open.dead_peer", Sight::Exact, Sight::Degraded),
-    ("half_open.half_closed", Sight::Exact, Sight::Exact),
-    ("half_open.idle", Sight::Exact, Sight::Exact),
-    ("retransmit_storm", Sight::Exact, Sight::Exact),
-    ("retransmit_storm.reordering", Sight::Exact, Sight::Degraded),
-    ("send_stall", Sight::Exact, Sight::Off),
-    ("connect_failure", Sight::Exact, Sight::Degraded),
-    ("connection_drop", Sight::Exact, Sight::Exact),
+const COVERAGES: [(&str, Coverage, Coverage); 12] = [
+    ("syn_drop", Coverage::Exact, Coverage::Degraded),
+    ("syn_drop.early_drop", Coverage::Exact, Coverage::Exact),
+    ("syn_cookies", Coverage::Exact, Coverage::Degraded),
+    ("half_open.handshake", Coverage::Exact, Coverage::Degraded),
+    ("half_open.dead_peer", Coverage::Exact, Coverage::Degraded),
+    ("half_open.half_closed", Coverage::Exact, Coverage::Exact),
+    ("half_open.idle", Coverage::Exact, Coverage::Exact),
+    ("retransmit_storm", Coverage::Exact, Coverage::Exact),
+    (
+        "retransmit_storm.reordering",
+        Coverage::Exact,
+        Coverage::Degraded,
+    ),
+    ("send_stall", Coverage::Exact, Coverage::Off),
+    ("connect_failure", Coverage::Exact, Coverage::Degraded),
+    ("connection_drop", Coverage::Exact, Coverage::Exact),
 ];
 
 /// Those that see less in every mode: 5.10 gives no drop reasons.
-const LESS: [(&str, &str, Sight); 1] = [("5.10.", "syn_drop.refusal", Sight::Degraded)];
+const LESS: [(&str, &str, Coverage); 1] = [("5.10.", "syn_drop.early_drop", Coverage::Degraded)];
 
 #[test]
 fn doctor_and_run_agree_on_the_plan() {
@@ -50,10 +54,10 @@ fn doctor_and_run_agree_on_the_plan() {
     let mut said: Value = serde_json::from_slice(&output.stdout).unwrap();
     schema::hold(&said).unwrap();
     let plan: Plan = serde_json::from_value(said["plan"].take()).unwrap();
-    assert_eq!(sights(&plan), sights(&run.start.plan));
+    assert_eq!(coverages(&plan), coverages(&run.start.plan));
 }
 
-/// A kernel whose hooks fall to a lower rung than the table says is a failure, not another plan.
+/// A kernel whose hooks fall to a lower hook type than the table says is a failure, not another plan.
 #[test]
 fn each_kernel_line_sees_what_the_readme_says() {
     let Some(binary) = binary() else { return };
@@ -76,20 +80,27 @@ fn each_kernel_line_sees_what_the_readme_says() {
     } else {
         plan.hooks
             .iter()
-            .any(|hook| hook.hook == "syn" && hook.rung == "tracepoint")
+            .any(|hook| hook.hook == "syn" && hook.hook_type == "tracepoint")
     };
-    let mut expected: BTreeMap<&str, Sight> = SIGHTS
+    let mut expected: BTreeMap<&str, Coverage> = COVERAGES
         .into_iter()
-        .map(|(detector, sight, at_tracepoints)| {
-            (detector, if by_tracepoint { at_tracepoints } else { sight })
+        .map(|(detector, coverage, at_tracepoints)| {
+            (
+                detector,
+                if by_tracepoint {
+                    at_tracepoints
+                } else {
+                    coverage
+                },
+            )
         })
         .collect();
-    for (on, detector, sight) in LESS {
+    for (on, detector, coverage) in LESS {
         if on == *line {
-            expected.insert(detector, sight);
+            expected.insert(detector, coverage);
         }
     }
-    assert_eq!(sights(plan), expected, "{plan:#?}");
+    assert_eq!(coverages(plan), expected, "{plan:#?}");
 }
 
 #[test]
@@ -102,13 +113,13 @@ fn every_degradation_is_said() {
     let run = tracer.stop().unwrap();
     for detector in &run.start.plan.detectors {
         assert_eq!(
-            detector.sight == Sight::Exact,
+            detector.coverage == Coverage::Exact,
             detector.because.is_none(),
             "{detector:?}"
         );
     }
     for hook in &run.start.plan.hooks {
-        if hook.rung == "off" {
+        if hook.hook_type == "off" {
             assert!(
                 hook.attached.is_empty() && hook.blind_to.is_some(),
                 "{hook:?}"
@@ -117,15 +128,15 @@ fn every_degradation_is_said() {
         assert!(
             hook.refused
                 .iter()
-                .all(|refusal| !refusal.reason.is_empty()),
+                .all(|early_drop| !early_drop.reason.is_empty()),
             "{hook:?}"
         );
     }
 }
 
-fn sights(plan: &Plan) -> BTreeMap<&str, Sight> {
+fn coverages(plan: &Plan) -> BTreeMap<&str, Coverage> {
     plan.detectors
         .iter()
-        .map(|plan| (plan.detector.as_str(), plan.sight))
+        .map(|plan| (plan.detector.as_str(), plan.coverage))
         .collect()
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use conntracer_tests::{
     family::{Family, SERVER_PORT},
     netns::{COMM, NetNs},
-    scenario::short_lives::{Ending, LISTENER_CHANGES, live},
+    scenario::short_lives::{Close, LISTENER_CHANGES, live},
     tracer::Run,
     wait::SOON,
 };
@@ -26,7 +26,7 @@ const OTHER_PORT: u16 = SERVER_PORT + 1;
 #[case::v6(Family::V6)]
 fn every_state_change_is_streamed_once(
     #[case] family: Family,
-    #[values(Ending::Fin, Ending::Rst)] ending: Ending,
+    #[values(Close::Fin, Close::Rst)] ending: Close,
     #[values("ringbuf", "perf")] transport: &str,
 ) {
     let Some(binary) = binary() else { return };
@@ -87,7 +87,7 @@ fn every_connection_is_connected_and_accepted_once(
     let Some(mut tracer) = trace(&binary, &netns, &arguments) else {
         return;
     };
-    live(&netns, family, SERVER_PORT, CONNECTIONS, Ending::Fin).unwrap();
+    live(&netns, family, SERVER_PORT, CONNECTIONS, Close::Fin).unwrap();
     tracer.wait_for_events(2 * CONNECTIONS, SOON).unwrap();
     let run = tracer.stop().unwrap();
 
@@ -139,7 +139,7 @@ fn a_filter_selects_what_it_says(
     };
     for family in [Family::V4, Family::V6] {
         for port in [SERVER_PORT, OTHER_PORT] {
-            live(&netns, family, port, CONNECTIONS, Ending::Fin).unwrap();
+            live(&netns, family, port, CONNECTIONS, Close::Fin).unwrap();
         }
     }
     let each = families * CONNECTIONS;
@@ -182,7 +182,7 @@ fn assert_is_ours(event: &Value) {
     }
 }
 
-/// What the kernel half says it wrote is what came out.
+/// What the eBPF side says it wrote is what came out.
 #[track_caller]
 fn assert_emitted(run: &Run, hook: &str, expected: usize) {
     let emitted = run.stop.hooks[hook].emitted;

@@ -4,7 +4,7 @@ use std::fs;
 
 use conntracer_tests::{
     family::Family,
-    line::{Finding, Sight, Subject},
+    line::{Coverage, Finding, Subject},
     scenario::{
         handshakes::{Handshakes, REQUESTS},
         syn_flood::{SynFlood, stuck},
@@ -220,9 +220,9 @@ fn memory(pid: Pid) -> u64 {
 /// The number that tells how requests ended: each way by its own, or all together where the hook that
 /// tells them apart is off.
 fn ended(tracer: &Tracer, exact: &'static str) -> &'static str {
-    match tracer.sight("half_open.handshake").unwrap().sight {
-        Sight::Exact => exact,
-        Sight::Degraded | Sight::Off => "requests_gone",
+    match tracer.coverage("half_open.handshake").unwrap().coverage {
+        Coverage::Exact => exact,
+        Coverage::Degraded | Coverage::Off => "requests_gone",
     }
 }
 

@@ -221,7 +221,7 @@ fn an_inherited_connection_is_found_to_be_the_heirs() {
             is_dead_client(finding, &served) && finding.holders == Some(1)
         })
         .unwrap();
-    // The kernel half knows by then.
+    // The eBPF side knows by then.
     retransmitted(&mut tracer, heir);
     let run = tracer.stop().unwrap();
 

@@ -28,7 +28,7 @@ const UNPRIVILEGED: u32 = 65534;
 const USAGE: i32 = 2;
 
 /// Longest life of a process that has something to attach or refuse first.
-const ENDING: Duration = Duration::from_mins(2);
+const CLOSE: Duration = Duration::from_mins(2);
 
 #[test]
 fn kill_9_leaves_nothing_in_the_kernel() {
@@ -146,7 +146,7 @@ fn a_reader_that_leaves_is_no_error() {
     BufReader::new(process.stdout().unwrap())
         .read_line(&mut first)
         .unwrap();
-    let (status, stderr) = process.wait(ENDING).unwrap();
+    let (status, stderr) = process.wait(CLOSE).unwrap();
     if status.code() == Some(CANNOT_TRACE) {
         skip(&stderr);
         return;
@@ -191,7 +191,7 @@ fn an_unknown_flag_is_a_usage_error() {
 fn assert_refuses(command: &mut Command, code: i32, word: &str) {
     let mut process = Process::spawn(command).unwrap();
     let lines: Vec<_> = BufReader::new(process.stdout().unwrap()).lines().collect();
-    let (status, stderr) = process.wait(ENDING).unwrap();
+    let (status, stderr) = process.wait(CLOSE).unwrap();
     assert_eq!(status.code(), Some(code), "{stderr}");
     assert!(stderr.contains(word), "{stderr}");
     assert!(!stderr.contains("panicked"), "{stderr}");

@@ -10,7 +10,7 @@ use conntracer_tests::{
     counters::Counters,
     cpu,
     family::{Family, SERVER_PORT},
-    line::{Finding, Sight},
+    line::{Coverage, Finding},
     link::Pair,
     netns::NetNs,
     packet::send_syn,
@@ -542,5 +542,5 @@ fn is_exact(run: &Run) -> bool {
         .plan
         .detectors
         .iter()
-        .any(|plan| plan.detector == "syn_drop" && plan.sight == Sight::Exact)
+        .any(|plan| plan.detector == "syn_drop" && plan.coverage == Coverage::Exact)
 }

@@ -310,7 +310,7 @@ fn a_stalled_acceptor_is_told_by_how_long_it_took_nothing(#[case] family: Family
     });
     clients.quiet();
     let counted = clients.counters();
-    let rung = rung(&tracer, "accept");
+    let hook_type = hook_type(&tracer, "accept");
     let run = tracer.stop().unwrap();
 
     assert_eq!(told.number("accepted"), ACCEPTED, "{told:#?}");
@@ -318,7 +318,7 @@ fn a_stalled_acceptor_is_told_by_how_long_it_took_nothing(#[case] family: Family
     assert!(idle >= 1.0, "{told:#?}");
     assert_eq!(
         told.evidence.contains_key("accepts_known_by"),
-        rung != "fentry",
+        hook_type != "fentry",
         "what is not seen is said to be concluded: {told:#?}"
     );
     assert!(
@@ -415,10 +415,10 @@ fn wait_for(tracer: &mut Tracer, what: &str, matches: impl Fn(&Finding) -> bool)
         .unwrap()
 }
 
-fn rung(tracer: &Tracer, hook: &str) -> String {
+fn hook_type(tracer: &Tracer, hook: &str) -> String {
     let hooks = &tracer.plan().plan.hooks;
     let hook = hooks.iter().find(|plan| plan.hook == hook);
-    hook.expect("the plan names every hook").rung.clone()
+    hook.expect("the plan names every hook").hook_type.clone()
 }
 
 /// One finding for each stage, of `address` alone, and together they are ListenOverflows, but for what the kernel skipped

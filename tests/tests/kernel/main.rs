@@ -5,12 +5,12 @@
 //! run here prints one `test-skipped NAME: REASON` line and passes, so that the reasons can be
 //! counted; with `CONNTRACER_MUST_TRACE` set it fails instead.
 
-mod audit;
 mod connect_failure;
 mod connection;
 mod connection_drop;
 mod denied;
 mod doctor;
+mod early_drop;
 mod emit;
 mod filter;
 mod fork;
@@ -18,13 +18,13 @@ mod half_open;
 mod handshake;
 mod healthy;
 mod holder;
+mod idle;
 mod lifecycle;
 mod listener;
 mod listeners;
 mod nginx;
 mod owner;
 mod reconcile;
-mod refused;
 mod retransmit;
 mod retransmit_storm;
 mod scenario;

@@ -36,7 +36,8 @@ use socket2::{SockAddr, Socket};
 use crate::support::{assert_sound, binary, is_ours, is_syn_drop, lacking, trace};
 
 /// Every kind of event that tells of a socket.
-const ALL: &str = "connect,accept,state,retransmit,syn,reset,drop,refusal,connection,failure,probe";
+const ALL: &str =
+    "connect,accept,state,retransmit,syn,reset,drop,early_drop,connection,failure,probe";
 
 /// A search for the holders of one socket finds those of all: one that was accepted and has not received anything is
 /// accepted all the same, once.
@@ -134,7 +135,7 @@ fn a_busy_process_on_the_same_cpu_owns_nothing() {
     );
 }
 
-/// Thousands of attempts that fail leave nothing behind in the kernel half: with room for few sockets at a
+/// Thousands of attempts that fail leave nothing behind in the eBPF side: with room for few sockets at a
 /// time, none is lost, and what comes after them is seen.
 #[test]
 fn refused_connects_in_a_row_leave_nothing_behind() {
@@ -166,7 +167,7 @@ fn refused_connects_in_a_row_leave_nothing_behind() {
     // What passed while a program was running (see `assert_sound`) is counted as lost.
     let nearly = u64::from(ATTEMPTS) * 99 / 100;
     tracer
-        .wait_for("every refusal", SOON, |finding| {
+        .wait_for("every early drop", SOON, |finding| {
             finding.finding == "connect_failure" && finding.count >= nearly
         })
         .unwrap();
@@ -372,7 +373,7 @@ fn threads_that_accept_are_their_process() {
         for number in 0..THREADS {
             let serve = || -> std::io::Result<()> {
                 let (mut accepted, _) = listener.accept()?;
-                // Whose it is shows at its first receive on the tracepoint rung.
+                // Whose it is shows at its first receive on the tracepoint hook type.
                 accepted.read_exact(&mut [0; 1])?;
                 accepted.write_all(b"x")
             };

@@ -126,7 +126,7 @@ fn what_was_there_is_found_once_as_the_kernel_lists_it() {
     assert_eq!(tallies["seeds"], sockets as u64, "{tallies:?}");
     assert_eq!(tallies["seed_namespaces"], 3, "{tallies:?}");
     assert_eq!(tallies["seed_namespaces_not_entered"], 0, "{tallies:?}");
-    assert_eq!(tallies["seed_homeless"], 0, "{tallies:?}");
+    assert_eq!(tallies["seed_untracked"], 0, "{tallies:?}");
     assert_said(&run, "half_open.half_closed");
     for (hook, account) in &run.stop.hooks {
         assert!(account.balances(), "{hook}: {account:?}");

@@ -74,7 +74,7 @@ fn found(tracer: &mut Tracer, cause: &str) -> Option<Finding> {
     let hooks = &tracer.plan().plan.hooks;
     if hooks
         .iter()
-        .any(|plan| plan.hook == "probe" && plan.rung == "off")
+        .any(|plan| plan.hook == "probe" && plan.hook_type == "off")
     {
         return None;
     }

@@ -12,7 +12,7 @@ use std::{
 
 use conntracer_tests::{
     counters::Counters,
-    line::{Certainty, Finding, Owner, Sight, Subject},
+    line::{Certainty, Coverage, Finding, Owner, Subject},
     netns::{COMM, NetNs},
     tracer::{Binary, NotStarted, Run, Tracer},
 };
@@ -118,7 +118,7 @@ pub(crate) fn assert_sound(run: &Run, netns: &NetNs) {
         .plan
         .hooks
         .iter()
-        .any(|plan| plan.hook == "accept" && plan.rung == "tracepoint");
+        .any(|plan| plan.hook == "accept" && plan.hook_type == "tracepoint");
     for (hook, account) in &run.stop.hooks {
         assert!(account.balances(), "{hook}: {account:?}");
         assert!(
@@ -176,7 +176,7 @@ pub(crate) fn assert_reconciled(run: &Run, netns: &NetNs, before: &Counters) {
         let works = hooks.iter().all(|hook| {
             plans
                 .iter()
-                .any(|plan| plan.hook == *hook && plan.rung != "off")
+                .any(|plan| plan.hook == *hook && plan.hook_type != "off")
         });
         assert_eq!(reconciled.counters.contains_key(name), works, "{name}");
         assert_eq!(
@@ -218,7 +218,7 @@ fn hooks_of(counter: &str) -> &'static [&'static str] {
         .1
 }
 
-/// Counters that every rung can compare, and the hooks that count the same.
+/// Counters that every hook type can compare, and the hooks that count the same.
 const ALWAYS_COMPARED: [(&str, &[&str]); 9] = [
     ("ListenOverflows", &["syn", "ack"]),
     ("ListenDrops", &["syn", "ack"]),
@@ -264,7 +264,7 @@ pub(crate) fn assert_said(run: &Run, detector: &str) {
         .unwrap_or_else(|| panic!("the plan does not speak of {detector}: {:?}", run.start));
     assert_eq!(
         plan.because.is_none(),
-        plan.sight == Sight::Exact,
+        plan.coverage == Coverage::Exact,
         "{plan:?}"
     );
     let (kind, cause) = detector.split_once('.').unwrap_or((detector, ""));
@@ -276,10 +276,10 @@ pub(crate) fn assert_said(run: &Run, detector: &str) {
             finding.because.is_none(),
             finding.certainty == Certainty::Exact
         );
-        match plan.sight {
-            Sight::Exact => {}
-            Sight::Degraded => assert_eq!(finding.certainty, Certainty::Inferred, "{finding:?}"),
-            Sight::Off => panic!("a finding of a detector that is off: {finding:?}"),
+        match plan.coverage {
+            Coverage::Exact => {}
+            Coverage::Degraded => assert_eq!(finding.certainty, Certainty::Inferred, "{finding:?}"),
+            Coverage::Off => panic!("a finding of a detector that is off: {finding:?}"),
         }
     }
 }

@@ -80,7 +80,7 @@ pub mod failure_how {
 pub const PATIENCE_NS: u64 = 1_000_000_000;
 
 /// Attempts to connect that failed, cumulative by process, remote end and error. Emitted for the first one
-/// and then at most once in [`SYN_INTERVAL_NS`](super::SYN_INTERVAL_NS), within [`REFUSAL_INTERVAL_NS`](super::REFUSAL_INTERVAL_NS) of every CPU; polled
+/// and then at most once in [`SYN_INTERVAL_NS`](super::SYN_INTERVAL_NS), within [`EARLY_DROP_INTERVAL_NS`](super::EARLY_DROP_INTERVAL_NS) of every CPU; polled
 /// otherwise.
 ///
 /// `socket` is the last one's; remote port 0 stands for all that found the map full.
@@ -107,8 +107,8 @@ pub struct Failure {
     pub pad: [u8; 7],
 }
 
-/// Bits of [`Ending::flags`].
-pub mod ending_flag {
+/// Bits of [`Close::flags`].
+pub mod close_flag {
     /// A RST of the peer's ended it; this host sent one just before.
     pub const RST_RECEIVED: u8 = 1;
     pub const RST_SENT: u8 = 2;
@@ -128,7 +128,7 @@ pub mod ending_flag {
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]
 #[repr(C)]
-pub struct Ending {
+pub struct Close {
     pub header: Header,
     pub socket: Socket,
     pub owner: Owner,
@@ -144,7 +144,7 @@ pub struct Ending {
     /// Received and not read.
     pub unread: u32,
     pub old_state: u8,
-    /// Bits of [`ending_flag`].
+    /// Bits of [`close_flag`].
     pub flags: u8,
     pub pad: [u8; 6],
 }

@@ -120,7 +120,7 @@ pub mod syn_evidence {
     pub const COUNTERS: u8 = 1;
 }
 
-/// Cumulative per listener since the kernel half first saw it, indexed by [`syn_outcome`].
+/// Cumulative per listener since the eBPF side first saw it, indexed by [`syn_outcome`].
 pub type SynTotals = [u64; syn_outcome::COUNT];
 
 /// Bits of [`Syn::flags`].
@@ -131,7 +131,7 @@ pub mod listener_flag {
     pub const REUSEPORT: u8 = 2;
 }
 
-/// The state of a listener and the outcome that made the kernel half say so. Emitted for the first
+/// The state of a listener and the outcome that made the eBPF side say so. Emitted for the first
 /// outcome of each bad kind and then at most once in [`SYN_INTERVAL_NS`] per listener: the totals
 /// are cumulative, so nothing is lost by saying less often. `outcome` is 255 in a poll of the map.
 #[derive(
@@ -183,7 +183,7 @@ pub const SYN_INTERVAL_NS: u64 = 100_000_000;
 pub const SYNACKS_PER_S: u32 = 64;
 
 /// Who sent the SYNs that a listener had trouble with (answered by a cookie, dropped, or whose SYN-ACK
-/// was repeated): the registers of [`crate::sketch`]. Read from the kernel half's map at a poll, when
+/// was repeated): the registers of [`crate::sketch`]. Read from the eBPF side's map at a poll, when
 /// they changed. Listeners of one namespace share a seed, so that those of one address can be joined:
 /// the larger of each register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]

@@ -1,22 +1,27 @@
-//! The records that cross the ring, byte for byte as the kernel half writes them.
+//! The records that cross the ring, byte for byte as the eBPF side writes them.
 //!
 //! Every record starts with a [`Header`] whose `kind` says which struct follows; all are flat,
 //! widest field first, without implicit padding (`IntoBytes` refuses it at compile time, and the
 //! verifier refuses uninitialised stack). Integers are in the host's byte order; addresses are in
 //! network order, IPv4 as v4-mapped IPv6 (RFC 4291, 2.5.5.2), ports are in host order.
 //!
-//! Written by `tracer-ebpf` (and, where a record says so, by the user half), read by `conntracer::decode`.
+//! Written by `tracer-ebpf` (and, where a record says so, by userspace), read by `conntracer::decode`.
 
-mod asked;
 mod connection;
+mod early_drop;
+mod idle;
 mod listener;
-mod refusal;
 mod retransmit;
-mod user_half;
+mod seed;
+mod snapshot;
+mod userspace;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-pub use self::{asked::*, connection::*, listener::*, refusal::*, retransmit::*, user_half::*};
+pub use self::{
+    connection::*, early_drop::*, idle::*, listener::*, retransmit::*, seed::*, snapshot::*,
+    userspace::*,
+};
 
 /// What a record is about; the value of [`Header::kind`].
 pub mod kind {
@@ -34,7 +39,7 @@ pub mod kind {
     pub const TICK: u16 = 11;
     pub const LOSS: u16 = 12;
     pub const SOURCES: u16 = 13;
-    pub const REFUSAL: u16 = 14;
+    pub const EARLY_DROP: u16 = 14;
     pub const NETNS: u16 = 15;
     pub const SEED: u16 = 16;
     pub const PROCESS: u16 = 17;
@@ -42,10 +47,10 @@ pub mod kind {
     pub const RETRANSMITS: u16 = 19;
     pub const UNDO: u16 = 20;
     pub const FAILURE: u16 = 21;
-    pub const ENDING: u16 = 22;
+    pub const CLOSE: u16 = 22;
     pub const IDLE: u16 = 23;
     pub const SEEDED: u16 = 24;
-    pub const AUDITED: u16 = 25;
+    pub const IDLE_TOTALS: u16 = 25;
     pub const HALF_CLOSED: u16 = 27;
     pub const CLOCK: u16 = 28;
 }
@@ -125,7 +130,7 @@ pub struct Owner {
 pub struct Socket {
     /// Address of the `struct sock`. Reused by the kernel: an identity only with `born_ns`.
     pub sk: u64,
-    /// When the kernel half first saw the socket (its birth, or mid-life when `role` is unknown);
+    /// When the eBPF side first saw the socket (its birth, or mid-life when `role` is unknown);
     /// 0 when it never did.
     pub born_ns: u64,
     /// Network order words; IPv4 is `[0, 0, htonl(0xffff), addr]`.
@@ -208,9 +213,9 @@ const _: () = {
     assert!(size_of::<Syn>() == 344);
     assert!(size_of::<Reset>() == 128);
     assert!(size_of::<Drop>() == 144);
-    assert!(size_of::<Refusal>() == 208);
+    assert!(size_of::<EarlyDrop>() == 208);
     assert!(size_of::<Failure>() == 168);
-    assert!(size_of::<Ending>() == 240);
+    assert!(size_of::<Close>() == 240);
     assert!(size_of::<Probe>() == 208);
     assert!(size_of::<Snapshot>() == 208);
     assert!(size_of::<Netns>() == 544);
@@ -218,7 +223,7 @@ const _: () = {
     assert!(size_of::<Seeded>() == 40);
     assert!(size_of::<Holders>() == 408);
     assert!(size_of::<Idle>() == 216);
-    assert!(size_of::<Audited>() == 40);
+    assert!(size_of::<IdleTotals>() == 40);
     assert!(size_of::<Clock>() == 24);
     assert!(size_of::<HalfClosed>() == 72);
     assert!(size_of::<Sources>() == 424);

@@ -62,7 +62,7 @@ pub struct RetransmitTotals {
     /// the kernel believes in; 0 where it does not tell.
     pub min_rtt_us: u32,
     pub pmtu: u32,
-    /// 1: read from the map by the user half, beside the records that tell of single events.
+    /// 1: read from the map by userspace, beside the records that tell of single events.
     pub polled: u8,
     /// 1: the kernel tells whether ICMP told of a smaller path.
     pub tells_icmp: u8,

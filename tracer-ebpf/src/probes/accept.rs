@@ -1,7 +1,7 @@
 //! Accepted connections: whose they become. fexit `inet_csk_accept` runs in the acceptor's context;
 //! the fallback is the owner's first receive.
 //!
-//! No kprobe rung: a kretprobe on a function that blocks runs out of instances with as many blocked
+//! No kprobe hook type: a kretprobe on a function that blocks runs out of instances with as many blocked
 //! acceptors, and says nothing.
 
 use aya_ebpf::{
@@ -71,7 +71,7 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
     };
     if entry.role == role::PASSIVE && begins {
         if load!(sk, sk_owned: u32) != 0 {
-            // A first receive is no accept(): the listener's last one stays unknown on this rung.
+            // A first receive is no accept(): the listener's last one stays unknown on this hook type.
             return account(hook::ACCEPT, said(&ctx, sk, owned(entry)));
         }
     } else if !is_owner && source != owner_source::UNKNOWN && load!(sk, sk_owned: u32) != 0 {

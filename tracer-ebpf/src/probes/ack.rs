@@ -138,7 +138,7 @@ fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
     listener::outcome(ctx, before.sk, entry, outcome, evidence, before.skb)
 }
 
-/// A segment that `kfree_skb` freed at a listener (tracepoint rung), with what the kernel counted on this
+/// A segment that `kfree_skb` freed at a listener (tracepoint hook type), with what the kernel counted on this
 /// CPU since the last look. Without counters: a third ACK that is refused raises `sk_drops` by 2
 /// (`tcp_listendrop`, and `sk_drops_add` at the discard), anything else by 1; those are explained but are no
 /// drops of a connection.

@@ -1,11 +1,11 @@
 //! Cumulative records by key: their entries, and how seldom they are emitted; no programs. For `failure` and
-//! `refusal`.
+//! `early_drop`.
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     maps::{Array, HashMap, PerCpuArray},
 };
-use conntracer_common::record::{REFUSAL_INTERVAL_NS, SYN_INTERVAL_NS};
+use conntracer_common::record::{EARLY_DROP_INTERVAL_NS, SYN_INTERVAL_NS};
 
 use crate::emit::Lane;
 
@@ -59,7 +59,7 @@ pub(crate) unsafe fn lane(
     // SAFETY: a live per-CPU map value, and the caller's.
     unsafe {
         let due = (first || now_ns - *emitted_ns >= SYN_INTERVAL_NS)
-            && now_ns - *said >= REFUSAL_INTERVAL_NS;
+            && now_ns - *said >= EARLY_DROP_INTERVAL_NS;
         if !due {
             return if asked { Some(Lane::Bulk) } else { None };
         }

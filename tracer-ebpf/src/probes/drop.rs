@@ -1,5 +1,5 @@
 //! Packets freed by `kfree_skb`: TCP segments dropped before or at a socket. Written one by one when
-//! asked for; SYNs are counted by where they were to go and why. On the tracepoint rung also the place
+//! asked for; SYNs are counted by where they were to go and why. On the tracepoint hook type also the place
 //! where a refused third ACK is seen.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
@@ -13,9 +13,9 @@ use crate::{
     emit::{self, Lane},
     maps::{DROPPED_PLACE, Outcome, account, asked_for, global},
     probes::{
-        ack, filter, listener, percpu,
-        refusal::{self, Freed},
-        socket,
+        ack,
+        early_drop::{self, Freed},
+        filter, listener, percpu, socket,
     },
     sock::{self, field},
 };
@@ -110,7 +110,7 @@ fn try_drop(
         }
     }
     let refused = if is_syn(packet) {
-        refusal::freed(
+        early_drop::freed(
             ctx,
             &Freed {
                 skb,

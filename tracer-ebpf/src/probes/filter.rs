@@ -1,7 +1,7 @@
 //! Which owners are asked for; no programs.
 //!
 //! The answer is kept beside the owner it is about, so that an event of a known socket costs one look at a
-//! flag, and is made anew whenever the owner changes. What it cannot be told of yet passes: the user half
+//! flag, and is made anew whenever the owner changes. What it cannot be told of yet passes: userspace
 //! decides on the record.
 
 use aya_ebpf::bindings::BPF_NOEXIST;

@@ -22,7 +22,7 @@ pub(crate) fn idle(ctx: RawTracePointContext) -> i32 {
     looked_at(&ctx, ctx.arg(0), ctx.arg(1), ctx.arg(2)) as i32
 }
 
-/// What the user half is answered.
+/// What userspace is answered.
 #[inline(always)]
 fn looked_at(ctx: &RawTracePointContext, sk: u64, born_ns: u64, limit_ns: u64) -> u32 {
     // SAFETY: plain data.

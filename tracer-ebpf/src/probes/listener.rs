@@ -151,7 +151,7 @@ fn leave_group(socket: &Socket, next: u64, previous: u64) {
 }
 
 /// The member of `sk`'s group that dropped something not explained yet, `sk` itself when none did
-/// (tracepoint rung, which knows the address alone).
+/// (tracepoint hook type, which knows the address alone).
 ///
 /// A global function, as the kernel's verifier calls it: it walks the loop once, not once for each way there.
 #[unsafe(no_mangle)]
@@ -354,7 +354,7 @@ pub(crate) fn completed(listener: u64, repeats: u8, cookie: u8) {
     }
 }
 
-/// The same from a child (of a BTF tracepoint) that still has its listener's address (tracepoint rung).
+/// The same from a child (of a BTF tracepoint) that still has its listener's address (tracepoint hook type).
 #[inline(always)]
 pub(crate) fn completed_at(child: u64) {
     let listener = of_child(child);
@@ -378,7 +378,7 @@ fn queued(entry: *mut Listener, listener: u64) {
     }
 }
 
-/// The child's handshake took repeated SYN-ACKs (tracepoint rung).
+/// The child's handshake took repeated SYN-ACKs (tracepoint hook type).
 #[inline(always)]
 pub(crate) fn completed_late_at(child: u64) {
     if let Some(entry) = LISTENERS.get_ptr_mut(of_child(child)) {
@@ -578,7 +578,7 @@ fn said<C: EbpfContext>(ctx: &C, entry: *mut Listener, outcome: u8, lane: Lane) 
     }
 }
 
-/// How far `sk_drops` is ahead of what was explained so far (tracepoint rung).
+/// How far `sk_drops` is ahead of what was explained so far (tracepoint hook type).
 #[inline(always)]
 pub(crate) fn unexplained(entry: *mut Listener, drops: u32) -> u64 {
     // SAFETY: a live map value of plain data.

@@ -55,7 +55,7 @@ fn entry(net: u64) -> Option<*mut Counts> {
 }
 
 /// Shows one network namespace and where the next one is: the kernel's own counters of it, those that
-/// /proc/net/snmp and /proc/net/netstat show there. Attached to nothing; the user half runs it with
+/// /proc/net/snmp and /proc/net/netstat show there. Attached to nothing; userspace runs it with
 /// BPF_PROG_TEST_RUN, because a namespace need have no process whose /proc could be read, and no
 /// capability to enter it is kept.
 ///

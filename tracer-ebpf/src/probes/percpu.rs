@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::generated::bpf_probe_read_kernel, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use conntracer_common::{layout::ABSENT, netns::kernel, record::refusal_hint, tcp::AF_INET6};
+use conntracer_common::{layout::ABSENT, netns::kernel, record::early_drop_hint, tcp::AF_INET6};
 
 use crate::{
     maps::{
@@ -16,7 +16,7 @@ use crate::{
     sock::{self, field},
 };
 
-/// Learns this CPU's per-CPU offset. Attached to nothing: the user half runs it once on every CPU
+/// Learns this CPU's per-CPU offset. Attached to nothing: userspace runs it once on every CPU
 /// with BPF_PROG_TEST_RUN, and finds the offset in the map when it worked.
 ///
 /// `bpf_map_lookup_elem` on a per-CPU array returns `this_cpu_ptr(array->pptrs[0])`
@@ -160,7 +160,7 @@ pub(crate) struct Counted {
 /// What a segment is that asks for no route.
 pub(crate) const NO_FAMILY: u16 = 0;
 
-/// What a namespace counted on this CPU since the last look (tracepoint rung, which has no entry to
+/// What a namespace counted on this CPU since the last look (tracepoint hook type, which has no entry to
 /// compare with), and of routes since the last look at a SYN of the same family; not known at the first look
 /// where there was a past, and where the counters cannot be read.
 #[inline(always)]
@@ -251,7 +251,7 @@ fn drop_mib(net: u64, offset: u64) -> DropMib {
 }
 
 /// Which of those counters of a namespace rose on this CPU since its last dropped segment, as bits of
-/// `refusal_hint`. At the first look there is nothing to compare with: a counter at 1 counted this segment, or
+/// `early_drop_hint`. At the first look there is nothing to compare with: a counter at 1 counted this segment, or
 /// one before the tracer, and only what it says is said.
 #[inline(always)]
 pub(crate) fn drops_since_last(net: u64) -> u8 {
@@ -286,17 +286,20 @@ pub(crate) fn drops_since_last(net: u64) -> u8 {
         let rose = if is_first { now == 1 } else { now != before };
         if rose { hint } else { 0 }
     };
-    let rose = bit(now.csum_errors, before.csum_errors, refusal_hint::CHECKSUM)
-        | bit(now.md5, before.md5, refusal_hint::MD5)
+    let rose = bit(
+        now.csum_errors,
+        before.csum_errors,
+        early_drop_hint::CHECKSUM,
+    ) | bit(now.md5, before.md5, early_drop_hint::MD5)
         | bit(
             now.reverse_path,
             before.reverse_path,
-            refusal_hint::REVERSE_PATH,
+            early_drop_hint::REVERSE_PATH,
         )
-        | bit(now.out_rsts, before.out_rsts, refusal_hint::RESET_SENT);
+        | bit(now.out_rsts, before.out_rsts, early_drop_hint::RESET_SENT);
     if is_first && rose == 0 {
         0
     } else {
-        refusal_hint::COUNTED | rose
+        early_drop_hint::COUNTED | rose
     }
 }

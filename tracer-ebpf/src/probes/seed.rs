@@ -1,5 +1,5 @@
 //! What was there before the hooks: every socket of a network namespace, and the processes that hold
-//! them. BPF iterators, which the user half reads once each after the hooks are attached.
+//! them. BPF iterators, which userspace reads once each after the hooks are attached.
 //!
 //! `seed` takes sockets in and writes nothing, so that one read walks a whole namespace under the
 //! kernel's own bucket locks; `seed_owners` walks every open file; `seed_list` writes a `Seed` of each
@@ -358,7 +358,7 @@ fn listener(sk: u64, record: &mut Seed) -> bool {
 
 #[inline(always)]
 fn connection(sk: u64, state: u8, record: &mut Seed) -> bool {
-    // Those of other owners, too: the user half counts what it leaves out, and owners are known only now.
+    // Those of other owners, too: userspace counts what it leaves out, and owners are known only now.
     let known = socket::fill_known(sk, &mut record.socket, &mut record.owner);
     if !socket::wanted(&record.socket) {
         return false;

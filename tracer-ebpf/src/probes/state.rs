@@ -1,5 +1,5 @@
 //! `inet_sock_set_state`: births and ends, half-closed ages, and the stand-in for hooks whose better
-//! rung is missing.
+//! hook type is missing.
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
@@ -12,7 +12,7 @@ use conntracer_common::{
 use crate::{
     emit::{self, Lane},
     maps::{Outcome, SOCKETS, account, asked_for, global},
-    probes::{connect, ending, failure, filter, listener, netns, socket},
+    probes::{close, connect, failure, filter, listener, netns, socket},
     sock::{self, SOCK_DEAD, Typed, field, load},
 };
 
@@ -39,7 +39,7 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     if new != state::SYN_SENT && socket::is_refused(sk) {
         return Outcome::Filtered;
     }
-    let told = new == state::CLOSE || asked_for(kind::STATE) || asked_for(kind::ENDING);
+    let told = new == state::CLOSE || asked_for(kind::STATE) || asked_for(kind::CLOSE);
     if is_closed(sk, old, new) && (told || troubled(sk, tcp)) {
         socket::claimed(sk);
     }
@@ -69,7 +69,7 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
         state::CLOSE if old == state::LISTEN => listener::closed(ctx, sk),
         state::CLOSE if old == state::SYN_SENT => failure::closed(ctx, sk),
         state::CLOSE if old != state::SYN_RECV && old != state::CLOSE => {
-            ending::ended(ctx, sk, tcp, old)
+            close::ended(ctx, sk, tcp, old)
         }
         // Nobody holds one that is closed, and the kernel ends it (`tcp_fin_timeout`).
         state::FIN_WAIT2 if load!(sk, skc_flags: u64) & SOCK_DEAD != 0 => Outcome::Aggregated,
@@ -119,7 +119,7 @@ fn is_closed(sk: u64, old: u8, new: u8) -> bool {
 }
 
 /// Enters a half-closed state. A connection older than the tracer is adopted without an owner, so that a
-/// leak is seen all the same. That the state was left shows when the user half looks at the socket.
+/// leak is seen all the same. That the state was left shows when userspace looks at the socket.
 #[inline(always)]
 fn half_closed(sk: u64, state: u8) -> Outcome {
     let entry = match SOCKETS.get_ptr_mut(sk) {

@@ -14,8 +14,9 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
 use crate::{
-    config::{Audit, Emit, Format},
-    kernel::plan::{HookMode, Transport},
+    config::{Audit, Format},
+    emit::Emit,
+    plan::{HookMode, Transport},
 };
 
 /// Says which TCP connections of this host fail, since when, whose they are, why, and what to change.

@@ -8,110 +8,14 @@ use std::{
 };
 
 use anyhow::Context;
-use conntracer_common::{filter::emit_bit, record::kind};
 
 use super::{KernelArguments, OutputArguments, RunArguments};
 use crate::{
-    config::{Audit, Config, Emit, Format},
-    event::Body,
-    kernel::plan::{HookMode, Transport},
+    config::{Audit, Config, Format},
+    emit::Emits,
+    plan::{HookMode, Transport},
     sink::{Renderer, SharedHost, json::Json, text::Text},
 };
-
-/// Which kinds of lines are printed beyond the default ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Emits {
-    /// Bits of [`emit_bit`].
-    records: u32,
-    pub stats: bool,
-}
-
-impl Emits {
-    #[must_use]
-    pub fn of(kinds: &[Emit]) -> Self {
-        kinds.iter().fold(Self::default(), |emits, kind| Self {
-            records: emits.records | record_bits(*kind),
-            stats: emits.stats || matches!(kind, Emit::Stats | Emit::All),
-        })
-    }
-
-    /// What the kernel half is to write to the rings.
-    #[must_use]
-    pub const fn records(self) -> u32 {
-        self.records
-    }
-
-    /// Whether an event of this kind is printed. Snapshots, ticks and losses are between the halves;
-    /// a loss is told by its gap.
-    #[must_use]
-    pub const fn prints(self, body: &Body) -> bool {
-        let kind = match body {
-            Body::Connect(_) => kind::CONNECT,
-            Body::Accept(_) => kind::ACCEPT,
-            Body::State(_) => kind::STATE,
-            // The answer to a poll repeats what its connection's records tell one by one.
-            Body::Retransmit(body) if body.is_polled() => return false,
-            Body::Retransmit(_) => kind::RETRANSMIT,
-            Body::SynAck(_) => kind::SYNACK,
-            Body::Syn(_) => kind::SYN,
-            Body::Reset(_) => kind::RESET,
-            Body::Drop(_) => kind::DROP,
-            Body::Refusal(_) => kind::REFUSAL,
-            Body::Failure(_) => kind::FAILURE,
-            Body::Ending(_) => kind::ENDING,
-            Body::Probe(_) => kind::PROBE,
-            Body::Seed(_) => kind::SEED,
-            Body::Undo(_)
-            | Body::Sources(_)
-            | Body::Snapshot(_)
-            | Body::Tick
-            | Body::Loss(_)
-            | Body::Netns(_)
-            | Body::Seeded(_)
-            | Body::Idle(_)
-            | Body::Audited(_)
-            | Body::HalfClosed(_)
-            | Body::Clock(_)
-            | Body::Process(_)
-            | Body::Holders(_) => {
-                return false;
-            }
-        };
-        self.records & emit_bit(kind) != 0
-    }
-}
-
-const fn record_bits(kind: Emit) -> u32 {
-    match kind {
-        Emit::Connect => emit_bit(kind::CONNECT),
-        Emit::Accept => emit_bit(kind::ACCEPT),
-        Emit::State => emit_bit(kind::STATE),
-        Emit::Retransmit => emit_bit(kind::RETRANSMIT) | emit_bit(kind::SYNACK),
-        Emit::Syn => emit_bit(kind::SYN),
-        Emit::Reset => emit_bit(kind::RESET),
-        Emit::Drop => emit_bit(kind::DROP),
-        Emit::Refusal => emit_bit(kind::REFUSAL),
-        Emit::Failure => emit_bit(kind::FAILURE),
-        Emit::Connection => emit_bit(kind::ENDING),
-        Emit::Probe => emit_bit(kind::PROBE),
-        Emit::Seed => emit_bit(kind::SEED),
-        Emit::Stats => 0,
-        Emit::All => {
-            record_bits(Emit::Connect)
-                | record_bits(Emit::Accept)
-                | record_bits(Emit::State)
-                | record_bits(Emit::Retransmit)
-                | record_bits(Emit::Syn)
-                | record_bits(Emit::Reset)
-                | record_bits(Emit::Drop)
-                | record_bits(Emit::Refusal)
-                | record_bits(Emit::Failure)
-                | record_bits(Emit::Connection)
-                | record_bits(Emit::Probe)
-                | record_bits(Emit::Seed)
-        }
-    }
-}
 
 /// How to look at the kernel, from flags and file.
 #[must_use]
@@ -249,6 +153,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::emit::Emit;
 
     #[test]
     fn the_command_line_wins() {

@@ -152,7 +152,7 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
     let config = prepare(&typed.common)?;
     let trace = settings::trace(&typed.kernel, &config);
     privileges::check()?;
-    let host = Arc::new(kernel::probe(&kernel::Options {
+    let host = Arc::new(kernel::survey(&kernel::Options {
         btf: trace.btf,
         mode: trace.hooks,
         transport: trace.transport,
@@ -161,7 +161,7 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
         emit: 0,
         max_sockets: trace.max_sockets,
         ring_bytes: trace.ring_bytes,
-        audit_ns: None,
+        idle_ns: None,
         verbose: false,
     })?);
     match resolve(typed.format, io::stdout().is_terminal()) {

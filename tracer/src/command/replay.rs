@@ -17,18 +17,18 @@ use crate::{
     cli::{
         ReplayArguments, ReportArguments,
         filter::{Asked, Roots, resolve},
-        settings::{self, Destination, Emits},
+        settings::{self, Destination},
     },
-    config::Emit,
     detect::Thresholds,
+    emit::{Emit, Emits},
     filter::Records,
-    finding::Ktime,
     recording::{Reader, RecordingError},
     sink::{
         Line, Reason,
         json::Json,
         queue::{Refused, Sink, WhenFull},
     },
+    time::Ktime,
     view::report::Report,
     watch::Watch,
 };

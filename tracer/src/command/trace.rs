@@ -11,13 +11,12 @@ use crate::{
     cli::{
         RunArguments,
         filter::{self, Asked, Roots},
-        settings::{self, Destination, Emits},
+        settings::{self, Destination},
     },
     config::Config,
+    emit::Emits,
     filter::Records,
-    finding::Ktime,
-    kernel,
-    kernel::Kernel,
+    kernel::{self, Kernel},
     privileges,
     recording::Writer,
     run::{self, Signals},
@@ -25,6 +24,7 @@ use crate::{
         Line,
         queue::{Sink, WhenFull},
     },
+    time::Ktime,
     watch::Watch,
 };
 
@@ -61,7 +61,7 @@ impl Prepared {
             emit: emits.records(),
             max_sockets: trace.max_sockets,
             ring_bytes: trace.ring_bytes,
-            audit_ns: settings::audits_keepalive(typed, &config)
+            idle_ns: settings::audits_keepalive(typed, &config)
                 .then(|| config.detect.half_open.idle_ns()),
             verbose: typed.output.common.verbose > 0,
         };

@@ -6,8 +6,8 @@ use conntracer_common::record;
 
 use super::{DecodeError, owner, reason, socket, tcp};
 use crate::{
-    event::{Ending, Failure, Opened, Probe, Reset, Role, State},
-    finding::Ktime,
+    event::{Close, Failure, Opened, Probe, Reset, Role, State},
+    time::Ktime,
 };
 
 pub(super) fn connect(raw: &record::Connect) -> Result<Opened, DecodeError> {
@@ -60,10 +60,10 @@ pub(super) fn failure(raw: &record::Failure) -> Result<Failure, DecodeError> {
     })
 }
 
-pub(super) fn ending(raw: &record::Ending) -> Result<Ending, DecodeError> {
+pub(super) fn close(raw: &record::Close) -> Result<Close, DecodeError> {
     let socket = socket(&raw.socket);
     let is_whole = socket.id.born != Ktime(0) && !socket.older && socket.role != Role::Unknown;
-    Ok(Ending {
+    Ok(Close {
         socket,
         owner: owner(&raw.owner)?,
         tcp: tcp(&raw.tcp),

@@ -5,7 +5,7 @@ use conntracer_common::record::{self, listener_flag, syn_evidence, syn_outcome};
 use super::{DecodeError, owner, socket, when};
 use crate::{
     event::{Sources, Syn, SynAck},
-    finding::Ktime,
+    time::Ktime,
 };
 
 pub(super) fn syn_ack(raw: &record::SynAck) -> Result<SynAck, DecodeError> {

@@ -3,12 +3,14 @@
 //! Knows the records and nothing of tables or detectors. What does not fit is a [`DecodeError`]
 //! that the pipeline counts.
 
-mod asked;
 mod connection;
+mod early_drop;
+mod idle;
 mod listener;
-mod refusal;
 mod retransmit;
-mod user_half;
+mod seed;
+mod snapshot;
+mod userspace;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -25,8 +27,8 @@ use zerocopy::FromBytes;
 pub(crate) use self::retransmit::retransmit_type;
 use crate::{
     event::{Body, Comm, Event, Owner, OwnerSource, Role, Socket, Tcp},
-    finding::Ktime,
-    source::SocketId,
+    id::SocketId,
+    time::Ktime,
 };
 
 /// Why bytes are no record.
@@ -64,7 +66,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::STATE => Body::State(connection::state(&read(bytes, &header)?)?),
         kind::RESET => Body::Reset(connection::reset(&read(bytes, &header)?)?),
         kind::FAILURE => Body::Failure(connection::failure(&read(bytes, &header)?)?),
-        kind::ENDING => Body::Ending(connection::ending(&read(bytes, &header)?)?),
+        kind::CLOSE => Body::Close(connection::close(&read(bytes, &header)?)?),
         kind::PROBE => Body::Probe(connection::probe(&read(bytes, &header)?)?),
         kind::RETRANSMIT => Body::Retransmit(retransmit::retransmit(&read(bytes, &header)?)?),
         kind::RETRANSMITS => Body::Retransmit(retransmit::retransmits(bytes, &header)?),
@@ -72,23 +74,23 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::SYNACK => Body::SynAck(listener::syn_ack(&read(bytes, &header)?)?),
         kind::SYN => Body::Syn(listener::syn(&read(bytes, &header)?)?),
         kind::SOURCES => Body::Sources(listener::sources(&read(bytes, &header)?)),
-        kind::DROP => Body::Drop(refusal::drop(&read(bytes, &header)?)?),
-        kind::REFUSAL => Body::Refusal(refusal::refusal(&read(bytes, &header)?)?),
-        kind::SNAPSHOT => Body::Snapshot(asked::snapshot(&read(bytes, &header)?)?),
-        kind::SEED => Body::Seed(asked::seed(&read(bytes, &header)?)?),
-        kind::IDLE => Body::Idle(asked::idle(&read(bytes, &header)?)?),
+        kind::DROP => Body::Drop(early_drop::drop(&read(bytes, &header)?)?),
+        kind::EARLY_DROP => Body::EarlyDrop(early_drop::early_drop(&read(bytes, &header)?)?),
+        kind::SNAPSHOT => Body::Snapshot(snapshot::snapshot(&read(bytes, &header)?)?),
+        kind::SEED => Body::Seed(seed::seed(&read(bytes, &header)?)?),
+        kind::IDLE => Body::Idle(idle::idle(&read(bytes, &header)?)?),
         kind::TICK => {
             let _: record::Tick = read(bytes, &header)?;
             Body::Tick
         }
-        kind::LOSS => Body::Loss(user_half::loss(&read(bytes, &header)?)?),
-        kind::NETNS => Body::Netns(user_half::netns(bytes, &header)?),
-        kind::SEEDED => Body::Seeded(user_half::seeded(&read(bytes, &header)?)),
-        kind::AUDITED => Body::Audited(user_half::audited(&read(bytes, &header)?)),
-        kind::CLOCK => Body::Clock(user_half::clock(&read(bytes, &header)?)),
-        kind::HALF_CLOSED => Body::HalfClosed(user_half::half_closed(&read(bytes, &header)?)?),
-        kind::PROCESS => Body::Process(user_half::process(&read(bytes, &header)?)),
-        kind::HOLDERS => Body::Holders(user_half::holders(&read(bytes, &header)?)?),
+        kind::LOSS => Body::Loss(userspace::loss(&read(bytes, &header)?)?),
+        kind::NETNS => Body::Netns(userspace::netns(bytes, &header)?),
+        kind::SEEDED => Body::Seeded(userspace::seeded(&read(bytes, &header)?)),
+        kind::IDLE_TOTALS => Body::IdleTotals(userspace::idle_totals(&read(bytes, &header)?)),
+        kind::CLOCK => Body::Clock(userspace::clock(&read(bytes, &header)?)),
+        kind::HALF_CLOSED => Body::HalfClosed(userspace::half_closed(&read(bytes, &header)?)?),
+        kind::PROCESS => Body::Process(userspace::process(&read(bytes, &header)?)),
+        kind::HOLDERS => Body::Holders(userspace::holders(&read(bytes, &header)?)?),
         kind => return Err(DecodeError::Kind { kind }),
     };
     Ok(Event {

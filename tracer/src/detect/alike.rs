@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, hash::Hash, time::Duration};
 
 use super::{Context, Draft, Life};
-use crate::{finding::Ktime, table::Bounded};
+use crate::{table::Bounded, time::Ktime};
 
 /// Events that are told as one.
 pub(super) trait Alike {

@@ -7,10 +7,10 @@
 mod alike;
 pub(crate) mod connect_failure;
 pub(crate) mod connection_drop;
+pub(crate) mod early_drop;
 mod errno;
 pub(crate) mod half_open;
 mod path_mtu;
-pub(crate) mod refusal;
 pub(crate) mod retransmit_storm;
 pub(crate) mod send_stall;
 pub(crate) mod syn_drop;
@@ -30,10 +30,12 @@ pub use thresholds::{
 use crate::{
     count::Grow,
     event::{Owner, OwnerSource},
-    finding::{Certainty, Evidence, Finding, FindingKind, Ktime, Status, Subject, Value},
-    kernel::{host::Host, plan::Sight},
+    finding::{Certainty, Evidence, Finding, FindingKind, Status, Subject, Value},
+    host::Host,
+    id::SocketId,
+    plan::Coverage,
     reconcile::{EVIDENCE, Reconciler},
-    source::SocketId,
+    time::Ktime,
 };
 
 /// Updates of one finding come no closer than this: what a person or an alert can follow.
@@ -159,8 +161,8 @@ impl Context<'_> {
                 return Some(format!("{lost} records of the {name} hook were lost").into());
             }
         }
-        match self.host.plan.sight(detector) {
-            Some(plan) if plan.sight == Sight::Exact => None,
+        match self.host.plan.coverage(detector) {
+            Some(plan) if plan.coverage == Coverage::Exact => None,
             Some(plan) => Some(plan.because.clone().map_or_else(
                 || "a hook it stands on sees less than everything".into(),
                 Cow::Owned,
@@ -285,7 +287,7 @@ pub(crate) mod hooks {
 
     pub(crate) const SYN: [u32; 1] = [hook::SYN];
     pub(crate) const ACK: [u32; 1] = [hook::ACK];
-    pub(crate) const REFUSAL: [u32; 1] = [hook::DROP];
+    pub(crate) const EARLY_DROP: [u32; 1] = [hook::DROP];
     pub(crate) const HANDSHAKE: [u32; 2] = [hook::SYNACK, hook::REQUEST];
     pub(crate) const DEAD_PEER: [u32; 3] = [hook::RETRANSMIT, hook::PROBE, hook::STATE];
     pub(crate) const IDLE: [u32; 3] = [hook::CONNECT, hook::ACK, hook::SEED];

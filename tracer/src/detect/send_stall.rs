@@ -6,7 +6,7 @@
 //! leave this host although the window is open: what an output firewall or a full queue drops is never in
 //! flight, so that nothing is retransmitted, and `ss` calls it persist. Resolves when the connection sends again (`resumed`),
 //! is gone (`closed`), or when the peer answers no more (`unanswered`), which is a dead peer's doing. A connection
-//! that the kernel half has no room for is `forgotten` when it shows neither probes nor its end any more.
+//! that the eBPF side has no room for is `forgotten` when it shows neither probes nor its end any more.
 //!
 //! **Count.** Probes since the stall began, as the kernel counts them in `icsk_backoff`; those that a queue dropped are
 //! not among these (`tcp_send_probe0`), and a record each.
@@ -18,13 +18,14 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use super::{Context, Draft, Facts, Life, hooks, plural, who};
 use crate::{
-    event::{Body, Ending, Event, Probe, State, Tcp, TcpState},
-    finding::{FindingKind, Ktime},
-    source::SocketId,
+    event::{Body, Close, Event, Probe, State, Tcp, TcpState},
+    finding::FindingKind,
+    id::SocketId,
     table::{
         Bounded,
         connection::{Change, Connection, ConnectionKey},
     },
+    time::Ktime,
 };
 
 /// A stall that nobody asks about, and without a probe for twice as long as probes can be apart (`TCP_RTO_MAX`), is
@@ -75,7 +76,7 @@ impl SendStalls {
     pub(crate) fn watched(&self) -> impl Iterator<Item = SocketId> {
         self.open
             .values()
-            .filter(|key| !key.is_homeless())
+            .filter(|key| !key.is_untracked())
             .map(|key| key.id)
     }
 
@@ -158,7 +159,7 @@ impl SendStalls {
         }
     }
 
-    pub(crate) fn ending(&mut self, body: &Ending, cx: &mut Context<'_>) {
+    pub(crate) fn close(&mut self, body: &Close, cx: &mut Context<'_>) {
         self.end(ConnectionKey::of(&body.socket), "closed", cx);
     }
 
@@ -178,7 +179,7 @@ impl SendStalls {
     pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
         let table = &self.table;
         let is_over = |key: &ConnectionKey| {
-            key.is_homeless()
+            key.is_untracked()
                 && table
                     .get(key)
                     .is_some_and(|stall| cx.now.since(stall.last) > FORGOTTEN_AFTER)

@@ -227,14 +227,15 @@ pub struct Limits {
     /// Listeners. Default 4,096.
     pub listeners: usize,
     /// Addresses and ports that SYNs were dropped on their way to. Default 16,384: several times what the
-    /// kernel half keeps.
-    pub refusals: usize,
+    /// eBPF side keeps.
+    #[serde(alias = "refusals")]
+    pub early_drops: usize,
     /// Remote addresses that are retransmitted to, and the networks, listeners, processes and namespaces
     /// that retransmit, together. Default 16,384.
     pub remotes: usize,
     /// Processes with half-closed sockets. Default 4,096.
     pub processes: usize,
-    /// Remote ends that processes failed to connect to. Default 4,096: what the kernel half keeps.
+    /// Remote ends that processes failed to connect to. Default 4,096: what the eBPF side keeps.
     pub failures: usize,
     /// Remote ends, listeners and processes whose connections died alike. Default 4,096.
     pub drops: usize,
@@ -247,7 +248,7 @@ impl Default for Limits {
         Self {
             connections: 16_384,
             listeners: 4_096,
-            refusals: 16_384,
+            early_drops: 16_384,
             remotes: 16_384,
             processes: 4_096,
             failures: 4_096,
@@ -308,7 +309,7 @@ impl Thresholds {
             ),
             ("limits.connections", limits.connections as u64),
             ("limits.listeners", limits.listeners as u64),
-            ("limits.refusals", limits.refusals as u64),
+            ("limits.early_drops", limits.early_drops as u64),
             ("limits.remotes", limits.remotes as u64),
             ("syn_drop.refused_syns", self.syn_drop.refused_syns),
             ("syn_drop.scan_ports", self.syn_drop.scan_ports),
@@ -329,7 +330,7 @@ impl Thresholds {
         for (key, number) in [
             ("connections", limits.connections),
             ("listeners", limits.listeners),
-            ("refusals", limits.refusals),
+            ("early_drops", limits.early_drops),
             ("remotes", limits.remotes),
             ("processes", limits.processes),
             ("failures", limits.failures),

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use conntracer_common::record::ending_flag;
+use conntracer_common::record::close_flag;
 use serde::Serialize;
 
 use super::{Owner, Role, Socket, Tcp, TcpState};
-use crate::finding::Ktime;
+use crate::time::Ktime;
 
 /// Body of `connect` and `accept`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +59,11 @@ pub struct Failure {
 
 /// How an established connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ending {
+pub struct Close {
     pub socket: Socket,
     pub owner: Option<Owner>,
     pub tcp: Tcp,
-    /// As the kernel counts: with the FIN, which has a number like a byte. See [`Ending::bytes_received`].
+    /// As the kernel counts: with the FIN, which has a number like a byte. See [`Close::bytes_received`].
     pub octets_received: u64,
     /// Since the connection began; `None` when its beginning was not seen.
     pub age: Option<Duration>,
@@ -76,7 +76,7 @@ pub struct Ending {
     pub reason: Option<u32>,
     pub unread_bytes: u32,
     pub old: TcpState,
-    /// Bits of [`conntracer_common::record::ending_flag`].
+    /// Bits of [`conntracer_common::record::close_flag`].
     pub flags: u8,
 }
 
@@ -102,7 +102,7 @@ impl Closer {
     }
 }
 
-impl Ending {
+impl Close {
     #[must_use]
     pub const fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
@@ -126,7 +126,7 @@ impl Ending {
     /// Bytes for the application that came.
     #[must_use]
     pub const fn bytes_received(&self) -> u64 {
-        let fin = self.has(ending_flag::FIN_RECEIVED);
+        let fin = self.has(close_flag::FIN_RECEIVED);
         self.octets_received.saturating_sub(fin as u64)
     }
 
@@ -134,8 +134,8 @@ impl Ending {
     /// (`tcp_disconnect`, `tcp_close`).
     #[must_use]
     pub const fn reset_sent(&self) -> bool {
-        self.has(ending_flag::RST_SENT)
-            || (self.errno == 0 && !self.has(ending_flag::RST_RECEIVED) && !self.is_orderly())
+        self.has(close_flag::RST_SENT)
+            || (self.errno == 0 && !self.has(close_flag::RST_RECEIVED) && !self.is_orderly())
     }
 
     /// Who closed first, as the state that it ended from tells.
@@ -153,8 +153,8 @@ impl Ending {
     pub const fn is_orderly(&self) -> bool {
         self.errno == 0
             && self.tcp.waiting_bytes() == 0
-            && !self.has(ending_flag::RST_SENT)
-            && !self.has(ending_flag::RST_RECEIVED)
+            && !self.has(close_flag::RST_SENT)
+            && !self.has(close_flag::RST_RECEIVED)
             && !matches!(self.old, TcpState::Established | TcpState::CloseWait)
     }
 }

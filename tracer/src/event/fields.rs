@@ -5,16 +5,16 @@
 
 use std::collections::BTreeMap;
 
-use conntracer_common::record::{ending_flag, syn_outcome};
+use conntracer_common::record::{close_flag, syn_outcome};
 use serde::{
     Serialize, Serializer,
     ser::{Error as _, SerializeMap},
 };
 
 use super::{
-    Body, Ending, Event, Owner, Probe, RetransmitType, Role, Seed, Socket, Syn, Tcp, TcpState,
+    Body, Close, Event, Owner, Probe, RetransmitType, Role, Seed, Socket, Syn, Tcp, TcpState,
 };
-use crate::{finding::Ktime, kernel::host::Host};
+use crate::{host::Host, time::Ktime};
 
 impl Event {
     /// The same fields, with drop and reset reasons named as the traced kernel names them.
@@ -75,7 +75,7 @@ impl Named<'_> {
             | Body::Tick
             | Body::Netns(_)
             | Body::Seeded(_)
-            | Body::Audited(_)
+            | Body::IdleTotals(_)
             | Body::HalfClosed(_)
             | Body::Clock(_)
             | Body::Process(_)
@@ -121,7 +121,7 @@ impl Named<'_> {
                 map.serialize_entry("tcp_flags", &body.tcp_flags)?;
                 reason_entry(map, body.reason, self.host.map(|host| &host.drop_reasons))
             }
-            Body::Refusal(body) => {
+            Body::EarlyDrop(body) => {
                 map.serialize_entry("count", &body.count)?;
                 map.serialize_entry("remotes_at_least", &body.remotes.count_ones())?;
                 if let Some(listener) = body.listener {
@@ -142,7 +142,7 @@ impl Named<'_> {
                 map.serialize_entry("syns", &body.syns)?;
                 map.serialize_entry("longest_ms", &body.longest.as_millis())
             }
-            Body::Ending(body) => self.ending_entries(map, body),
+            Body::Close(body) => self.close_entries(map, body),
             Body::Probe(body) => probe_entries(map, body),
             Body::Snapshot(body) => tcp_entries(map, &body.tcp),
             Body::Idle(body) => {
@@ -157,11 +157,11 @@ impl Named<'_> {
         }
     }
 
-    fn ending_entries<M: SerializeMap>(&self, map: &mut M, body: &Ending) -> Result<(), M::Error> {
+    fn close_entries<M: SerializeMap>(&self, map: &mut M, body: &Close) -> Result<(), M::Error> {
         map.serialize_entry("old_state", &body.old)?;
         map.serialize_entry("orderly", &body.is_orderly())?;
         map.serialize_entry("closed_first", &body.closed_first())?;
-        map.serialize_entry("reset_received", &body.has(ending_flag::RST_RECEIVED))?;
+        map.serialize_entry("reset_received", &body.has(close_flag::RST_RECEIVED))?;
         map.serialize_entry("reset_sent", &body.reset_sent())?;
         map.serialize_entry("bytes_sent", &body.bytes_sent())?;
         map.serialize_entry("bytes_received", &body.bytes_received())?;

@@ -3,7 +3,7 @@
 use conntracer_common::{record::SynTotals, sketch};
 
 use super::{Owner, Socket};
-use crate::finding::Ktime;
+use crate::time::Ktime;
 
 /// A repeated SYN-ACK. `socket` is the listener with the request's remote end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,15 +3,17 @@
 //! Made by [`crate::decode`], read by the tables and detectors, and serialised by the sinks as the
 //! fields of one output line. Plain and `Copy`: a healthy event costs no allocation. Kernel numbers
 //! that only the running kernel can name (drop and reset reasons) stay numbers until
-//! [`Event::named`] is given the [`Host`](crate::kernel::host::Host).
+//! [`Event::named`] is given the [`Host`](crate::host::Host).
 
-mod asked;
 mod connection;
+mod early_drop;
 mod fields;
+mod idle;
 mod listener;
-mod refusal;
 mod retransmit;
-mod user_half;
+mod seed;
+mod snapshot;
+mod userspace;
 
 use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
@@ -19,18 +21,17 @@ use conntracer_common::tcp::{ca, state};
 use serde::Serialize;
 
 pub use self::{
-    asked::{Idle, Seed, Snapshot},
-    connection::{Closer, Ending, Failure, Opened, Probe, Reset, State},
+    connection::{Close, Closer, Failure, Opened, Probe, Reset, State},
+    early_drop::{Drop, EarlyDrop, Path, Place},
     fields::Named,
+    idle::Idle,
     listener::{Sources, Syn, SynAck},
-    refusal::{Drop, Path, Place, Refusal},
     retransmit::{Egress, Retransmit, RetransmitType, Undo},
-    user_half::{Audited, Clock, HalfClosed, Holders, Loss, Netns, Process, Seeded},
+    seed::Seed,
+    snapshot::Snapshot,
+    userspace::{Clock, HalfClosed, Holders, IdleTotals, Loss, Netns, Process, Seeded},
 };
-use crate::{
-    finding::{self, Ktime},
-    source::SocketId,
-};
+use crate::{finding, id::SocketId, time::Ktime};
 
 /// One decoded record.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,9 +54,9 @@ pub enum Body {
     Sources(Sources),
     Reset(Reset),
     Drop(Drop),
-    Refusal(Refusal),
+    EarlyDrop(EarlyDrop),
     Failure(Failure),
-    Ending(Ending),
+    Close(Close),
     Probe(Probe),
     Snapshot(Snapshot),
     Tick,
@@ -64,7 +65,7 @@ pub enum Body {
     Seed(Seed),
     Seeded(Seeded),
     Idle(Idle),
-    Audited(Audited),
+    IdleTotals(IdleTotals),
     HalfClosed(HalfClosed),
     Clock(Clock),
     Process(Process),
@@ -309,9 +310,9 @@ impl Body {
             Self::Sources(_) => "sources",
             Self::Reset(_) => "reset",
             Self::Drop(_) => "drop",
-            Self::Refusal(_) => "refusal",
+            Self::EarlyDrop(_) => "early_drop",
             Self::Failure(_) => "failure",
-            Self::Ending(_) => "connection",
+            Self::Close(_) => "connection",
             Self::Probe(_) => "probe",
             Self::Snapshot(_) => "snapshot",
             Self::Tick => "tick",
@@ -320,7 +321,7 @@ impl Body {
             Self::Seed(_) => "seed",
             Self::Seeded(_) => "seeded",
             Self::Idle(_) => "idle",
-            Self::Audited(_) => "audited",
+            Self::IdleTotals(_) => "idle_totals",
             Self::HalfClosed(_) => "half_closed",
             Self::Clock(_) => "clock",
             Self::Process(_) => "process",
@@ -341,9 +342,9 @@ impl Body {
             Self::Sources(body) => Some(&body.socket),
             Self::Reset(body) => Some(&body.socket),
             Self::Drop(body) => Some(&body.socket),
-            Self::Refusal(body) => Some(&body.socket),
+            Self::EarlyDrop(body) => Some(&body.socket),
             Self::Failure(body) => Some(&body.socket),
-            Self::Ending(body) => Some(&body.socket),
+            Self::Close(body) => Some(&body.socket),
             Self::Probe(body) => Some(&body.socket),
             Self::Snapshot(body) => Some(&body.socket),
             Self::Seed(body) => Some(&body.socket),
@@ -353,7 +354,7 @@ impl Body {
             | Self::Loss(_)
             | Self::Netns(_)
             | Self::Seeded(_)
-            | Self::Audited(_)
+            | Self::IdleTotals(_)
             | Self::HalfClosed(_)
             | Self::Clock(_)
             | Self::Process(_) => None,
@@ -372,9 +373,9 @@ impl Body {
             Self::Syn(body) => body.owner.as_ref(),
             Self::Reset(body) => body.owner.as_ref(),
             Self::Drop(body) => body.owner.as_ref(),
-            Self::Refusal(body) => body.owner.as_ref(),
+            Self::EarlyDrop(body) => body.owner.as_ref(),
             Self::Failure(body) => body.owner.as_ref(),
-            Self::Ending(body) => body.owner.as_ref(),
+            Self::Close(body) => body.owner.as_ref(),
             Self::Probe(body) => body.owner.as_ref(),
             Self::Snapshot(body) => body.owner.as_ref(),
             Self::Seed(body) => body.owner.as_ref(),
@@ -385,7 +386,7 @@ impl Body {
             | Self::Loss(_)
             | Self::Netns(_)
             | Self::Seeded(_)
-            | Self::Audited(_)
+            | Self::IdleTotals(_)
             | Self::Clock(_)
             | Self::Process(_)
             | Self::Holders(_) => None,

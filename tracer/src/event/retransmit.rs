@@ -7,7 +7,7 @@ use conntracer_common::{
 use serde::Serialize;
 
 use super::{Device, Owner, Socket, Tcp};
-use crate::finding::Ktime;
+use crate::time::Ktime;
 
 /// Why a segment was repeated: OpenTelemetry's words, then conntracer's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]

@@ -1,8 +1,8 @@
-//! Loads the eBPF object and attaches every hook by the best rung that works, saying why for each one
+//! Loads the eBPF object and attaches every hook by the best hook type that works, saying why for each one
 //! that does not.
 //!
-//! Which rung a hook got is a read-only global of the programs, so a rung that fails to load starts the
-//! load over one rung lower; in the worst case that is once per rung, not per hook.
+//! Which hook type a hook got is a read-only global of the programs, so a hook type that fails to load starts the
+//! load over one hook type lower; in the worst case that is once per hook type, not per hook.
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
@@ -16,16 +16,19 @@ use log::debug;
 use zerocopy::IntoBytes;
 
 use super::{
-    Options, audit,
+    Options,
     btf::Btf,
     error::CannotTrace,
     filter,
     ladder::{Attachment, LADDERS, Ladder, ON_DEMAND, Step, Target},
     layout::Resolved,
     live::ktime_ns,
-    plan::{HookMode, HookPlan, Refusal, Rung, Transport},
     ring::Rings,
     seed,
+};
+use crate::{
+    kernel::idle,
+    plan::{HookMode, HookPlan, HookType, Refused, Transport},
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/conntracer.bpf.o"));
@@ -46,12 +49,12 @@ pub(super) struct Attached {
     pub(super) iterators: Result<(), String>,
 }
 
-/// Where a hook stands on its ladder while rungs are tried.
+/// Where a hook stands on its ladder while hook types are tried.
 struct Climb {
     ladder: &'static Ladder,
     /// Index of the step being tried; past the end: off.
     at: usize,
-    refused: Vec<Refusal>,
+    refused: Vec<Refused>,
     attached: Vec<String>,
 }
 
@@ -64,14 +67,18 @@ impl Climb {
         HOOKS[self.ladder.hook as usize]
     }
 
-    fn rung(&self) -> Rung {
-        self.step().map_or(Rung::Off, |step| step.rung)
+    fn hook_type(&self) -> HookType {
+        self.step().map_or(HookType::Off, |step| step.hook_type)
     }
 
     fn lower(&mut self, reason: String) {
-        debug!("hook {}: {:?} refused: {reason}", self.name(), self.rung());
-        self.refused.push(Refusal {
-            rung: self.rung(),
+        debug!(
+            "hook {}: {:?} refused: {reason}",
+            self.name(),
+            self.hook_type()
+        );
+        self.refused.push(Refused {
+            hook_type: self.hook_type(),
             reason,
         });
         self.at += 1;
@@ -119,8 +126,8 @@ pub(super) fn attach(
             for name in ON_DEMAND {
                 load_on_demand(&mut ebpf, name)?;
             }
-            if options.audit_ns.is_some() {
-                load_on_demand(&mut ebpf, audit::PROGRAM)?;
+            if options.idle_ns.is_some() {
+                load_on_demand(&mut ebpf, idle::PROGRAM)?;
             }
             let iterators = seed::load(&mut ebpf, aya_btf);
             let mut hooks: Vec<HookPlan> = climbs.into_iter().map(plan).collect();
@@ -137,26 +144,30 @@ pub(super) fn attach(
     }
 }
 
-/// Skips the rungs that `--hooks` forbids; a hook that has only a tracepoint keeps it in every mode.
+/// Skips the hook types that `--hooks` forbids; a hook that has only a tracepoint keeps it in every mode.
 fn start(climb: &mut Climb, mode: HookMode) {
-    let wanted = |rung: Rung| match mode {
+    let wanted = |hook_type: HookType| match mode {
         HookMode::Auto => true,
-        HookMode::Fentry => rung == Rung::Fentry,
-        HookMode::Kprobe => rung == Rung::Kprobe,
-        HookMode::Tracepoint => rung == Rung::Tracepoint,
+        HookMode::Fentry => hook_type == HookType::Fentry,
+        HookMode::Kprobe => hook_type == HookType::Kprobe,
+        HookMode::Tracepoint => hook_type == HookType::Tracepoint,
     };
     let steps = climb.ladder.steps;
     climb.at = steps
         .iter()
-        .position(|step| wanted(step.rung))
-        .or_else(|| steps.iter().position(|step| step.rung == Rung::Tracepoint))
+        .position(|step| wanted(step.hook_type))
+        .or_else(|| {
+            steps
+                .iter()
+                .position(|step| step.hook_type == HookType::Tracepoint)
+        })
         .unwrap_or(steps.len());
 }
 
-/// Lowers a hook past rungs whose functions or tracepoints this kernel does not have.
+/// Lowers a hook past hook types whose functions or tracepoints this kernel does not have.
 fn descend_to_existing(climb: &mut Climb, btf: &Btf<'_>) {
     while let Some(step) = climb.step() {
-        // Another program of the same rung fits this kernel's parameters: nothing is refused.
+        // Another program of the same hook type fits this kernel's parameters: nothing is refused.
         let misfit = |attachment: &Attachment| {
             let params = btf.function_params(attachment.target.name());
             attachment
@@ -191,25 +202,25 @@ fn exists(btf: &Btf<'_>, target: Target) -> bool {
     }
 }
 
-/// A rung that was demanded, and a hook that nothing works without, are errors when missing.
+/// A hook type that was demanded, and a hook that nothing works without, are errors when missing.
 fn check(climb: &Climb, mode: HookMode) -> Result<(), CannotTrace> {
     let demanded = match mode {
         HookMode::Auto => None,
-        HookMode::Fentry => Some(Rung::Fentry),
-        HookMode::Kprobe => Some(Rung::Kprobe),
-        HookMode::Tracepoint => Some(Rung::Tracepoint),
+        HookMode::Fentry => Some(HookType::Fentry),
+        HookMode::Kprobe => Some(HookType::Kprobe),
+        HookMode::Tracepoint => Some(HookType::Tracepoint),
     };
-    let lost = climb.rung() == Rung::Off && climb.ladder.off.is_none();
+    let lost = climb.hook_type() == HookType::Off && climb.ladder.off.is_none();
     let refused = climb
         .refused
         .iter()
-        .find(|refusal| lost || demanded == Some(refusal.rung))
-        .filter(|refusal| lost || refusal.rung != Rung::Tracepoint);
+        .find(|tried| lost || demanded == Some(tried.hook_type))
+        .filter(|tried| lost || tried.hook_type != HookType::Tracepoint);
     match refused {
-        Some(refusal) => Err(CannotTrace::Hook {
+        Some(tried) => Err(CannotTrace::Hook {
             hook: climb.name(),
-            rung: refusal.rung,
-            reason: refusal.reason.clone(),
+            hook_type: tried.hook_type,
+            reason: tried.reason.clone(),
         }),
         None => Ok(()),
     }
@@ -221,28 +232,26 @@ fn load(
     aya_btf: &AyaBtf,
     resolved: &Resolved,
 ) -> Result<Ebpf, CannotTrace> {
-    let by_tracepoint = |hook: u32| {
-        u8::from(
-            climbs
-                .iter()
-                .any(|climb| climb.ladder.hook == hook && climb.rung() == Rung::Tracepoint),
-        )
-    };
-    let kernel_options = KernelOptions {
-        began_ns: ktime_ns(),
-        emit: options.emit,
-        perf: u8::from(options.transport == Transport::Perf),
-        connect_by_state: by_tracepoint(hook::CONNECT),
-        ack_by_skb: by_tracepoint(hook::ACK),
-        syn_by_skb: by_tracepoint(hook::SYN),
-        failure_by_state: u8::from(
-            climbs
-                .iter()
-                .any(|climb| climb.ladder.hook == hook::FAILURE && climb.rung() == Rung::Off),
-        ),
-        pad: [0; 3],
-        tick_ns: tick_ns(),
-    };
+    let by_tracepoint =
+        |hook: u32| {
+            u8::from(climbs.iter().any(|climb| {
+                climb.ladder.hook == hook && climb.hook_type() == HookType::Tracepoint
+            }))
+        };
+    let kernel_options =
+        KernelOptions {
+            began_ns: ktime_ns(),
+            emit: options.emit,
+            perf: u8::from(options.transport == Transport::Perf),
+            connect_by_state: by_tracepoint(hook::CONNECT),
+            ack_by_skb: by_tracepoint(hook::ACK),
+            syn_by_skb: by_tracepoint(hook::SYN),
+            failure_by_state: u8::from(climbs.iter().any(|climb| {
+                climb.ladder.hook == hook::FAILURE && climb.hook_type() == HookType::Off
+            })),
+            pad: [0; 3],
+            tick_ns: tick_ns(),
+        };
     // The ring buffers are not used by the perf transport, but a map must have a size: one page.
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
     let (rare, bulk) = match options.transport {
@@ -380,7 +389,7 @@ fn load_on_demand(ebpf: &mut Ebpf, name: &'static str) -> Result<(), CannotTrace
     };
     program.load().map_err(|error| CannotTrace::Hook {
         hook: name,
-        rung: Rung::Tracepoint,
+        hook_type: HookType::Tracepoint,
         reason: reason(&error),
     })
 }
@@ -392,7 +401,7 @@ fn plan(climb: Climb) -> HookPlan {
     };
     HookPlan {
         hook: climb.name().to_owned(),
-        rung: climb.rung(),
+        hook_type: climb.hook_type(),
         attached: climb.attached,
         refused: climb.refused,
         blind_to: blind_to.map(str::to_owned),

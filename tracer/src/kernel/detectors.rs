@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::{DetectorPlan, HookPlan, Rung, Sight};
+use crate::plan::{Coverage, DetectorPlan, HookPlan, HookType};
 
 /// Notes on the listener hooks whether causes come from the kernel's own counters (exact) or from the
 /// listener's fields (inferred).
@@ -14,7 +14,7 @@ pub(super) fn note_counters(hooks: &mut [HookPlan], refused: Option<&String>) {
         .iter_mut()
         .filter(|plan| plan.hook == "syn" || plan.hook == "ack")
     {
-        if matches!(plan.rung, Rung::Fentry | Rung::Kprobe) {
+        if matches!(plan.hook_type, HookType::Fentry | HookType::Kprobe) {
             plan.blind_to = Some(format!(
                 "the kernel's per-CPU counters ({reason}): causes are inferred from queue lengths"
             ));
@@ -43,7 +43,7 @@ pub(super) fn note_reasons(hooks: &mut [HookPlan], reasons: &BTreeMap<u32, Strin
     }
     for plan in hooks
         .iter_mut()
-        .filter(|plan| plan.hook == "drop" && plan.rung != Rung::Off)
+        .filter(|plan| plan.hook == "drop" && plan.hook_type != HookType::Off)
     {
         plan.blind_to = Some(if reasons.is_empty() {
             "why a SYN was dropped before a listener (this kernel gives no reasons): causes are \
@@ -63,7 +63,7 @@ pub(super) fn note_reasons(hooks: &mut [HookPlan], reasons: &BTreeMap<u32, Strin
 pub(super) fn note_resets(hooks: &mut [HookPlan], params: u8) {
     for plan in hooks
         .iter_mut()
-        .filter(|plan| plan.hook == "reset_sent" && plan.rung != Rung::Off && params < 3)
+        .filter(|plan| plan.hook == "reset_sent" && plan.hook_type != HookType::Off && params < 3)
     {
         plan.blind_to = Some(
             "resets that answer a segment without a connection, which this kernel does not trace"
@@ -72,12 +72,12 @@ pub(super) fn note_resets(hooks: &mut [HookPlan], params: u8) {
     }
 }
 
-/// Every detector's sight, from the hooks it stands on: exact when none of them is blind to anything
+/// Every detector's coverage, from the hooks it stands on: exact when none of them is blind to anything
 /// that matters to it.
 pub(super) fn plans(hooks: &[HookPlan]) -> Vec<DetectorPlan> {
     [
         ("syn_drop", &["syn", "ack", "seed"][..]),
-        ("syn_drop.refusal", &["drop"]),
+        ("syn_drop.early_drop", &["drop"]),
         ("syn_cookies", &["syn"]),
         ("half_open.handshake", &["synack", "request", "seed"]),
         (
@@ -113,15 +113,15 @@ fn plan(detector: &str, needs: &[&str], hooks: &[HookPlan]) -> DetectorPlan {
     let off = needs
         .first()
         .and_then(|first| hooks.iter().find(|plan| plan.hook == **first))
-        .is_none_or(|plan| plan.rung == Rung::Off);
-    let sight = match (off, blind.is_empty()) {
-        (true, _) => Sight::Off,
-        (false, false) => Sight::Degraded,
-        (false, true) => Sight::Exact,
+        .is_none_or(|plan| plan.hook_type == HookType::Off);
+    let coverage = match (off, blind.is_empty()) {
+        (true, _) => Coverage::Off,
+        (false, false) => Coverage::Degraded,
+        (false, true) => Coverage::Exact,
     };
     DetectorPlan {
         detector: detector.to_owned(),
-        sight,
+        coverage,
         because: (!blind.is_empty()).then(|| format!("blind to {}", blind.join("; to "))),
     }
 }
@@ -130,22 +130,22 @@ fn plan(detector: &str, needs: &[&str], hooks: &[HookPlan]) -> DetectorPlan {
 mod tests {
     use super::*;
 
-    fn hook(name: &str, rung: Rung, blind_to: Option<&str>) -> HookPlan {
+    fn hook(name: &str, hook_type: HookType, blind_to: Option<&str>) -> HookPlan {
         HookPlan {
             hook: name.to_owned(),
-            rung,
+            hook_type,
             attached: Vec::new(),
             refused: Vec::new(),
             blind_to: blind_to.map(str::to_owned),
         }
     }
 
-    fn sight(hooks: &[HookPlan], detector: &str) -> Sight {
+    fn coverage(hooks: &[HookPlan], detector: &str) -> Coverage {
         plans(hooks)
             .into_iter()
             .find(|plan| plan.detector == detector)
             .unwrap()
-            .sight
+            .coverage
     }
 
     #[test]
@@ -156,10 +156,10 @@ mod tests {
                 .collect()
         };
         let noted = |names: &[&str]| {
-            let mut hooks = [hook("drop", Rung::Tracepoint, None)];
+            let mut hooks = [hook("drop", HookType::Tracepoint, None)];
             note_reasons(&mut hooks, &named(names));
             assert_eq!(
-                sight(&hooks, "syn_drop.refusal") == Sight::Exact,
+                coverage(&hooks, "syn_drop.early_drop") == Coverage::Exact,
                 hooks[0].blind_to.is_none()
             );
             hooks[0].blind_to.clone()
@@ -172,16 +172,16 @@ mod tests {
     #[test]
     fn a_detector_is_as_good_as_its_hooks() {
         let mut hooks = vec![
-            hook("syn", Rung::Fentry, None),
-            hook("ack", Rung::Fentry, None),
-            hook("retransmit", Rung::Tracepoint, None),
-            hook("rto", Rung::Fentry, None),
-            hook("probe", Rung::Off, Some("probes")),
+            hook("syn", HookType::Fentry, None),
+            hook("ack", HookType::Fentry, None),
+            hook("retransmit", HookType::Tracepoint, None),
+            hook("rto", HookType::Fentry, None),
+            hook("probe", HookType::Off, Some("probes")),
         ];
-        assert_eq!(sight(&hooks, "syn_drop"), Sight::Exact);
-        assert_eq!(sight(&hooks, "half_open.dead_peer"), Sight::Degraded);
+        assert_eq!(coverage(&hooks, "syn_drop"), Coverage::Exact);
+        assert_eq!(coverage(&hooks, "half_open.dead_peer"), Coverage::Degraded);
         note_counters(&mut hooks, Some(&"no".to_owned()));
-        assert_eq!(sight(&hooks, "syn_drop"), Sight::Degraded);
-        assert_eq!(sight(&hooks[1..], "syn_drop"), Sight::Off);
+        assert_eq!(coverage(&hooks, "syn_drop"), Coverage::Degraded);
+        assert_eq!(coverage(&hooks[1..], "syn_drop"), Coverage::Off);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::{io, path::PathBuf};
 
-use super::{btf::BtfError, plan::Rung};
+use super::btf::BtfError;
+use crate::plan::HookType;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CannotTrace {
@@ -27,10 +28,10 @@ pub enum CannotTrace {
     BadBtf { path: PathBuf, source: BtfError },
     #[error("loading the eBPF object: {0}")]
     Object(#[from] aya::EbpfError),
-    #[error("hook {hook} cannot be attached by {rung:?}: {reason}{}", remedy(*rung))]
+    #[error("hook {hook} cannot be attached by {hook_type:?}: {reason}{}", remedy(*hook_type))]
     Hook {
         hook: &'static str,
-        rung: Rung,
+        hook_type: HookType,
         reason: String,
     },
     #[error("{what}: {source}")]
@@ -46,12 +47,12 @@ pub enum CannotTrace {
     Ring { ring: &'static str, reason: String },
 }
 
-const fn remedy(rung: Rung) -> &'static str {
-    match rung {
-        Rung::Fentry | Rung::Kprobe => {
+const fn remedy(hook_type: HookType) -> &'static str {
+    match hook_type {
+        HookType::Fentry | HookType::Kprobe => {
             "; --hooks auto uses the best that this kernel offers, `conntracer doctor` shows it"
         }
-        Rung::Tracepoint | Rung::Off => {
+        HookType::Tracepoint | HookType::Off => {
             "; conntracer cannot work without it: check that the kernel has CONFIG_FTRACE and CONFIG_BPF_EVENTS, and that lockdown is not `confidentiality`"
         }
     }

@@ -1,4 +1,4 @@
-//! Tells the kernel half which owners are asked for, and decides on control groups as it meets them.
+//! Tells the eBPF side which owners are asked for, and decides on control groups as it meets them.
 
 use std::io;
 
@@ -11,10 +11,10 @@ use conntracer_common::filter::verdict;
 use super::{error::CannotTrace, processes::Processes};
 use crate::{filter::Owners, owner::cgroup::Cgroups};
 
-/// Control groups the kernel half knows at once, as many as names are kept of.
+/// Control groups the eBPF side knows at once, as many as names are kept of.
 pub(super) const MAX_GROUPS: u32 = 16_384;
 
-/// How many entries a map of the kernel half needs.
+/// How many entries a map of the eBPF side needs.
 pub(super) fn sizes(asked: &Owners) -> [(&'static str, u32); 3] {
     let places = |count: usize| u32::try_from(count.max(1)).unwrap_or(u32::MAX);
     let groups = if asked.asks_for_groups() {
@@ -66,7 +66,7 @@ fn keyed<'a, K: aya::Pod>(
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> CannotTrace {
     CannotTrace::Kernel {
-        what: "telling the kernel half what is asked for",
+        what: "telling the eBPF side what is asked for",
         source: io::Error::other(error),
     }
 }
@@ -110,7 +110,7 @@ impl Groups {
         }
     }
 
-    /// Decides on the groups that the kernel half met since. One that is gone before it was looked for
+    /// Decides on the groups that the eBPF side met since. One that is gone before it was looked for
     /// stays undecided; should a socket of its still show, it is met again.
     pub(super) fn decide(&mut self, processes: &mut Processes) -> io::Result<()> {
         let met = self.met.get(&0, 0).map_err(io::Error::other)?;

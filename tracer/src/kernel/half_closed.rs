@@ -1,5 +1,5 @@
 //! The sweep for half-closed sockets: which of them a poll asks about, and how many others there are, by
-//! process. What they look like, the kernel half says.
+//! process. What they look like, the eBPF side says.
 
 use std::{collections::BTreeMap, io, os::fd::BorrowedFd};
 
@@ -11,7 +11,7 @@ use conntracer_common::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{live::header, maps};
-use crate::{finding::Ktime, source::SocketId};
+use crate::{id::SocketId, time::Ktime};
 
 /// Sockets asked about at every poll, and one more of each process that has none among these. Each costs 3 µs
 /// from the question to the table: 1 % of a CPU at two polls a second.

@@ -16,7 +16,7 @@ use foldhash::quality::RandomState;
 use zerocopy::FromBytes;
 
 use super::live::{header, trouble};
-use crate::{finding::Ktime, source::SocketId};
+use crate::{id::SocketId, time::Ktime};
 
 /// Sockets searched for at once. Others ask again with their next record.
 const MAX_ASKED: usize = 4096;
@@ -37,7 +37,7 @@ const TROUBLE: [u16; 7] = [
     kind::PROBE,
     kind::SNAPSHOT,
     kind::RESET,
-    kind::ENDING,
+    kind::CLOSE,
     kind::SYNACK,
 ];
 

@@ -1,9 +1,9 @@
-//! Every hook's ladder: the programs of each rung, best first, and what the lower ones cannot see.
+//! Every hook's ladder: the programs of each hook type, best first, and what the lower ones cannot see.
 //!
 //! A table and nothing else; `kernel::attach` walks it. The functions and tracepoints were checked on
 //! 5.10, 6.1, 6.12, 6.18 and 7.3.
 
-use super::plan::Rung;
+use crate::plan::HookType;
 
 /// What a program attaches to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,20 +46,20 @@ pub(super) struct Attachment {
 /// One way of getting a hook.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
-    pub(super) rung: Rung,
+    pub(super) hook_type: HookType,
     /// Empty: another hook's program stands in (told so by an option).
     pub(super) attachments: &'static [Attachment],
-    /// What this rung cannot see.
+    /// What this hook type cannot see.
     pub(super) blind_to: Option<&'static str>,
 }
 
-/// A hook and its rungs, best first.
+/// A hook and its hook types, best first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ladder {
     /// Index into `conntracer_common::stats::HOOKS`.
     pub(super) hook: u32,
     pub(super) steps: &'static [Step],
-    /// What is lost with no rung at all; `None`: conntracer cannot work without this hook.
+    /// What is lost with no hook type at all; `None`: conntracer cannot work without this hook.
     pub(super) off: Option<&'static str>,
 }
 
@@ -80,23 +80,23 @@ const fn of(params: usize, program: &'static str, target: Target) -> Attachment 
     }
 }
 
-const fn step(rung: Rung, attachments: &'static [Attachment]) -> Step {
+const fn step(hook_type: HookType, attachments: &'static [Attachment]) -> Step {
     Step {
-        rung,
+        hook_type,
         attachments,
         blind_to: None,
     }
 }
 
-const fn blind(rung: Rung, attachments: &'static [Attachment], to: &'static str) -> Step {
+const fn blind(hook_type: HookType, attachments: &'static [Attachment], to: &'static str) -> Step {
     Step {
-        rung,
+        hook_type,
         attachments,
         blind_to: Some(to),
     }
 }
 
-use Rung::{Fentry as F, Kprobe as K, Tracepoint as T};
+use HookType::{Fentry as F, Kprobe as K, Tracepoint as T};
 use Target::{Fentry, Fexit, Kprobe, Kretprobe, Tracepoint};
 use conntracer_common::stats::hook;
 

@@ -1,4 +1,4 @@
-//! Resolves what the kernel half needs to know of the running kernel: offsets, argument counts, counter
+//! Resolves what the eBPF side needs to know of the running kernel: offsets, argument counts, counter
 //! indices, and the names of drop and reset reasons. All from BTF, nothing by kernel version.
 
 use std::collections::BTreeMap;

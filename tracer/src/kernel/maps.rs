@@ -1,4 +1,4 @@
-//! Reads the kernel half's maps: the counters, and whole maps in batches; removes what is idle.
+//! Reads the eBPF side's maps: the counters, and whole maps in batches; removes what is idle.
 //!
 //! BPF_MAP_LOOKUP_BATCH (Linux 5.6) reads hundreds of entries a system call where a key-by-key walk
 //! needs two calls an entry; aya does not offer it.

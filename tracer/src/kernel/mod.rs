@@ -1,26 +1,24 @@
 //! All contact with the running kernel: BTF, layout, load, attach, rings, maps.
 //!
-//! [`open`] gives a [`Kernel`], a [`crate::source::Source`] of raw records; [`probe`] only finds out what
+//! [`open`] gives a [`Kernel`], a [`crate::source::Source`] of raw records; [`survey`] only finds out what
 //! this kernel offers. Nothing here knows what a record means.
 
 mod attach;
-mod audit;
 mod btf;
 mod clock;
 mod detectors;
+mod early_drop;
 mod error;
 mod filter;
 mod half_closed;
 mod holders;
-pub mod host;
+mod idle;
 mod ladder;
 mod layout;
 mod live;
 mod maps;
 mod missed;
 mod netns;
-mod places;
-pub mod plan;
 mod processes;
 mod progress;
 mod ring;
@@ -38,14 +36,13 @@ use conntracer_common::filter::Filter;
 use log::debug;
 
 pub(crate) use self::processes::OWNED;
-use self::{
-    attach::Attached,
-    btf::Btf,
+use self::{attach::Attached, btf::Btf};
+pub use self::{error::CannotTrace, live::Kernel};
+use crate::{
+    filter::Owners,
     host::Host,
     plan::{HookMode, Plan, Transport},
 };
-pub use self::{error::CannotTrace, live::Kernel};
-use crate::filter::Owners;
 
 /// What to trace and how.
 #[derive(Clone, Debug)]
@@ -65,7 +62,7 @@ pub struct Options {
     /// Bytes of the ring that is read in batches, a power of two.
     pub ring_bytes: u32,
     /// Look for connections that have been idle for so long.
-    pub audit_ns: Option<u64>,
+    pub idle_ns: Option<u64>,
     /// Pass the programs' own debug log on.
     pub verbose: bool,
 }
@@ -79,7 +76,7 @@ pub fn open(options: &Options) -> Result<Kernel, CannotTrace> {
 }
 
 /// What this kernel offers: everything [`open`] does, undone at once.
-pub fn probe(options: &Options) -> Result<Host, CannotTrace> {
+pub fn survey(options: &Options) -> Result<Host, CannotTrace> {
     attach(options).map(|(_, host)| host)
 }
 

@@ -1,4 +1,4 @@
-//! Network namespaces and the kernel's own counters in them, held against what the kernel half counted.
+//! Network namespaces and the kernel's own counters in them, held against what the eBPF side counted.
 //!
 //! Namespaces are found in the kernel's list, through the `netns_look` program, and their counters read
 //! from the kernel's memory: the figures of /proc/net/snmp and /proc/net/netstat, without a process to
@@ -17,14 +17,14 @@ use conntracer_common::{
 };
 use zerocopy::{IntoBytes, transmute};
 
-/// Namespaces compared at once: what the kernel half's map holds, and far more than one host's
+/// Namespaces compared at once: what the eBPF side's map holds, and far more than one host's
 /// containers. 550 kB.
 const MAX_NAMESPACES: usize = 1024;
 /// Steps of one walk through the kernel's list: it cannot be locked from here, and one that changes
 /// underfoot may lead in circles.
 const MAX_STEPS: usize = 4 * MAX_NAMESPACES;
 /// Looks at one namespace before a residue is believed: an event is counted by the kernel a little before
-/// or after the kernel half counts it.
+/// or after the eBPF side counts it.
 const TRIES: usize = 8;
 
 /// `Look` and `Counts` as aya sees them: they are not ours to mark as plain data there.
@@ -36,9 +36,9 @@ pub(super) type CountsMap = HashMap<MapData, u64, [u64; count::COUNT]>;
 pub(super) trait Kernel {
     /// The namespace at an address, 0 for this process's own.
     fn look(&self, net: u64) -> io::Result<Look>;
-    /// What the kernel half counted in a namespace so far.
+    /// What the eBPF side counted in a namespace so far.
     fn counts(&self, id: NetnsId) -> io::Result<Counts>;
-    /// The namespaces in which the kernel half counted anything; the key of those that found no room among them.
+    /// The namespaces in which the eBPF side counted anything; the key of those that found no room among them.
     fn counted(&self) -> io::Result<BTreeSet<NetnsId>>;
     /// A namespace is gone, and its counts may go.
     fn forget(&mut self, id: NetnsId);
@@ -163,10 +163,10 @@ impl Namespaces {
             };
             say(&mut known.said, &record, ktime_ns, feed);
         }
-        let homeless: u64 = kernel.counts(NetnsId::default())?.iter().sum();
+        let untracked: u64 = kernel.counts(NetnsId::default())?.iter().sum();
         let of_all = Netns {
             uncompared: self.uncompared,
-            homeless: u32::try_from(homeless).unwrap_or(u32::MAX),
+            untracked: u32::try_from(untracked).unwrap_or(u32::MAX),
             flags: self.flags(),
             ..Netns::default()
         };
@@ -386,7 +386,7 @@ mod tests {
         forgotten: Vec<u32>,
         /// The next walk comes around after the first namespace.
         cut_short: Cell<bool>,
-        /// Events that the kernel counted and the kernel half has yet to; told at a look.
+        /// Events that the kernel counted and the eBPF side has yet to; told at a look.
         in_flight: Cell<u64>,
     }
 
@@ -438,12 +438,12 @@ mod tests {
         }
 
         fn counted(&self) -> io::Result<BTreeSet<NetnsId>> {
-            let homeless = NetnsId::default();
+            let untracked = NetnsId::default();
             Ok(self
                 .counts
                 .keys()
                 .map(|inode| id(*inode))
-                .chain([homeless])
+                .chain([untracked])
                 .collect())
         }
 
@@ -604,7 +604,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is counted between the readings of a baseline and of a comparison, a kernel half that
+        /// Whatever is counted between the readings of a baseline and of a comparison, a eBPF side that
         /// misses nothing has no residue, and one that misses more than what moved has one.
         #[test]
         fn the_residue_is_zero_exactly_when_the_readings_allow_it(

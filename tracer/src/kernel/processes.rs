@@ -1,7 +1,7 @@
 //! Names owners in the stream: before the first record of an owner goes a `Process`, so that a recording
 //! holds every name.
 //!
-//! A pid alone is no identity. With the start time that the kernel half keeps of its owner, a process that
+//! A pid alone is no identity. With the start time that the eBPF side keeps of its owner, a process that
 //! has the pid by now is told from the one that is meant; one that is gone is said to be.
 
 use std::{collections::HashSet, mem::offset_of, path::Path, time::Instant};
@@ -31,13 +31,13 @@ pub(crate) const OWNED: [u16; 17] = [
     kind::SYN,
     kind::RESET,
     kind::DROP,
-    kind::REFUSAL,
+    kind::EARLY_DROP,
     kind::PROBE,
     kind::SNAPSHOT,
     kind::IDLE,
     kind::SEED,
     kind::FAILURE,
-    kind::ENDING,
+    kind::CLOSE,
 ];
 
 /// Which owner, and in which namespace its socket is.
@@ -171,10 +171,10 @@ fn owner(record: &[u8]) -> Option<(Owner, u32, u64)> {
     Some((owner, netns, header.ktime_ns))
 }
 
-/// Whether a process that started at a clock tick is the one that the kernel half saw start in that tick.
+/// Whether a process that started at a clock tick is the one that the eBPF side saw start in that tick.
 /// Without its start time nobody can tell, and it is taken for another.
 fn is_same(wanted_ms: u32, found_ms: u64, ticks_per_s: u64) -> bool {
-    // The low 32 bits are what the kernel half keeps.
+    // The low 32 bits are what the eBPF side keeps.
     #[expect(clippy::cast_possible_truncation, reason = "both sides wrap alike")]
     let later = wanted_ms.wrapping_sub(found_ms as u32);
     wanted_ms != 0 && u64::from(later) < 1000 / ticks_per_s.max(1)

@@ -23,7 +23,8 @@ use conntracer_common::record::Header;
 use rustix::event::epoll;
 use zerocopy::FromBytes;
 
-use super::{error::CannotTrace, live::ktime_ns as now_ns, plan::Transport};
+use super::{error::CannotTrace, live::ktime_ns as now_ns};
+use crate::plan::Transport;
 
 /// Pages of one CPU's perf buffer: 512 KiB, a quarter of a second of 9,000 retransmissions a second
 /// on one CPU.

@@ -28,10 +28,8 @@ use conntracer_common::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{
-    plan::{HookPlan, Refusal, Rung},
-    progress::Progress,
-};
+use super::progress::Progress;
+use crate::plan::{HookPlan, HookType, Refused};
 
 /// The iterators and what they walk.
 const ITERATORS: [(&str, &str); 3] = [
@@ -61,10 +59,10 @@ pub(super) fn load(ebpf: &mut Ebpf, btf: &AyaBtf) -> Result<(), String> {
 pub(super) fn without(reason: &str) -> HookPlan {
     HookPlan {
         hook: "seed".to_owned(),
-        rung: Rung::Off,
+        hook_type: HookType::Off,
         attached: Vec::new(),
-        refused: vec![Refusal {
-            rung: Rung::Tracepoint,
+        refused: vec![Refused {
+            hook_type: HookType::Tracepoint,
             reason: reason.to_owned(),
         }],
         blind_to: Some(
@@ -178,7 +176,7 @@ impl Seeds {
     }
 
     /// Feeds a `Seed` of everything found, and how the walk went.
-    pub(super) fn list(&mut self, homeless: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    pub(super) fn list(&mut self, untracked: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         let Some(summary) = self.summary.take() else {
             return Ok(());
         };
@@ -190,7 +188,7 @@ impl Seeds {
         let now_ns = super::live::ktime_ns();
         let seeded = Seeded {
             header: super::live::header::<Seeded>(kind::SEEDED, now_ns),
-            homeless,
+            untracked,
             took_ns: summary.took_ns + now_ns.saturating_sub(began_ns),
             ..summary
         };

@@ -109,7 +109,7 @@ pub async fn run<S: Source>(
     }
     let hooks = source
         .accounts()
-        .context("reading the kernel half's counters")?;
+        .context("reading the eBPF side's counters")?;
     let account = Box::new(watch.account(hooks, sink.refused(), failures.all));
     sink.push(Line::Stop { reason, account });
     sink.flush();
@@ -171,7 +171,7 @@ async fn until_end<S: Source>(
                 next_stats += STATS_INTERVAL;
                 let hooks = source
                     .accounts()
-                    .context("reading the kernel half's counters");
+                    .context("reading the eBPF side's counters");
                 if let Some(hooks) = failures.forgive(hooks)? {
                     let account = watch.account(hooks, sink.refused(), failures.all);
                     sink.push(Line::Stats(Box::new(account)));

@@ -15,8 +15,8 @@ use zerocopy::IntoBytes;
 
 use super::*;
 use crate::{
-    cli::settings::Emits,
     detect::Thresholds,
+    emit::Emits,
     filter::Records,
     recording::Reader,
     sink::{Renderer, json::Json, queue::WhenFull},

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     finding::{Certainty, Evidence, Finding, FindingKind, Owner, Status, Subject},
-    kernel::{host::Host, plan::Plan},
+    host::Host,
+    plan::Plan,
     reconcile::Reconciliation,
     table::listener::Summary,
 };

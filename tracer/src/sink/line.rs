@@ -10,10 +10,11 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     event::Event,
-    finding::{Finding, FindingKind, Ktime},
-    kernel::host::Host,
+    finding::{Finding, FindingKind},
+    host::Host,
     reconcile::Reconciliation,
     table::listener::Summary,
+    time::Ktime,
 };
 
 /// One piece of output.

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     event::{Body, Event},
-    finding::Ktime,
     testing,
+    time::Ktime,
 };
 
 /// More events than the queue and a pipe together can hold.

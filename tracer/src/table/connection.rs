@@ -9,9 +9,10 @@ use conntracer_common::{retransmit::advanced, tcp::ca};
 
 use crate::{
     event::{Body, Event, Owner, Socket, Tcp, TcpState},
-    finding::{Ktime, Subject},
-    source::SocketId,
+    finding::Subject,
+    id::SocketId,
     table::Bounded,
+    time::Ktime,
 };
 
 /// Which connection: the socket and its birth, and its ends where the birth was not seen.
@@ -31,9 +32,9 @@ impl ConnectionKey {
         }
     }
 
-    /// The kernel half has no room for it: it cannot be asked about, and no change of its state is told.
+    /// The eBPF side has no room for it: it cannot be asked about, and no change of its state is told.
     #[must_use]
-    pub const fn is_homeless(&self) -> bool {
+    pub const fn is_untracked(&self) -> bool {
         self.ends.is_some()
     }
 }
@@ -143,15 +144,15 @@ impl Connections {
             | Body::Syn(_)
             | Body::Sources(_)
             | Body::Drop(_)
-            | Body::Refusal(_)
+            | Body::EarlyDrop(_)
             | Body::Failure(_)
-            | Body::Ending(_)
+            | Body::Close(_)
             | Body::Tick
             | Body::Loss(_)
             | Body::Netns(_)
             | Body::Seeded(_)
             | Body::Idle(_)
-            | Body::Audited(_)
+            | Body::IdleTotals(_)
             | Body::HalfClosed(_)
             | Body::Clock(_)
             | Body::Process(_)

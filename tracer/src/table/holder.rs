@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 
 use crate::{
     event::{self, Role},
-    finding::{Finding, Ktime, Owner, Status, Subject},
-    source::SocketId,
+    finding::{Finding, Owner, Status, Subject},
+    id::SocketId,
     table::{Bounded, process::Processes},
+    time::Ktime,
 };
 
 /// Sockets whose holders are kept: those of many more findings than are ever open. 2 MB when full.

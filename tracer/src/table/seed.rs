@@ -17,8 +17,8 @@ pub struct Seeds {
     pub seed_half_closed: u64,
     pub seed_requests: u64,
     pub seed_unowned: u64,
-    /// Sockets that found no room in the kernel half's maps.
-    pub seed_homeless: u64,
+    /// Sockets that found no room in the eBPF side's maps.
+    pub seed_untracked: u64,
     /// Network namespaces walked, those that nothing leads into, and how long it all took.
     pub seed_namespaces: u64,
     pub seed_namespaces_not_entered: u64,
@@ -40,7 +40,7 @@ impl Seeds {
     }
 
     pub(crate) fn over(&mut self, seeded: &Seeded) {
-        self.seed_homeless = seeded.homeless;
+        self.seed_untracked = seeded.untracked;
         self.seed_namespaces = seeded.namespaces.into();
         self.seed_namespaces_not_entered = seeded.not_entered.into();
         self.seed_ms = u64::try_from(seeded.took.as_millis()).unwrap_or(u64::MAX);

@@ -12,15 +12,13 @@ use super::{Run, START_NS};
 use crate::{
     decode::decode,
     event,
-    kernel::{
-        host::Host,
-        plan::{DetectorPlan, HookMode, Plan, Sight, Transport},
-    },
+    host::Host,
+    plan::{Coverage, DetectorPlan, HookMode, Plan, Transport},
 };
 
 const DETECTORS: [&str; 11] = [
     "syn_drop",
-    "syn_drop.refusal",
+    "syn_drop.early_drop",
     "half_open.handshake",
     "half_open.dead_peer",
     "half_open.half_closed",
@@ -58,7 +56,7 @@ pub(crate) fn host() -> Host {
         .iter()
         .map(|detector| DetectorPlan {
             detector: (*detector).to_owned(),
-            sight: Sight::Exact,
+            coverage: Coverage::Exact,
             because: None,
         })
         .collect();
@@ -168,9 +166,9 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::SYN, size_of::<record::Syn>()),
         (kind::RESET, size_of::<record::Reset>()),
         (kind::DROP, size_of::<record::Drop>()),
-        (kind::REFUSAL, size_of::<record::Refusal>()),
+        (kind::EARLY_DROP, size_of::<record::EarlyDrop>()),
         (kind::FAILURE, size_of::<record::Failure>()),
-        (kind::ENDING, size_of::<record::Ending>()),
+        (kind::CLOSE, size_of::<record::Close>()),
         (kind::PROBE, size_of::<record::Probe>()),
         (kind::SNAPSHOT, size_of::<record::Snapshot>()),
         (kind::TICK, size_of::<record::Tick>()),
@@ -180,7 +178,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::SEED, size_of::<record::Seed>()),
         (kind::SEEDED, size_of::<record::Seeded>()),
         (kind::IDLE, size_of::<record::Idle>()),
-        (kind::AUDITED, size_of::<record::Audited>()),
+        (kind::IDLE_TOTALS, size_of::<record::IdleTotals>()),
         (kind::CLOCK, size_of::<record::Clock>()),
         (kind::HALF_CLOSED, size_of::<record::HalfClosed>()),
         (kind::PROCESS, size_of::<record::Process>()),
@@ -210,9 +208,9 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
             if kind == kind::SYN {
                 bytes[std::mem::offset_of!(record::Syn, outcome)] = source % 11;
             }
-            if kind == kind::REFUSAL {
-                bytes[std::mem::offset_of!(record::Refusal, path)] = source % 5;
-                bytes[std::mem::offset_of!(record::Refusal, place)] = source % 4;
+            if kind == kind::EARLY_DROP {
+                bytes[std::mem::offset_of!(record::EarlyDrop, path)] = source % 5;
+                bytes[std::mem::offset_of!(record::EarlyDrop, place)] = source % 4;
             }
             bytes
         })

@@ -12,7 +12,7 @@ pub(crate) use self::fixtures::{REASONS, any_record, host, listener, owner, sock
 use crate::{
     detect::Thresholds,
     finding::{Finding, Status},
-    kernel::host::Host,
+    host::Host,
     pipeline::{Output, Pipeline},
     view::explain,
 };

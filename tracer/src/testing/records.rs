@@ -1,4 +1,4 @@
-//! Records of each kind, as the kernel half would tell them of a plain case.
+//! Records of each kind, as the eBPF side would tell them of a plain case.
 
 use std::time::Duration;
 
@@ -196,12 +196,12 @@ impl Run {
     }
 
     /// The end of an audit, which lost so many.
-    pub(crate) fn audited(&mut self, lost: u32) {
-        let record = record::Audited {
-            header: self.header::<record::Audited>(kind::AUDITED),
+    pub(crate) fn idle_totals(&mut self, lost: u32) {
+        let record = record::IdleTotals {
+            header: self.header::<record::IdleTotals>(kind::IDLE_TOTALS),
             lost,
             limit_ns: 900_000_000_000,
-            ..record::Audited::default()
+            ..record::IdleTotals::default()
         };
         self.record(&record);
     }
@@ -271,16 +271,16 @@ impl Run {
     }
 
     /// Dropped SYNs, `count` in all since the test began, for `reason` of [`REASONS`].
-    pub(crate) fn refusal(
+    pub(crate) fn early_drop(
         &mut self,
         socket: Socket,
         count: u64,
         reason: &str,
-        change: impl FnOnce(&mut record::Refusal),
+        change: impl FnOnce(&mut record::EarlyDrop),
     ) {
         let reason = (0..).zip(REASONS).find(|(_, name)| *name == reason);
-        let mut record = record::Refusal {
-            header: self.header::<record::Refusal>(kind::REFUSAL),
+        let mut record = record::EarlyDrop {
+            header: self.header::<record::EarlyDrop>(kind::EARLY_DROP),
             socket: Socket {
                 sk: 0,
                 born_ns: 0,
@@ -296,7 +296,7 @@ impl Run {
             ifindex: 2,
             reason: reason.map_or(u32::MAX, |(number, _)| number),
             path: record::path::INPUT,
-            ..record::Refusal::default()
+            ..record::EarlyDrop::default()
         };
         change(&mut record);
         self.record(&record);
@@ -332,9 +332,9 @@ impl Run {
     }
 
     /// The end of `socket`: a RST came, unless changed.
-    pub(crate) fn ending(&mut self, socket: Socket, change: impl FnOnce(&mut record::Ending)) {
-        let mut record = record::Ending {
-            header: self.header::<record::Ending>(kind::ENDING),
+    pub(crate) fn close(&mut self, socket: Socket, change: impl FnOnce(&mut record::Close)) {
+        let mut record = record::Close {
+            header: self.header::<record::Close>(kind::CLOSE),
             socket,
             owner: owner(),
             bytes_received: 4096,
@@ -342,8 +342,8 @@ impl Run {
             error: 104,
             reason: u32::MAX,
             old_state: state::ESTABLISHED,
-            flags: record::ending_flag::RST_RECEIVED,
-            ..record::Ending::default()
+            flags: record::close_flag::RST_RECEIVED,
+            ..record::Close::default()
         };
         change(&mut record);
         self.record(&record);

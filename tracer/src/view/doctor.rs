@@ -1,4 +1,4 @@
-//! `conntracer doctor`: what this kernel offers, which rung each hook got and why no better one, and
+//! `conntracer doctor`: what this kernel offers, which hook type each hook got and why no better one, and
 //! what each detector can therefore see.
 
 use std::collections::BTreeMap;
@@ -7,13 +7,11 @@ use serde::Serialize;
 
 use super::{
     fill::fill,
-    plan::{rung_name, transport_name},
+    plan::{hook_type_name, transport_name},
 };
 use crate::{
-    kernel::{
-        host::Host,
-        plan::{Plan, Rung, Sight},
-    },
+    host::Host,
+    plan::{Coverage, HookType, Plan},
     sink::{
         escape::Escaped,
         json::{HostName, SCHEMA},
@@ -47,11 +45,11 @@ pub fn text(host: &Host) -> String {
         } else {
             hook.attached.join(", ")
         };
-        let name = format!("  {:<15}{:<11}", hook.hook, rung_name(hook.rung));
+        let name = format!("  {:<15}{:<11}", hook.hook, hook_type_name(hook.hook_type));
         lines.push(row(&name, HOOK_COLUMNS + 11, &attached));
         let blank = " ".repeat(HOOK_COLUMNS);
-        for refusal in &hook.refused {
-            let reason = format!("not {}: {}", rung_name(refusal.rung), refusal.reason);
+        for tried in &hook.refused {
+            let reason = format!("not {}: {}", hook_type_name(tried.hook_type), tried.reason);
             lines.push(row(&blank, HOOK_COLUMNS + 2, &reason));
         }
         if let Some(blind_to) = &hook.blind_to {
@@ -61,19 +59,19 @@ pub fn text(host: &Host) -> String {
     }
     lines.extend([String::new(), "detectors".to_owned()]);
     for detector in &plan.detectors {
-        let sight = match detector.sight {
-            Sight::Exact => "exact",
-            Sight::Degraded => "degraded",
-            Sight::Off => "off",
+        let coverage = match detector.coverage {
+            Coverage::Exact => "exact",
+            Coverage::Degraded => "degraded",
+            Coverage::Off => "off",
         };
         let because = detector.because.as_deref().unwrap_or_default();
-        let name = format!("  {:<24}{sight:<10}", detector.detector);
+        let name = format!("  {:<24}{coverage:<10}", detector.detector);
         lines.push(row(&name, DETECTOR_COLUMNS, because));
     }
     let off = plan
         .hooks
         .iter()
-        .filter(|hook| hook.rung == Rung::Off)
+        .filter(|hook| hook.hook_type == HookType::Off)
         .count();
     lines.extend([
         String::new(),

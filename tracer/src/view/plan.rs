@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use crate::kernel::plan::{Plan, Rung, Sight, Transport};
+use crate::plan::{Coverage, HookType, Plan, Transport};
 
-/// The word for a rung, as `--hooks` and the JSON spell it.
+/// The word for a hook type, as `--hooks` and the JSON spell it.
 #[must_use]
-pub const fn rung_name(rung: Rung) -> &'static str {
-    match rung {
-        Rung::Fentry => "fentry",
-        Rung::Kprobe => "kprobe",
-        Rung::Tracepoint => "tracepoint",
-        Rung::Off => "off",
+pub const fn hook_type_name(hook_type: HookType) -> &'static str {
+    match hook_type {
+        HookType::Fentry => "fentry",
+        HookType::Kprobe => "kprobe",
+        HookType::Tracepoint => "tracepoint",
+        HookType::Off => "off",
     }
 }
 
@@ -27,18 +27,18 @@ pub const fn transport_name(transport: Transport) -> &'static str {
 /// "13 hooks (9 fentry, 4 tracepoint), records through ringbuf".
 #[must_use]
 pub fn in_one_line(plan: &Plan) -> String {
-    let mut rungs = BTreeMap::<Rung, usize>::new();
+    let mut hook_types = BTreeMap::<HookType, usize>::new();
     for hook in &plan.hooks {
-        *rungs.entry(hook.rung).or_default() += 1;
+        *hook_types.entry(hook.hook_type).or_default() += 1;
     }
-    let rungs: Vec<String> = rungs
+    let hook_types: Vec<String> = hook_types
         .iter()
-        .map(|(rung, hooks)| format!("{hooks} {}", rung_name(*rung)))
+        .map(|(hook_type, hooks)| format!("{hooks} {}", hook_type_name(*hook_type)))
         .collect();
     format!(
         "{} hooks ({}), records through {}",
         plan.hooks.len(),
-        rungs.join(", "),
+        hook_types.join(", "),
         transport_name(plan.transport),
     )
 }
@@ -46,10 +46,10 @@ pub fn in_one_line(plan: &Plan) -> String {
 /// One sentence for each detector that cannot see everything.
 pub fn limits(plan: &Plan) -> impl Iterator<Item = String> {
     plan.detectors.iter().filter_map(|detector| {
-        let state = match detector.sight {
-            Sight::Exact => return None,
-            Sight::Degraded => "degraded",
-            Sight::Off => "off",
+        let state = match detector.coverage {
+            Coverage::Exact => return None,
+            Coverage::Degraded => "degraded",
+            Coverage::Off => "off",
         };
         let because = detector
             .because

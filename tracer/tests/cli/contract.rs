@@ -50,7 +50,7 @@ fn every_line_keeps_the_contract() {
         "finding",
         "gap",
         "probe",
-        "refusal",
+        "early_drop",
         "reset",
         "retransmit",
         "seed",

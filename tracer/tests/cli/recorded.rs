@@ -7,17 +7,15 @@ use std::{
 };
 
 use conntracer::{
-    kernel::{
-        host::Host,
-        plan::{DetectorPlan, HookMode, HookPlan, Plan, Refusal, Rung, Sight, Transport},
-    },
+    host::Host,
+    plan::{Coverage, DetectorPlan, HookMode, HookPlan, HookType, Plan, Refused, Transport},
     recording::Writer,
 };
 use conntracer_common::{
     record::{
-        Accept, Connect, Drop, Ending, Failure, Header, Holders, Loss, MAX_HOLDERS, Owner, Probe,
-        Refusal as Refused, Reset, Retransmit, Seed, Snapshot, Socket, State, Syn, SynAck, Tcp,
-        Tick, ending_flag, failure_how, kind, owner_source, path, role, socket_flag, syn_evidence,
+        Accept, Close, Connect, Drop, EarlyDrop, Failure, Header, Holders, Loss, MAX_HOLDERS,
+        Owner, Probe, Reset, Retransmit, Seed, Snapshot, Socket, State, Syn, SynAck, Tcp, Tick,
+        close_flag, failure_how, kind, owner_source, path, role, socket_flag, syn_evidence,
         syn_outcome,
     },
     stats::hook,
@@ -117,7 +115,7 @@ fn older(at: u64) -> [Vec<u8>; 3] {
         holders: 1,
         ..Seed::default()
     };
-    let ending = Ending {
+    let ending = Close {
         socket,
         owner: owner(),
         tcp: tcp(),
@@ -126,8 +124,8 @@ fn older(at: u64) -> [Vec<u8>; 3] {
         error: 104,
         reason: 14,
         old_state: state::ESTABLISHED,
-        flags: ending_flag::RST_RECEIVED,
-        ..Ending::default()
+        flags: close_flag::RST_RECEIVED,
+        ..Close::default()
     };
     let failure = Failure {
         socket: Socket {
@@ -147,7 +145,7 @@ fn older(at: u64) -> [Vec<u8>; 3] {
     [
         record(at, kind::SEED, seed, |r| &mut r.header),
         record(at, kind::FAILURE, failure, |r| &mut r.header),
-        record(at, kind::ENDING, ending, |r| &mut r.header),
+        record(at, kind::CLOSE, ending, |r| &mut r.header),
     ]
 }
 
@@ -227,7 +225,7 @@ fn troubles() -> Vec<Vec<u8>> {
         tcp_flags: flag::SYN,
         ..Drop::default()
     };
-    let refusal = Refused {
+    let early_drop = EarlyDrop {
         socket,
         owner,
         count: 1,
@@ -236,7 +234,7 @@ fn troubles() -> Vec<Vec<u8>> {
         ifindex: 2,
         path: path::INPUT,
         reason: 99,
-        ..Refused::default()
+        ..EarlyDrop::default()
     };
     let probe = Probe {
         socket,
@@ -255,7 +253,7 @@ fn troubles() -> Vec<Vec<u8>> {
         syn(SECOND_NS, 1),
         record(SECOND_NS, kind::RESET, reset, |r| &mut r.header),
         record(SECOND_NS, kind::DROP, drop, |r| &mut r.header),
-        record(SECOND_NS, kind::REFUSAL, refusal, |r| &mut r.header),
+        record(SECOND_NS, kind::EARLY_DROP, early_drop, |r| &mut r.header),
         record(SECOND_NS, kind::PROBE, probe, |r| &mut r.header),
         record(SECOND_NS, kind::LOSS, loss, |r| &mut r.header),
     ]
@@ -353,8 +351,8 @@ fn tcp() -> Tcp {
 }
 
 pub(crate) fn host() -> Host {
-    let refused = vec![Refusal {
-        rung: Rung::Fentry,
+    let refused = vec![Refused {
+        hook_type: HookType::Fentry,
         reason: "Operation not permitted".to_owned(),
     }];
     Host {
@@ -371,7 +369,7 @@ pub(crate) fn host() -> Host {
             transport: Transport::Ringbuf,
             hooks: vec![HookPlan {
                 hook: "syn".to_owned(),
-                rung: Rung::Kprobe,
+                hook_type: HookType::Kprobe,
                 attached: vec!["tcp_conn_request".to_owned()],
                 refused,
                 blind_to: Some("nothing that matters here".to_owned()),
@@ -379,12 +377,12 @@ pub(crate) fn host() -> Host {
             detectors: vec![
                 DetectorPlan {
                     detector: "syn_drop".to_owned(),
-                    sight: Sight::Exact,
+                    coverage: Coverage::Exact,
                     because: None,
                 },
                 DetectorPlan {
                     detector: "retransmit_storm".to_owned(),
-                    sight: Sight::Degraded,
+                    coverage: Coverage::Degraded,
                     because: Some("a test says so".to_owned()),
                 },
             ],

@@ -37,7 +37,7 @@ use crate::{
 pub(crate) struct Arguments {
     /// Kernel lines, of 5.10, 6.1, 6.12, 6.18 and 7.x; all when none is given.
     kernels: Vec<String>,
-    /// Which rung of the hook ladder conntracer uses.
+    /// Which hook type of the hook ladder conntracer uses.
     #[arg(long, value_enum, default_value_t = Hooks::Auto)]
     hooks: Hooks,
     /// Keep each VM's initramfs beside its log.

@@ -3,7 +3,7 @@
 //! **Rule.** Opens at [`ConnectFailure::attempts`](crate::detect::ConnectFailure::attempts) failed attempts
 //! of one process to one remote end for one cause, without a pause of
 //! [`ConnectFailure::quiet_s`](crate::detect::ConnectFailure::quiet_s); resolves after such a pause. The
-//! count is the kernel half's own total, so that rate-limited records lose nothing.
+//! count is the eBPF side's own total, so that rate-limited records lose nothing.
 //!
 //! **Causes.** `refused`, `timed_out`, `unreachable`, `reset`, `no_port`, `denied`, `other` by the error
 //! that the application is told; `cancelled` where it gave up first, after a second or more. Whether a
@@ -23,7 +23,7 @@ use super::{
     alike::{self, Alike},
     errno,
 };
-use crate::{event::Failure as Event, finding::Ktime, table::Bounded};
+use crate::{event::Failure as Event, table::Bounded, time::Ktime};
 
 /// How an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,7 +72,7 @@ impl Cause {
     }
 }
 
-/// Which of the kernel half's counts: an entry that was removed for being idle and came again is another.
+/// Which of the eBPF side's counts: an entry that was removed for being idle and came again is another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct EntryKey {
     netns: u32,

@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use conntracer_common::record::ending_flag;
+use conntracer_common::record::close_flag;
 
 use super::{
     Context, Life,
@@ -32,9 +32,9 @@ use super::{
     errno,
 };
 use crate::{
-    event::{Ending as Event, Role},
-    finding::Ktime,
+    event::{Close as Event, Role},
     table::Bounded,
+    time::Ktime,
 };
 
 /// How a connection died.
@@ -68,7 +68,7 @@ impl How {
         if ending.is_orderly() {
             return None;
         }
-        let orphan = ending.has(ending_flag::ORPHAN);
+        let orphan = ending.has(close_flag::ORPHAN);
         Some(match ending.errno {
             errno::ETIMEDOUT if orphan => Self::OrphanTimeout,
             errno::ETIMEDOUT => Self::of_timeout(ending),
@@ -104,18 +104,18 @@ impl How {
     /// first. Before 6.10 the kernel wakes it (`sk_error_report`) before it changes the state.
     fn without_error(ending: &Event) -> Self {
         let tcp = &ending.tcp;
-        if ending.has(ending_flag::RST_SENT) {
+        if ending.has(close_flag::RST_SENT) {
             // The application's own RST follows the change of state.
             if tcp.probes_out > 0 {
                 Self::of_timeout(ending)
             } else {
                 Self::Killed
             }
-        } else if ending.has(ending_flag::NOT_ACCEPTED) {
+        } else if ending.has(close_flag::NOT_ACCEPTED) {
             Self::NotAccepted
         } else if ending.unread_bytes > 0 {
             Self::Unread
-        } else if ending.has(ending_flag::NO_LINGER) {
+        } else if ending.has(close_flag::NO_LINGER) {
             Self::Linger
         } else if tcp.retransmits == 0 && tcp.probes_out == 0 {
             Self::Disconnect
@@ -276,7 +276,7 @@ impl ConnectionDrop {
         self.deaths.evicted()
     }
 
-    pub(crate) fn ending(&mut self, ending: &Event, cx: &mut Context<'_>) {
+    pub(crate) fn close(&mut self, ending: &Event, cx: &mut Context<'_>) {
         let Some(how) = How::of(ending) else {
             return;
         };

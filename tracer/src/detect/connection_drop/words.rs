@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 
-use conntracer_common::record::ending_flag;
+use conntracer_common::record::close_flag;
 
 use super::{Deaths, How, Key, Place};
 use crate::{
     detect::{Context, Draft, Facts, errno, hooks, plural, said_seconds, who},
-    event::Ending,
+    event::Close,
     finding::{FindingKind, Subject},
 };
 
@@ -43,9 +43,9 @@ pub(super) fn draft(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> Draft {
 }
 
 /// The kernel names no cause for these: they are concluded from the fields that it judges by.
-fn doubt(key: &Key, latest: &Ending, cx: &Context<'_>) -> Option<Cow<'static, str>> {
+fn doubt(key: &Key, latest: &Close, cx: &Context<'_>) -> Option<Cow<'static, str>> {
     let concluded = match key.how {
-        How::ResetReceived => !latest.has(ending_flag::RST_RECEIVED),
+        How::ResetReceived => !latest.has(close_flag::RST_RECEIVED),
         How::Orphan | How::Disconnect => latest.reason.is_none(),
         How::Unread | How::Linger | How::NotAccepted | How::OrphanTimeout | How::Error => false,
         How::Data

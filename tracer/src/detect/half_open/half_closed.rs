@@ -32,9 +32,10 @@ use crate::{
     count::Grow,
     detect::{Context, Draft, Facts, Life, plural, said_seconds, who},
     event::{HalfClosed as Unlisted, Owner, Snapshot, TcpState},
-    finding::{FindingKind, Ktime},
-    source::SocketId,
+    finding::FindingKind,
+    id::SocketId,
     table::Bounded,
+    time::Ktime,
 };
 
 /// Growth is measured over the age from which sockets count, by default a minute, in so many steps.
@@ -46,7 +47,7 @@ fn sample_interval(cx: &Context<'_>) -> Duration {
         .map_or(age, |share| share.max(Duration::from_secs(1)))
 }
 
-/// Sockets of one poll that are told apart: four times the kernel half's default table.
+/// Sockets of one poll that are told apart: four times the eBPF side's default table.
 const SEEN: usize = 1 << 18;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

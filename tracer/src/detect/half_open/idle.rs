@@ -24,9 +24,10 @@ use super::process;
 use crate::{
     count::Grow,
     detect::{Context, Draft, Facts, Life, hooks, plural, said_seconds, who},
-    event::{Audited, Idle as Event, Owner, Role},
-    finding::{FindingKind, Ktime},
+    event::{Idle as Event, IdleTotals, Owner, Role},
+    finding::FindingKind,
     table::Bounded,
+    time::Ktime,
 };
 
 /// Remote ends told apart in one group: many more than are named.
@@ -147,11 +148,11 @@ struct Group {
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct IdleAudit {
+pub(crate) struct IdleConnections {
     groups: Bounded<Key, Group>,
 }
 
-impl IdleAudit {
+impl IdleConnections {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             groups: Bounded::new(limit),
@@ -195,7 +196,7 @@ impl IdleAudit {
     }
 
     /// An audit ends: what it did not tell of is gone, unless it lost some.
-    pub(crate) fn audited(&mut self, event: &Audited, cx: &mut Context<'_>) {
+    pub(crate) fn idle_totals(&mut self, event: &IdleTotals, cx: &mut Context<'_>) {
         let keys: Vec<Key> = self.groups.iter().map(|(key, _)| *key).collect();
         for key in keys {
             let Some(group) = self.groups.get_mut(&key) else {

@@ -11,7 +11,7 @@ use crate::{
     decode::retransmit_type,
     detect::{Life, path_mtu::Sizes},
     event::RetransmitType,
-    finding::Ktime,
+    time::Ktime,
 };
 
 /// The rate is that of the last three seconds: one alone swings with RTO backoff.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::{detect::Facts, event::Tcp, finding::Ktime};
+use crate::{detect::Facts, event::Tcp, time::Ktime};
 
 /// Since the connection's activity began.
 #[derive(Clone, Copy, Debug)]

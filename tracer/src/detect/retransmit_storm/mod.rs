@@ -15,7 +15,7 @@
 //! apart, and so is what was repeated for nothing, which is part of the count: the peer says that it came twice
 //! (duplicate SACKs, RFC 2883), or the kernel finds out first and takes back what it did about the loss.
 //! Connections are counted in the kernel, and their records cumulative: a record that is lost takes nothing
-//! away. What the kernel half missed is in the count by `total_retrans`, without a type; before Linux 6.17 it cannot be
+//! away. What the eBPF side missed is in the count by `total_retrans`, without a type; before Linux 6.17 it cannot be
 //! told from what did not leave the host.
 //! Repeated SYN-ACKs count, but open nothing: [`super::half_open::handshake`] tells what they mean. Those
 //! of a flood, of which not every one is a record, are in the host's count from the listeners' totals, and
@@ -52,11 +52,11 @@ use self::{
 use super::{Context, RetransmitStorm as Thresholds};
 use crate::{
     event::{Owner, Retransmit, RetransmitType, SynAck, TcpState, Undo},
-    finding::Ktime,
     table::{
         Bounded,
         connection::{Change, Connection, ConnectionKey},
     },
+    time::Ktime,
 };
 
 #[derive(Debug)]
@@ -464,7 +464,7 @@ impl RetransmitStorm {
     }
 }
 
-/// Four times what the kernel half keeps: what is still counted there is not forgotten here.
+/// Four times what the eBPF side keeps: what is still counted there is not forgotten here.
 const MAX_TOLD: usize = 32_768;
 
 /// Up to this age everything a connection sent belongs to its first retransmission's ratio.

@@ -3,7 +3,7 @@
 
 use conntracer_common::record::UndoTotals;
 
-use crate::{event::Undo, finding::Ktime};
+use crate::{event::Undo, time::Ktime};
 
 /// As last told.
 #[derive(Clone, Copy, Debug, Default)]

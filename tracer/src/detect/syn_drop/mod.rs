@@ -1,7 +1,7 @@
 //! `syn_drop` and `syn_cookies`: a listener turned clients away, and why.
 //!
 //! **Rule.** Opens at the first drop of a cause at a listener, stays open while that cause drops,
-//! resolves after [`super::SynDrop::quiet_s`] without one. The count is the kernel half's own total
+//! resolves after [`super::SynDrop::quiet_s`] without one. The count is the eBPF side's own total
 //! of that cause since the finding began, so that rate-limited records lose nothing.
 //!
 //! **Causes.** `accept_queue_full` (the SYN found the accept queue full), `ack_overflow` (the third
@@ -31,10 +31,12 @@ use conntracer_common::{
 use super::{Context, Life, hooks};
 use crate::{
     event::{Owner, Syn},
-    finding::{FindingKind, Ktime},
-    kernel::{host::Host, plan::Rung},
-    source::SocketId,
+    finding::FindingKind,
+    host::Host,
+    id::SocketId,
+    plan::HookType,
     table::listener::{Acceptor, Applied, ListenerKey, Listeners, Service, Summary},
+    time::Ktime,
 };
 
 /// Sockets of one listener whose share of the drops is kept apart; a server has one for each CPU or worker.
@@ -421,12 +423,12 @@ pub(crate) fn summaries(listeners: &Listeners, host: &Host, now: Ktime) -> (Vec<
 
 /// Whether every accept() is counted.
 fn sees_accepts(host: &Host) -> bool {
-    !has_hook(host, "accept") || host.plan.rung("accept") == Rung::Fentry
+    !has_hook(host, "accept") || host.plan.hook_type("accept") == HookType::Fentry
 }
 
 /// Whether completions are counted by socket, and not by the address alone.
 fn tells_members_apart(host: &Host) -> bool {
-    !has_hook(host, "ack") || host.plan.rung("ack") != Rung::Tracepoint
+    !has_hook(host, "ack") || host.plan.hook_type("ack") != HookType::Tracepoint
 }
 
 /// A plan without the hook is that of a recording from before it was one.

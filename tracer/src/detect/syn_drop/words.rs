@@ -9,7 +9,7 @@ use crate::{
     detect::{Context, Draft, Facts, plural, said_seconds, who},
     event::Syn,
     finding::Subject,
-    table::listener::{AcceptSight, Acceptor, takes},
+    table::listener::{AcceptCoverage, Acceptor, takes},
 };
 
 /// Shares of the drops that are told one by one.
@@ -122,12 +122,12 @@ fn members(facts: Facts, told: &Told<'_>) -> Facts {
 }
 
 fn accepts(facts: Facts, acceptor: &Acceptor) -> Facts {
-    let facts = match acceptor.sight {
-        AcceptSight::Seen => facts.count("accepted", acceptor.accepted),
-        AcceptSight::Inferred => facts
+    let facts = match acceptor.coverage {
+        AcceptCoverage::Seen => facts.count("accepted", acceptor.accepted),
+        AcceptCoverage::Inferred => facts
             .count("accepted", acceptor.accepted)
             .text("accepts_known_by", "the length of the queue"),
-        AcceptSight::Unknown => facts.text("accepts_known_by", "nothing on this rung"),
+        AcceptCoverage::Unknown => facts.text("accepts_known_by", "nothing on this hook type"),
     };
     let facts = match acceptor.per_s {
         Some(rate) => facts.number("accepts_per_s", rate),
@@ -153,17 +153,17 @@ fn is_capped(syn: &Syn) -> bool {
 fn is_stalled(acceptor: &Acceptor) -> bool {
     match acceptor.idle {
         Some(idle) => idle.as_secs() >= 1,
-        None => acceptor.sight != AcceptSight::Unknown,
+        None => acceptor.coverage != AcceptCoverage::Unknown,
     }
 }
 
 /// What is known of the acceptor, for a sentence.
 fn said_accepts(acceptor: &Acceptor) -> String {
-    let inferred = match acceptor.sight {
-        AcceptSight::Seen => "",
-        AcceptSight::Inferred => ", by the length of its queue",
-        AcceptSight::Unknown => {
-            return "how fast it accepts is not known on this rung".to_owned();
+    let inferred = match acceptor.coverage {
+        AcceptCoverage::Seen => "",
+        AcceptCoverage::Inferred => ", by the length of its queue",
+        AcceptCoverage::Unknown => {
+            return "how fast it accepts is not known on this hook type".to_owned();
         }
     };
     match (acceptor.idle, acceptor.per_s) {
@@ -172,7 +172,9 @@ fn said_accepts(acceptor: &Acceptor) -> String {
         }
         (Some(_), Some(rate)) => format!("accepts {rate:.1}/s{inferred}"),
         (Some(_), None) => "accept() is called, but not often enough".to_owned(),
-        (None, _) if acceptor.sight == AcceptSight::Seen => "no accept() was seen yet".to_owned(),
+        (None, _) if acceptor.coverage == AcceptCoverage::Seen => {
+            "no accept() was seen yet".to_owned()
+        }
         (None, _) => "its queue was not seen to shrink yet".to_owned(),
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    record::{Ending, Socket, ending_flag, owner_source, role, socket_flag},
+    record::{Close, Socket, close_flag, owner_source, role, socket_flag},
     tcp::state,
 };
 use rstest::rstest;
@@ -22,7 +22,7 @@ fn service() -> Socket {
     }
 }
 
-fn ended(error: u32, old_state: u8, flags: u8) -> impl Fn(&mut Ending) {
+fn ended(error: u32, old_state: u8, flags: u8) -> impl Fn(&mut Close) {
     move |ending| {
         ending.error = error;
         ending.old_state = old_state;
@@ -30,33 +30,33 @@ fn ended(error: u32, old_state: u8, flags: u8) -> impl Fn(&mut Ending) {
     }
 }
 
-const ORPHAN_WITH_RST: u8 = ending_flag::ORPHAN | ending_flag::RST_SENT;
+const ORPHAN_WITH_RST: u8 = close_flag::ORPHAN | close_flag::RST_SENT;
 
 #[rstest]
 #[case(
-    ended(errno::ECONNRESET, state::ESTABLISHED, ending_flag::RST_RECEIVED),
+    ended(errno::ECONNRESET, state::ESTABLISHED, close_flag::RST_RECEIVED),
     "reset_received",
     "reset_by_peer"
 )]
 #[case(
-    ended(errno::EPIPE, state::CLOSE_WAIT, ending_flag::RST_RECEIVED),
+    ended(errno::EPIPE, state::CLOSE_WAIT, close_flag::RST_RECEIVED),
     "reset_received",
     "reset_by_peer"
 )]
 #[case(
-    ended(0, state::ESTABLISHED, ending_flag::NO_LINGER),
+    ended(0, state::ESTABLISHED, close_flag::NO_LINGER),
     "reset_sent",
     "closed_without_linger"
 )]
 #[case(
-    ended(0, state::ESTABLISHED, ending_flag::NOT_ACCEPTED),
+    ended(0, state::ESTABLISHED, close_flag::NOT_ACCEPTED),
     "reset_sent",
     "closed_before_accept"
 )]
 #[case(ended(0, state::ESTABLISHED, 0), "reset_sent", "disconnected")]
 #[case(ended(errno::ETIMEDOUT, state::ESTABLISHED, 0), "timed_out", "data")]
 #[case(
-    ended(errno::ETIMEDOUT, state::FIN_WAIT1, ending_flag::ORPHAN),
+    ended(errno::ETIMEDOUT, state::FIN_WAIT1, close_flag::ORPHAN),
     "timed_out",
     "orphan_timeout"
 )]
@@ -66,19 +66,19 @@ const ORPHAN_WITH_RST: u8 = ending_flag::ORPHAN | ending_flag::RST_SENT;
     "icmp"
 )]
 #[case(
-    ended(errno::ECONNABORTED, state::ESTABLISHED, ending_flag::RST_SENT),
+    ended(errno::ECONNABORTED, state::ESTABLISHED, close_flag::RST_SENT),
     "aborted",
     "killed"
 )]
 #[case(ended(0, state::FIN_WAIT1, ORPHAN_WITH_RST), "aborted", "orphan")]
 #[case(ended(22, state::ESTABLISHED, 0), "aborted", "error")]
 fn the_fields_are_the_cause(
-    #[case] change: impl Fn(&mut Ending),
+    #[case] change: impl Fn(&mut Close),
     #[case] cause: &str,
     #[case] how: &str,
 ) {
     let mut run = Run::new();
-    run.ending(service(), change);
+    run.close(service(), change);
     let finding = run.only();
     assert_eq!(finding.kind, FindingKind::ConnectionDrop);
     assert_eq!((finding.cause.as_ref(), finding.count), (cause, 1));
@@ -88,36 +88,36 @@ fn the_fields_are_the_cause(
 }
 
 #[rstest]
-#[case::unread(0, |ending: &mut Ending| {
+#[case::unread(0, |ending: &mut Close| {
     // The RST follows the change of state.
     ending.flags = 0;
     ending.unread = 5;
 }, "closed_with_unread_data")]
-#[case::window(errno::ETIMEDOUT, |ending: &mut Ending| {
+#[case::window(errno::ETIMEDOUT, |ending: &mut Close| {
     ending.tcp.probes_out = 3;
     ending.tcp.write_seq = 9;
 }, "window_probe")]
-#[case::keepalive(errno::ETIMEDOUT, |ending: &mut Ending| ending.tcp.probes_out = 3, "keepalive")]
-#[case::orphan(0, |ending: &mut Ending| {
+#[case::keepalive(errno::ETIMEDOUT, |ending: &mut Close| ending.tcp.probes_out = 3, "keepalive")]
+#[case::orphan(0, |ending: &mut Close| {
     ending.old_state = state::FIN_WAIT1;
-    ending.flags = ending_flag::ORPHAN;
+    ending.flags = close_flag::ORPHAN;
     ending.tcp.write_seq = 1;
 }, "orphan")]
-#[case::linger(0, |ending: &mut Ending| {
+#[case::linger(0, |ending: &mut Close| {
     // The application has closed its direction before; it holds the socket still.
     ending.old_state = state::FIN_WAIT1;
-    ending.flags = ending_flag::NO_LINGER;
+    ending.flags = close_flag::NO_LINGER;
     ending.tcp.write_seq = 1;
 }, "closed_without_linger")]
-#[case::user(errno::ETIMEDOUT, |ending: &mut Ending| ending.tcp.user_timeout_ms = 3, "user_timeout")]
+#[case::user(errno::ETIMEDOUT, |ending: &mut Close| ending.tcp.user_timeout_ms = 3, "user_timeout")]
 fn more_fields_tell_more(
     #[case] error: u32,
-    #[case] change: impl Fn(&mut Ending),
+    #[case] change: impl Fn(&mut Close),
     #[case] how: &str,
 ) {
     let mut run = Run::new();
-    run.ending(service(), |ending| {
-        ended(error, state::ESTABLISHED, ending_flag::RST_SENT)(ending);
+    run.close(service(), |ending| {
+        ended(error, state::ESTABLISHED, close_flag::RST_SENT)(ending);
         change(ending);
     });
     let how = Value::Text(how.to_owned().into());
@@ -128,8 +128,8 @@ fn more_fields_tell_more(
 #[test]
 fn a_process_that_has_forked_is_named_with_its_descendants() {
     let mut run = Run::new();
-    run.ending(service(), |ending| {
-        ended(0, state::ESTABLISHED, ending_flag::NO_LINGER)(ending);
+    run.close(service(), |ending| {
+        ended(0, state::ESTABLISHED, close_flag::NO_LINGER)(ending);
         ending.owner.source = owner_source::FORKED;
     });
     let said = "process 1234 or a descendant closed with SO_LINGER 0";
@@ -143,7 +143,7 @@ fn a_connection_older_than_conntracer_has_no_age() {
         let mut run = Run::new();
         run.skip(Duration::from_secs(4));
         let socket = Socket { flags, ..service() };
-        run.ending(socket, |_| ());
+        run.close(socket, |_| ());
         let evidence = &run.only().evidence;
         let age = evidence.iter().find(|fact| fact.name == "last_age_s");
         age.map(|fact| fact.value.clone())
@@ -154,26 +154,26 @@ fn a_connection_older_than_conntracer_has_no_age() {
 
 /// Before 6.10 an application may read its error while the kernel has not changed the state yet.
 #[rstest]
-#[case(|ending: &mut Ending| ending.tcp.retransmits = 3, "data")]
-#[case(|ending: &mut Ending| {
+#[case(|ending: &mut Close| ending.tcp.retransmits = 3, "data")]
+#[case(|ending: &mut Close| {
     ending.tcp.retransmits = 3;
     ending.soft_error = errno::ENETUNREACH;
 }, "icmp")]
-#[case(|ending: &mut Ending| {
+#[case(|ending: &mut Close| {
     ending.tcp.probes_out = 1;
     ending.tcp.write_seq = 9;
 }, "window_probe")]
-#[case(|ending: &mut Ending| {
+#[case(|ending: &mut Close| {
     ending.tcp.probes_out = 1;
-    ending.flags = ending_flag::RST_SENT;
+    ending.flags = close_flag::RST_SENT;
 }, "keepalive")]
-#[case(|ending: &mut Ending| ending.flags = ending_flag::RST_SENT, "killed")]
+#[case(|ending: &mut Close| ending.flags = close_flag::RST_SENT, "killed")]
 fn an_error_that_was_taken_first_is_concluded(
-    #[case] change: impl Fn(&mut Ending),
+    #[case] change: impl Fn(&mut Close),
     #[case] how: &str,
 ) {
     let mut run = Run::new();
-    run.ending(service(), |ending| {
+    run.close(service(), |ending| {
         ended(0, state::ESTABLISHED, 0)(ending);
         change(ending);
     });
@@ -187,15 +187,15 @@ fn an_error_that_was_taken_first_is_concluded(
 
 /// What `--emit connection` brings beyond the deaths.
 #[rstest]
-#[case::we_closed_first(ended(0, state::FIN_WAIT2, ending_flag::ORPHAN))]
-#[case::the_peer_closed_first(ended(0, state::LAST_ACK, ending_flag::ORPHAN))]
+#[case::we_closed_first(ended(0, state::FIN_WAIT2, close_flag::ORPHAN))]
+#[case::the_peer_closed_first(ended(0, state::LAST_ACK, close_flag::ORPHAN))]
 #[case::both_at_once(ended(0, state::CLOSING, 0))]
 #[case::a_reset_for_the_last_fin(
-    ended(errno::EPIPE, state::LAST_ACK, ending_flag::ORPHAN | ending_flag::RST_RECEIVED)
+    ended(errno::EPIPE, state::LAST_ACK, close_flag::ORPHAN | close_flag::RST_RECEIVED)
 )]
-fn an_orderly_end_is_no_finding(#[case] change: impl Fn(&mut Ending)) {
+fn an_orderly_end_is_no_finding(#[case] change: impl Fn(&mut Close)) {
     let mut run = Run::new();
-    run.ending(service(), change);
+    run.close(service(), change);
     run.pass(Duration::from_secs(2));
     assert!(run.findings.is_empty());
 }
@@ -208,7 +208,7 @@ fn deaths_after_the_same_idle_time_are_a_timeout() {
             local_port: 40_000 + port,
             ..service()
         };
-        run.ending(socket, |ending| {
+        run.close(socket, |ending| {
             ending.idle_ns = 350_000_000_000 + u64::from(port) * 10_000_000;
         });
         run.pass(Duration::from_secs(100));
@@ -230,7 +230,7 @@ fn clients_of_one_listener_are_one_finding() {
     let mut run = Run::new();
     for port in 0..9_u16 {
         let client = format!("10.0.1.{port}:5000");
-        run.ending(socket("10.0.0.1:80", &client), |_| {});
+        run.close(socket("10.0.0.1:80", &client), |_| {});
     }
     run.pass(Duration::from_secs(2));
     assert_eq!(run.only().count, 9);

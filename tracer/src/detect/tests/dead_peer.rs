@@ -335,18 +335,18 @@ fn other_ends_are_no_dead_peer(#[case] old: u8, #[case] error: u32, #[case] retr
     assert!(run.findings.is_empty(), "{:#?}", run.findings);
 }
 
-/// A connection that the kernel half has no room for.
-fn homeless() -> Socket {
+/// A connection that the eBPF side has no room for.
+fn untracked() -> Socket {
     Socket {
         born_ns: 0,
         ..socket(LOCAL, REMOTE)
     }
 }
 
-fn homeless_timeouts(run: &mut Run) {
+fn untracked_timeouts(run: &mut Run) {
     for number in 1..=3 {
         run.pass(Duration::from_millis(200 << (number - 1)));
-        run.retransmit(homeless(), |retransmit| {
+        run.retransmit(untracked(), |retransmit| {
             retransmit.tcp.retransmits = number;
         });
     }
@@ -362,9 +362,9 @@ fn the_ending_of_a_connection_without_an_entry_is_its_last_word(
     #[case] count: u64,
 ) {
     let mut run = Run::new();
-    homeless_timeouts(&mut run);
+    untracked_timeouts(&mut run);
     assert_eq!(only_of(&run, FindingKind::HalfOpen).status, Status::Open);
-    run.ending(homeless(), |ending| {
+    run.close(untracked(), |ending| {
         ending.error = error;
         ending.tcp.retransmits = 3;
     });
@@ -372,7 +372,7 @@ fn the_ending_of_a_connection_without_an_entry_is_its_last_word(
     assert_eq!(finding.stage.as_deref(), Some(stage));
     assert_eq!((finding.status, finding.count), (Status::Resolved, count));
     // With `--emit state` there is one word more.
-    run.closed(homeless(), |closed| {
+    run.closed(untracked(), |closed| {
         closed.error = error;
         closed.retransmits = 3;
     });
@@ -383,7 +383,7 @@ fn the_ending_of_a_connection_without_an_entry_is_its_last_word(
 #[test]
 fn a_connection_without_an_entry_that_shows_nothing_more_is_forgotten() {
     let mut run = Run::new();
-    homeless_timeouts(&mut run);
+    untracked_timeouts(&mut run);
     run.pass(Duration::from_mins(4));
     assert_eq!(only_of(&run, FindingKind::HalfOpen).status, Status::Open);
     run.pass(Duration::from_secs(1));
@@ -401,7 +401,7 @@ fn a_connection_without_an_entry_that_shows_nothing_more_is_forgotten() {
 fn the_ending_of_a_connection_with_an_entry_waits_for_the_change_of_its_state() {
     let mut run = Run::new();
     timeouts(&mut run, LOCAL, REMOTE, 3);
-    run.ending(socket(LOCAL, REMOTE), |ending| ending.error = 110);
+    run.close(socket(LOCAL, REMOTE), |ending| ending.error = 110);
     assert_eq!(
         only_of(&run, FindingKind::HalfOpen).stage.as_deref(),
         Some("suspected")

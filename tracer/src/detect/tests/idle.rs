@@ -30,7 +30,7 @@ fn what_an_audit_tells_is_one_finding_of_its_process() {
     }
     run.idle(socket("10.0.0.1:80", "10.0.0.7:5001"), 2 * HOUR, |_| {});
     assert!(run.findings.is_empty(), "the audit is not over");
-    run.audited(0);
+    run.idle_totals(0);
     let finding = run.only();
     assert_eq!(
         (finding.cause.as_ref(), finding.count),
@@ -57,15 +57,15 @@ fn what_an_audit_tells_is_one_finding_of_its_process() {
 
     run.skip(Duration::from_mins(1));
     run.idle(socket("10.0.0.1:80", "10.0.0.7:5001"), 2 * HOUR, |_| {});
-    run.audited(0);
+    run.idle_totals(0);
     assert_eq!(run.only().count, 1);
-    run.audited(3);
+    run.idle_totals(3);
     assert_eq!(
         run.only().status,
         Status::Update,
         "it may be among the lost"
     );
-    run.audited(0);
+    run.idle_totals(0);
     assert_eq!(run.only().status, Status::Resolved);
     assert_eq!(run.only().count, 13);
     run.assert_replays(Thresholds::default());
@@ -78,7 +78,7 @@ fn remotes_beyond_those_named_are_counted() {
         let remote = format!("10.0.{}.{}:5000", port / 256, port % 256);
         run.idle(socket("10.0.0.1:80", &remote), HOUR, |_| {});
     }
-    run.audited(0);
+    run.idle_totals(0);
     let named = evidence(run.only(), "most_frequent_remotes");
     assert_eq!(
         named,
@@ -94,7 +94,7 @@ fn data_that_no_timer_will_send_is_another_matter_than_keepalive() {
         idle.tcp.snd_una = u32::MAX - 9;
         idle.tcp.write_seq = 90;
     });
-    run.audited(0);
+    run.idle_totals(0);
     let finding = run.only();
     assert_eq!(finding.cause, "idle_without_timer");
     assert_eq!(evidence(finding, "waiting_bytes"), &Value::Count(100));
@@ -106,6 +106,6 @@ fn a_longer_limit_judges_a_recording_anew() {
     thresholds.half_open.idle_after_s = 3601;
     let mut run = Run::with(thresholds);
     run.idle(socket("10.0.0.1:80", "10.0.0.7:5001"), HOUR, |_| {});
-    run.audited(0);
+    run.idle_totals(0);
     assert!(run.findings.is_empty(), "{:#?}", run.findings);
 }

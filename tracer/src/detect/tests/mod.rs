@@ -3,11 +3,11 @@
 mod connect_failure;
 mod connection_drop;
 mod dead_peer;
+mod early_drop;
 mod half_closed;
 mod handshake;
 mod idle;
 mod lifecycle;
-mod refusal;
 mod retransmit_storm;
 mod send_stall;
 mod syn_drop;

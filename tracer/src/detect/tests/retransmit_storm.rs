@@ -35,7 +35,7 @@ fn lossy(run: &mut Run, remote: &str, events: u32, segments: u32, sent_per_event
     }
 }
 
-/// What the kernel half keeps of one connection's repeats.
+/// What the eBPF side keeps of one connection's repeats.
 #[derive(Clone, Copy, Default)]
 struct Counted(record::Retransmits);
 
@@ -683,7 +683,7 @@ fn an_undo_of_a_connection_that_is_in_no_storm_says_nothing() {
     assert_eq!(evidence(finding, "spurious_segments"), &Value::Count(0));
 }
 
-/// Of a connection that finds no room in the kernel half, each undo is told alone.
+/// Of a connection that finds no room in the eBPF side, each undo is told alone.
 #[test]
 fn undos_told_one_by_one_add_up() {
     let mut run = Run::new();

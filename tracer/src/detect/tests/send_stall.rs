@@ -13,7 +13,7 @@ use crate::{
 const LOCAL: &str = "10.0.0.1:80";
 const REMOTE: &str = "10.0.0.2:4000";
 
-/// Window probes as the kernel half tells them from the second on, to a peer with a window of so many bytes.
+/// Window probes as the eBPF side tells them from the second on, to a peer with a window of so many bytes.
 fn probes(run: &mut Run, count: u8, window: u32, result: i32) {
     for backoff in 1..count {
         run.pass(Duration::from_millis(200 << backoff));
@@ -140,21 +140,21 @@ fn a_stall_without_an_entry_ends_with_the_connection_or_its_last_probe(
     #[case] is_told: bool,
     #[case] stage: &str,
 ) {
-    let homeless = || record::Socket {
+    let untracked = || record::Socket {
         born_ns: 0,
         ..socket(LOCAL, REMOTE)
     };
     let mut run = Run::new();
     for backoff in 1..4 {
         run.pass(Duration::from_millis(200 << backoff));
-        run.probe(homeless(), |probe| {
+        run.probe(untracked(), |probe| {
             probe.keepalive = 0;
             stall(&mut probe.tcp, 0);
             probe.tcp.backoff = backoff;
         });
     }
     if is_told {
-        run.ending(homeless(), |ending| ending.flags = 0);
+        run.close(untracked(), |ending| ending.flags = 0);
     } else {
         run.pass(Duration::from_mins(4));
         assert_ne!(run.only().status, Status::Resolved);

@@ -10,7 +10,7 @@ use super::evidence;
 use crate::{
     detect::Thresholds,
     finding::{Certainty, FindingKind, Status, Subject, Value},
-    kernel::plan::{HookPlan, Rung},
+    plan::{HookPlan, HookType},
     testing::{Run, host, listener},
 };
 
@@ -218,14 +218,14 @@ fn member(number: u64) -> Socket {
     socket
 }
 
-/// A run on a host whose hooks got these rungs.
-fn on(rungs: &[(&str, Rung)]) -> Run {
+/// A run on a host whose hooks got these hook types.
+fn on(hook_types: &[(&str, HookType)]) -> Run {
     let mut host = host();
-    host.plan.hooks = rungs
+    host.plan.hooks = hook_types
         .iter()
-        .map(|(hook, rung)| HookPlan {
+        .map(|(hook, hook_type)| HookPlan {
             hook: (*hook).to_owned(),
-            rung: *rung,
+            hook_type: *hook_type,
             attached: Vec::new(),
             refused: Vec::new(),
             blind_to: None,
@@ -361,7 +361,7 @@ fn the_acceptor_is_told_by_its_rate_or_by_its_stall(
     #[case] said: &str,
     #[case] advice: &str,
 ) {
-    let mut run = on(&[("accept", Rung::Fentry), ("ack", Rung::Fentry)]);
+    let mut run = on(&[("accept", HookType::Fentry), ("ack", HookType::Fentry)]);
     drained(&mut run, 50, accepting);
     run.finish();
     let finding = run.only();
@@ -371,7 +371,10 @@ fn the_acceptor_is_told_by_its_rate_or_by_its_stall(
 
 #[test]
 fn what_left_the_queue_is_concluded_where_accept_is_not_seen() {
-    let mut run = on(&[("accept", Rung::Tracepoint), ("ack", Rung::Tracepoint)]);
+    let mut run = on(&[
+        ("accept", HookType::Tracepoint),
+        ("ack", HookType::Tracepoint),
+    ]);
     for step in 0..50_u64 {
         run.syn(member(0), |syn| {
             syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = step + 1;
@@ -394,7 +397,10 @@ fn what_left_the_queue_is_concluded_where_accept_is_not_seen() {
 
 #[test]
 fn what_was_in_the_queue_before_the_tracer_was_not_accepted() {
-    let mut run = on(&[("accept", Rung::Tracepoint), ("ack", Rung::Tracepoint)]);
+    let mut run = on(&[
+        ("accept", HookType::Tracepoint),
+        ("ack", HookType::Tracepoint),
+    ]);
     for drops in 1..3 {
         run.syn(member(0), |syn| {
             syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = drops;
@@ -414,7 +420,10 @@ fn what_was_in_the_queue_before_the_tracer_was_not_accepted() {
 
 #[test]
 fn the_acceptors_of_a_group_are_not_known_on_the_tracepoint_rung() {
-    let mut run = on(&[("accept", Rung::Tracepoint), ("ack", Rung::Tracepoint)]);
+    let mut run = on(&[
+        ("accept", HookType::Tracepoint),
+        ("ack", HookType::Tracepoint),
+    ]);
     for number in 0..2 {
         run.syn(member(number), |syn| {
             syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = number;
@@ -424,7 +433,7 @@ fn the_acceptors_of_a_group_are_not_known_on_the_tracepoint_rung() {
     assert!(
         finding
             .summary
-            .ends_with("how fast it accepts is not known on this rung"),
+            .ends_with("how fast it accepts is not known on this hook type"),
         "{}",
         finding.summary
     );

@@ -1,4 +1,4 @@
-//! Sockets that the kernel half is asked about by running a program on each.
+//! Sockets that the eBPF side is asked about by running a program on each.
 
 use std::{io, os::fd::AsFd as _};
 
@@ -8,8 +8,8 @@ use zerocopy::IntoBytes as _;
 
 use super::{Feed, Kernel, ktime_ns};
 use crate::{
-    kernel::audit::{self, Answers},
-    source::SocketId,
+    id::SocketId,
+    kernel::idle::{self, Answers},
 };
 
 /// Sockets asked about before the rings are read: their records fill a quarter of one CPU's perf buffer, the
@@ -101,20 +101,20 @@ impl Kernel {
         now_ns: u64,
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
-        let Some(audit) = &mut self.audit else {
+        let Some(search) = &mut self.search else {
             return Ok(());
         };
-        if !audit.is_due(now_ns) {
+        if !search.is_due(now_ns) {
             return Ok(());
         }
-        let limit_ns = audit.limit_ns();
+        let limit_ns = search.limit_ns();
         let unowned = &mut self.unowned;
-        let candidates = audit.candidates(self.sockets.fd().as_fd(), now_ns, |state| {
+        let candidates = search.candidates(self.sockets.fd().as_fd(), now_ns, |state| {
             unowned.note(&state.owner);
         })?;
         self.search_owners(now_ns)?;
         let mut answers = Answers::default();
-        self.ask_in_turn(audit::PROGRAM, &candidates, limit_ns, feed, |answered| {
+        self.ask_in_turn(idle::PROGRAM, &candidates, limit_ns, feed, |answered| {
             answers.add(answered);
         })?;
         feed(answers.record(limit_ns, ktime_ns()).as_bytes());

@@ -1,12 +1,12 @@
-//! Cumulative records: what the kernel half counts by connection, process or place, told when it changed.
+//! Cumulative records: what the eBPF side counts by connection, process or place, told when it changed.
 
 use std::{collections::HashMap, io, os::fd::AsFd};
 
 use aya::maps::MapData;
 use conntracer_common::{
-    record::{Failure, Refusal, Retransmits, Undo, kind},
+    record::{EarlyDrop, Failure, Retransmits, Undo, kind},
     socket::{
-        FAILED_KEY_BYTES, Failed, REFUSED_KEY_BYTES, RETRANSMITTED_KEY_BYTES, Refused,
+        EARLY_DROP_KEY_BYTES, EarlyDropEntry, FAILED_KEY_BYTES, Failed, RETRANSMITTED_KEY_BYTES,
         Retransmitted,
     },
     stats::hook,
@@ -17,9 +17,9 @@ use super::{Kernel, SWEEP_NS, header, maps};
 
 /// A dropped SYN's entry is removed when it counted nothing for so long: more than the 63 s that a client
 /// repeats its SYN for (`tcp_syn_retries` 6 waits 1 + 2 + … + 32 s).
-const REFUSED_IDLE_NS: u64 = 120_000_000_000;
+const EARLY_DROP_IDLE_NS: u64 = 120_000_000_000;
 
-pub(super) type RefusedKey = [u8; REFUSED_KEY_BYTES];
+pub(super) type EarlyDropKey = [u8; EARLY_DROP_KEY_BYTES];
 
 /// The same for a connection that sends again: more than the longest time between two timeouts
 /// (`TCP_RTO_MAX`, 120 s).
@@ -38,7 +38,7 @@ pub(super) type Told<K> = HashMap<K, (u64, u64), foldhash::quality::RandomState>
 impl Kernel {
     /// Dropped SYNs that were counted since the last poll. Entries long idle are removed: without them
     /// a few scans would fill the map for good.
-    pub(super) fn poll_refusals(
+    pub(super) fn poll_early_drops(
         &mut self,
         now_ns: u64,
         feed: &mut dyn FnMut(&[u8]),
@@ -50,20 +50,21 @@ impl Kernel {
         self.drop_events = events;
         let places = &self.places;
         poll_counted(
-            &self.refusals,
-            size_of::<Refused>(),
+            &self.early_drops,
+            size_of::<EarlyDropEntry>(),
             &mut self.refused,
-            (now_ns, REFUSED_IDLE_NS),
+            (now_ns, EARLY_DROP_IDLE_NS),
             |value, is_news| {
-                let Refused { mut refusal, .. } = Refused::read_from_bytes(value).ok()?;
+                let EarlyDropEntry { mut early_drop, .. } =
+                    EarlyDropEntry::read_from_bytes(value).ok()?;
                 let counted = Counted {
-                    first_ns: refusal.first_ns,
-                    last_ns: refusal.last_ns,
-                    count: refusal.count,
+                    first_ns: early_drop.first_ns,
+                    last_ns: early_drop.last_ns,
+                    count: early_drop.count,
                 };
                 if is_news(&counted) {
-                    refusal.header = header::<Refusal>(kind::REFUSAL, now_ns);
-                    places.name(refusal.as_bytes(), feed);
+                    early_drop.header = header::<EarlyDrop>(kind::EARLY_DROP, now_ns);
+                    places.name(early_drop.as_bytes(), feed);
                 }
                 Some(counted)
             },
@@ -71,7 +72,7 @@ impl Kernel {
     }
 
     /// What connections sent again, and what was taken back of that, since the last record of each; entries long idle are removed, as with
-    /// refusals. Walked when there is something to tell, and now and then to tidy up.
+    /// early drops. Walked when there is something to tell, and now and then to tidy up.
     pub(super) fn poll_retransmits(
         &mut self,
         now_ns: u64,
@@ -129,7 +130,7 @@ impl Kernel {
     }
 
     /// Failed attempts to connect that were counted since the last poll; entries long idle are removed, as
-    /// with refusals.
+    /// with early drops.
     pub(super) fn poll_failures(
         &mut self,
         now_ns: u64,
@@ -162,7 +163,7 @@ impl Kernel {
     }
 }
 
-/// What was taken back, as the kernel half would tell it.
+/// What was taken back, as the eBPF side would tell it.
 fn undo(entry: &Retransmitted) -> Undo {
     let (last, undone) = (&entry.retransmits.last, &entry.undone);
     Undo {

@@ -11,11 +11,7 @@ use conntracer_common::{
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::{Kernel, header};
-use crate::{
-    finding::Ktime,
-    kernel::{maps, plan::Rung},
-    source::SocketId,
-};
+use crate::{id::SocketId, kernel::maps, plan::HookType, time::Ktime};
 
 /// Listeners whose queues are asked for anew at one poll: as many of a host's as may be in trouble at
 /// once, at about 1 µs each. The others are told as they stood at their last SYN.
@@ -39,7 +35,7 @@ impl Kernel {
             hook::COOKIE,
         ];
         // There it is the state that tells which handshakes were completed.
-        let by_state = self.host.plan.rung("ack") == Rung::Tracepoint;
+        let by_state = self.host.plan.hook_type("ack") == HookType::Tracepoint;
         for hook in counting.into_iter().chain(by_state.then_some(hook::STATE)) {
             events.add(&maps::counters(&self.counters, hook)?);
         }

@@ -26,29 +26,30 @@ use zerocopy::{IntoBytes, transmute};
 
 pub(super) use self::listeners::trouble;
 use self::{
-    counted::{FailedKey, RefusedKey, RetransmittedKey, Told},
+    counted::{EarlyDropKey, FailedKey, RetransmittedKey, Told},
     owners::Unowned,
 };
 use super::{
     Options,
     attach::Attached,
-    audit::Audit,
     clock::{Clock, realtime_offset_ns},
     error::CannotTrace,
     filter::Groups,
     half_closed::{HalfClosed, SWEEP_NS},
     holders::Asked,
-    host::Host,
     learn_percpu_offsets,
     maps::{self, Counters},
     missed::Missed,
     netns::{CountsMap, LookMap, Namespaces, Running},
-    places::Places,
     processes::Processes,
     ring::Rings,
     seed::Seeds,
 };
-use crate::source::{Source, Watched};
+use crate::{
+    host::Host,
+    kernel::{early_drop::Places, idle::IdleSearch},
+    source::{Source, Watched},
+};
 
 /// Where records go.
 type Feed<'a> = &'a mut dyn FnMut(&[u8]);
@@ -71,7 +72,7 @@ pub struct Kernel {
     missed: Missed,
     sockets: MapData,
     listeners: MapData,
-    refusals: [MapData; 2],
+    early_drops: [MapData; 2],
     retransmits: [MapData; 1],
     failures: [MapData; 2],
     failures_counted: Array<MapData, u64>,
@@ -90,7 +91,7 @@ pub struct Kernel {
     listener_events: u64,
     totals: HashMap<u64, SynTotals, foldhash::quality::RandomState>,
     drop_events: u64,
-    refused: Told<RefusedKey>,
+    refused: Told<EarlyDropKey>,
     repeated: Told<RetransmittedKey>,
     /// Events of the hook at the last walk of the map, and those of them that no record told; and when.
     repeats_walked: (u64, u64),
@@ -103,7 +104,7 @@ pub struct Kernel {
     half_closed: HalfClosed,
     /// Answers that found no room.
     answers_lost: u64,
-    audit: Option<Audit>,
+    search: Option<IdleSearch>,
     seeds: Seeds,
     unowned: Unowned,
     /// Where the filter asks for control groups.
@@ -133,9 +134,9 @@ impl Kernel {
         let counters: Counters = map(&mut ebpf, "COUNTERS")?;
         let sockets = hash(&mut ebpf, "SOCKETS")?;
         let listeners = hash(&mut ebpf, "LISTENERS")?;
-        let refusals = [
-            hash(&mut ebpf, "REFUSALS")?,
-            hash(&mut ebpf, "REFUSALS_OVERFLOW")?,
+        let early_drops = [
+            hash(&mut ebpf, "EARLY_DROPS")?,
+            hash(&mut ebpf, "EARLY_DROPS_OVERFLOW")?,
         ];
         let failures = [
             hash(&mut ebpf, "FAILURES")?,
@@ -172,7 +173,7 @@ impl Kernel {
             missed,
             sockets,
             listeners,
-            refusals,
+            early_drops,
             retransmits,
             failures,
             failures_counted,
@@ -199,7 +200,7 @@ impl Kernel {
             clock,
             half_closed: HalfClosed::default(),
             answers_lost: 0,
-            audit: options.audit_ns.map(Audit::new),
+            search: options.idle_ns.map(IdleSearch::new),
             seeds: Seeds::default(),
             unowned: Unowned::default(),
             groups,
@@ -220,7 +221,7 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Where the kernel half counts for namespaces that found no room of their own.
+    /// Where the eBPF side counts for namespaces that found no room of their own.
     fn make_room_for_all(&mut self) -> Result<(), CannotTrace> {
         let of_all: u64 = transmute!(NetnsId::default());
         self.netns_counts
@@ -326,9 +327,9 @@ impl Kernel {
         now_ns: u64,
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
-        let homeless = maps::counters(&self.counters, hook::SEED)?.lost;
-        self.seeds.list(homeless, feed)?;
-        self.poll_refusals(now_ns, feed)?;
+        let untracked = maps::counters(&self.counters, hook::SEED)?.lost;
+        self.seeds.list(untracked, feed)?;
+        self.poll_early_drops(now_ns, feed)?;
         self.poll_failures(now_ns, feed)?;
         self.poll_retransmits(now_ns, feed)?;
         self.poll_listeners(&watched.listeners, now_ns, feed)?;

@@ -19,9 +19,10 @@ use super::{
 };
 use crate::{
     event::{Body, Event, OwnerSource},
-    finding::{Certainty, Finding, Ktime, Status},
+    finding::{Certainty, Finding, Status},
     reconcile::Reconciliation,
     table::listener::Summary,
+    time::Ktime,
     view::{fill::fill, plan},
 };
 
@@ -172,7 +173,7 @@ impl Text {
             | Body::Tick
             | Body::Netns(_)
             | Body::Seeded(_)
-            | Body::Audited(_)
+            | Body::IdleTotals(_)
             | Body::HalfClosed(_)
             | Body::Clock(_)
             | Body::Process(_)
@@ -222,11 +223,11 @@ impl Text {
                 reason(drop.reason, &self.host.drop_reasons)
             ),
             Body::Undo(undo) => format!("  {}× for nothing", undo.totals.segments),
-            Body::Refusal(refusal) => format!(
+            Body::EarlyDrop(early_drop) => format!(
                 "  {}×{}{}",
-                refusal.count,
-                reason(refusal.reason, &self.host.drop_reasons),
-                refusal
+                early_drop.count,
+                reason(early_drop.reason, &self.host.drop_reasons),
+                early_drop
                     .device
                     .map(|device| format!(" by {}", Escaped(&device.to_text())))
                     .unwrap_or_default(),
@@ -235,7 +236,7 @@ impl Text {
                 "  ×{}  errno {} after {} SYNs",
                 failure.count, failure.errno, failure.syns
             ),
-            Body::Ending(ending) => format!(
+            Body::Close(ending) => format!(
                 "  from {:?}  {} bytes sent, {} received{}",
                 ending.old,
                 ending.bytes_sent(),

@@ -1,7 +1,7 @@
-//! Listeners as people name them: the kernel half's cumulative totals per socket, added up by address.
+//! Listeners as people name them: the eBPF side's cumulative totals per socket, added up by address.
 //!
 //! An address can have many listening sockets (`SO_REUSEPORT`), and a restarted server a new one; the
-//! totals of each start at zero when the kernel half first sees it, and stay when it closes; a closed one
+//! totals of each start at zero when the eBPF side first sees it, and stay when it closes; a closed one
 //! makes room before any that listens, whose history would count again. What is drained from a queue, and how
 //! fast, is here too; what is wrong with it is the detectors' to say.
 
@@ -12,12 +12,13 @@ use std::net::SocketAddr;
 use conntracer_common::record::{SynTotals, syn_outcome};
 use serde::Serialize;
 
-pub use self::service::{AcceptSight, Acceptor, Member, Service};
+pub use self::service::{AcceptCoverage, Acceptor, Member, Service};
 use crate::{
     event::{Socket, Syn, TcpState},
-    finding::{self, Ktime},
-    source::SocketId,
+    finding,
+    id::SocketId,
     table::Bounded,
+    time::Ktime,
 };
 
 /// Listeners that a summary names at most: what a person reads, and a line carries.

@@ -6,8 +6,8 @@ use conntracer_common::record::{SynTotals, syn_outcome};
 
 use crate::{
     event::{Owner, Syn},
-    finding::Ktime,
-    source::SocketId,
+    id::SocketId,
+    time::Ktime,
 };
 
 /// A rate is taken over this long at least, and less than twice as long: shorter is noise, longer
@@ -20,7 +20,7 @@ pub struct Member {
     pub owner: Option<Owner>,
     /// The newest record of it; no counter goes back.
     pub latest: Syn,
-    /// Completions less the queue at first sight, where that is below zero: what was in the queue of a
+    /// Completions less the queue at first coverage, where that is below zero: what was in the queue of a
     /// socket older than the tracer.
     queued_before: i64,
     pub(super) is_closed: bool,
@@ -104,9 +104,9 @@ impl Pace {
     }
 }
 
-/// How calls of accept() are known, on the rungs that the hooks got.
+/// How calls of accept() are known, on the hook types that the hooks got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AcceptSight {
+pub enum AcceptCoverage {
     /// Each is counted.
     Seen,
     /// Concluded from completed handshakes and the length of the queue they join.
@@ -118,7 +118,7 @@ pub enum AcceptSight {
 /// The acceptor of a listener: how much it took, how fast, and since when it takes nothing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Acceptor {
-    pub sight: AcceptSight,
+    pub coverage: AcceptCoverage,
     /// Connections accepted since the listener is known.
     pub accepted: u64,
     pub per_s: Option<f64>,
@@ -186,7 +186,7 @@ impl Service {
     pub fn acceptor(&self, now: Ktime, seen: bool, told_apart: bool) -> Acceptor {
         if seen || self.last_accept.is_some() {
             return Acceptor {
-                sight: AcceptSight::Seen,
+                coverage: AcceptCoverage::Seen,
                 accepted: self.seen.total,
                 per_s: self.seen.per_s(now),
                 idle: self.last_accept.map(|last| now.since(last)),
@@ -194,14 +194,14 @@ impl Service {
         }
         if self.is_group() && !told_apart {
             return Acceptor {
-                sight: AcceptSight::Unknown,
+                coverage: AcceptCoverage::Unknown,
                 accepted: 0,
                 per_s: None,
                 idle: None,
             };
         }
         Acceptor {
-            sight: AcceptSight::Inferred,
+            coverage: AcceptCoverage::Inferred,
             accepted: self.inferred.total,
             per_s: self.inferred.per_s(now),
             // What was not looked at is not known to stand still.

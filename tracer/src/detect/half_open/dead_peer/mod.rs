@@ -6,7 +6,7 @@
 //! `recovered` when anything is acknowledged, `reset` when the peer answers that it knows nothing of
 //! the connection, `closed` when the socket went for another reason. The last four resolve. A socket that is gone
 //! without a word, after a silence as long as the kernel bears, is taken for `confirmed`. A connection that the
-//! kernel half has no room for is `forgotten` when it shows neither timeouts nor its end any more.
+//! eBPF side has no room for is `forgotten` when it shows neither timeouts nor its end any more.
 //!
 //! **Count.** Consecutive timeouts, with the one at which the kernel gave up: what `TcpExt
 //! TCPTimeouts` counts for the connection since it went silent. Of a connection that only probes, the
@@ -32,13 +32,13 @@ use self::{
 use crate::{
     count::Grow,
     detect::{Context, Life, errno},
-    event::{Body, Ending, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState},
-    finding::Ktime,
-    source::SocketId,
+    event::{Body, Close, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState},
+    id::SocketId,
     table::{
         Bounded,
         connection::{Change, Connection, ConnectionKey},
     },
+    time::Ktime,
 };
 
 /// A silence that nobody asks about is over after as long as the longest RTO twice over without a record.
@@ -166,8 +166,8 @@ impl DeadPeer {
         let mut more = 0;
         let mut watched = Vec::new();
         for (key, silence) in self.table.iter() {
-            // Without a birth the kernel half cannot tell the socket from a later one.
-            if !silence.is_silent() || silence.gone.is_some() || key.is_homeless() {
+            // Without a birth the eBPF side cannot tell the socket from a later one.
+            if !silence.is_silent() || silence.gone.is_some() || key.is_untracked() {
                 continue;
             }
             if watched.len() < limit {
@@ -359,7 +359,7 @@ impl DeadPeer {
         }
         let had_no_trouble = body.retransmits == 0 && body.probes_out == 0;
         // Its ending may have been told already.
-        if known.is_none() && (had_no_trouble || key.is_homeless()) {
+        if known.is_none() && (had_no_trouble || key.is_untracked()) {
             return;
         }
         let mut silence = known.unwrap_or_else(|| {
@@ -378,9 +378,9 @@ impl DeadPeer {
         self.resolve(&silence, "confirmed", Some(body.errno), cx);
     }
 
-    /// How a connection ended, which for one that the kernel half has no room for is its only word.
-    pub(crate) fn ending(&mut self, body: &Ending, cx: &mut Context<'_>) {
-        if ConnectionKey::of(&body.socket).is_homeless() {
+    /// How a connection ended, which for one that the eBPF side has no room for is its only word.
+    pub(crate) fn close(&mut self, body: &Close, cx: &mut Context<'_>) {
+        if ConnectionKey::of(&body.socket).is_untracked() {
             let state = State {
                 socket: body.socket,
                 owner: body.owner,
@@ -440,7 +440,7 @@ impl DeadPeer {
                     table.remove(key);
                     return false;
                 }
-                None if key.is_homeless() && cx.now.since(silence.last) > FORGOTTEN_AFTER => {
+                None if key.is_untracked() && cx.now.since(silence.last) > FORGOTTEN_AFTER => {
                     cx.resolve(life, draft(silence, "forgotten", None, cx));
                     table.remove(key);
                     return false;

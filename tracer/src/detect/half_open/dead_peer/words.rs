@@ -5,8 +5,9 @@ use std::{borrow::Cow, time::Duration};
 use super::Silence;
 use crate::{
     detect::{Context, Draft, Facts, errno, hooks, plural, said_seconds},
-    finding::{FindingKind, Ktime},
+    finding::FindingKind,
     table::connection::Connection,
+    time::Ktime,
 };
 
 /// `TCP_RTO_MIN` and `TCP_RTO_MAX` (include/net/tcp.h).
@@ -167,7 +168,7 @@ fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: D
             "{remote} answered with a reset after {tried} in {silent}: it had lost the connection"
         ),
         "closed" => format!("the connection to {remote} was closed after {tried} in {silent}"),
-        "forgotten" if silence.connection.key.is_homeless() => {
+        "forgotten" if silence.connection.key.is_untracked() => {
             format!("no longer watched, it shows nothing more; {remote} had {tried} in {silent}")
         }
         "forgotten" => {

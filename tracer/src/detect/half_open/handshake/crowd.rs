@@ -13,7 +13,7 @@ use crate::event::Sources;
 /// less, and to name the only one. The registers count the rest.
 const NAMED: usize = 16;
 
-/// The sources of one listener address, by name and by the kernel half's registers.
+/// The sources of one listener address, by name and by the eBPF side's registers.
 #[derive(Debug)]
 pub(super) struct Crowd {
     named: BTreeSet<IpAddr>,
@@ -113,7 +113,7 @@ mod tests {
         [0, 0, 0xffff_u32.to_be(), number.to_be()]
     }
 
-    /// Registers as the kernel half fills them.
+    /// Registers as the eBPF side fills them.
     fn crowd(sources: impl Iterator<Item = [u32; 4]>, seed: u64) -> Crowd {
         let mut crowd = Crowd::new();
         for source in sources {

@@ -4,7 +4,7 @@
 //! requests of one listener need a repeat within 4 s; also when a listener's SYN queue overflows and it
 //! looks like a flood. Resolves once no repeat came for twice the time in which the last request was
 //! due for one, and the queue did not overflow for [`super::super::SynDrop::quiet_s`]. The count is the
-//! number of repeats, from the kernel half's own totals: the SYN-ACK part of `TcpExt TCPSynRetrans`.
+//! number of repeats, from the eBPF side's own totals: the SYN-ACK part of `TcpExt TCPSynRetrans`.
 //!
 //! **Reading** (`looks_like`). Where most requests are marked `acked`, the third ACK did arrive and this
 //! host discarded it: `overflow_victims`, or `deferred` (`TCP_DEFER_ACCEPT`) where neither the listener's totals
@@ -34,12 +34,12 @@ use crate::{
     count::Grow,
     detect::{Context, HalfOpen, Life},
     event::{Owner, Sources, Syn, SynAck, TcpState},
-    finding::Ktime,
-    source::SocketId,
+    id::SocketId,
     table::{
         Bounded,
         listener::{Applied, ListenerKey},
     },
+    time::Ktime,
 };
 
 /// How long first repeats count together: one request repeats at 1 and 3 s, so that 4 s hold both.

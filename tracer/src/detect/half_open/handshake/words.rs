@@ -8,7 +8,7 @@ use super::{Looks, Waiting};
 use crate::{
     detect::{Context, Draft, Facts, hooks, plural, who},
     finding::{FindingKind, Subject},
-    kernel::plan::Rung,
+    plan::HookType,
     table::listener::ListenerKey,
 };
 
@@ -60,7 +60,7 @@ fn evidence(waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> Facts {
         .count("completed_late", totals[syn_outcome::COMPLETED_LATE])
         .count("requests_aborted", totals[syn_outcome::ABORTED])
         .count("ack_overflow_clients", totals[syn_outcome::VICTIMS]);
-    if cx.host.plan.rung("request") == Rung::Off {
+    if cx.host.plan.hook_type("request") == HookType::Off {
         // Those of cookies complete, too, and cannot be told apart here.
         if arrivals.cookies == 0 {
             let gone = arrivals

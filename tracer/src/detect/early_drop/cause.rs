@@ -1,10 +1,10 @@
 //! Why a SYN was dropped before its listener: by the kernel's name of the reason, or by what speaks for it.
 
-use conntracer_common::record::refusal_hint;
+use conntracer_common::record::early_drop_hint;
 
 use crate::{
-    event::{Path, Place, Refusal as Event},
-    kernel::host::Host,
+    event::{EarlyDrop as Event, Path, Place},
+    host::Host,
 };
 
 /// Why SYNs were dropped.
@@ -46,23 +46,23 @@ pub(super) struct Why {
     pub(super) by_netfilter: bool,
 }
 
-/// The cause of a refusal; `None` for what is no drop of a SYN to this host.
-pub(super) fn why(refusal: &Event, host: &Host) -> Option<Why> {
-    let name = refusal
+/// The cause of an early drop; `None` for what is no drop of a SYN to this host.
+pub(super) fn why(early_drop: &Event, host: &Host) -> Option<Why> {
+    let name = early_drop
         .reason
         .map(|reason| host.drop_reasons.get(&reason).map_or("", String::as_str));
-    let by_xdp = refusal.hints & refusal_hint::XDP != 0
+    let by_xdp = early_drop.hints & early_drop_hint::XDP != 0
         && matches!(name, None | Some("NOT_SPECIFIED"))
-        && refusal.place.is_none();
+        && early_drop.place.is_none();
     let (cause, because) = if by_xdp {
         (Cause::Filtered, Some(GENERIC_XDP))
     } else if let Some(name) = name {
-        (named(name, refusal)?, None)
+        (named(name, early_drop)?, None)
     } else {
-        let (cause, because) = concluded(refusal)?;
+        let (cause, because) = concluded(early_drop)?;
         (cause, Some(because))
     };
-    let passes = refusal.path == Some(Path::Forward);
+    let passes = early_drop.path == Some(Path::Forward);
     (!passes || cause == Cause::Filtered).then_some(Why {
         cause,
         because,
@@ -74,10 +74,10 @@ const GENERIC_XDP: Because = "the kernel gives no reason for it: that an XDP pro
                              from the one at its device (ip link)";
 
 /// By the kernel's own name (include/net/dropreason-core.h).
-fn named(name: &str, refusal: &Event) -> Option<Cause> {
+fn named(name: &str, early_drop: &Event) -> Option<Cause> {
     // Never received: sent by this host through a device that took its socket away, unless it was
     // dropped on the way from the device to IP.
-    if refusal.ifindex == 0 && !matches!(name, "XDP" | "TC_INGRESS" | "CPU_BACKLOG") {
+    if early_drop.ifindex == 0 && !matches!(name, "XDP" | "TC_INGRESS" | "CPU_BACKLOG") {
         return None;
     }
     Some(match name {
@@ -95,45 +95,45 @@ fn named(name: &str, refusal: &Event) -> Option<Cause> {
         name if name.starts_with("TCP_") || name.starts_with("SOCKET_") => return None,
         name if name.starts_with("IP_") || name.starts_with("IPV6") => Cause::Other,
         // Anything else may be about a packet that only passed by, unless its route led here.
-        _ if refusal.path == Some(Path::Input) => Cause::Other,
+        _ if early_drop.path == Some(Path::Input) => Cause::Other,
         _ => return None,
     })
 }
 
 /// By what speaks for it, on kernels that give no reasons (before 5.17).
-fn concluded(refusal: &Event) -> Option<(Cause, Because)> {
+fn concluded(early_drop: &Event) -> Option<(Cause, Because)> {
     const FUNCTION: Because = "this kernel gives no drop reasons: the cause is concluded from the function that dropped it";
     const COUNTER: Because =
         "this kernel gives no drop reasons: the cause is concluded from its counters";
     const LISTENER: Because = "this kernel gives no drop reasons: the cause is concluded from the listener's socket filter";
     const NOBODY: Because = "this kernel gives no drop reasons: no listener is known there, and a \
                              reset was sent";
-    if refusal.ifindex == 0 {
+    if early_drop.ifindex == 0 {
         return None;
     }
-    let has = |hint: u8| refusal.hints & hint != 0;
-    match refusal.place {
+    let has = |hint: u8| early_drop.hints & hint != 0;
+    match early_drop.place {
         Some(Place::Netfilter) => return Some((Cause::Filtered, FUNCTION)),
         Some(Place::Route) => {
-            return Some(if has(refusal_hint::REVERSE_PATH) {
+            return Some(if has(early_drop_hint::REVERSE_PATH) {
                 (Cause::ReversePath, COUNTER)
             } else {
                 (Cause::Other, FUNCTION)
             });
         }
-        None if refusal.path == Some(Path::Prerouting) => {
-            return has(refusal_hint::REVERSE_PATH).then_some((Cause::ReversePath, COUNTER));
+        None if early_drop.path == Some(Path::Prerouting) => {
+            return has(early_drop_hint::REVERSE_PATH).then_some((Cause::ReversePath, COUNTER));
         }
         Some(Place::Tcp) | None => {}
     }
-    if has(refusal_hint::CHECKSUM) {
+    if has(early_drop_hint::CHECKSUM) {
         Some((Cause::BadChecksum, COUNTER))
-    } else if has(refusal_hint::MD5) {
+    } else if has(early_drop_hint::MD5) {
         Some((Cause::Auth, COUNTER))
-    } else if has(refusal_hint::SOCKET_FILTER) {
+    } else if has(early_drop_hint::SOCKET_FILTER) {
         Some((Cause::SocketFilter, LISTENER))
-    } else if !has(refusal_hint::LISTENER)
-        && (has(refusal_hint::RESET_SENT) || !has(refusal_hint::COUNTED))
+    } else if !has(early_drop_hint::LISTENER)
+        && (has(early_drop_hint::RESET_SENT) || !has(early_drop_hint::COUNTED))
     {
         Some((Cause::NoListener, NOBODY))
     } else {

@@ -1,4 +1,4 @@
-//! What the user half itself put into the stream.
+//! What userspace itself put into the stream.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub struct Netns {
     pub failures_untraced: bool,
     /// Namespaces not compared, and counts that found no room.
     pub uncompared: u32,
-    pub homeless: u32,
+    pub untracked: u32,
     /// Counters that the record tells, the first ones; the others are 0 on all sides.
     pub told: usize,
 }
@@ -43,8 +43,8 @@ pub struct Netns {
 /// The walk at start is over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seeded {
-    /// Sockets that found no room in the kernel half's maps.
-    pub homeless: u64,
+    /// Sockets that found no room in the eBPF side's maps.
+    pub untracked: u64,
     pub took: Duration,
     /// Network namespaces walked, and those that nothing leads into.
     pub namespaces: u32,
@@ -53,7 +53,7 @@ pub struct Seeded {
 
 /// The audit is over: the [`Idle`](super::Idle) events since the last one are all there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Audited {
+pub struct IdleTotals {
     /// Connections asked about, those told of, and those that were lost.
     pub asked: u32,
     pub said: u32,

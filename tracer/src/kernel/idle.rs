@@ -1,17 +1,17 @@
-//! The audit of idle connections: when to look, and whom to ask about. What is idle, the kernel half says.
+//! The search of idle connections: when to look, and whom to ask about. What is idle, the eBPF side says.
 //!
 //! Every connection that may have been idle for so long is asked about at each look, at about 1.5 µs.
 
 use std::{io, os::fd::BorrowedFd};
 
 use conntracer_common::{
-    record::{Audited, answer, kind},
+    record::{IdleTotals, answer, kind},
     socket::SocketState,
 };
 use zerocopy::FromBytes;
 
 use super::{live::header, maps};
-use crate::{finding::Ktime, source::SocketId};
+use crate::{id::SocketId, time::Ktime};
 
 /// The program that is run for each connection.
 pub(super) const PROGRAM: &str = "idle";
@@ -21,12 +21,12 @@ const INTERVAL_NS: (u64, u64) = (1_000_000_000, 60_000_000_000);
 
 /// What is looked for, and when the next time is.
 #[derive(Debug)]
-pub(super) struct Audit {
+pub(super) struct IdleSearch {
     limit_ns: u64,
     next_ns: u64,
 }
 
-impl Audit {
+impl IdleSearch {
     pub(super) const fn new(limit_ns: u64) -> Self {
         Self {
             limit_ns,
@@ -92,9 +92,9 @@ impl Answers {
     }
 
     /// The record that ends a look.
-    pub(super) fn record(self, limit_ns: u64, now_ns: u64) -> Audited {
-        Audited {
-            header: header::<Audited>(kind::AUDITED, now_ns),
+    pub(super) fn record(self, limit_ns: u64, now_ns: u64) -> IdleTotals {
+        IdleTotals {
+            header: header::<IdleTotals>(kind::IDLE_TOTALS, now_ns),
             asked: self.asked,
             said: self.said,
             lost: self.lost,
@@ -113,8 +113,8 @@ mod tests {
     #[test]
     fn it_looks_four_times_within_the_limit_and_once_a_minute_at_least() {
         let looks = |limit_s: u64| {
-            let mut audit = Audit::new(limit_s * S);
-            (1..=120).filter(|second| audit.is_due(second * S)).count()
+            let mut search = IdleSearch::new(limit_s * S);
+            (1..=120).filter(|second| search.is_due(second * S)).count()
         };
         assert_eq!(looks(1), 120);
         assert_eq!(looks(40), 12);
@@ -123,14 +123,14 @@ mod tests {
 
     #[test]
     fn what_is_younger_than_the_limit_is_not_asked_about() {
-        let audit = Audit::new(10 * S);
+        let search = IdleSearch::new(10 * S);
         let state = |born_s: u64, older| SocketState {
             born_ns: born_s * S,
             older,
             ..SocketState::default()
         };
-        assert!(audit.may_be_idle(&state(10, 0), 20 * S));
-        assert!(!audit.may_be_idle(&state(11, 0), 20 * S));
-        assert!(audit.may_be_idle(&state(20, 1), 20 * S));
+        assert!(search.may_be_idle(&state(10, 0), 20 * S));
+        assert!(!search.may_be_idle(&state(11, 0), 20 * S));
+        assert!(search.may_be_idle(&state(20, 1), 20 * S));
     }
 }

@@ -8,15 +8,15 @@
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::BtfTracePointContext};
 use conntracer_common::{
     layout::ABSENT,
-    record::{Refusal, kind, path, refusal_hint},
+    record::{EarlyDrop, early_drop_hint, kind, path},
     tcp::state,
 };
 
 use crate::{
     emit,
     maps::{
-        EMPTY_REFUSED, LISTENERS, Outcome, REFUSAL_SAID, REFUSALS, REFUSALS_OVERFLOW, RefusalKey,
-        add, asked_for, global,
+        EARLY_DROP_SAID, EARLY_DROPS, EARLY_DROPS_OVERFLOW, EMPTY_EARLY_DROP, EarlyDropKey,
+        LISTENERS, Outcome, add, asked_for, global,
     },
     probes::{
         counted::{self, Key},
@@ -37,7 +37,7 @@ pub(crate) struct Freed<'a> {
     pub(crate) packet: &'a sock::Packet,
     pub(crate) netns: u32,
     pub(crate) reason: u32,
-    /// Bits of `refusal_hint`: which counters rose, where the kernel gives no reason.
+    /// Bits of `early_drop_hint`: which counters rose, where the kernel gives no reason.
     pub(crate) counted: u8,
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn freed(ctx: &BtfTracePointContext, syn: &Freed<'_>) -> Outcome {
     if filter::by_owner() && LISTENERS.get_ptr_mut(sk).is_none_or(listener::is_refused) {
         return Outcome::Filtered;
     }
-    let mut key = RefusalKey {
+    let mut key = EarlyDropKey {
         location: 0,
         addr: packet.local_addr,
         netns: syn.netns,
@@ -77,51 +77,54 @@ pub(crate) fn freed(ctx: &BtfTracePointContext, syn: &Freed<'_>) -> Outcome {
         key.location = ctx.arg(1);
         key.hints = syn.counted | listener_hints(sk) | device_hints(syn.skb, key.path);
     }
-    let Some((entry, first)) =
-        counted::entry(&REFUSALS, &REFUSALS_OVERFLOW, &EMPTY_REFUSED, &mut key)
-    else {
+    let Some((entry, first)) = counted::entry(
+        &EARLY_DROPS,
+        &EARLY_DROPS_OVERFLOW,
+        &EMPTY_EARLY_DROP,
+        &mut key,
+    ) else {
         return Outcome::Lost;
     };
     // SAFETY: a live map value of plain data; CPUs may mix a record's fields, never its count.
     unsafe {
         let now = bpf_ktime_get_ns();
-        let refusal = &raw mut (*entry).refusal;
-        add(&raw mut (*refusal).count, 1);
+        let early_drop = &raw mut (*entry).early_drop;
+        add(&raw mut (*early_drop).count, 1);
         add_bit(
-            &raw mut (*refusal).remotes,
+            &raw mut (*early_drop).remotes,
             remote_hash(&packet.remote_addr),
         );
-        (*refusal).last_ns = now;
+        (*early_drop).last_ns = now;
         if first {
-            (*refusal).location = key.location;
-            (*refusal).reason = key.reason;
-            (*refusal).hints = key.hints;
-            (*refusal).path = key.path;
-            (*refusal).socket.netns = key.netns;
-            (*refusal).socket.family = key.family;
-            (*refusal).socket.local_addr = key.addr;
-            (*refusal).socket.local_port = key.port;
-            (*refusal).socket.state = state::CLOSE;
+            (*early_drop).location = key.location;
+            (*early_drop).reason = key.reason;
+            (*early_drop).hints = key.hints;
+            (*early_drop).path = key.path;
+            (*early_drop).socket.netns = key.netns;
+            (*early_drop).socket.family = key.family;
+            (*early_drop).socket.local_addr = key.addr;
+            (*early_drop).socket.local_port = key.port;
+            (*early_drop).socket.state = state::CLOSE;
         }
-        let asked = asked_for(kind::REFUSAL);
+        let asked = asked_for(kind::EARLY_DROP);
         let emitted_ns = &raw mut (*entry).emitted_ns;
-        let lane = counted::lane(&REFUSAL_SAID, emitted_ns, now, first, asked);
+        let lane = counted::lane(&EARLY_DROP_SAID, emitted_ns, now, first, asked);
         if first || lane.is_some() {
-            name_last(refusal, syn, sk);
+            name_last(early_drop, syn, sk);
         }
         if first {
             // Last: a poll takes an entry without it for unfinished.
-            (*refusal).first_ns = now;
+            (*early_drop).first_ns = now;
         }
         let Some(lane) = lane else {
             return Outcome::Aggregated;
         };
-        (*refusal).header = emit::header::<Refusal>(kind::REFUSAL);
-        emit::emit(ctx, lane, &*refusal)
+        (*early_drop).header = emit::header::<EarlyDrop>(kind::EARLY_DROP);
+        emit::emit(ctx, lane, &*early_drop)
     }
 }
 
-impl Key for RefusalKey {
+impl Key for EarlyDropKey {
     fn blur(&mut self) {
         self.addr = [0; 4];
         self.port = 0;
@@ -131,29 +134,29 @@ impl Key for RefusalKey {
 /// Fills in who sent the last one, by which device, and whose the listener is.
 ///
 /// # Safety
-/// `refusal` points into a map value.
+/// `early_drop` points into a map value.
 #[inline(always)]
-unsafe fn name_last(refusal: *mut Refusal, syn: &Freed<'_>, sk: u64) {
+unsafe fn name_last(early_drop: *mut EarlyDrop, syn: &Freed<'_>, sk: u64) {
     // SAFETY: the caller's.
-    let refusal = unsafe { &mut *refusal };
-    refusal.socket.remote_addr = syn.packet.remote_addr;
-    refusal.socket.remote_port = syn.packet.remote_port;
-    refusal.socket.sk = sk;
-    refusal.ifindex = field!(syn.skb, skb_iif: u32);
+    let early_drop = unsafe { &mut *early_drop };
+    early_drop.socket.remote_addr = syn.packet.remote_addr;
+    early_drop.socket.remote_port = syn.packet.remote_port;
+    early_drop.socket.sk = sk;
+    early_drop.ifindex = field!(syn.skb, skb_iif: u32);
     let dev = field!(syn.skb, skb_dev: u64);
     if dev != 0
         && global!(LAYOUT.dev_name) != ABSENT
-        && field!(dev, dev_ifindex: u32) == refusal.ifindex
+        && field!(dev, dev_ifindex: u32) == early_drop.ifindex
     {
-        sock::field_into!(dev, dev_name, &mut refusal.device);
+        sock::field_into!(dev, dev_name, &mut early_drop.device);
     }
     if sk != 0
         && let Some(known) = LISTENERS.get_ptr_mut(sk)
     {
         // SAFETY: a live map value of plain data; a concurrent update can at worst mix two owners of one listener.
         let known = unsafe { &mut *known };
-        refusal.owner = listener::owner_by_port(known);
-        refusal.listener_addr = known.syn.socket.local_addr;
+        early_drop.owner = listener::owner_by_port(known);
+        early_drop.listener_addr = known.syn.socket.local_addr;
     }
 }
 
@@ -171,9 +174,9 @@ fn listener_hints(sk: u64) -> u8 {
     if sk == 0 {
         0
     } else if field!(sk, sk_filter: u64) == 0 {
-        refusal_hint::LISTENER
+        early_drop_hint::LISTENER
     } else {
-        refusal_hint::LISTENER | refusal_hint::SOCKET_FILTER
+        early_drop_hint::LISTENER | early_drop_hint::SOCKET_FILTER
     }
 }
 
@@ -183,7 +186,7 @@ fn listener_hints(sk: u64) -> u8 {
 fn device_hints(skb: u64, path: u8) -> u8 {
     let dev = field!(skb, skb_dev: u64);
     if path == path::PREROUTING && dev != 0 && field!(dev, dev_xdp_prog: u64) != 0 {
-        refusal_hint::XDP
+        early_drop_hint::XDP
     } else {
         0
     }

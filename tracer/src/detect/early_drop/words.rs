@@ -103,7 +103,7 @@ fn draft(
         doubt: drops
             .because
             .map(concluded)
-            .or_else(|| cx.doubt("syn_drop.refusal", &hooks::REFUSAL)),
+            .or_else(|| cx.doubt("syn_drop.early_drop", &hooks::EARLY_DROP)),
         subject,
         owner: drops.latest.owner,
         sample: None,

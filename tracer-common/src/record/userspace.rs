@@ -1,17 +1,17 @@
-//! What the user half puts into the stream itself, so that a recording holds all that detectors go by.
+//! What userspace puts into the stream itself, so that a recording holds all that detectors go by.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{Header, Owner, Socket};
 use crate::netns::{KernelCounts, NetnsId};
 
-/// The audit has asked about every connection, made by the user half: the [`Idle`](super::Idle) records since the last
+/// Every connection was asked how long it has been idle; made by userspace: the [`Idle`](super::Idle) records since the last
 /// one are all there are.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]
 #[repr(C)]
-pub struct Audited {
+pub struct IdleTotals {
     pub header: Header,
     /// Connections asked about; the others are younger than the limit.
     pub asked: u32,
@@ -23,7 +23,7 @@ pub struct Audited {
     pub limit_ns: u64,
 }
 
-/// The wall clock was set, or the machine slept, made by the user half.
+/// The wall clock was set, or the machine slept, made by userspace.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]
@@ -50,22 +50,22 @@ pub struct HalfClosed {
     pub pad: [u8; 7],
 }
 
-/// The walk at start is over, made by the user half: what it could not see, and how long it took.
+/// The walk at start is over, made by userspace: what it could not see, and how long it took.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]
 #[repr(C)]
 pub struct Seeded {
     pub header: Header,
-    /// Sockets that found no room in the kernel half's maps.
-    pub homeless: u64,
+    /// Sockets that found no room in the eBPF side's maps.
+    pub untracked: u64,
     pub took_ns: u64,
     /// Network namespaces walked, and those that nothing leads into.
     pub namespaces: u32,
     pub not_entered: u32,
 }
 
-/// Time passing: the user half writes one into the stream at every poll, so that detectors take
+/// Time passing: userspace writes one into the stream at every poll, so that detectors take
 /// time only from records.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
@@ -102,7 +102,7 @@ pub mod netns_flag {
 }
 
 /// The kernel's own counters of a network namespace and what conntracer counted there, both since the
-/// same moment, made by the user half. With inode 0: what is to be said of all of them.
+/// same moment, made by userspace. With inode 0: what is to be said of all of them.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]
@@ -117,7 +117,7 @@ pub struct Netns {
     pub id: NetnsId,
     /// Namespaces that are not compared, and counts that found no room, for want of a larger table.
     pub uncompared: u32,
-    pub homeless: u32,
+    pub untracked: u32,
     /// Bits of [`netns_flag`].
     pub flags: u8,
     pub pad: [u8; 7],
@@ -137,7 +137,7 @@ pub mod process_flag {
     pub const CGROUP_CUT: u8 = 4;
 }
 
-/// What names an owner to people, asked for by the user half before the first record of that owner.
+/// What names an owner to people, asked for by userspace before the first record of that owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Process {
@@ -165,7 +165,7 @@ pub struct Process {
 pub const MAX_HOLDERS: usize = 8;
 
 /// Who holds a socket that is in trouble, as a search through the open files of all processes found, made by
-/// the user half.
+/// userspace.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]

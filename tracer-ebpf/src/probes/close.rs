@@ -3,7 +3,7 @@
 
 use aya_ebpf::programs::BtfTracePointContext;
 use conntracer_common::{
-    record::{Ending, ending_flag, kind},
+    record::{Close, close_flag, kind},
     tcp::state,
 };
 
@@ -26,14 +26,14 @@ pub(crate) fn ended(ctx: &BtfTracePointContext, sk: u64, tcp: u64, old: u8) -> O
         || rst.sk != 0
         || load!(sk, sk_err: u32) != 0
         || load!(tcp, snd_una: u32) != load!(tcp, write_seq: u32);
-    if !abrupt && !asked_for(kind::ENDING) {
+    if !abrupt && !asked_for(kind::CLOSE) {
         return Outcome::Aggregated;
     }
     ENDED_PLACE.make(|record| said(ctx, sk, old, &rst, record))
 }
 
 #[inline(always)]
-fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut Ending) -> Outcome {
+fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut Close) -> Outcome {
     record.socket.born_ns = 0;
     record.socket.role = 0;
     record.socket.flags = 0;
@@ -42,7 +42,7 @@ fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut En
         return Outcome::Filtered;
     }
     sock::fill_tcp(sk, &mut record.tcp);
-    record.header = emit::header::<Ending>(kind::ENDING);
+    record.header = emit::header::<Close>(kind::CLOSE);
     record.old_state = old;
     field_into!(sk, bytes_received, &mut record.bytes_received);
     field_into!(sk, sk_err, &mut record.error);
@@ -52,21 +52,21 @@ fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut En
     record.reason = rst.reason;
     record.flags = 0;
     if rst.received != 0 {
-        record.flags |= ending_flag::RST_RECEIVED;
+        record.flags |= close_flag::RST_RECEIVED;
     } else if rst.sk != 0 {
-        record.flags |= ending_flag::RST_SENT;
+        record.flags |= close_flag::RST_SENT;
     }
     let flags = field!(sk, skc_flags: u64);
     if flags & SOCK_DEAD != 0 {
-        record.flags |= ending_flag::ORPHAN;
+        record.flags |= close_flag::ORPHAN;
     } else if field!(sk, sk_socket: u64) == 0 {
-        record.flags |= ending_flag::NOT_ACCEPTED;
+        record.flags |= close_flag::NOT_ACCEPTED;
     }
     if flags & SOCK_DONE != 0 {
-        record.flags |= ending_flag::FIN_RECEIVED;
+        record.flags |= close_flag::FIN_RECEIVED;
     }
     if flags & SOCK_LINGER != 0 && field!(sk, sk_lingertime: u64) == 0 {
-        record.flags |= ending_flag::NO_LINGER;
+        record.flags |= close_flag::NO_LINGER;
     }
     emit::emit(ctx, Lane::Bulk, &*record)
 }

@@ -1,4 +1,4 @@
-//! What the user half writes itself: losses, accounts, holders, processes, clocks.
+//! What userspace writes itself: losses, accounts, holders, processes, clocks.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use conntracer_common::{
 };
 
 use super::{DecodeError, owner, read, socket};
-use crate::event::{Audited, Clock, HalfClosed, Holders, Loss, Netns, Process, Seeded};
+use crate::event::{Clock, HalfClosed, Holders, IdleTotals, Loss, Netns, Process, Seeded};
 
-pub(super) const fn audited(raw: &record::Audited) -> Audited {
-    Audited {
+pub(super) const fn idle_totals(raw: &record::IdleTotals) -> IdleTotals {
+    IdleTotals {
         asked: raw.asked,
         said: raw.said,
         lost: raw.lost,
@@ -36,7 +36,7 @@ pub(super) fn half_closed(raw: &record::HalfClosed) -> Result<HalfClosed, Decode
 
 pub(super) const fn seeded(raw: &record::Seeded) -> Seeded {
     Seeded {
-        homeless: raw.homeless,
+        untracked: raw.untracked,
         took: Duration::from_nanos(raw.took_ns),
         namespaces: raw.namespaces,
         not_entered: raw.not_entered,
@@ -98,7 +98,7 @@ const fn compared(raw: &record::Netns, told: usize) -> Netns {
         unreadable: raw.flags & netns_flag::UNREADABLE != 0,
         failures_untraced: raw.flags & netns_flag::FAILURES_UNTRACED != 0,
         uncompared: raw.uncompared,
-        homeless: raw.homeless,
+        untracked: raw.untracked,
         told,
     }
 }
@@ -148,7 +148,7 @@ mod tests {
             kernel: std::array::from_fn(|at| at as u64),
             before: [100; kernel::COUNT],
             after: [200; kernel::COUNT],
-            homeless: 9,
+            untracked: 9,
             ..record::Netns::default()
         };
         now.header.kind = kind::NETNS;
@@ -169,6 +169,6 @@ mod tests {
         assert_eq!(netns.kernel[FEWER - 1], FEWER as u64 - 1);
         assert_eq!(netns.kernel[FEWER], 0);
         assert_eq!((netns.before[0], netns.after[FEWER - 1]), (100, 200));
-        assert_eq!(netns.homeless, 9);
+        assert_eq!(netns.untracked, 9);
     }
 }

@@ -10,21 +10,21 @@ use std::{
     mem::offset_of,
 };
 
-use conntracer_common::record::{Header, Refusal, kind, refusal_place};
+use conntracer_common::record::{EarlyDrop, Header, early_drop_place, kind};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Functions without the suffixes that compilers add, as 5.10 has them.
 const FUNCTIONS: &[(&str, u8)] = &[
-    ("nf_hook_slow", refusal_place::NETFILTER),
-    ("ip_rcv_finish", refusal_place::ROUTE),
-    ("ip_rcv_finish_core", refusal_place::ROUTE),
-    ("ip_error", refusal_place::ROUTE),
-    ("ip6_pkt_drop", refusal_place::ROUTE),
-    ("tcp_v4_rcv", refusal_place::TCP),
-    ("tcp_v6_rcv", refusal_place::TCP),
-    ("tcp_v4_do_rcv", refusal_place::TCP),
-    ("tcp_v6_do_rcv", refusal_place::TCP),
-    ("tcp_rcv_state_process", refusal_place::TCP),
+    ("nf_hook_slow", early_drop_place::NETFILTER),
+    ("ip_rcv_finish", early_drop_place::ROUTE),
+    ("ip_rcv_finish_core", early_drop_place::ROUTE),
+    ("ip_error", early_drop_place::ROUTE),
+    ("ip6_pkt_drop", early_drop_place::ROUTE),
+    ("tcp_v4_rcv", early_drop_place::TCP),
+    ("tcp_v6_rcv", early_drop_place::TCP),
+    ("tcp_v4_do_rcv", early_drop_place::TCP),
+    ("tcp_v6_do_rcv", early_drop_place::TCP),
+    ("tcp_rcv_state_process", early_drop_place::TCP),
 ];
 
 /// Where the code of those functions lies.
@@ -73,24 +73,24 @@ impl Places {
         ))
     }
 
-    /// One of [`refusal_place`]. A return address behind a call that never returns may be the next
+    /// One of [`early_drop_place`]. A return address behind a call that never returns may be the next
     /// function's first: such calls free nothing.
     fn of(&self, location: u64) -> u8 {
         self.0
             .iter()
             .find(|(range, _)| range.contains(&location))
-            .map_or(refusal_place::UNKNOWN, |(_, place)| *place)
+            .map_or(early_drop_place::UNKNOWN, |(_, place)| *place)
     }
 
-    /// Hands a record on, with the place named where it is a refusal that has an address.
+    /// Hands a record on, with the place named where it is an early drop that has an address.
     pub(super) fn name(&self, record: &[u8], feed: &mut dyn FnMut(&[u8])) {
         const KIND: usize = offset_of!(Header, kind);
         if !self.0.is_empty()
-            && record.get(KIND..KIND + 2) == Some(kind::REFUSAL.to_ne_bytes().as_slice())
-            && let Ok((mut refusal, _)) = Refusal::read_from_prefix(record)
+            && record.get(KIND..KIND + 2) == Some(kind::EARLY_DROP.to_ne_bytes().as_slice())
+            && let Ok((mut early_drop, _)) = EarlyDrop::read_from_prefix(record)
         {
-            refusal.place = self.of(refusal.location);
-            feed(refusal.as_bytes());
+            early_drop.place = self.of(early_drop.location);
+            feed(early_drop.as_bytes());
         } else {
             feed(record);
         }
@@ -114,11 +114,11 @@ ffffffff81000600 T last
 ";
 
     #[rstest]
-    #[case::before(0xffff_ffff_8100_00ff, refusal_place::UNKNOWN)]
-    #[case::suffixed(0xffff_ffff_8100_0100, refusal_place::ROUTE)]
-    #[case::data_does_not_end_a_function(0xffff_ffff_8100_03ff, refusal_place::TCP)]
-    #[case::behind(0xffff_ffff_8100_0400, refusal_place::UNKNOWN)]
-    #[case::of_a_module(0xffff_ffff_8100_0555, refusal_place::NETFILTER)]
+    #[case::before(0xffff_ffff_8100_00ff, early_drop_place::UNKNOWN)]
+    #[case::suffixed(0xffff_ffff_8100_0100, early_drop_place::ROUTE)]
+    #[case::data_does_not_end_a_function(0xffff_ffff_8100_03ff, early_drop_place::TCP)]
+    #[case::behind(0xffff_ffff_8100_0400, early_drop_place::UNKNOWN)]
+    #[case::of_a_module(0xffff_ffff_8100_0555, early_drop_place::NETFILTER)]
     fn an_address_lies_in_its_function(#[case] address: u64, #[case] place: u8) {
         let places = Places::parse(SYMBOLS.as_bytes()).unwrap();
         assert_eq!(places.of(address), place);
@@ -128,25 +128,25 @@ ffffffff81000600 T last
     fn hidden_addresses_name_nothing() {
         let symbols = "0000000000000000 T tcp_v4_rcv\n0000000000000000 T after\n";
         let places = Places::parse(symbols.as_bytes()).unwrap();
-        assert_eq!(places.of(0), refusal_place::UNKNOWN);
+        assert_eq!(places.of(0), early_drop_place::UNKNOWN);
     }
 
     #[test]
     fn only_refusals_are_touched() {
         let places = Places::parse(SYMBOLS.as_bytes()).unwrap();
-        let mut refusal = Refusal {
+        let mut early_drop = EarlyDrop {
             location: 0xffff_ffff_8100_0310,
-            ..Refusal::default()
+            ..EarlyDrop::default()
         };
-        refusal.header.kind = kind::DROP;
-        places.name(refusal.as_bytes(), &mut |record| {
-            assert_eq!(record, refusal.as_bytes());
+        early_drop.header.kind = kind::DROP;
+        places.name(early_drop.as_bytes(), &mut |record| {
+            assert_eq!(record, early_drop.as_bytes());
         });
-        refusal.header.kind = kind::REFUSAL;
+        early_drop.header.kind = kind::EARLY_DROP;
         let mut seen = 0;
-        places.name(refusal.as_bytes(), &mut |record| {
-            let named = Refusal::read_from_bytes(record).unwrap();
-            assert_eq!(named.place, refusal_place::TCP);
+        places.name(early_drop.as_bytes(), &mut |record| {
+            let named = EarlyDrop::read_from_bytes(record).unwrap();
+            assert_eq!(named.place, early_drop_place::TCP);
             seen += 1;
         });
         assert_eq!(seen, 1);

@@ -1,4 +1,4 @@
-//! Which rung of its ladder every hook got on this kernel, why not a better one, and what each
+//! Which hook type of its ladder every hook got on this kernel, why not a better one, and what each
 //! detector can therefore see.
 //!
 //! Made by `kernel::attach` while it loads, printed by `doctor` and the `start` line, written into a
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// A way of attaching a hook, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Rung {
+pub enum HookType {
     /// BPF trampoline: fentry and fexit.
     Fentry,
     /// kprobe and kretprobe.
@@ -26,7 +26,7 @@ pub enum Rung {
 )]
 #[serde(rename_all = "snake_case")]
 pub enum HookMode {
-    /// The best rung that loads, hook by hook.
+    /// The best hook type that loads, hook by hook.
     #[default]
     Auto,
     /// BPF trampolines, and tracepoints where a hook is one.
@@ -50,10 +50,11 @@ pub enum Transport {
     Perf,
 }
 
-/// A rung that was tried and did not work.
+/// A hook type that was tried and did not work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
-    pub rung: Rung,
+pub struct Refused {
+    #[serde(alias = "rung")]
+    pub hook_type: HookType,
     /// The kernel's or BTF's reason in one clause.
     pub reason: String,
 }
@@ -63,18 +64,19 @@ pub struct Refusal {
 pub struct HookPlan {
     /// A name of `conntracer_common::stats::HOOKS`.
     pub hook: String,
-    pub rung: Rung,
+    #[serde(alias = "rung")]
+    pub hook_type: HookType,
     /// Kernel functions or tracepoints it is attached to.
     pub attached: Vec<String>,
-    pub refused: Vec<Refusal>,
-    /// What is lost on this rung, `None` when nothing is.
+    pub refused: Vec<Refused>,
+    /// What is lost on this hook type, `None` when nothing is.
     pub blind_to: Option<String>,
 }
 
 /// How well a detector can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Sight {
+pub enum Coverage {
     Exact,
     Degraded,
     Off,
@@ -83,10 +85,11 @@ pub enum Sight {
 /// One detector (or one cause of it) under this plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DetectorPlan {
-    /// `syn_drop`, `syn_drop.refusal`, `syn_cookies`, `half_open.handshake`, `half_open.dead_peer`, `half_open.half_closed`,
+    /// `syn_drop`, `syn_drop.tried`, `syn_cookies`, `half_open.handshake`, `half_open.dead_peer`, `half_open.half_closed`,
     /// `retransmit_storm`, `retransmit_storm.reordering`, `connect_failure`, `connection_drop`.
     pub detector: String,
-    pub sight: Sight,
+    #[serde(alias = "sight")]
+    pub coverage: Coverage,
     /// What it cannot see and why; `None` when exact.
     pub because: Option<String>,
 }
@@ -101,18 +104,18 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The rung a hook got; `Off` for a hook that is not in the plan.
+    /// The hook type a hook got; `Off` for a hook that is not in the plan.
     #[must_use]
-    pub fn rung(&self, hook: &str) -> Rung {
+    pub fn hook_type(&self, hook: &str) -> HookType {
         self.hooks
             .iter()
             .find(|plan| plan.hook == hook)
-            .map_or(Rung::Off, |plan| plan.rung)
+            .map_or(HookType::Off, |plan| plan.hook_type)
     }
 
     /// Whether `detector` is exact, and if not why.
     #[must_use]
-    pub fn sight(&self, detector: &str) -> Option<&DetectorPlan> {
+    pub fn coverage(&self, detector: &str) -> Option<&DetectorPlan> {
         self.detectors.iter().find(|plan| plan.detector == detector)
     }
 }

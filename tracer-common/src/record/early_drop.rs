@@ -37,9 +37,9 @@ pub mod path {
     pub const NAMES: [&str; 4] = ["unknown", "prerouting", "input", "forward"];
 }
 
-/// Bits of [`Refusal::hints`]: what speaks for a cause where the kernel gives no reason. Zero where it
+/// Bits of [`EarlyDrop::hints`]: what speaks for a cause where the kernel gives no reason. Zero where it
 /// gives one.
-pub mod refusal_hint {
+pub mod early_drop_hint {
     /// This CPU's counters of the namespace that rose since its last dropped TCP segment:
     /// `Tcp InCsumErrors`, `TcpExt TCPMD5NotFound`/`Unexpected`/`Failure`, `TcpExt
     /// IPReversePathFilter`, `Tcp OutRsts`.
@@ -56,8 +56,8 @@ pub mod refusal_hint {
     pub const XDP: u8 = 128;
 }
 
-/// Which part of the kernel [`Refusal::location`] lies in; named by the user half.
-pub mod refusal_place {
+/// Which part of the kernel [`EarlyDrop::location`] lies in; named by userspace.
+pub mod early_drop_place {
     /// Not looked up, or none of the others.
     pub const UNKNOWN: u8 = 0;
     pub const NETFILTER: u8 = 1;
@@ -70,7 +70,7 @@ pub mod refusal_place {
 
 /// SYNs that came in and were freed by `kfree_skb` before a listener decided on them, cumulative by
 /// where they were to go and why. Emitted for the first one and then at most once in
-/// [`SYN_INTERVAL_NS`](super::SYN_INTERVAL_NS), within [`REFUSAL_INTERVAL_NS`] of every CPU; polled otherwise.
+/// [`SYN_INTERVAL_NS`](super::SYN_INTERVAL_NS), within [`EARLY_DROP_INTERVAL_NS`] of every CPU; polled otherwise.
 ///
 /// `socket` is where they were to go, with the last one's remote end; its `sk` is the listener there, 0
 /// when none is known, and `owner` is the listener's. Port 0 stands for all that found the map full.
@@ -78,7 +78,7 @@ pub mod refusal_place {
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]
 #[repr(C)]
-pub struct Refusal {
+pub struct EarlyDrop {
     pub header: Header,
     pub socket: Socket,
     pub owner: Owner,
@@ -100,13 +100,13 @@ pub struct Refusal {
     pub reason: u32,
     /// One of [`path`].
     pub path: u8,
-    /// One of [`refusal_place`].
+    /// One of [`early_drop_place`].
     pub place: u8,
-    /// Bits of [`refusal_hint`].
+    /// Bits of [`early_drop_hint`].
     pub hints: u8,
     pub pad: [u8; 5],
 }
 
-/// Shortest time between two [`Refusal`] records of one CPU: a scan of every port is a first SYN each
+/// Shortest time between two [`EarlyDrop`] records of one CPU: a scan of every port is a first SYN each
 /// time, and must leave the ring to others. The poll brings what was left out.
-pub const REFUSAL_INTERVAL_NS: u64 = 10_000_000;
+pub const EARLY_DROP_INTERVAL_NS: u64 = 10_000_000;

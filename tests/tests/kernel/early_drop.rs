@@ -6,10 +6,10 @@ use std::net::{Ipv6Addr, SocketAddr};
 use conntracer_tests::{
     counters::Counters,
     family::{Family, SERVER_PORT},
-    line::{Certainty, Finding, Sight, Subject},
+    line::{Certainty, Coverage, Finding, Subject},
     netfilter::{self, Hook},
     netns::{COMM, NetNs},
-    scenario::refused::{Obstacle, Refused, SYNS},
+    scenario::early_drop::{Obstacle, Refused, SYNS},
     socket::{connect_without_waiting, listen_on, tcp},
     tracer::{Run, Tracer},
     wait::{self, SOON},
@@ -18,7 +18,7 @@ use rstest::rstest;
 
 use crate::support::{assert_said, assert_sound, binary, is_syn_drop, lacking, trace};
 
-const DETECTOR: &str = "syn_drop.refusal";
+const DETECTOR: &str = "syn_drop.early_drop";
 
 #[rstest]
 #[case::closed_port_v4(Family::V4, Obstacle::ClosedPort, "no_listener")]
@@ -330,7 +330,7 @@ fn assert_certainty(run: &Run, finding: &Finding) {
         .iter()
         .find(|plan| plan.detector == DETECTOR)
         .unwrap_or_else(|| panic!("the plan does not speak of {DETECTOR}"));
-    let expected = if plan.sight == Sight::Exact && run.stop.hooks["drop"].lost == 0 {
+    let expected = if plan.coverage == Coverage::Exact && run.stop.hooks["drop"].lost == 0 {
         Certainty::Exact
     } else {
         Certainty::Inferred

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use conntracer_common::record::{path, refusal_hint, refusal_place};
+use conntracer_common::record::{early_drop_hint, early_drop_place, path};
 use rstest::rstest;
 
 use super::evidence;
@@ -22,13 +22,13 @@ fn syns_to_a_closed_port_open_at_the_third_and_count_the_kernels_total(
 ) {
     let mut run = Run::new();
     for count in 1..=2 {
-        run.refusal(socket(local, remote), count, "NO_SOCKET", |_| {});
+        run.early_drop(socket(local, remote), count, "NO_SOCKET", |_| {});
         run.pass(Duration::from_secs(1));
     }
     assert!(run.findings.is_empty(), "{:#?}", run.findings);
-    run.refusal(socket(local, remote), 3, "NO_SOCKET", |_| {});
+    run.early_drop(socket(local, remote), 3, "NO_SOCKET", |_| {});
     run.tick();
-    run.refusal(socket(local, remote), 40, "NO_SOCKET", |_| {});
+    run.early_drop(socket(local, remote), 40, "NO_SOCKET", |_| {});
     run.pass(Duration::from_secs(11));
     let finding = run.only();
     assert_eq!(finding.kind, FindingKind::SynDrop);
@@ -67,7 +67,7 @@ fn syns_to_a_closed_port_open_at_the_third_and_count_the_kernels_total(
 #[case::security("SECURITY_HOOK", "other")]
 fn causes_are_the_kernels_reasons_by_name(#[case] reason: &str, #[case] cause: &str) {
     let mut run = Run::new();
-    run.refusal(socket(LOCAL, REMOTE), 5, reason, |_| {});
+    run.early_drop(socket(LOCAL, REMOTE), 5, reason, |_| {});
     run.finish();
     assert_eq!((run.only().cause.as_ref(), run.only().count), (cause, 5));
     assert_eq!(run.only().certainty, Certainty::Exact);
@@ -86,9 +86,9 @@ fn what_is_no_drop_of_a_syn_to_this_host_is_no_finding(
     #[case] ifindex: u32,
 ) {
     let mut run = Run::new();
-    run.refusal(socket(LOCAL, REMOTE), 100, reason, |refusal| {
-        refusal.path = path;
-        refusal.ifindex = ifindex;
+    run.early_drop(socket(LOCAL, REMOTE), 100, reason, |early_drop| {
+        early_drop.path = path;
+        early_drop.ifindex = ifindex;
     });
     run.pass(Duration::from_secs(1));
     run.finish();
@@ -98,9 +98,9 @@ fn what_is_no_drop_of_a_syn_to_this_host_is_no_finding(
 #[test]
 fn a_drop_at_a_device_with_generic_xdp_is_concluded_to_be_its_programs() {
     let mut run = Run::new();
-    run.refusal(socket(LOCAL, REMOTE), 5, "NOT_SPECIFIED", |refusal| {
-        refusal.path = path::PREROUTING;
-        refusal.hints = refusal_hint::XDP;
+    run.early_drop(socket(LOCAL, REMOTE), 5, "NOT_SPECIFIED", |early_drop| {
+        early_drop.path = path::PREROUTING;
+        early_drop.hints = early_drop_hint::XDP;
     });
     run.finish();
     let finding = run.only();
@@ -110,31 +110,31 @@ fn a_drop_at_a_device_with_generic_xdp_is_concluded_to_be_its_programs() {
 }
 
 #[rstest]
-#[case::netfilter(refusal_place::NETFILTER, 0, "filtered")]
+#[case::netfilter(early_drop_place::NETFILTER, 0, "filtered")]
 #[case::route(
-    refusal_place::ROUTE,
-    refusal_hint::COUNTED | refusal_hint::REVERSE_PATH,
+    early_drop_place::ROUTE,
+    early_drop_hint::COUNTED | early_drop_hint::REVERSE_PATH,
     "reverse_path"
 )]
-#[case::no_route(refusal_place::ROUTE, refusal_hint::COUNTED, "other")]
+#[case::no_route(early_drop_place::ROUTE, early_drop_hint::COUNTED, "other")]
 #[case::checksum(
-    refusal_place::TCP,
-    refusal_hint::COUNTED | refusal_hint::CHECKSUM,
+    early_drop_place::TCP,
+    early_drop_hint::COUNTED | early_drop_hint::CHECKSUM,
     "bad_checksum"
 )]
 #[case::md5(
-    refusal_place::TCP,
-    refusal_hint::COUNTED | refusal_hint::LISTENER | refusal_hint::MD5,
+    early_drop_place::TCP,
+    early_drop_hint::COUNTED | early_drop_hint::LISTENER | early_drop_hint::MD5,
     "auth"
 )]
 #[case::filter(
-    refusal_place::TCP,
-    refusal_hint::COUNTED | refusal_hint::LISTENER | refusal_hint::SOCKET_FILTER,
+    early_drop_place::TCP,
+    early_drop_hint::COUNTED | early_drop_hint::LISTENER | early_drop_hint::SOCKET_FILTER,
     "socket_filter"
 )]
 #[case::nobody(
-    refusal_place::TCP,
-    refusal_hint::COUNTED | refusal_hint::RESET_SENT,
+    early_drop_place::TCP,
+    early_drop_hint::COUNTED | early_drop_hint::RESET_SENT,
     "no_listener"
 )]
 fn without_reasons_causes_are_concluded_and_say_so(
@@ -143,10 +143,10 @@ fn without_reasons_causes_are_concluded_and_say_so(
     #[case] cause: &str,
 ) {
     let mut run = Run::new();
-    run.refusal(socket(LOCAL, REMOTE), 5, "", |refusal| {
-        refusal.place = place;
-        refusal.hints = hints;
-        refusal.location = 0xffff_ffff_8100_0000;
+    run.early_drop(socket(LOCAL, REMOTE), 5, "", |early_drop| {
+        early_drop.place = place;
+        early_drop.hints = hints;
+        early_drop.location = 0xffff_ffff_8100_0000;
     });
     run.finish();
     let finding = run.only();
@@ -164,9 +164,9 @@ fn without_reasons_causes_are_concluded_and_say_so(
 #[test]
 fn a_repeated_syn_without_reasons_is_no_finding() {
     let mut run = Run::new();
-    run.refusal(socket(LOCAL, REMOTE), 100, "", |refusal| {
-        refusal.place = refusal_place::TCP;
-        refusal.hints = refusal_hint::COUNTED | refusal_hint::LISTENER;
+    run.early_drop(socket(LOCAL, REMOTE), 100, "", |early_drop| {
+        early_drop.place = early_drop_place::TCP;
+        early_drop.hints = early_drop_hint::COUNTED | early_drop_hint::LISTENER;
     });
     run.finish();
     assert!(run.findings.is_empty(), "{:#?}", run.findings);
@@ -176,7 +176,7 @@ fn a_repeated_syn_without_reasons_is_no_finding() {
 fn stray_probes_far_apart_are_no_finding() {
     let mut run = Run::new();
     for count in 1..=20 {
-        run.refusal(socket(LOCAL, REMOTE), count, "NO_SOCKET", |_| {});
+        run.early_drop(socket(LOCAL, REMOTE), count, "NO_SOCKET", |_| {});
         run.pass(Duration::from_secs(11));
     }
     run.finish();
@@ -187,7 +187,7 @@ fn stray_probes_far_apart_are_no_finding() {
 fn a_port_scan_is_one_finding() {
     let mut run = Run::new();
     for port in 1..=1000 {
-        run.refusal(
+        run.early_drop(
             socket(&format!("10.0.0.1:{port}"), REMOTE),
             1,
             "NO_SOCKET",
@@ -198,7 +198,7 @@ fn a_port_scan_is_one_finding() {
     // Repeated in the same order, as scanners do: still the same scan.
     for count in 2..=5 {
         for port in 1..=1000 {
-            run.refusal(
+            run.early_drop(
                 socket(&format!("10.0.0.1:{port}"), REMOTE),
                 count,
                 "NO_SOCKET",
@@ -226,10 +226,10 @@ fn a_port_scan_is_one_finding() {
 #[test]
 fn a_closed_port_that_clients_want_stands_beside_a_scan() {
     let mut run = Run::new();
-    run.refusal(socket(LOCAL, REMOTE), 5, "NO_SOCKET", |_| {});
+    run.early_drop(socket(LOCAL, REMOTE), 5, "NO_SOCKET", |_| {});
     run.tick();
     for port in 100..200 {
-        run.refusal(
+        run.early_drop(
             socket(&format!("10.0.0.1:{port}"), REMOTE),
             1,
             "NO_SOCKET",
@@ -237,7 +237,7 @@ fn a_closed_port_that_clients_want_stands_beside_a_scan() {
         );
     }
     run.tick();
-    run.refusal(socket(LOCAL, REMOTE), 9, "NO_SOCKET", |_| {});
+    run.early_drop(socket(LOCAL, REMOTE), 9, "NO_SOCKET", |_| {});
     run.finish();
     let found: Vec<_> = run
         .last_words()
@@ -250,7 +250,7 @@ fn a_closed_port_that_clients_want_stands_beside_a_scan() {
 /// A scan of a hundred ports, in the midst of which one is wanted `count` times; the SYNs of each finding.
 fn outage_in_a_scan(run: &mut Run, port: u16, count: u64) -> Vec<u64> {
     for port in 100..200 {
-        run.refusal(
+        run.early_drop(
             socket(&format!("10.0.0.1:{port}"), REMOTE),
             1,
             "NO_SOCKET",
@@ -259,7 +259,7 @@ fn outage_in_a_scan(run: &mut Run, port: u16, count: u64) -> Vec<u64> {
     }
     run.tick();
     for count in 1..=count {
-        run.refusal(
+        run.early_drop(
             socket(&format!("10.0.0.1:{port}"), "10.0.0.3:4000"),
             count,
             "NO_SOCKET",
@@ -297,7 +297,7 @@ fn a_port_that_is_wanted_by_far_the_most_is_no_part_of_a_scan(
 #[test]
 fn what_found_the_kernels_map_full_is_a_scan() {
     let mut run = Run::new();
-    run.refusal(socket("0.0.0.0:0", REMOTE), 77, "NETFILTER_DROP", |_| {});
+    run.early_drop(socket("0.0.0.0:0", REMOTE), 77, "NETFILTER_DROP", |_| {});
     run.tick();
     assert_eq!(
         (run.only().cause.as_ref(), run.only().count),
@@ -308,13 +308,13 @@ fn what_found_the_kernels_map_full_is_a_scan() {
 #[test]
 fn an_entry_that_was_removed_and_came_again_counts_from_its_beginning() {
     let mut run = Run::new();
-    run.refusal(socket(LOCAL, REMOTE), 10, "NO_SOCKET", |_| {});
+    run.early_drop(socket(LOCAL, REMOTE), 10, "NO_SOCKET", |_| {});
     run.tick();
-    run.refusal(socket(LOCAL, REMOTE), 4, "NO_SOCKET", |refusal| {
-        refusal.first_ns += 1;
+    run.early_drop(socket(LOCAL, REMOTE), 4, "NO_SOCKET", |early_drop| {
+        early_drop.first_ns += 1;
     });
     // Late, of the first entry: takes nothing back and adds nothing.
-    run.refusal(socket(LOCAL, REMOTE), 9, "NO_SOCKET", |_| {});
+    run.early_drop(socket(LOCAL, REMOTE), 9, "NO_SOCKET", |_| {});
     run.finish();
     assert_eq!(run.only().count, 14);
 }
@@ -323,7 +323,7 @@ fn an_entry_that_was_removed_and_came_again_counts_from_its_beginning() {
 fn who_listened_before_is_named() {
     let mut run = Run::new();
     run.syn(listener("0.0.0.0:80", REMOTE), |_| {});
-    run.refusal(socket(LOCAL, REMOTE), 3, "NO_SOCKET", |_| {});
+    run.early_drop(socket(LOCAL, REMOTE), 3, "NO_SOCKET", |_| {});
     run.tick();
     let finding = run.only();
     assert_eq!(finding.owner, None, "nobody owns a closed port");
@@ -337,14 +337,14 @@ fn who_listened_in_a_namespace_that_is_gone_is_nobody_in_the_next_of_its_inode()
     run.syn(listener("0.0.0.0:80", REMOTE), |_| {});
     run.netns(4026, 1);
     run.netns(4027, 2);
-    run.refusal(socket(LOCAL, REMOTE), 3, "NO_SOCKET", |_| {});
+    run.early_drop(socket(LOCAL, REMOTE), 3, "NO_SOCKET", |_| {});
     run.tick();
     assert_eq!(
         evidence(run.only(), "was_listening_pid"),
         &Value::Count(1234)
     );
     run.netns(4026, 2);
-    run.refusal(socket(LOCAL, REMOTE), 30, "NO_SOCKET", |_| {});
+    run.early_drop(socket(LOCAL, REMOTE), 30, "NO_SOCKET", |_| {});
     run.finish();
     let evidence = &run.only().evidence;
     assert_eq!(run.only().count, 30);
@@ -359,13 +359,13 @@ fn who_listened_in_a_namespace_that_is_gone_is_nobody_in_the_next_of_its_inode()
 fn a_detector_that_is_degraded_says_so() {
     let mut host = host();
     for plan in &mut host.plan.detectors {
-        if plan.detector == "syn_drop.refusal" {
-            plan.sight = crate::kernel::plan::Sight::Degraded;
+        if plan.detector == "syn_drop.early_drop" {
+            plan.coverage = crate::plan::Coverage::Degraded;
             plan.because = Some("blind to much".to_owned());
         }
     }
     let mut run = Run::on(Thresholds::default(), host);
-    run.refusal(socket(LOCAL, REMOTE), 3, "NO_SOCKET", |_| {});
+    run.early_drop(socket(LOCAL, REMOTE), 3, "NO_SOCKET", |_| {});
     run.finish();
     assert_eq!(run.only().because.as_deref(), Some("blind to much"));
 }
@@ -373,11 +373,11 @@ fn a_detector_that_is_degraded_says_so() {
 #[test]
 fn the_words_of_a_filtered_syn() {
     let mut run = Run::new();
-    run.refusal(socket(LOCAL, REMOTE), 3, "NETFILTER_DROP", |refusal| {
-        refusal.socket.sk = 1;
-        refusal.remotes = 0b101;
-        refusal.listener_addr = [0; 4];
-        refusal.owner = crate::testing::owner();
+    run.early_drop(socket(LOCAL, REMOTE), 3, "NETFILTER_DROP", |early_drop| {
+        early_drop.socket.sk = 1;
+        early_drop.remotes = 0b101;
+        early_drop.listener_addr = [0; 4];
+        early_drop.owner = crate::testing::owner();
     });
     run.tick();
     insta::assert_json_snapshot!(run.only());

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use super::{Device, Owner, Socket};
-use crate::finding::Ktime;
+use crate::time::Ktime;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drop {
@@ -54,7 +54,7 @@ pub enum Place {
 /// SYNs dropped before a listener decided on them, cumulative by where they were to go and why.
 /// `socket` is where they were to go, with the last one's remote end; port 0 stands for many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct EarlyDrop {
     pub socket: Socket,
     /// Of the listener there.
     pub owner: Option<Owner>,
@@ -77,6 +77,6 @@ pub struct Refusal {
     /// Where it can be known.
     pub path: Option<Path>,
     pub place: Option<Place>,
-    /// Bits of [`conntracer_common::record::refusal_hint`].
+    /// Bits of [`conntracer_common::record::early_drop_hint`].
     pub hints: u8,
 }

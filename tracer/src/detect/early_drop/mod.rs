@@ -5,7 +5,7 @@
 //! [`super::SynDrop::scan_ports`] addresses and ports on whose SYNs no finding tells yet, they are one
 //! finding of the namespace: a scan. In the midst of one a port still gets its own finding where somebody
 //! listened before, or when it lost more than its share. Judged at each tick, so that a scan is known for
-//! one before its first ports become findings. The count is the kernel half's own total, so that
+//! one before its first ports become findings. The count is the eBPF side's own total, so that
 //! rate-limited records lose nothing.
 //!
 //! **Causes.** `no_listener`, `filtered` (netfilter, XDP or traffic control), `reverse_path`, `auth` (TCP
@@ -30,12 +30,12 @@ use self::cause::{Because, Cause, Why, why};
 use super::{Context, Life};
 use crate::{
     count::Grow,
-    event::{Owner, Path, Refusal as Event, Syn},
-    finding::Ktime,
+    event::{EarlyDrop as Event, Owner, Path, Syn},
     table::{Bounded, listener::ListenerKey},
+    time::Ktime,
 };
 
-/// Which of the kernel half's counts: an entry that was removed for being idle and came again is another.
+/// Which of the eBPF side's counts: an entry that was removed for being idle and came again is another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct EntryKey {
     netns: u32,
@@ -48,15 +48,15 @@ struct EntryKey {
 }
 
 impl EntryKey {
-    const fn of(refusal: &Event) -> Self {
+    const fn of(early_drop: &Event) -> Self {
         Self {
-            netns: refusal.socket.netns,
-            local: refusal.socket.local,
-            first: refusal.first,
-            location: refusal.location,
-            reason: refusal.reason,
-            path: refusal.path,
-            hints: refusal.hints,
+            netns: early_drop.socket.netns,
+            local: early_drop.socket.local,
+            first: early_drop.first,
+            location: early_drop.location,
+            reason: early_drop.reason,
+            path: early_drop.path,
+            hints: early_drop.hints,
         }
     }
 }
@@ -105,18 +105,18 @@ impl Drops {
         }
     }
 
-    fn add(&mut self, more: u64, refusal: &Event, why: &Why) {
+    fn add(&mut self, more: u64, early_drop: &Event, why: &Why) {
         self.count = self.count.saturating_add(more);
-        self.last = self.last.max(refusal.last);
-        self.remotes |= refusal.remotes;
+        self.last = self.last.max(early_drop.last);
+        self.remotes |= early_drop.remotes;
         self.because = why.because.or(self.because);
         self.by_netfilter = why.by_netfilter;
         let (remote, device) = (self.latest.socket.remote, self.latest.device);
-        self.latest = *refusal;
-        if refusal.socket.remote.port() == 0 {
+        self.latest = *early_drop;
+        if early_drop.socket.remote.port() == 0 {
             self.latest.socket.remote = remote;
         }
-        self.latest.device = refusal.device.or(device);
+        self.latest.device = early_drop.device.or(device);
     }
 }
 
@@ -148,7 +148,7 @@ enum Open {
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct EarlyDrop {
     totals: Bounded<EntryKey, u64>,
     spots: Bounded<SpotKey, Drops>,
     scans: Bounded<NetnsKey, Scan>,
@@ -161,7 +161,7 @@ pub(crate) struct Refusal {
     touched_scans: Vec<NetnsKey>,
 }
 
-impl Refusal {
+impl EarlyDrop {
     /// Remembers so many addresses and ports, and owners of so many listeners.
     pub(crate) fn new(limit: usize, listeners: usize) -> Self {
         Self {
@@ -206,35 +206,37 @@ impl Refusal {
         }
     }
 
-    pub(crate) fn refusal(&mut self, refusal: &Event, cx: &mut Context<'_>) {
-        let Some(why) = why(refusal, cx.host) else {
+    pub(crate) fn early_drop(&mut self, early_drop: &Event, cx: &mut Context<'_>) {
+        let Some(why) = why(early_drop, cx.host) else {
             return;
         };
         let cause = why.cause;
-        let more = self.totals.gained(EntryKey::of(refusal), refusal.count);
+        let more = self
+            .totals
+            .gained(EntryKey::of(early_drop), early_drop.count);
         if more == 0 {
             return;
         }
         // A first record may come late, and tell of SYNs since it was counted first.
-        let since = if more == refusal.count {
-            refusal.first
+        let since = if more == early_drop.count {
+            early_drop.first
         } else {
-            refusal.last
+            early_drop.last
         };
         let quiet = cx.thresholds.syn_drop.quiet();
-        let netns = refusal.socket.netns;
+        let netns = early_drop.socket.netns;
         let mut is_new = false;
-        if refusal.socket.local.port() != 0 {
+        if early_drop.socket.local.port() != 0 {
             let key = SpotKey {
                 netns,
-                local: refusal.socket.local,
+                local: early_drop.socket.local,
                 cause,
             };
-            is_new = self.spot(key, refusal, since, cx);
+            is_new = self.spot(key, early_drop, since, cx);
             let Some(spot) = self.spots.get_mut(&key) else {
                 return;
             };
-            spot.add(more, refusal, &why);
+            spot.add(more, early_drop, &why);
             if let Some(mut life) = spot.life {
                 if life.due(cx.now, spot.count) {
                     let spot = *spot;
@@ -252,9 +254,9 @@ impl Refusal {
         let key = NetnsKey { netns, cause };
         if self.scans.touch(&key).is_none() {
             let scan = Scan {
-                drops: Drops::new(*refusal, since),
+                drops: Drops::new(*early_drop, since),
                 spots: 0,
-                address: Some(refusal.socket.local.ip()),
+                address: Some(early_drop.socket.local.ip()),
             };
             if let Some((key, mut gone)) = self.scans.insert(key, scan)
                 && let Some(life) = gone.drops.life.take()
@@ -268,37 +270,43 @@ impl Refusal {
         };
         if scan.drops.life.is_none() && since.since(scan.drops.last) >= quiet {
             *scan = Scan {
-                drops: Drops::new(*refusal, since),
+                drops: Drops::new(*early_drop, since),
                 spots: 0,
-                address: Some(refusal.socket.local.ip()),
+                address: Some(early_drop.socket.local.ip()),
             };
-            is_new = refusal.socket.local.port() != 0;
+            is_new = early_drop.socket.local.port() != 0;
         }
         scan.spots.grow(u64::from(is_new));
         scan.address = scan
             .address
-            .filter(|address| *address == refusal.socket.local.ip());
-        if refusal.socket.local.port() == 0 {
-            // As many as the kernel half has room for, and more.
+            .filter(|address| *address == early_drop.socket.local.ip());
+        if early_drop.socket.local.port() == 0 {
+            // As many as the eBPF side has room for, and more.
             scan.spots = scan.spots.max(cx.thresholds.syn_drop.scan_ports);
         }
-        scan.drops.add(more, refusal, &why);
+        scan.drops.add(more, early_drop, &why);
         if scan.spots >= cx.thresholds.syn_drop.scan_ports {
             push(&mut self.touched_scans, key);
         }
     }
 
     /// Makes sure of a spot; true when it is new, or quiet for so long that it begins anew.
-    fn spot(&mut self, key: SpotKey, refusal: &Event, since: Ktime, cx: &mut Context<'_>) -> bool {
+    fn spot(
+        &mut self,
+        key: SpotKey,
+        early_drop: &Event,
+        since: Ktime,
+        cx: &mut Context<'_>,
+    ) -> bool {
         let quiet = cx.thresholds.syn_drop.quiet();
         if let Some(spot) = self.spots.touch(&key) {
             if spot.life.is_some() || since.since(spot.last) < quiet {
                 return false;
             }
-            *spot = Drops::new(*refusal, since);
+            *spot = Drops::new(*early_drop, since);
             return true;
         }
-        if let Some((key, mut gone)) = self.spots.insert(key, Drops::new(*refusal, since))
+        if let Some((key, mut gone)) = self.spots.insert(key, Drops::new(*early_drop, since))
             && let Some(life) = gone.life.take()
         {
             self.open.remove(&life.id);

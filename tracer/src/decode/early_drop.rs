@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 
-use conntracer_common::record::{self, path, refusal_place};
+use conntracer_common::record::{self, early_drop_place, path};
 
 use super::{DecodeError, address, owner, reason, socket};
 use crate::{
-    event::{Device, Drop, Path, Place, Refusal},
-    finding::Ktime,
+    event::{Device, Drop, EarlyDrop, Path, Place},
+    time::Ktime,
 };
 
 pub(super) fn drop(raw: &record::Drop) -> Result<Drop, DecodeError> {
@@ -21,7 +21,7 @@ pub(super) fn drop(raw: &record::Drop) -> Result<Drop, DecodeError> {
     })
 }
 
-pub(super) fn refusal(raw: &record::Refusal) -> Result<Refusal, DecodeError> {
+pub(super) fn early_drop(raw: &record::EarlyDrop) -> Result<EarlyDrop, DecodeError> {
     let path = match raw.path {
         path::UNKNOWN => None,
         path::PREROUTING => Some(Path::Prerouting),
@@ -29,25 +29,25 @@ pub(super) fn refusal(raw: &record::Refusal) -> Result<Refusal, DecodeError> {
         path::FORWARD => Some(Path::Forward),
         value => {
             return Err(DecodeError::Value {
-                field: "path of a refusal",
+                field: "path of an early drop",
                 value: value.into(),
             });
         }
     };
     let place = match raw.place {
-        refusal_place::UNKNOWN => None,
-        refusal_place::NETFILTER => Some(Place::Netfilter),
-        refusal_place::ROUTE => Some(Place::Route),
-        refusal_place::TCP => Some(Place::Tcp),
+        early_drop_place::UNKNOWN => None,
+        early_drop_place::NETFILTER => Some(Place::Netfilter),
+        early_drop_place::ROUTE => Some(Place::Route),
+        early_drop_place::TCP => Some(Place::Tcp),
         value => {
             return Err(DecodeError::Value {
-                field: "place of a refusal",
+                field: "place of an early drop",
                 value: value.into(),
             });
         }
     };
     let port = raw.socket.local_port;
-    Ok(Refusal {
+    Ok(EarlyDrop {
         socket: socket(&raw.socket),
         owner: owner(&raw.owner)?,
         count: raw.count,

@@ -1,0 +1,149 @@
+//! The kinds of lines that are printed only when asked for, and what they ask of the eBPF side.
+
+use conntracer_common::{filter::emit_bit, record::kind};
+use serde::{Deserialize, Serialize};
+
+use crate::event::Body;
+
+/// Kinds of lines that are printed only when asked for.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Emit {
+    /// Connections opened by this host.
+    Connect,
+    /// Connections handed to an application.
+    Accept,
+    /// State changes.
+    State,
+    /// Retransmitted segments and SYN-ACKs.
+    Retransmit,
+    /// What became of SYNs at a listener.
+    Syn,
+    /// Resets sent and received.
+    Reset,
+    /// Dropped segments.
+    Drop,
+    /// SYNs dropped before they reached a listener, counted by where they were to go and why.
+    #[serde(alias = "refusal")]
+    #[value(name = "early_drop", alias = "refusal")]
+    EarlyDrop,
+    /// A summary of each connection at its end.
+    Connection,
+    /// Attempts to connect that failed, counted by process, remote end and error.
+    Failure,
+    /// Keepalive and window probes.
+    Probe,
+    /// Sockets that were there before conntracer, found at start.
+    Seed,
+    /// The counters of every hook, each 10 s.
+    Stats,
+    /// All of these.
+    All,
+}
+
+/// Which kinds of lines are printed beyond the default ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Emits {
+    /// Bits of [`emit_bit`].
+    records: u32,
+    pub stats: bool,
+}
+
+impl Emits {
+    #[must_use]
+    pub fn of(kinds: &[Emit]) -> Self {
+        kinds.iter().fold(Self::default(), |emits, kind| Self {
+            records: emits.records | record_bits(*kind),
+            stats: emits.stats || matches!(kind, Emit::Stats | Emit::All),
+        })
+    }
+
+    /// What the eBPF side is to write to the rings.
+    #[must_use]
+    pub const fn records(self) -> u32 {
+        self.records
+    }
+
+    /// Whether an event of this kind is printed. Snapshots, ticks and losses are between the two sides;
+    /// a loss is told by its gap.
+    #[must_use]
+    pub const fn prints(self, body: &Body) -> bool {
+        let kind = match body {
+            Body::Connect(_) => kind::CONNECT,
+            Body::Accept(_) => kind::ACCEPT,
+            Body::State(_) => kind::STATE,
+            // The answer to a poll repeats what its connection's records tell one by one.
+            Body::Retransmit(body) if body.is_polled() => return false,
+            Body::Retransmit(_) => kind::RETRANSMIT,
+            Body::SynAck(_) => kind::SYNACK,
+            Body::Syn(_) => kind::SYN,
+            Body::Reset(_) => kind::RESET,
+            Body::Drop(_) => kind::DROP,
+            Body::EarlyDrop(_) => kind::EARLY_DROP,
+            Body::Failure(_) => kind::FAILURE,
+            Body::Close(_) => kind::CLOSE,
+            Body::Probe(_) => kind::PROBE,
+            Body::Seed(_) => kind::SEED,
+            Body::Undo(_)
+            | Body::Sources(_)
+            | Body::Snapshot(_)
+            | Body::Tick
+            | Body::Loss(_)
+            | Body::Netns(_)
+            | Body::Seeded(_)
+            | Body::Idle(_)
+            | Body::IdleTotals(_)
+            | Body::HalfClosed(_)
+            | Body::Clock(_)
+            | Body::Process(_)
+            | Body::Holders(_) => {
+                return false;
+            }
+        };
+        self.records & emit_bit(kind) != 0
+    }
+}
+
+const fn record_bits(kind: Emit) -> u32 {
+    match kind {
+        Emit::Connect => emit_bit(kind::CONNECT),
+        Emit::Accept => emit_bit(kind::ACCEPT),
+        Emit::State => emit_bit(kind::STATE),
+        Emit::Retransmit => emit_bit(kind::RETRANSMIT) | emit_bit(kind::SYNACK),
+        Emit::Syn => emit_bit(kind::SYN),
+        Emit::Reset => emit_bit(kind::RESET),
+        Emit::Drop => emit_bit(kind::DROP),
+        Emit::EarlyDrop => emit_bit(kind::EARLY_DROP),
+        Emit::Failure => emit_bit(kind::FAILURE),
+        Emit::Connection => emit_bit(kind::CLOSE),
+        Emit::Probe => emit_bit(kind::PROBE),
+        Emit::Seed => emit_bit(kind::SEED),
+        Emit::Stats => 0,
+        Emit::All => {
+            record_bits(Emit::Connect)
+                | record_bits(Emit::Accept)
+                | record_bits(Emit::State)
+                | record_bits(Emit::Retransmit)
+                | record_bits(Emit::Syn)
+                | record_bits(Emit::Reset)
+                | record_bits(Emit::Drop)
+                | record_bits(Emit::EarlyDrop)
+                | record_bits(Emit::Failure)
+                | record_bits(Emit::Connection)
+                | record_bits(Emit::Probe)
+                | record_bits(Emit::Seed)
+        }
+    }
+}

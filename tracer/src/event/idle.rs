@@ -1,0 +1,18 @@
+//! Connections that nothing has passed on for long.
+
+use std::time::Duration;
+
+use super::{Owner, Socket, Tcp};
+
+/// An established connection on which nothing has passed for long, and that nothing will tell that its peer
+/// is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idle {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+    pub tcp: Tcp,
+    /// Since data was last sent or received, or the connection was established.
+    pub idle: Duration,
+    /// Bytes wait to be sent or acknowledged, and no timer will try; otherwise keepalive is off.
+    pub without_timer: bool,
+}

@@ -1,0 +1,25 @@
+//! Sockets that were there before the tracer.
+
+use super::{Owner, Socket, Tcp};
+use crate::time::Ktime;
+
+/// A socket that was there before conntracer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed {
+    pub socket: Socket,
+    pub owner: Option<Owner>,
+    /// All zero for what is no full socket: a request, TIME_WAIT, a listener.
+    pub tcp: Tcp,
+    pub bytes_received: u64,
+    /// When the kernel last did anything with it.
+    pub active: Option<Ktime>,
+    /// Half-closed since then or earlier.
+    pub since: Option<Ktime>,
+    /// Of a listener.
+    pub ack_backlog: u32,
+    pub max_ack_backlog: u32,
+    /// Processes that hold a descriptor of it.
+    pub holders: u32,
+    /// Of a request: SYN-ACKs repeated so far.
+    pub num_retrans: u8,
+}
