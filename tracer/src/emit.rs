@@ -100,6 +100,7 @@ impl Emits {
             | Body::Sources(_)
             | Body::Snapshot(_)
             | Body::Tick
+            | Body::Checkpoint
             | Body::Loss(_)
             | Body::Netns(_)
             | Body::Seeded(_)

@@ -159,6 +159,10 @@ impl Pipeline {
         // Never backwards: rings of two CPUs may be a little out of order.
         self.now = self.now.max(event.time);
         self.learn(&event, out);
+        if matches!(event.body, Body::Checkpoint) {
+            self.say_open(true, out);
+            return;
+        }
         let (processes, holders) = (&self.processes, &mut self.holders);
         let mut cx = Context {
             now: self.now,
@@ -167,6 +171,7 @@ impl Pipeline {
             lost: &self.lost,
             reconciler: &self.reconciler,
             last_id: &mut self.last_id,
+            says_all: false,
             out: &mut |finding| {
                 let mut finding = finding.clone();
                 holders.share(&mut finding);
@@ -238,7 +243,8 @@ impl Pipeline {
             | Body::Netns(_)
             | Body::Clock(_)
             | Body::Process(_)
-            | Body::Holders(_) => {}
+            | Body::Holders(_)
+            | Body::Checkpoint => {}
             Body::Idle(body) => self.idle.idle(body, &mut cx),
             Body::IdleTotals(body) => self.idle.idle_totals(body, &mut cx),
             Body::Seed(body) => self.seeds.found(body),
@@ -280,6 +286,11 @@ impl Pipeline {
 
     /// The end of input: the last figures of every finding that is still open.
     pub fn finish(&mut self, out: &mut dyn FnMut(Output<'_>)) {
+        self.say_open(false, out);
+    }
+
+    /// The figures of the findings that are open: of those that have news, or of all.
+    fn say_open(&mut self, says_all: bool, out: &mut dyn FnMut(Output<'_>)) {
         let (processes, holders) = (&self.processes, &mut self.holders);
         let mut cx = Context {
             now: self.now,
@@ -288,6 +299,7 @@ impl Pipeline {
             lost: &self.lost,
             reconciler: &self.reconciler,
             last_id: &mut self.last_id,
+            says_all,
             out: &mut |finding| {
                 let mut finding = finding.clone();
                 holders.share(&mut finding);
@@ -404,10 +416,13 @@ impl Pipeline {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use crate::{
         detect::Thresholds,
+        finding::Status,
         pipeline::Output,
         testing::{Run, any_record},
     };
@@ -428,8 +443,16 @@ mod tests {
                 run.feed(record);
             }
             run.tick();
+            let last = run.last_words().into_iter();
+            let open = last.filter(|finding| finding.status != Status::Resolved);
+            let open: BTreeSet<u64> = open.map(|finding| finding.id).collect();
+            let before = run.findings.len();
+            run.checkpoint();
+            let told = run.findings[before..].iter();
+            prop_assert_eq!(told.clone().count(), open.len(), "each open finding once");
+            prop_assert_eq!(told.map(|finding| finding.id).collect::<BTreeSet<_>>(), open);
             run.finish();
-            prop_assert_eq!(run.pipeline.tallies().records, 2 * records.len() as u64 + 1);
+            prop_assert_eq!(run.pipeline.tallies().records, 2 * records.len() as u64 + 2);
             run.assert_replays(Thresholds::default());
         }
     }

@@ -53,6 +53,7 @@ pub mod kind {
     pub const IDLE_TOTALS: u16 = 25;
     pub const HALF_CLOSED: u16 = 27;
     pub const CLOCK: u16 = 28;
+    pub const CHECKPOINT: u16 = 29;
 }
 
 /// Where a socket's owner was learned; DESIGN.md's `owner_source`.

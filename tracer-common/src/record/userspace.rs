@@ -23,6 +23,16 @@ pub struct IdleTotals {
     pub limit_ns: u64,
 }
 
+/// Somebody asked how things stand (SIGUSR1), made by userspace: every open finding is said again. All that led up to
+/// it stands before it.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Checkpoint {
+    pub header: Header,
+}
+
 /// The wall clock was set, or the machine slept, made by userspace.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,

@@ -83,6 +83,10 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
             let _: record::Tick = read(bytes, &header)?;
             Body::Tick
         }
+        kind::CHECKPOINT => {
+            let _: record::Checkpoint = read(bytes, &header)?;
+            Body::Checkpoint
+        }
         kind::LOSS => Body::Loss(userspace::loss(&read(bytes, &header)?)?),
         kind::NETNS => Body::Netns(userspace::netns(bytes, &header)?),
         kind::SEEDED => Body::Seeded(userspace::seeded(&read(bytes, &header)?)),

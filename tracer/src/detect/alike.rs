@@ -55,7 +55,7 @@ pub(super) fn finish<K: Copy + Eq + Hash, V: Alike>(
             continue;
         };
         if let Some(mut life) = *known.life()
-            && life.stale(known.count())
+            && cx.owes(&life, known.count())
         {
             cx.update(&mut life, draft(key, known, cx));
             *known.life() = Some(life);

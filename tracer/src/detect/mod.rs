@@ -51,6 +51,8 @@ pub(crate) struct Context<'a> {
     /// The kernel's own counters, against ours.
     pub(crate) reconciler: &'a Reconciler,
     pub(crate) last_id: &'a mut u64,
+    /// Somebody asked how things stand: every open finding is said, whether it has news or not.
+    pub(crate) says_all: bool,
     pub(crate) out: &'a mut dyn FnMut(&Finding),
 }
 
@@ -72,11 +74,6 @@ impl Life {
     /// Whether the last line is a second old.
     pub(crate) fn ripe(&self, now: Ktime) -> bool {
         now.since(self.said_at) >= UPDATE_INTERVAL
-    }
-
-    /// Whether the last line no longer tells the count.
-    pub(crate) const fn stale(&self, count: u64) -> bool {
-        count != self.said_count
     }
 }
 
@@ -109,6 +106,11 @@ impl Context<'_> {
         };
         self.say(&mut life, Status::Open, draft);
         life
+    }
+
+    /// Whether the last line no longer tells the count, or the finding is to be said all the same.
+    pub(crate) const fn owes(&self, life: &Life, count: u64) -> bool {
+        self.says_all || count != life.said_count
     }
 
     pub(crate) fn update(&mut self, life: &mut Life, draft: Draft) {

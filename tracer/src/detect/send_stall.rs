@@ -200,7 +200,7 @@ impl SendStalls {
         for key in self.open.values() {
             if let Some(stall) = self.table.get_mut(key)
                 && let Some(mut life) = stall.life
-                && life.stale(stall.probes)
+                && cx.owes(&life, stall.probes)
             {
                 cx.update(&mut life, draft(stall, "stalled", cx));
                 stall.life = Some(life);

@@ -73,6 +73,7 @@ impl Named<'_> {
             Body::Connect(_)
             | Body::Accept(_)
             | Body::Tick
+            | Body::Checkpoint
             | Body::Netns(_)
             | Body::Seeded(_)
             | Body::IdleTotals(_)

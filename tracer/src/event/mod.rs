@@ -60,6 +60,7 @@ pub enum Body {
     Probe(Probe),
     Snapshot(Snapshot),
     Tick,
+    Checkpoint,
     Loss(Loss),
     Netns(Netns),
     Seed(Seed),
@@ -316,6 +317,7 @@ impl Body {
             Self::Probe(_) => "probe",
             Self::Snapshot(_) => "snapshot",
             Self::Tick => "tick",
+            Self::Checkpoint => "checkpoint",
             Self::Loss(_) => "gap",
             Self::Netns(_) => "netns",
             Self::Seed(_) => "seed",
@@ -351,6 +353,7 @@ impl Body {
             Self::Holders(body) => Some(&body.socket),
             Self::Idle(body) => Some(&body.socket),
             Self::Tick
+            | Self::Checkpoint
             | Self::Loss(_)
             | Self::Netns(_)
             | Self::Seeded(_)
@@ -383,6 +386,7 @@ impl Body {
             Self::HalfClosed(body) => body.owner.as_ref(),
             Self::Sources(_)
             | Self::Tick
+            | Self::Checkpoint
             | Self::Loss(_)
             | Self::Netns(_)
             | Self::Seeded(_)

@@ -1,4 +1,5 @@
-//! The event loop of a live run: wait, drain, poll, judge, print, until something ends it.
+//! The event loop of a live run: wait, drain, poll, judge, print, until something ends it. SIGUSR1 asks how things
+//! stand: every open finding is said, then a `stats` line.
 //!
 //! Generic over [`Source`], so that its tests need no kernel. One thread; the sink has its own.
 
@@ -9,15 +10,17 @@ use std::{
 };
 
 use anyhow::Context;
+use conntracer_common::record::{Checkpoint, Header, kind};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::yield_now,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
+use zerocopy::IntoBytes;
 
 use crate::{
     recording::Writer,
-    sink::{Line, Reason, queue::Sink},
+    sink::{Line, Occasion, Reason, queue::Sink},
     source::Source,
     watch::Watch,
 };
@@ -38,10 +41,18 @@ const MAX_FAILURES: u32 = 10;
 /// Time between two `stats` lines.
 const STATS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The signals that ask for an end. Made before anything is attached, so that one which comes early
+/// The signals that ask for something. Made before anything is attached, so that one which comes early
 /// is kept.
 #[derive(Debug)]
 pub struct Signals {
+    ends: Ends,
+    /// SIGUSR1. Those that come before the first is received are one.
+    checkpoint: Signal,
+}
+
+/// The signals that ask for an end.
+#[derive(Debug)]
+struct Ends {
     interrupt: Signal,
     terminate: Signal,
 }
@@ -50,11 +61,16 @@ impl Signals {
     /// Needs a running tokio runtime.
     pub fn install() -> io::Result<Self> {
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
+            ends: Ends {
+                interrupt: signal(SignalKind::interrupt())?,
+                terminate: signal(SignalKind::terminate())?,
+            },
+            checkpoint: signal(SignalKind::user_defined1())?,
         })
     }
+}
 
+impl Ends {
     /// Completes at the first signal, and lets a second one kill at once.
     async fn received(&mut self) {
         tokio::select! {
@@ -136,13 +152,19 @@ async fn until_end<S: Source>(
     let mut next_stats = Instant::now() + STATS_INTERVAL;
     let mut next_reconcile = Instant::now() + RECONCILE_INTERVAL;
     let mut more = false;
+    // Until the kernel answers: a checkpoint is not made of what an earlier poll told.
+    let mut asked = false;
     loop {
         let polls = tokio::select! {
             // Ends first: a host so busy that there is always something to read ends, too.
             biased;
-            () = signals.received() => return Ok(Reason::Signal),
+            () = signals.ends.received() => return Ok(Reason::Signal),
             () = sleep_until_some(deadline) => return Ok(Reason::Duration),
             () = sink.failed() => return Ok(Reason::BrokenPipe),
+            _ = signals.checkpoint.recv() => {
+                asked = true;
+                true
+            }
             _ = ticks.tick() => true,
             // Not at once: signals are only heard of when the runtime has its turn.
             () = yield_now(), if more => false,
@@ -163,25 +185,45 @@ async fn until_end<S: Source>(
             if reconciles {
                 next_reconcile += RECONCILE_INTERVAL;
             }
-            more = step.poll(source, reconciles)?;
+            if asked {
+                if let Some(drained) = step.checkpoint(source)? {
+                    more = drained;
+                    asked = !tell_stats(source, watch, sink, failures, Occasion::Signal)?;
+                }
+            } else {
+                more = step.poll(source, reconciles)?;
+            }
             if sink.reader_is_gone() {
                 return Ok(Reason::BrokenPipe);
             }
             if watch.emits().stats && Instant::now() >= next_stats {
                 next_stats += STATS_INTERVAL;
-                let hooks = source
-                    .accounts()
-                    .context("reading the eBPF side's counters");
-                if let Some(hooks) = failures.forgive(hooks)? {
-                    let account = watch.account(hooks, sink.refused(), failures.all);
-                    sink.push(Line::Stats(Box::new(account)));
-                }
+                tell_stats(source, watch, sink, failures, Occasion::Interval)?;
             }
         } else {
             more = step.drain(source)?;
         }
         sink.flush();
     }
+}
+
+/// Whether the kernel let it.
+fn tell_stats<S: Source>(
+    source: &S,
+    watch: &Watch,
+    sink: &mut Sink,
+    failures: &mut Failures,
+    occasion: Occasion,
+) -> anyhow::Result<bool> {
+    let hooks = source
+        .accounts()
+        .context("reading the eBPF side's counters");
+    let Some(hooks) = failures.forgive(hooks)? else {
+        return Ok(false);
+    };
+    let account = Box::new(watch.account(hooks, sink.refused(), failures.all));
+    sink.push(Line::Stats { occasion, account });
+    Ok(true)
 }
 
 async fn sleep_until_some(deadline: Option<Instant>) {
@@ -233,12 +275,29 @@ impl Step<'_> {
     /// Says whether more is in the rings.
     fn drain<S: Source>(mut self, source: &mut S) -> anyhow::Result<bool> {
         let drained = self.read(source);
-        self.end(drained)
+        Ok(self.end(drained)?.unwrap_or(false))
     }
 
     /// The same, with what the maps and the kernel's counters tell.
     fn poll<S: Source>(mut self, source: &mut S, reconciles: bool) -> anyhow::Result<bool> {
         let polled = self.ask(source, reconciles);
+        Ok(self.end(polled)?.unwrap_or(false))
+    }
+
+    /// The same, and every open finding is said; `None` where the kernel did not answer. What asks for it is a record
+    /// of its own, so that a recording holds it.
+    fn checkpoint<S: Source>(mut self, source: &mut S) -> anyhow::Result<Option<bool>> {
+        let polled = self.ask(source, true).inspect(|_| {
+            let checkpoint = Checkpoint {
+                header: Header {
+                    ktime_ns: self.watch.now().0,
+                    kind: kind::CHECKPOINT,
+                    size: size_of::<Checkpoint>().try_into().unwrap_or(u16::MAX),
+                    cpu: u32::MAX,
+                },
+            };
+            self.take(checkpoint.as_bytes());
+        });
         self.end(polled)
     }
 
@@ -276,11 +335,11 @@ impl Step<'_> {
     }
 
     /// The kernel may have its reasons for a while; a recording that cannot be written stays so.
-    fn end(self, done: anyhow::Result<bool>) -> anyhow::Result<bool> {
+    fn end(self, done: anyhow::Result<bool>) -> anyhow::Result<Option<bool>> {
         if let Some(error) = self.failed {
             return Err(error).context("writing the recording");
         }
-        Ok(self.failures.forgive(done)?.unwrap_or(false))
+        self.failures.forgive(done)
     }
 }
 

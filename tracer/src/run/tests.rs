@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::BufReader,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use conntracer_common::{
@@ -26,6 +26,9 @@ use crate::{
 
 const HOOK: u32 = 5;
 
+/// A signal is the whole process's: who sends one runs alone.
+static SIGNALS: RwLock<()> = RwLock::new(());
+
 /// Has one record to drain at its first wake-up, and one more at every poll.
 #[derive(Default)]
 struct Fake {
@@ -35,6 +38,9 @@ struct Fake {
     fails: bool,
     /// Polls that are answered no sooner.
     failing_polls: u64,
+    /// Polls during which somebody asks how things stand.
+    asked_at: Vec<u64>,
+    reconciled: u64,
     drains: u64,
     /// During so many drains more comes.
     busy_drains: u64,
@@ -78,6 +84,11 @@ impl Source for Fake {
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
         self.polls += 1;
+        if self.asked_at.contains(&self.polls) {
+            // Handled before it returns, which a signal to the process is not.
+            // SAFETY: a number; what handles it was installed by `Signals`.
+            unsafe { libc::raise(libc::SIGUSR1) };
+        }
         if self.polls <= self.failing_polls {
             return Err(io::Error::other("no memory"));
         }
@@ -92,6 +103,7 @@ impl Source for Fake {
     }
 
     fn reconcile(&mut self, _feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        self.reconciled += 1;
         Ok(())
     }
 
@@ -123,6 +135,14 @@ struct Ran {
 
 /// Runs until `duration`, on paused time: the clock jumps to the next timer when nothing else is left.
 fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) -> Ran {
+    // A test that failed leaves nothing half-made there.
+    let (_shared, _alone) = if source.asked_at.is_empty() {
+        let shared = SIGNALS.read().unwrap_or_else(PoisonError::into_inner);
+        (Some(shared), None)
+    } else {
+        let alone = SIGNALS.write().unwrap_or_else(PoisonError::into_inner);
+        (None, Some(alone))
+    };
     let directory = tempfile::tempdir().unwrap();
     let (path, recording) = (
         directory.path().join("out"),
@@ -253,6 +273,43 @@ fn a_poll_may_fail_for_a_while() {
     assert_eq!(ran.reason.unwrap(), Reason::Duration);
     let stop = ran.lines.last().unwrap();
     assert_eq!(stop["tallies"]["polls_failed"], MAX_FAILURES);
+}
+
+fn reasons_of_stats(ran: &Ran) -> Vec<&str> {
+    ran.lines
+        .iter()
+        .filter(|line| line["kind"] == "stats")
+        .filter_map(|line| line["reason"].as_str())
+        .collect()
+}
+
+#[test]
+fn who_asks_how_things_stand_is_answered_by_a_poll_of_its_own() {
+    let mut source = Fake {
+        // While the first poll runs, and while what that asked for is answered: whatever comes before the answer's end
+        // may miss what the answer tells, and has one of its own.
+        asked_at: vec![1, 2],
+        ..Fake::default()
+    };
+    let ran = run_for(&mut source, None, Some(Duration::from_millis(400)));
+    assert_eq!(reasons_of_stats(&ran), ["signal", "signal"]);
+    // The first, the two answers, and one at the end; of which all but the first also compare.
+    assert_eq!((source.polls, source.reconciled), (4, 3));
+    let records = 1 + source.polls + 2;
+    assert_eq!(ran.records, records, "a recording holds what was asked");
+}
+
+#[test]
+fn who_asks_while_the_kernel_does_not_answer_is_answered_later() {
+    let mut source = Fake {
+        asked_at: vec![1],
+        failing_polls: 3,
+        ..Fake::default()
+    };
+    let ran = run_for(&mut source, None, Some(Duration::from_millis(1_700)));
+    assert_eq!(reasons_of_stats(&ran), ["signal"]);
+    let stats = ran.lines.iter().find(|line| line["kind"] == "stats");
+    assert_eq!(stats.unwrap()["tallies"]["polls_failed"], 3);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use super::{
     escape::JsonSafe,
-    line::{Account, Line, Reason, SharedHost, Time, Wall},
+    line::{Account, Line, Occasion, Reason, SharedHost, Time, Wall},
 };
 use crate::{
     finding::{Certainty, Evidence, Finding, FindingKind, Owner, Status, Subject},
@@ -64,21 +64,25 @@ impl Json {
                 );
             }
             Line::Clock { realtime_offset_ns } => self.wall.set(*realtime_offset_ns),
-            Line::Stats(account) => {
+            Line::Stats { occasion, account } => {
                 Self::write(
                     into,
                     self.wall.time(account.time),
                     "stats",
                     &Stats {
-                        totals: totals(None, account),
+                        reason: *occasion,
+                        totals: totals(account),
                         listeners: &account.listeners,
                         listeners_left_out: account.listeners_left_out,
                     },
                 );
             }
             Line::Stop { reason, account } => {
-                let totals = totals(Some(*reason), account);
-                Self::write(into, self.wall.time(account.time), "stop", &totals);
+                let stop = Stop {
+                    reason: *reason,
+                    totals: totals(account),
+                };
+                Self::write(into, self.wall.time(account.time), "stop", &stop);
             }
         }
     }
@@ -236,6 +240,7 @@ impl Serialize for EvidenceObject<'_> {
 
 #[derive(Serialize)]
 struct Stats<'a> {
+    reason: Occasion,
     #[serde(flatten)]
     totals: Totals<'a>,
     listeners: &'a [Summary],
@@ -243,18 +248,22 @@ struct Stats<'a> {
 }
 
 #[derive(Serialize)]
+struct Stop<'a> {
+    reason: Reason,
+    #[serde(flatten)]
+    totals: Totals<'a>,
+}
+
+#[derive(Serialize)]
 struct Totals<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<Reason>,
     hooks: Hooks<'a>,
     findings: &'a BTreeMap<FindingKind, u64>,
     tallies: &'a BTreeMap<String, u64>,
     reconciliation: &'a Reconciliation,
 }
 
-fn totals(reason: Option<Reason>, account: &Account) -> Totals<'_> {
+fn totals(account: &Account) -> Totals<'_> {
     Totals {
-        reason,
         hooks: Hooks(&account.hooks),
         findings: &account.findings,
         tallies: &account.tallies,

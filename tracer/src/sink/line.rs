@@ -40,7 +40,10 @@ pub enum Line {
     Clock {
         realtime_offset_ns: i64,
     },
-    Stats(Box<Account>),
+    Stats {
+        occasion: Occasion,
+        account: Box<Account>,
+    },
     Stop {
         reason: Reason,
         account: Box<Account>,
@@ -54,6 +57,16 @@ impl Line {
     pub const fn is_bulk(&self) -> bool {
         matches!(self, Self::Event(_))
     }
+}
+
+/// Why a `stats` line is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Occasion {
+    /// It is time.
+    Interval,
+    /// SIGUSR1: every open finding stands before it.
+    Signal,
 }
 
 /// Why a run ended.

@@ -9,7 +9,7 @@ pub mod line;
 pub mod queue;
 pub mod text;
 
-pub use line::{Account, Line, Reason, SharedHost};
+pub use line::{Account, Line, Occasion, Reason, SharedHost};
 
 /// A renderer of lines.
 #[derive(Debug)]

@@ -148,6 +148,7 @@ impl Connections {
             | Body::Failure(_)
             | Body::Close(_)
             | Body::Tick
+            | Body::Checkpoint
             | Body::Loss(_)
             | Body::Netns(_)
             | Body::Seeded(_)

@@ -172,6 +172,7 @@ pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
         (kind::PROBE, size_of::<record::Probe>()),
         (kind::SNAPSHOT, size_of::<record::Snapshot>()),
         (kind::TICK, size_of::<record::Tick>()),
+        (kind::CHECKPOINT, size_of::<record::Checkpoint>()),
         (kind::LOSS, size_of::<record::Loss>()),
         (kind::NETNS, size_of::<record::Netns>()),
         (kind::SOURCES, size_of::<record::Sources>()),

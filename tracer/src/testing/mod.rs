@@ -93,6 +93,11 @@ impl Run {
         self.record(&record::Tick { header });
     }
 
+    pub(crate) fn checkpoint(&mut self) {
+        let header = self.header::<record::Checkpoint>(kind::CHECKPOINT);
+        self.record(&record::Checkpoint { header });
+    }
+
     /// Lets time pass, with a tick every 250 ms.
     pub(crate) fn pass(&mut self, duration: Duration) {
         let end = self.ktime_ns + u64::try_from(duration.as_nanos()).expect("a test's duration");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use conntracer::{
     finding::{Container, Names},
-    sink::{Account, Line, json::Json, text::Text},
+    sink::{Account, Line, Occasion, json::Json, text::Text},
     table::listener::Summary,
     view::doctor,
 };
@@ -162,7 +162,10 @@ fn stats_keep_the_contract() {
         listeners_left_out: 1,
         ..Account::default()
     };
-    let line = Line::Stats(Box::new(account));
+    let line = Line::Stats {
+        occasion: Occasion::Interval,
+        account: Box::new(account),
+    };
     let host = std::sync::Arc::new(recorded::host());
     let mut text = Vec::new();
     Json::new(host.clone()).render(&line, &mut text);

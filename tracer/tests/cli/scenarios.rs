@@ -10,10 +10,13 @@ use std::{
 
 use conntracer::{
     config::Config,
+    finding::{Finding, Status},
     pipeline::{Output, Pipeline},
     recording::{Reader, RecordingError},
 };
+use conntracer_common::record::{Checkpoint, Header, kind};
 use serde_json::Value;
+use zerocopy::IntoBytes;
 
 use crate::{run, stderr, stdout, text};
 
@@ -160,4 +163,71 @@ fn nothing_names_the_machine_that_recorded() {
         let version = |character: char| character.is_ascii_digit() || character == '.';
         assert!(host.kernel.chars().all(version), "{}", host.kernel);
     }
+}
+
+/// Asked after every record, conntracer says what is open, all of it and once each, and nothing of what it finds is
+/// another for that.
+#[test]
+fn a_checkpoint_says_every_open_finding_and_changes_none() {
+    let mut said_open = 0;
+    for recording in recordings() {
+        let whole = fs::read(&recording).unwrap();
+        let thresholds = Config::load(config(&recording).as_deref()).unwrap().detect;
+        let mut reader = Reader::new(&*whole).unwrap();
+        let host = Arc::new(reader.host().clone());
+        let mut undisturbed = Pipeline::new(thresholds.clone(), Arc::clone(&host));
+        let mut asked = Pipeline::new(thresholds, host);
+        let (mut expected, mut said) = (Vec::new(), Vec::new());
+        let mut open = Vec::new();
+        while let Some(record) = reader.next_record().unwrap() {
+            let news = feed(&mut undisturbed, record);
+            expected.extend(news.into_iter().filter(|finding| !is_update(finding)));
+            for finding in feed(&mut asked, record) {
+                match finding.status {
+                    Status::Open => open.push(finding.id),
+                    Status::Update => {}
+                    Status::Resolved => open.retain(|id| *id != finding.id),
+                }
+                said.extend((!is_update(&finding)).then_some(finding));
+            }
+            let checkpoint = checkpoint(asked.now().0);
+            let (early, told): (Vec<_>, Vec<_>) = feed(&mut asked, &checkpoint)
+                .into_iter()
+                .partition(|finding| finding.status == Status::Open);
+            assert!(early.is_empty(), "{early:#?}");
+            assert!(told.iter().all(is_update), "{told:#?}");
+            assert!(told.iter().all(|finding| finding.at == asked.now()));
+            let mut ids: Vec<u64> = told.iter().map(|finding| finding.id).collect();
+            ids.sort_unstable();
+            assert_eq!(ids, open, "{}", recording.display());
+            said_open += ids.len();
+        }
+        assert_eq!(said, expected, "{}", recording.display());
+    }
+    assert!(said_open > 100, "{said_open} findings were open when asked");
+}
+
+fn is_update(finding: &Finding) -> bool {
+    finding.status == Status::Update
+}
+
+fn feed(pipeline: &mut Pipeline, record: &[u8]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    pipeline.feed(record, &mut |output| {
+        if let Output::Finding(finding) = output {
+            findings.push(finding.clone());
+        }
+    });
+    findings
+}
+
+fn checkpoint(ktime_ns: u64) -> Vec<u8> {
+    let size = u16::try_from(size_of::<Checkpoint>()).unwrap();
+    let header = Header {
+        ktime_ns,
+        kind: kind::CHECKPOINT,
+        size,
+        cpu: u32::MAX,
+    };
+    Checkpoint { header }.as_bytes().to_vec()
 }

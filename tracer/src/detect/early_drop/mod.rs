@@ -404,8 +404,8 @@ impl EarlyDrop {
     /// The last word on what is still open.
     pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
         self.judge(cx);
-        self.each_open(cx, |drops, life, _| {
-            if life.stale(drops.count) {
+        self.each_open(cx, |drops, life, cx| {
+            if cx.owes(life, drops.count) {
                 Verdict::Update
             } else {
                 Verdict::Keep

@@ -305,7 +305,7 @@ impl HalfClosed {
                 continue;
             };
             let Some(mut life) = group.life else { continue };
-            if life.stale(group.count) {
+            if cx.owes(&life, group.count) {
                 cx.update(&mut life, draft(&key, group, group.count, cx));
                 group.life = Some(life);
             }

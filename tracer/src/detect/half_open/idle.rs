@@ -234,7 +234,7 @@ impl IdleConnections {
                 continue;
             };
             if let Some(mut life) = group.life
-                && life.stale(group.found.count)
+                && cx.owes(&life, group.found.count)
             {
                 cx.update(&mut life, draft(&key, group, group.found.count, cx));
                 group.life = Some(life);

@@ -532,7 +532,7 @@ fn last_word(
     draft: impl Fn(&Activity, &'static str, &Context<'_>) -> super::Draft,
 ) {
     if let Some(mut life) = activity.life
-        && life.stale(activity.news())
+        && cx.owes(&life, activity.news())
     {
         cx.update(&mut life, draft(activity, "peak", cx));
         life.said_count = activity.news();

@@ -325,9 +325,9 @@ impl SynDrop {
 
     /// The last word on what is still open.
     pub(crate) fn finish(&mut self, listeners: &Listeners, cx: &mut Context<'_>) {
-        self.each_open(listeners, cx, |drops, _| {
+        self.each_open(listeners, cx, |drops, cx| {
             if drops.flood != drops.said_flood
-                || drops.life.is_some_and(|life| life.stale(drops.moved()))
+                || drops.life.is_some_and(|life| cx.owes(&life, drops.moved()))
             {
                 Verdict::Update
             } else {

@@ -62,7 +62,7 @@ impl Text {
                 self.wall.set(*realtime_offset_ns);
                 Ok(())
             }
-            Line::Stats(account) => self.stats(&mut text, account),
+            Line::Stats { account, .. } => self.stats(&mut text, account),
             Line::Stop { reason, account } => self.stop(&mut text, *reason, account),
         };
         debug_assert!(written.is_ok(), "writing to a String cannot fail");
@@ -171,6 +171,7 @@ impl Text {
             Body::Connect(_)
             | Body::Accept(_)
             | Body::Tick
+            | Body::Checkpoint
             | Body::Netns(_)
             | Body::Seeded(_)
             | Body::IdleTotals(_)

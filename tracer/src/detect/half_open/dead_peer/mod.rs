@@ -470,7 +470,7 @@ impl DeadPeer {
             let Some(mut life) = silence.life else {
                 continue;
             };
-            if life.stale(silence.count()) {
+            if cx.owes(&life, silence.count()) {
                 cx.update(&mut life, draft(silence, "suspected", None, cx));
                 silence.life = Some(life);
             }

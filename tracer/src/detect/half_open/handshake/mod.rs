@@ -575,7 +575,7 @@ impl Handshake {
                 continue;
             };
             if let Some(life) = waiting.life
-                && life.stale(waiting.moved())
+                && cx.owes(&life, waiting.moved())
             {
                 say(key, waiting, life, cx);
             }
