@@ -24,7 +24,9 @@ pub enum Line {
     Start(Start),
     Finding(Box<Finding>),
     Gap(Gap),
-    Stop(Stop),
+    /// The `stats` line that answers SIGUSR1.
+    Checkpoint(Box<Totals>),
+    Stop(Totals),
     /// A kind that only `--emit` brings: its name and everything in it, the time included.
     Event(String, Value),
 }
@@ -55,6 +57,7 @@ fn parse(text: &str) -> Result<Line> {
         "finding" => Line::Finding(Box::new(read(value)?)),
         "gap" => Line::Gap(read(value)?),
         "stop" => Line::Stop(read(value)?),
+        "stats" if value["reason"] == "signal" => Line::Checkpoint(read(value)?),
         _ => {
             value["time"] = time;
             Line::Event(kind, value)
@@ -260,15 +263,40 @@ pub struct Gap {
     pub lost: u64,
 }
 
-/// The last line: the accounts.
+/// The accounts: of the last line, or of a checkpoint.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Stop {
+pub struct Totals {
     pub reason: String,
     pub hooks: BTreeMap<String, Account>,
     pub findings: BTreeMap<String, u64>,
     pub tallies: BTreeMap<String, u64>,
     pub reconciliation: Reconciliation,
+    /// Not at the end.
+    pub listeners: Option<Value>,
+    pub listeners_left_out: Option<u64>,
+    /// Which checkpoint it answers, the first being 1; whoever reads the lines counts.
+    #[serde(skip)]
+    pub checkpoint: u64,
+}
+
+impl Totals {
+    /// Hooks whose events are not all accounted for.
+    #[must_use]
+    pub fn unbalanced(&self) -> Vec<(&str, Account)> {
+        self.hooks
+            .iter()
+            .filter(|(_, account)| !account.balances())
+            .map(|(hook, account)| (hook.as_str(), *account))
+            .collect()
+    }
+
+    /// The counters of one namespace, where either side counted anything.
+    #[must_use]
+    pub fn reconciled(&self, inode: u32) -> Option<&Reconciled> {
+        let mut namespaces = self.reconciliation.namespaces.iter();
+        namespaces.find(|reconciled| reconciled.netns == inode)
+    }
 }
 
 /// The kernel's own counters against conntracer's.
@@ -324,8 +352,7 @@ mod tests {
 
     #[test]
     fn an_unknown_field_is_an_error() {
-        let line =
-            r#"{"schema":1,"time":"2026-01-01T00:00:00Z","kind":"gap","hook":"syn","lost":1"#;
+        let line = r#"{"schema":1,"time":"2026-01-01T00:00:00.000000000Z","kind":"gap","hook":"syn","lost":1"#;
         assert!(matches!(
             Line::parse(&format!("{line}}}")).unwrap(),
             Line::Gap(_)
@@ -335,8 +362,7 @@ mod tests {
 
     #[test]
     fn another_schema_is_an_error() {
-        let line =
-            r#"{"schema":2,"time":"2026-01-01T00:00:00Z","kind":"gap","hook":"syn","lost":1}"#;
+        let line = r#"{"schema":2,"time":"2026-01-01T00:00:00.000000000Z","kind":"gap","hook":"syn","lost":1}"#;
         assert!(Line::parse(line).is_err());
     }
 

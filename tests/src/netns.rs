@@ -3,8 +3,12 @@
 //! A [`NetNs`] is a file descriptor and nothing else: no bind mount, no name, no process. When it
 //! and the last socket made inside are dropped, also by a panic or `kill -9`, the kernel removes
 //! the namespace with its interfaces.
+//!
+//! The kernel gives the inode of a namespace that is gone to the next, and findings go by it: what a conntracer that runs
+//! for long still says of one test's would be taken for another's. So no two of a process have the same.
 
 use std::{
+    collections::HashSet,
     fs,
     os::{
         fd::{AsFd, OwnedFd},
@@ -12,12 +16,15 @@ use std::{
     },
     panic,
     process::Command,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
 };
 
 use anyhow::{Context, Result};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use rustix::{
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
+};
 
 use crate::{counters::Counters, link};
 
@@ -37,19 +44,16 @@ impl NetNs {
     pub fn new() -> Result<Self> {
         // The name of the process is that of its first thread.
         fs::write("/proc/self/comm", COMM).context("naming this process")?;
-        let fd = on_own_thread(|| -> Result<OwnedFd> {
-            // SAFETY: only the network namespace of this thread changes; the thread ends here, and
-            // nothing that other threads share (file table, address space) is unshared.
-            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
-                .context("making a network namespace; this needs root (CAP_SYS_ADMIN)")?;
-            let namespace = fs::File::open("/proc/thread-self/ns/net")
-                .context("opening /proc/thread-self/ns/net")?;
-            Ok(OwnedFd::from(namespace))
+        let (fd, inode) = on_own_thread(|| {
+            loop {
+                occupy_used_inodes()?;
+                let (fd, inode) = unshare(UnshareFlags::NEWNET, "net")?;
+                // Not new where one has ended just now.
+                if used().inodes.insert(inode) {
+                    return Ok((fd, inode));
+                }
+            }
         })?;
-        let inode = rustix::fs::fstat(&fd)
-            .context("reading the namespace's inode")?
-            .st_ino;
-        let inode = u32::try_from(inode).context("a namespace inode that is not 32 bits")?;
         let netns = Self {
             fd: Arc::new(fd),
             inode,
@@ -105,6 +109,59 @@ impl NetNs {
     }
 }
 
+/// Inodes that network namespaces of this process have or had.
+#[derive(Debug, Default)]
+struct Used {
+    inodes: HashSet<u32>,
+    /// What has those of the ones that are gone.
+    occupied: Vec<OwnedFd>,
+}
+
+fn used() -> MutexGuard<'static, Used> {
+    static USED: OnceLock<Mutex<Used>> = OnceLock::new();
+    USED.get_or_init(|| {
+        // A descriptor for each, on top of what the tests hold. Where it fails, opening one says so.
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        let limit = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        let _unchanged = setrlimit(Resource::Nofile, limit);
+        Mutex::default()
+    })
+    .lock()
+    // One number is added at a time.
+    .unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives inodes that are free again to namespaces of another kind, which are next to nothing: the kernel takes the lowest
+/// number that is free (`proc_alloc_inum`), whatever it is for.
+fn occupy_used_inodes() -> Result<()> {
+    loop {
+        let (fd, inode) = unshare(UnshareFlags::NEWUTS, "uts")?;
+        let mut used = used();
+        if !used.inodes.contains(&inode) {
+            return Ok(());
+        }
+        used.occupied.push(fd);
+    }
+}
+
+/// Moves the calling thread, which ends soon, into a new namespace.
+fn unshare(kind: UnshareFlags, name: &str) -> Result<(OwnedFd, u32)> {
+    // SAFETY: only a namespace of this thread changes, and nothing that other threads share (file table, address space)
+    // is unshared.
+    unsafe { unshare_unsafe(kind) }
+        .with_context(|| format!("making a {name} namespace; this needs root (CAP_SYS_ADMIN)"))?;
+    let path = format!("/proc/thread-self/ns/{name}");
+    let namespace = fs::File::open(&path).with_context(|| format!("opening {path}"))?;
+    let inode = rustix::fs::fstat(&namespace)
+        .context("reading the namespace's inode")?
+        .st_ino;
+    let inode = u32::try_from(inode).context("a namespace inode that is not 32 bits")?;
+    Ok((namespace.into(), inode))
+}
+
 fn on_own_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         thread::Builder::new()
@@ -114,4 +171,21 @@ fn on_own_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> 
             .join()
             .unwrap_or_else(|payload| panic::resume_unwind(payload))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_inode_is_used_twice() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let mut inodes = HashSet::new();
+        // A namespace is taken down by a kernel worker: some of them are while the next are made.
+        for _ in 0..50 {
+            assert!(inodes.insert(NetNs::new().unwrap().inode()));
+        }
+    }
 }

@@ -1,56 +1,89 @@
-//! A running conntracer, scoped to one network namespace, and what it printed.
+//! A conntracer that is started, stopped or killed by its one reader, scoped to a network namespace.
 
 use std::{
+    collections::BTreeMap,
     env,
     ffi::OsString,
-    fs::{self, Permissions},
-    io::{BufRead, BufReader, Read},
+    fs::{self, File, Permissions},
+    io::{BufRead, BufReader, Read, Write},
+    ops::{Deref, DerefMut},
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal};
-use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    line::{Account, Detector, Finding, Line, Start, Stop},
+    line::{Line, Start},
     netns::NetNs,
+    output::{Lines, Run},
+    watch::{Asker, Watch},
 };
 
 /// Exit status by which conntracer says that it cannot trace here.
 pub const CANNOT_TRACE: i32 = 3;
 
 /// Longest wait for the hooks to be attached: the verifier is slow on an emulated CPU.
-const STARTING: Duration = Duration::from_mins(2);
+pub const STARTING: Duration = Duration::from_mins(2);
 
 /// Longest wait for the totals after SIGINT.
-const STOPPING: Duration = Duration::from_mins(1);
+pub const STOPPING: Duration = Duration::from_mins(1);
+
+/// The variable that names a file to which each start of conntracer adds a byte.
+pub const STARTS: &str = "CONNTRACER_STARTS";
 
 /// The conntracer to test, as the environment names it.
 #[derive(Clone, Debug)]
 pub struct Binary {
     path: PathBuf,
     hooks: String,
+    transport: String,
 }
 
 impl Binary {
-    /// From `CONNTRACER_BIN` and `CONNTRACER_HOOKS` (default `auto`); `None` without the former.
+    /// From `CONNTRACER_BIN`, `CONNTRACER_HOOKS` (default `auto`) and `CONNTRACER_TRANSPORT` (default `ringbuf`); `None`
+    /// without the first.
     #[must_use]
     pub fn from_env() -> Option<Self> {
         let path = PathBuf::from(env::var_os("CONNTRACER_BIN")?);
         let hooks = env::var("CONNTRACER_HOOKS").unwrap_or_else(|_| "auto".to_owned());
-        Some(Self { path, hooks })
+        let transport = env::var("CONNTRACER_TRANSPORT").unwrap_or_else(|_| "ringbuf".to_owned());
+        Some(Self {
+            path,
+            hooks,
+            transport,
+        })
+    }
+
+    /// The same with another transport.
+    #[must_use]
+    pub fn by(self, transport: &str) -> Self {
+        Self {
+            transport: transport.to_owned(),
+            ..self
+        }
     }
 
     /// A command without arguments, whose output is for the caller.
     #[must_use]
     pub fn command(&self) -> Command {
+        if let Some(starts) = env::var_os(STARTS) {
+            // A figure for people, which nothing depends on.
+            let _untold = File::options()
+                .create(true)
+                .append(true)
+                .open(starts)
+                .and_then(|mut file| file.write_all(b"."));
+        }
         let mut command = Command::new(&self.path);
         command
             .stdin(Stdio::null())
@@ -72,7 +105,7 @@ impl Binary {
         Ok((
             Self {
                 path,
-                hooks: self.hooks.clone(),
+                ..self.clone()
             },
             directory,
         ))
@@ -84,12 +117,26 @@ impl Binary {
         &self.hooks
     }
 
-    /// `run`, limited to `netns`, with the hooks the environment asks for.
+    /// How records leave the kernel.
     #[must_use]
-    pub fn run(&self, netns: &NetNs) -> Command {
+    pub fn transport(&self) -> &str {
+        &self.transport
+    }
+
+    /// `run`, of all namespaces, with the hooks and the transport that the environment asks for.
+    #[must_use]
+    pub fn run_everywhere(&self) -> Command {
         let mut command = self.command();
         command.arg("run");
-        self.scope(&mut command, netns);
+        self.attach(&mut command);
+        command
+    }
+
+    /// The same, limited to `netns`.
+    #[must_use]
+    pub fn run(&self, netns: &NetNs) -> Command {
+        let mut command = self.run_everywhere();
+        scope(&mut command, netns);
         command
     }
 
@@ -98,15 +145,20 @@ impl Binary {
     pub fn record(&self, netns: &NetNs, file: &Path) -> Command {
         let mut command = self.command();
         command.arg("record").arg(file);
-        self.scope(&mut command, netns);
+        self.attach(&mut command);
+        scope(&mut command, netns);
         command
     }
 
-    fn scope(&self, command: &mut Command, netns: &NetNs) {
+    fn attach(&self, command: &mut Command) {
         command
             .args(["--hooks", &self.hooks])
-            .args(["--netns", &netns.inode().to_string()]);
+            .args(["--transport", &self.transport]);
     }
+}
+
+fn scope(command: &mut Command, netns: &NetNs) {
+    command.args(["--netns", &netns.inode().to_string()]);
 }
 
 /// Why no [`Tracer`] came of a command.
@@ -126,11 +178,23 @@ impl From<anyhow::Error> for NotStarted {
 /// A conntracer that has attached its hooks. Killed when dropped.
 #[derive(Debug)]
 pub struct Tracer {
+    watch: Watch,
     process: Process,
-    lines: Receiver<Result<Line>>,
     reader: JoinHandle<()>,
-    start: Start,
-    seen: Vec<Line>,
+}
+
+impl Deref for Tracer {
+    type Target = Watch;
+
+    fn deref(&self) -> &Watch {
+        &self.watch
+    }
+}
+
+impl DerefMut for Tracer {
+    fn deref_mut(&mut self) -> &mut Watch {
+        &mut self.watch
+    }
 }
 
 impl Tracer {
@@ -147,29 +211,22 @@ impl Tracer {
     pub fn of(command: &mut Command) -> Result<Self, NotStarted> {
         let mut process = Process::spawn(command.args(["--format", "json"]))?;
         let stdout = process.stdout()?;
+        let asker = Arc::new(Asker::new(process.pid()));
         let (sender, lines) = channel();
-        let reader = std::thread::spawn(move || read_lines(stdout, &sender));
-        match lines.recv_timeout(STARTING) {
-            Ok(Ok(Line::Start(start))) => Ok(Self {
-                process,
-                lines,
-                reader,
-                start,
-                seen: Vec::new(),
-            }),
-            Ok(Ok(line)) => Err(anyhow::anyhow!("the first line is not `start`: {line:?}").into()),
-            Ok(Err(error)) => Err(error.into()),
-            Err(RecvTimeoutError::Timeout) => {
-                Err(anyhow::anyhow!("no line in {} s", STARTING.as_secs()).into())
-            }
-            Err(RecvTimeoutError::Disconnected) => {
-                let (status, stderr) = process.wait(STOPPING)?;
-                Err(match status.code() {
-                    Some(CANNOT_TRACE) => NotStarted::CannotTrace(stderr.trim().to_owned()),
-                    _ => anyhow::anyhow!("no start line, {status}: {stderr}").into(),
-                })
-            }
-        }
+        let theirs = Arc::clone(&asker);
+        let reader = std::thread::spawn(move || read_lines(stdout, &theirs, &sender));
+        let start = first_of(&mut process, &lines)?;
+        Ok(Self {
+            watch: Watch {
+                start: Arc::new(start),
+                lines: Lines::new(lines),
+                asker,
+                lost_before: BTreeMap::new(),
+                own: None,
+            },
+            process,
+            reader,
+        })
     }
 
     /// Process id of conntracer.
@@ -178,103 +235,12 @@ impl Tracer {
         self.process.pid
     }
 
-    /// The hook plan, as said at start.
+    /// For a reader that only looks on.
     #[must_use]
-    pub fn plan(&self) -> &Start {
-        &self.start
-    }
-
-    /// How well one detector says it can see.
-    pub fn coverage(&self, detector: &str) -> Result<&Detector> {
-        self.start
-            .plan
-            .detectors
-            .iter()
-            .find(|plan| plan.detector == detector)
-            .with_context(|| format!("the plan does not speak of {detector}"))
-    }
-
-    /// Whether a hook is attached.
-    #[must_use]
-    pub fn has_hook(&self, hook: &str) -> bool {
-        self.start
-            .plan
-            .hooks
-            .iter()
-            .any(|plan| plan.hook == hook && plan.hook_type != "off")
-    }
-
-    /// Waits for a finding, among those printed already and those to come.
-    pub fn wait_for(
-        &mut self,
-        what: &str,
-        limit: Duration,
-        matches: impl Fn(&Finding) -> bool,
-    ) -> Result<Finding> {
-        self.wait_for_line(what, limit, |line| match line {
-            Line::Finding(finding) if matches(finding) => Some(Finding::clone(finding)),
-            _ => None,
-        })
-    }
-
-    /// Waits for an event of `kind`, among those printed already and those to come.
-    pub fn wait_for_event(
-        &mut self,
-        what: &str,
-        limit: Duration,
-        kind: &str,
-        matches: impl Fn(&Value) -> bool,
-    ) -> Result<Value> {
-        self.wait_for_line(what, limit, |line| match line {
-            Line::Event(of, event) if of == kind && matches(event) => Some(event.clone()),
-            _ => None,
-        })
-    }
-
-    /// Waits until `count` events of the kinds asked for by `--emit` have been printed.
-    pub fn wait_for_events(&mut self, count: usize, limit: Duration) -> Result<()> {
-        if count == 0 {
-            return Ok(());
-        }
-        let mut seen = 0;
-        self.wait_for_line(&format!("{count} events"), limit, |line| {
-            seen += usize::from(matches!(line, Line::Event(..)));
-            (seen >= count).then_some(())
-        })
-    }
-
-    fn wait_for_line<T>(
-        &mut self,
-        what: &str,
-        limit: Duration,
-        mut find: impl FnMut(&Line) -> Option<T>,
-    ) -> Result<T> {
-        let deadline = Instant::now() + limit;
-        let mut next = 0;
-        loop {
-            while let Some(line) = self.seen.get(next) {
-                next += 1;
-                if let Some(found) = find(line) {
-                    return Ok(found);
-                }
-            }
-            match self
-                .lines
-                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            {
-                Ok(line) => self.seen.push(line?),
-                Err(RecvTimeoutError::Timeout) => bail!(
-                    "waited {} s for {what}; so far: {:#?}",
-                    limit.as_secs(),
-                    self.seen
-                ),
-                Err(RecvTimeoutError::Disconnected) => {
-                    bail!(
-                        "conntracer ended while waiting for {what}: {:#?}",
-                        self.seen
-                    )
-                }
-            }
+    pub fn into_watch(self) -> Watch {
+        Watch {
+            own: Some(self.process),
+            ..self.watch
         }
     }
 
@@ -296,17 +262,14 @@ impl Tracer {
         self.reader
             .join()
             .unwrap_or_else(|payload| std::panic::resume_unwind(payload));
-        for line in self.lines.try_iter() {
-            self.seen.push(line?);
-        }
         ensure!(status.success(), "conntracer ended with {status}: {stderr}");
-        let Some(Line::Stop(stop)) = self.seen.pop() else {
-            bail!("the last line is not `stop`: {stderr}");
-        };
+        let Watch { start, lines, .. } = self.watch;
+        let (lines, totals) = lines.to_the_end().with_context(|| stderr)?;
         Ok(Run {
-            start: self.start,
-            lines: self.seen,
-            stop,
+            start,
+            lines,
+            totals,
+            lost_before: BTreeMap::new(),
         })
     }
 
@@ -318,62 +281,25 @@ impl Tracer {
     }
 }
 
-/// Everything one conntracer printed from start to stop.
-#[derive(Clone, Debug)]
-pub struct Run {
-    pub start: Start,
-    pub lines: Vec<Line>,
-    pub stop: Stop,
-}
-
-impl Run {
-    /// The findings in the order printed, each status of each.
-    pub fn findings(&self) -> impl Iterator<Item = &Finding> {
-        self.lines.iter().filter_map(|line| match line {
-            Line::Finding(finding) => Some(&**finding),
-            _ => None,
-        })
-    }
-
-    /// The events that `--emit` brought, in the order printed: kind and fields.
-    pub fn events(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.lines.iter().filter_map(|line| match line {
-            Line::Event(kind, fields) => Some((kind.as_str(), fields)),
-            _ => None,
-        })
-    }
-
-    /// The last that was said of every finding that `matches`.
-    #[must_use]
-    pub fn last_of(&self, matches: impl Fn(&Finding) -> bool) -> Vec<&Finding> {
-        let mut last: Vec<&Finding> = Vec::new();
-        for finding in self.findings().filter(|finding| matches(finding)) {
-            match last.iter_mut().find(|earlier| earlier.id == finding.id) {
-                Some(earlier) => *earlier = finding,
-                None => last.push(finding),
-            }
+/// Waits for the line that says that the hooks are attached.
+pub(crate) fn first_of(
+    process: &mut Process,
+    lines: &Receiver<Result<Line>>,
+) -> Result<Start, NotStarted> {
+    match lines.recv_timeout(STARTING) {
+        Ok(Ok(Line::Start(start))) => Ok(start),
+        Ok(Ok(line)) => Err(anyhow::anyhow!("the first line is not `start`: {line:?}").into()),
+        Ok(Err(error)) => Err(error.into()),
+        Err(RecvTimeoutError::Timeout) => {
+            Err(anyhow::anyhow!("no line in {} s", STARTING.as_secs()).into())
         }
-        last
-    }
-
-    /// Sum of the final counts of the findings of `kind` with one of `causes`.
-    #[must_use]
-    pub fn total(&self, kind: &str, causes: &[&str]) -> u64 {
-        self.last_of(|finding| finding.finding == kind && causes.contains(&finding.cause.as_str()))
-            .iter()
-            .map(|finding| finding.count)
-            .sum()
-    }
-
-    /// Hooks whose events are not all accounted for.
-    #[must_use]
-    pub fn unbalanced(&self) -> Vec<(&str, Account)> {
-        self.stop
-            .hooks
-            .iter()
-            .filter(|(_, account)| !account.balances())
-            .map(|(hook, account)| (hook.as_str(), *account))
-            .collect()
+        Err(RecvTimeoutError::Disconnected) => {
+            let (status, stderr) = process.wait(STOPPING)?;
+            Err(match status.code() {
+                Some(CANNOT_TRACE) => NotStarted::CannotTrace(stderr.trim().to_owned()),
+                _ => anyhow::anyhow!("no start line, {status}: {stderr}").into(),
+            })
+        }
     }
 }
 
@@ -429,11 +355,14 @@ impl Process {
             .with_context(|| format!("sending {signal:?} to conntracer"))
     }
 
+    /// Its status, where it has ended.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().context("waiting for conntracer")
+    }
+
     /// Waits until it ends; its status and everything it wrote to standard error.
     pub fn wait(&mut self, limit: Duration) -> Result<(ExitStatus, String)> {
-        let status = crate::wait::until("conntracer to end", limit, || {
-            self.child.try_wait().context("waiting for conntracer")
-        })?;
+        let status = crate::wait::until("conntracer to end", limit, || self.ended())?;
         let stderr = self.stderr.take().map_or_else(String::new, |thread| {
             thread
                 .join()
@@ -451,11 +380,17 @@ impl Drop for Process {
     }
 }
 
-fn read_lines(stdout: ChildStdout, sender: &Sender<Result<Line>>) {
+fn read_lines(stdout: ChildStdout, asker: &Asker, sender: &Sender<Result<Line>>) {
     for line in BufReader::new(stdout).lines() {
         let line = line
             .context("reading from conntracer")
-            .and_then(|line| Line::parse(&line));
+            .and_then(|line| Line::parse(&line))
+            .and_then(|mut line| {
+                if let Line::Checkpoint(totals) = &mut line {
+                    totals.checkpoint = asker.answered()?;
+                }
+                Ok(line)
+            });
         if sender.send(line).is_err() {
             return;
         }

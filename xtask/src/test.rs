@@ -195,12 +195,14 @@ fn live(workspace: &Workspace, installation: Installation) -> Result<Row> {
     heading("live");
     let conntracer = build::conntracer(workspace, installation, Profile::Release)?;
     let tests = build::test_target(workspace, installation, LIVE_TESTS)?;
+    let runner = build::test_binary(workspace, installation, "conntracer-live", Profile::Dev)?;
     if let Some(reason) = cannot_trace() {
         println!("skipped: {reason}");
         return Ok(Row::skipped("live", count_tests(&tests)?, reason));
     }
-    let mut command = Command::new(tests);
+    let mut command = Command::new(runner);
     command
+        .arg(tests)
         .env("CONNTRACER_BIN", conntracer)
         .current_dir(workspace.root());
     match nginx::ensure(workspace, installation) {

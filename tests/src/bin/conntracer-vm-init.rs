@@ -5,8 +5,11 @@
 //!
 //! | parameter | meaning |
 //! |---|---|
-//! | `conntracer.run=` | `tests` (`/bin/kernel-tests`) or `demo` (`/bin/conntracer-demo`) |
+//! | `conntracer.run=` | `tests` (`/bin/kernel-tests`, by `/bin/conntracer-live`) or `demo` (`/bin/conntracer-demo`) |
 //! | `conntracer.hooks=` | hook mode, default `auto` |
+//! | `conntracer.transport=` | how records leave the kernel, default `ringbuf` |
+//! | `conntracer.unshared=` | `1`: each test has a conntracer of its own |
+//! | `conntracer.threads=` | tests at a time |
 //! | `conntracer.filter=` | test filters, separated by commas |
 //!
 //! Exactly one line `init: success` or `init: failure` is printed, and nothing else counts.
@@ -46,7 +49,7 @@ const MOUNTS: [(&str, &str, bool); 9] = [
 ];
 
 /// Tests at a time: the VM has two CPUs, and tests mostly wait for timers.
-const TEST_THREADS: &str = "--test-threads=2";
+const TEST_THREADS: &str = "6";
 /// Where xtask puts it, if the host has it.
 const SS: &str = "/bin/ss";
 
@@ -133,6 +136,9 @@ fn load_modules(directory: &Path) -> Result<()> {
 struct Parameters {
     program: Program,
     hooks: String,
+    transport: String,
+    is_unshared: bool,
+    threads: String,
     filters: Vec<String>,
 }
 
@@ -157,6 +163,13 @@ impl Parameters {
         Ok(Self {
             program,
             hooks: value("conntracer.hooks").unwrap_or("auto").to_owned(),
+            transport: value("conntracer.transport")
+                .unwrap_or("ringbuf")
+                .to_owned(),
+            is_unshared: value("conntracer.unshared") == Some("1"),
+            threads: value("conntracer.threads")
+                .unwrap_or(TEST_THREADS)
+                .to_owned(),
             filters: value("conntracer.filter")
                 .into_iter()
                 .flat_map(|filters| filters.split(','))
@@ -169,8 +182,13 @@ impl Parameters {
     fn command(&self) -> Command {
         let mut command = match self.program {
             Program::Tests => {
-                let mut command = Command::new("/bin/kernel-tests");
-                command.arg(TEST_THREADS).args(&self.filters);
+                let mut command = Command::new("/bin/conntracer-live");
+                command
+                    .args(["/bin/kernel-tests", "--test-threads", &self.threads])
+                    .args(&self.filters);
+                if self.is_unshared {
+                    command.env("CONNTRACER_UNSHARED", "1");
+                }
                 // A VM is made for tracing: a test that skips for want of it has failed.
                 command.env("CONNTRACER_MUST_TRACE", "1");
                 if Path::new(SS).is_file() {
@@ -183,6 +201,7 @@ impl Parameters {
         command
             .env("CONNTRACER_BIN", "/bin/conntracer")
             .env("CONNTRACER_HOOKS", &self.hooks)
+            .env("CONNTRACER_TRANSPORT", &self.transport)
             // A tenth of what a real CPU takes in its stride.
             .env("CONNTRACER_FLOOD_SYNS", "20000")
             .env("RUST_BACKTRACE", "1");
@@ -200,6 +219,9 @@ mod tests {
         let expected = Parameters {
             program: Program::Tests,
             hooks: "auto".to_owned(),
+            transport: "ringbuf".to_owned(),
+            is_unshared: false,
+            threads: TEST_THREADS.to_owned(),
             filters: Vec::new(),
         };
         assert_eq!(parameters, expected);
@@ -208,12 +230,16 @@ mod tests {
     #[test]
     fn parameters_are_taken_by_their_whole_name() {
         let parameters = Parameters::parse(
-            "conntracer.hooks2=no conntracer.hooks=kprobe conntracer.filter=syn,half conntracer.run=demo",
+            "conntracer.hooks2=no conntracer.hooks=kprobe conntracer.filter=syn,half conntracer.run=demo \
+             conntracer.transport=perf conntracer.unshared=1 conntracer.threads=3",
         )
         .unwrap();
         let expected = Parameters {
             program: Program::Demo,
             hooks: "kprobe".to_owned(),
+            transport: "perf".to_owned(),
+            is_unshared: true,
+            threads: "3".to_owned(),
             filters: vec!["syn".to_owned(), "half".to_owned()],
         };
         assert_eq!(parameters, expected);

@@ -8,11 +8,11 @@ use std::{
 use conntracer_tests::{
     family::{Family, SERVER_PORT},
     link::Pair,
+    output::Run,
     socket::{
         Connection, abort_on_close, connect_without_waiting, deafen, hear_again, listen, tcp,
         tcp_info, transfer, wait_acknowledged, wait_readable,
     },
-    tracer::Run,
     wait::{self, EVENTUALLY, SOON},
 };
 use serde_json::Value;

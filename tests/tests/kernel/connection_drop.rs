@@ -7,13 +7,13 @@ use conntracer_tests::{
     family::{Family, SERVER_PORT},
     line::{Certainty, Finding, Subject},
     link::Pair,
+    output::Run,
     scenario::healthy::{ask, serve},
     sock_diag,
     socket::{
         Connection, abort_on_close, connect_without_waiting, deafen, fill, listen, tcp, tcp_info,
         wait_acknowledged, wait_error, wait_readable,
     },
-    tracer::Run,
     wait::{self, EVENTUALLY},
 };
 use rstest::rstest;

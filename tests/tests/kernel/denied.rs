@@ -8,10 +8,10 @@ use conntracer_tests::{
     line::Finding,
     link::Pair,
     netns::NetNs,
+    output::Run,
     packet::send_syn,
     security,
     socket::{abort_on_close, connect_without_waiting, listen, tcp},
-    tracer::Run,
     wait::{self, SOON},
 };
 use rstest::rstest;

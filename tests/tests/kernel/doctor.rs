@@ -66,7 +66,7 @@ fn each_kernel_line_sees_what_the_readme_says() {
         return;
     };
     let run = tracer.stop().unwrap();
-    let Start { host, plan, .. } = &run.start;
+    let Start { host, plan, .. } = &*run.start;
     let Some(line) = LINES.iter().find(|line| host.kernel.starts_with(**line)) else {
         lacking(&format!(
             "the README does not speak of Linux {}",

@@ -9,9 +9,10 @@ use conntracer_tests::{
     line::{Certainty, Coverage, Finding, Subject},
     netfilter::{self, Hook},
     netns::{COMM, NetNs},
+    output::Run,
     scenario::early_drop::{Obstacle, Refused, SYNS},
     socket::{connect_without_waiting, listen_on, tcp},
-    tracer::{Run, Tracer},
+    tracer::Tracer,
     wait::{self, SOON},
 };
 use rstest::rstest;
@@ -330,7 +331,7 @@ fn assert_certainty(run: &Run, finding: &Finding) {
         .iter()
         .find(|plan| plan.detector == DETECTOR)
         .unwrap_or_else(|| panic!("the plan does not speak of {DETECTOR}"));
-    let expected = if plan.coverage == Coverage::Exact && run.stop.hooks["drop"].lost == 0 {
+    let expected = if plan.coverage == Coverage::Exact && run.totals.hooks["drop"].lost == 0 {
         Certainty::Exact
     } else {
         Certainty::Inferred

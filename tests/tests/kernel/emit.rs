@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use conntracer_tests::{
     family::{Family, SERVER_PORT},
     netns::{COMM, NetNs},
+    output::Run,
     scenario::short_lives::{Close, LISTENER_CHANGES, live},
-    tracer::Run,
     wait::SOON,
 };
 use rstest::rstest;
@@ -185,8 +185,8 @@ fn assert_is_ours(event: &Value) {
 /// What the eBPF side says it wrote is what came out.
 #[track_caller]
 fn assert_emitted(run: &Run, hook: &str, expected: usize) {
-    let emitted = run.stop.hooks[hook].emitted;
-    assert_eq!(emitted, expected as u64, "{hook}: {:?}", run.stop);
+    let emitted = run.totals.hooks[hook].emitted;
+    assert_eq!(emitted, expected as u64, "{hook}: {:?}", run.totals);
 }
 
 #[track_caller]

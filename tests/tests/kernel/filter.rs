@@ -13,9 +13,10 @@ use conntracer_tests::{
     family::Family,
     forked::Forked,
     netns::{COMM, NetNs},
+    output::Run,
     scenario::two_servers::{CONNECTS, DROPPED, OTHER, SERVED, TwoServers},
     socket::{Connection, connect_without_waiting, listen, tcp},
-    tracer::{Run, Tracer},
+    tracer::Tracer,
     wait::SOON,
 };
 use serde_json::Value;
@@ -69,12 +70,12 @@ fn each_filter_lets_through_one_of_two_processes() {
         }
         // All of it was decided in the kernel.
         for tally in ["records_filtered", "records_owner_unknown"] {
-            assert_eq!(run.stop.tallies[tally], 0, "{tally}: {run:#?}");
+            assert_eq!(run.totals.tallies[tally], 0, "{tally}: {run:#?}");
         }
         // By the address alone a connection is not even looked at, where accept() shows in what it receives.
         let accepted = if by_owner { SERVED } else { 0 };
         for (hook, events) in [("connect", CONNECTS), ("accept", accepted)] {
-            let account = &run.stop.hooks[hook];
+            let account = &run.totals.hooks[hook];
             assert!(
                 account.filtered + account.lost >= u64::try_from(events).unwrap(),
                 "{hook}: {account:?}"
@@ -108,7 +109,7 @@ fn a_control_group_is_waited_for() {
     let run = tracer.stop().unwrap();
     assert_only(&run, other, CONNECTS);
     assert_sound(&run, &servers.netns);
-    assert_eq!(run.stop.tallies["records_owner_unknown"], 0, "{run:#?}");
+    assert_eq!(run.totals.tallies["records_owner_unknown"], 0, "{run:#?}");
 }
 
 /// Sockets older than the tracer are filtered by the owner that is found for them.
@@ -149,7 +150,7 @@ fn what_was_there_is_filtered_by_its_owner() {
             }
             // As many of this process: whose they are is found by the walk, and then it is for user space to
             // leave them out.
-            let left_out = run.stop.tallies["records_filtered"];
+            let left_out = run.totals.tallies["records_filtered"];
             assert_eq!(left_out, OLDER as u64, "{run:#?}");
             assert_sound(&run, &netns);
             Ok(())
@@ -258,7 +259,7 @@ fn assert_only(run: &Run, pid: u32, connects: usize) {
     }
     let lost: u64 = ["connect", "accept"]
         .iter()
-        .map(|hook| run.stop.hooks[*hook].lost)
+        .map(|hook| run.totals.hooks[*hook].lost)
         .sum();
     for ((kind, seen), expected) in seen.into_iter().zip([connects, SERVED]) {
         let missing = expected.checked_sub(seen);

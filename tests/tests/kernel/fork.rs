@@ -11,10 +11,10 @@ use std::{
 
 use conntracer_tests::{
     forked::{self, Forked},
+    output::Run,
     proc_net::held,
     served::{Served, accept, answer, close, hear, say_who},
     socket::{abort_on_close, deafen},
-    tracer::Run,
     wait::{self, EVENTUALLY, SOON},
 };
 use serde_json::Value;

@@ -23,7 +23,9 @@ use conntracer_tests::{
 use rstest::rstest;
 use rustix::{io::read, net::accept};
 
-use crate::support::{assert_reconciled, assert_said, assert_sound, binary, lacking, trace};
+use crate::support::{
+    assert_counted, assert_reconciled, assert_said, assert_sound, binary, lacking, trace, watch,
+};
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -32,7 +34,7 @@ fn handshake_equals_syn_retrans(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = GhostSyns::new(family, Cookies::WhenFull).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     scenario.abandon().unwrap();
@@ -41,12 +43,13 @@ fn handshake_equals_syn_retrans(#[case] family: Family) {
         .unwrap();
     scenario.quiet();
     let counted = scenario.counted().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
-    assert_eq!(
+    assert_counted(
+        &run,
+        "TCPSynRetrans",
         run.total("half_open", &["handshake"]),
         counted.syn_retrans,
-        "{run:#?}"
     );
     let local = family.veth_listener();
     assert_eq!(
@@ -78,7 +81,7 @@ fn dead_peer_is_suspected_then_confirmed(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = DeadPeer::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     scenario.connect().unwrap();
@@ -97,7 +100,7 @@ fn dead_peer_is_suspected_then_confirmed(#[case] family: Family) {
         .unwrap();
     let counted = scenario.counted().unwrap();
     scenario.quiet().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     assert_eq!(suspected.status, Status::Open);
     assert_eq!(confirmed.status, Status::Resolved);
@@ -123,7 +126,7 @@ fn dead_peer_that_comes_back_has_recovered(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = DeadPeer::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     scenario.connect().unwrap();
@@ -138,7 +141,7 @@ fn dead_peer_that_comes_back_has_recovered(#[case] family: Family) {
         })
         .unwrap();
     scenario.quiet().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     assert_eq!(recovered.status, Status::Resolved);
     assert_eq!(run.last_of(is("dead_peer")).len(), 1, "{run:#?}");
@@ -157,11 +160,11 @@ fn dead_peer_whose_link_is_down(#[case] family: Family, #[case] end: &str) {
     let Some(binary) = binary() else { return };
     let mut scenario = DeadPeer::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     if !tracer.has_hook("rto") {
-        assert_said(&tracer.stop().unwrap(), "half_open.dead_peer");
+        assert_said(&tracer.checkpoint().unwrap(), "half_open.dead_peer");
         lacking("the rto hook is off: timeouts that send nothing are not seen");
         return;
     }
@@ -191,7 +194,7 @@ fn dead_peer_whose_link_is_down(#[case] family: Family, #[case] end: &str) {
         .unwrap();
     let aborted = server.counters().unwrap().abort_on_timeout;
     scenario.quiet().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     assert_eq!(suspected.status, Status::Open);
     assert_eq!(ended.status, Status::Resolved);
@@ -208,7 +211,7 @@ fn half_closed_counts_the_sockets(#[case] family: Family) {
     let mut scenario = HalfClosed::new(family).unwrap();
     let server = scenario.pair.server.clone();
     let mut config = tempfile::NamedTempFile::new().unwrap();
-    // The default is a minute.
+    // The default is a minute; and so the tracer is its own.
     config
         .write_all(b"[detect.half_open]\nhalf_closed_after_s = 1\n")
         .unwrap();
@@ -251,7 +254,7 @@ fn half_closed_counts_the_sockets(#[case] family: Family) {
 }
 
 /// A process that never closes what its clients have left, beside a connection whose peer has left and is slow to take
-/// what it is still sent.
+/// what it is still sent. A tracer of its own, for its configuration.
 #[test]
 fn a_leak_is_told_from_a_slow_peer() {
     let Some(binary) = binary() else { return };
@@ -342,7 +345,7 @@ fn dead_peer_of_a_closed_connection_is_an_orphans() {
     let Some(binary) = binary() else { return };
     let mut scenario = DeadPeer::new(Family::V4).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     scenario.connect().unwrap();
@@ -352,7 +355,7 @@ fn dead_peer_of_a_closed_connection_is_an_orphans() {
     let suspected = tracer
         .wait_for("a suspicion", EVENTUALLY, is("dead_peer"))
         .unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
     drop(deaf);
 
     assert_eq!(suspected.stage.as_deref(), Some("suspected"));

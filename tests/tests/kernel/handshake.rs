@@ -5,11 +5,12 @@ use std::fs;
 use conntracer_tests::{
     family::Family,
     line::{Coverage, Finding, Subject},
+    output::Run,
     scenario::{
         handshakes::{Handshakes, REQUESTS},
         syn_flood::{SynFlood, stuck},
     },
-    tracer::{Run, Tracer},
+    tracer::Tracer,
     wait::{EVENTUALLY, SOON},
 };
 use rstest::rstest;
@@ -166,7 +167,7 @@ fn a_syn_flood_is_one_finding() {
         panic!("expected one finding of cookies: {run:#?}");
     };
     // By tracepoint the program may be running already when a SYN comes, which is then counted as lost.
-    let lost = run.stop.hooks["syn"].lost;
+    let lost = run.totals.hooks["syn"].lost;
     let all = counted.req_q_full_do_cookies;
     assert!(
         (all.saturating_sub(lost)..=all).contains(&cookies.count),
@@ -193,7 +194,7 @@ fn a_syn_flood_is_one_finding() {
         "{all} less up to {lost}: {run:#?}"
     );
 
-    let records = run.stop.tallies["records"];
+    let records = run.totals.tallies["records"];
     assert!(
         records < u64::from(scenario.syns) / 50,
         "{records} records of {} SYNs",

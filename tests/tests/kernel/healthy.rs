@@ -39,7 +39,7 @@ fn healthy_traffic_gives_no_finding(
     assert_eq!(run.findings().count(), 0, "{run:#?}");
     assert_sound(&run, &scenario.pair.server);
     // Not for want of looking: each connection changes state several times.
-    let seen = run.stop.hooks["state"].seen;
+    let seen = run.totals.hooks["state"].seen;
     assert!(seen > u64::from(healthy::CONNECTIONS), "{run:#?}");
 }
 
@@ -116,6 +116,6 @@ fn fifty_thousand_short_connections_and_a_bulk_transfer_give_no_finding() {
     assert!(made == CONNECTIONS || is_own_machine(), "{made}");
     assert_eq!(run.findings().count(), 0, "after {made}: {run:#?}");
     assert_sound(&run, &scenario.pair.server);
-    let seen = run.stop.hooks["state"].seen;
+    let seen = run.totals.hooks["state"].seen;
     assert!(seen > u64::from(made), "{made}: {run:#?}");
 }

@@ -10,11 +10,12 @@ use conntracer_tests::{
     forked::{self, Forked},
     line::{Finding, Subject},
     netns::COMM,
+    output::Run,
     passed,
     scenario::accept_queue::{AcceptQueueFull, BACKLOG},
     served::{Served, accept, answer, close, hear, listens, say_who},
     socket::deafen,
-    tracer::{Run, Tracer},
+    tracer::Tracer,
     wait::{EVENTUALLY, SOON},
 };
 use rstest::rstest;

@@ -61,7 +61,7 @@ fn sigint_and_sigterm_end_with_totals() {
             return;
         };
         let run = tracer.stop_with(signal).unwrap();
-        assert_eq!(run.stop.reason, "signal");
+        assert_eq!(run.totals.reason, "signal");
         assert_eq!(run.unbalanced(), []);
     }
 }
@@ -131,7 +131,7 @@ fn duration_ends_by_itself() {
         return;
     };
     let run = tracer.finish().unwrap();
-    assert_eq!(run.stop.reason, "duration");
+    assert_eq!(run.totals.reason, "duration");
 }
 
 #[test]

@@ -13,13 +13,14 @@ use conntracer_tests::{
     line::{Coverage, Finding},
     link::Pair,
     netns::NetNs,
+    output::Run,
     packet::send_syn,
     scenario::accept_queue::{AcceptQueueFull, AckOverflow, CLIENTS, VICTIMS},
     socket::{
         self, abort_on_close, connect_with_data, connect_without_waiting, defer_accept, listen,
         listen_on, take_fast_opens, tcp,
     },
-    tracer::{Run, Tracer},
+    tracer::Tracer,
     wait::{self, SOON},
 };
 use rstest::rstest;
@@ -282,12 +283,12 @@ fn listeners_of_two_namespaces_do_not_mix(#[case] family: Family) {
             assert!(
                 finding.owner.is_some(),
                 "{finding:#?} {:#?}",
-                run.stop.hooks
+                run.totals.hooks
             );
             assert_listener(finding, &scenario.netns, family.loopback_listener());
         }
     }
-    for (hook, account) in &run.stop.hooks {
+    for (hook, account) in &run.totals.hooks {
         assert!(account.balances(), "{hook}: {account:?}");
     }
 }

@@ -14,8 +14,9 @@ use conntracer_tests::{
     family::{Family, SERVER_PORT},
     line::{Finding, Subject},
     netns::NetNs,
+    output::Run,
     socket::{Connection, abort_on_close, connect_without_waiting, listen_on, tcp, tcp_info},
-    tracer::{Run, Tracer},
+    tracer::Tracer,
     wait::{self, SOON},
 };
 use rstest::rstest;

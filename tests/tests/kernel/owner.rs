@@ -19,13 +19,13 @@ use conntracer_tests::{
     line::{Finding, Status},
     link::Pair,
     netns::{COMM, NetNs},
+    output::Run,
     scenario::{accept_queue::AcceptQueueFull, dead_peer::DeadPeer},
     served::say_who,
     socket::{
         Connection, Waiting, abort_on_close, connect_without_waiting, deafen, listen, tcp,
         transfer, wait_readable,
     },
-    tracer::Run,
     uring::Uring,
     wait::{EVENTUALLY, SOON},
 };
@@ -177,7 +177,7 @@ fn refused_connects_in_a_row_leave_nothing_behind() {
     let [refused] = failures.as_slice() else {
         panic!("one process, one remote end, one cause: {failures:#?}");
     };
-    let lost: u64 = run.stop.hooks.values().map(|account| account.lost).sum();
+    let lost: u64 = run.totals.hooks.values().map(|account| account.lost).sum();
     assert!(refused.count + lost >= u64::from(ATTEMPTS), "{run:#?}");
     assert_eq!(refused.cause, "refused", "{refused:#?}");
     let owner = refused
@@ -185,7 +185,7 @@ fn refused_connects_in_a_row_leave_nothing_behind() {
         .as_ref()
         .expect("this process called connect()");
     assert_eq!((owner.pid, owner.comm.as_str()), (std::process::id(), COMM));
-    let connects = &run.stop.hooks["connect"];
+    let connects = &run.totals.hooks["connect"];
     // Those of other tests' namespaces are filtered.
     assert!(
         (u64::from(ATTEMPTS)..=u64::from(ATTEMPTS) + 1)
@@ -315,7 +315,7 @@ fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
             lives.entry(born).or_default().insert(pid);
         }
     }
-    let lost: u64 = run.stop.hooks.values().map(|account| account.lost).sum();
+    let lost: u64 = run.totals.hooks.values().map(|account| account.lost).sum();
     assert!(
         lives.len() as u64 + lost >= 2 * u64::from(ROUNDS),
         "{run:#?}"
@@ -404,7 +404,7 @@ fn threads_that_accept_are_their_process() {
     let run = tracer.stop().unwrap();
 
     let accepts: Vec<_> = run.events().collect();
-    let lost = usize::try_from(run.stop.hooks["accept"].lost).unwrap();
+    let lost = usize::try_from(run.totals.hooks["accept"].lost).unwrap();
     assert!(accepts.len() + lost >= usize::from(THREADS), "{run:#?}");
     for (_, event) in accepts {
         assert_eq!(event["process.pid"], std::process::id(), "{event}");

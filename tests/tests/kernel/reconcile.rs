@@ -77,7 +77,7 @@ fn nothing_is_compared_under_a_filter_by_port() {
     scenario.provoke().unwrap();
     let run = tracer.stop().unwrap();
 
-    let reconciliation = &run.stop.reconciliation;
+    let reconciliation = &run.totals.reconciliation;
     assert_eq!(reconciliation.compared, 0);
     assert!(reconciliation.namespaces.is_empty(), "{reconciliation:#?}");
     let reason = &reconciliation.not_reconciled["ListenDrops"];

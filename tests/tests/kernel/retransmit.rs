@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 
 use conntracer_tests::{
     family::Family,
+    output::Run,
     scenario::{patterns::Patterns, repeats::Repeats},
-    tracer::Run,
 };
 use rstest::rstest;
 
-use crate::support::{assert_reconciled, assert_sound, binary, trace};
+use crate::support::{
+    assert_counted, assert_reconciled, assert_seen, assert_sound, binary, watch_events,
+};
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -19,22 +21,19 @@ fn segments_by_type_equal_the_kernels_counters(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let scenario = Repeats::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(tracer) = trace(&binary, &server, &["--emit", "retransmit"]) else {
+    let Some(mut tracer) = watch_events(&binary, &server, &["retransmit"]) else {
         return;
     };
     scenario.provoke().unwrap();
     let counted = server.counters().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let sent = segments(&run);
     let of = |kind: &str| sent.get(kind).copied().unwrap_or_default();
-    assert_eq!(
-        sent.values().sum::<u64>(),
-        counted.retrans_segs - counted.retrans_fail,
-        "{sent:?} {counted:?}"
-    );
-    assert_eq!(of("syn"), counted.syn_retrans, "{sent:?} {counted:?}");
-    assert_eq!(of("fast"), counted.fast_retrans, "{sent:?} {counted:?}");
+    let all = counted.retrans_segs - counted.retrans_fail;
+    assert_counted(&run, "RetransSegs", sent.values().sum(), all);
+    assert_counted(&run, "TCPSynRetrans", of("syn"), counted.syn_retrans);
+    assert_counted(&run, "TCPFastRetrans", of("fast"), counted.fast_retrans);
     assert!(of("fast") > 0 && of("tail_loss_probe") > 0, "{sent:?}");
     assert!(
         of("timeout") > counted.slow_start_retrans,
@@ -58,32 +57,23 @@ fn every_pattern_of_loss_adds_up(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let scenario = Patterns::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(tracer) = trace(&binary, &server, &["--emit", "retransmit"]) else {
+    let Some(mut tracer) = watch_events(&binary, &server, &["retransmit"]) else {
         return;
     };
     scenario.provoke().unwrap();
     let counted = server.counters().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let sent = segments(&run);
     let of = |kind: &str| sent.get(kind).copied().unwrap_or_default();
-    assert_eq!(
-        sent.values().sum::<u64>(),
-        counted.retrans_segs,
-        "{sent:?} {counted:?}"
-    );
-    assert_eq!(
-        of("syn") + of("syn_ack"),
-        counted.syn_retrans,
-        "{sent:?} {counted:?}"
-    );
+    let all = counted.retrans_segs;
+    assert_counted(&run, "RetransSegs", sent.values().sum(), all);
+    let syns = of("syn") + of("syn_ack");
+    assert_counted(&run, "TCPSynRetrans", syns, counted.syn_retrans);
     assert!(of("syn") > 0 && of("syn_ack") > 0, "{sent:?}");
-    assert_eq!(of("fast"), counted.fast_retrans, "{sent:?} {counted:?}");
-    assert_eq!(
-        of("tail_loss_probe"),
-        counted.loss_probes,
-        "{sent:?} {counted:?}"
-    );
+    assert_counted(&run, "TCPFastRetrans", of("fast"), counted.fast_retrans);
+    let probes = of("tail_loss_probe");
+    assert_seen(&run, &["retransmit"], probes, counted.loss_probes);
     assert!(
         of("timeout") > counted.slow_start_retrans,
         "{sent:?} {counted:?}"

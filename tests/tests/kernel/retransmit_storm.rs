@@ -6,12 +6,12 @@ use conntracer_tests::{
     family::Family,
     line::{Finding, Status, Subject},
     link,
+    output::Run,
     scenario::{
         bulk::{Bulk, Loss},
         lossy_path::LossyPath,
         patterns::{Patterns, TOLD_BYTES},
     },
-    tracer::Run,
     wait::{EVENTUALLY, SOON},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -117,7 +117,7 @@ fn the_loss_of_many_transfers_is_their_remotes(
     let late = time(&opened.last).duration_since(crossing(&run, remote_per_s));
     assert!(late <= SignedDuration::from_secs(1), "{late:?} {run:#?}");
     // What the kernel skipped while a program was running is missing, and said to be (see `assert_sound`).
-    let lost = run.stop.hooks["retransmit"].lost;
+    let lost = run.totals.hooks["retransmit"].lost;
     let sent = counted.retrans_segs - counted.retrans_fail;
     assert!(
         ended.count == sent || (lost > 0 && ended.count < sent),
@@ -150,7 +150,7 @@ fn what_is_overtaken_is_not_lost(#[case] family: Family) {
     };
     // Of two segments there is no later one by which the socket's own count would tell of a first one that no
     // program saw: what is missing is the residue.
-    let reconciled = &run.stop.reconciliation.namespaces;
+    let reconciled = &run.totals.reconciliation.namespaces;
     let reconciled = reconciled.iter().find(|of| of.netns == server.inode());
     let missing = |name: &str| {
         let figures = reconciled.and_then(|of| of.counters.get(name));
@@ -264,7 +264,7 @@ fn a_full_ring_takes_nothing_from_the_count() {
     let before = server.counters().unwrap();
     let run = tracer.stop().unwrap();
 
-    let account = &run.stop.hooks["retransmit"];
+    let account = &run.totals.hooks["retransmit"];
     assert!(account.balances(), "{account:?}");
     assert!(account.aggregated > account.emitted, "{account:?}");
     assert!(account.lost <= may_skip(account.seen), "{account:?}");

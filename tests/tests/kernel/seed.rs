@@ -13,11 +13,11 @@ use conntracer_tests::{
     forked::{self, Forked},
     line::Finding,
     netns::NetNs,
+    output::Run,
     proc_net::{self, Socket},
     scenario::old::{CLOSE_WAITS, Old},
     socket::{self, Waiting, connect_without_waiting, listen, tcp},
     ss::{self, Listed},
-    tracer::Run,
     wait::{EVENTUALLY, SOON},
 };
 use rstest::rstest;
@@ -122,13 +122,13 @@ fn what_was_there_is_found_once_as_the_kernel_lists_it() {
         is_own_machine() || sockets > 2 * 3 * CONNECTIONS.1,
         "{sockets}: this process may have too few descriptors (ulimit -Hn)"
     );
-    let tallies = &run.stop.tallies;
+    let tallies = &run.totals.tallies;
     assert_eq!(tallies["seeds"], sockets as u64, "{tallies:?}");
     assert_eq!(tallies["seed_namespaces"], 3, "{tallies:?}");
     assert_eq!(tallies["seed_namespaces_not_entered"], 0, "{tallies:?}");
     assert_eq!(tallies["seed_untracked"], 0, "{tallies:?}");
     assert_said(&run, "half_open.half_closed");
-    for (hook, account) in &run.stop.hooks {
+    for (hook, account) in &run.totals.hooks {
         assert!(account.balances(), "{hook}: {account:?}");
     }
 }
@@ -196,7 +196,7 @@ fn the_list_of_connections_agrees_with_ss() {
         }
         assert!(found.is_empty(), "ss does not list {found:#?}");
     }
-    for (hook, account) in &run.stop.hooks {
+    for (hook, account) in &run.totals.hooks {
         assert!(account.balances(), "{hook}: {account:?}");
     }
 }
@@ -350,7 +350,7 @@ fn what_several_processes_hold_is_said_to_be_shared() {
         }
     }
     assert_eq!(ends, 1, "{run:#?}");
-    let listeners = run.stop.tallies["seed_listeners"];
+    let listeners = run.totals.tallies["seed_listeners"];
     assert_eq!(listeners, 1 + u64::from(has_mptcp), "{run:#?}");
     assert_sound(&run, &netns);
     drop((holder, sharer));

@@ -3,8 +3,9 @@
 use conntracer_tests::{
     family::Family,
     line::{Finding, Status, Subject},
+    output::Run,
     scenario::send_stall::{Barrier, SendStall},
-    tracer::{Run, Tracer},
+    tracer::Tracer,
     wait::{EVENTUALLY, SOON},
 };
 use rstest::rstest;

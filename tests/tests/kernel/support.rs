@@ -3,7 +3,6 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
     io::{Write, stdout},
     net::SocketAddr,
     panic::Location,
@@ -11,12 +10,18 @@ use std::{
 };
 
 use conntracer_tests::{
+    compared,
     counters::Counters,
     line::{Certainty, Coverage, Finding, Owner, Subject},
     netns::{COMM, NetNs},
-    tracer::{Binary, NotStarted, Run, Tracer},
+    output::Run,
+    shared::Kind,
+    tracer::{Binary, NotStarted, Tracer},
+    watch::Watch,
 };
 use serde_json::Value;
+
+pub(crate) use conntracer_tests::compared::{is_own_machine, may_skip};
 
 /// Prints the line that says this test did not run. Fails where tracing is known to be possible.
 #[track_caller]
@@ -26,11 +31,6 @@ pub(crate) fn skip(reason: &str) {
         "this test cannot run although CONNTRACER_MUST_TRACE is set: {reason}"
     );
     lacking(reason);
-}
-
-/// Whether this machine is there for the tests alone: a VM, whose first process is the tests' own.
-pub(crate) fn is_own_machine() -> bool {
-    fs::read_link("/proc/1/exe").is_ok_and(|init| init.as_os_str() == "/init")
 }
 
 /// The same for what has nothing to do with tracing, and may be missing anywhere.
@@ -86,18 +86,65 @@ pub(crate) fn trace(binary: &Binary, netns: &NetNs, arguments: &[&str]) -> Optio
     }
 }
 
-/// Events of a hook that may be skipped, of so many seen.
-///
-/// A program that is running on a CPU is not entered again there: the kernel skips the event and counts it, and so
-/// does conntracer. From 7.0 on a run can be preempted. Emulated, it takes a hundred times as long, and a tick finds it
-/// running as often. A ring or map that is too small loses far more.
-pub(crate) fn may_skip(seen: u64) -> u64 {
-    let (few, of) = if is_own_machine() { (4, 20) } else { (2, 100) };
-    few + seen / of
+/// What the conntracer that all tests share says of `netns` from now on: findings, and what is compared. See the module.
+#[track_caller]
+pub(crate) fn watch(binary: &Binary, netns: &NetNs) -> Option<Watch> {
+    share(Kind::Plain, binary, netns, &[])
 }
 
-/// Every event of every hook is accounted for, next to none was lost, and no finding is about anything
-/// outside of `netns`.
+/// The same with the events of `kinds`, of the one that streams.
+#[track_caller]
+pub(crate) fn watch_events(binary: &Binary, netns: &NetNs, kinds: &[&str]) -> Option<Watch> {
+    share(Kind::Streaming, binary, netns, kinds)
+}
+
+#[track_caller]
+fn share(kind: Kind, binary: &Binary, netns: &NetNs, kinds: &[&str]) -> Option<Watch> {
+    if env::var_os(UNSHARED).is_some() {
+        let kinds = kinds.join(",");
+        let arguments: &[&str] = if kinds.is_empty() {
+            &[]
+        } else {
+            &["--emit", &kinds]
+        };
+        return trace(binary, netns, arguments).map(Tracer::into_watch);
+    }
+    match kind.of_this_process(binary) {
+        Ok(shared) => Some(shared.watch(netns, kinds)),
+        Err(NotStarted::CannotTrace(reason)) => {
+            skip(reason);
+            None
+        }
+        Err(NotStarted::Failed(error)) => panic!("{error:?}"),
+    }
+}
+
+/// Set where each test is to have a conntracer of its own, limited to its namespace.
+const UNSHARED: &str = "CONNTRACER_UNSHARED";
+
+/// What was told is what the kernel counted in `counter`: all of it, but for what was lost of the hooks that count the
+/// same.
+#[track_caller]
+pub(crate) fn assert_counted(run: &Run, counter: &str, told: u64, counted: u64) {
+    let missing = lost_of(run, counter) * compared::most_of_an_event(counter);
+    assert!(
+        (counted.saturating_sub(missing)..=counted).contains(&told),
+        "{counter}: told {told}, counted {counted}, at most {missing} of them lost: {run:#?}"
+    );
+}
+
+/// The same of what `hooks` see one by one.
+#[track_caller]
+pub(crate) fn assert_seen(run: &Run, hooks: &[&str], told: u64, happened: u64) {
+    let missing: u64 = hooks.iter().map(|hook| run.lost(hook)).sum();
+    assert!(
+        (happened.saturating_sub(missing)..=happened).contains(&told),
+        "told {told} of {happened}, at most {missing} of them lost by {hooks:?}: {run:#?}"
+    );
+}
+
+/// No finding is about anything outside of `netns`; and of a conntracer that has ended, every event of every hook is
+/// accounted for, and next to none was lost. (Of the shared ones that is judged when they end, by `conntracer-live`.)
 #[track_caller]
 pub(crate) fn assert_sound(run: &Run, netns: &NetNs) {
     for finding in run.findings() {
@@ -107,24 +154,9 @@ pub(crate) fn assert_sound(run: &Run, netns: &NetNs) {
             "{finding:#?}"
         );
     }
-    assert!(
-        !run.stop.hooks.is_empty(),
-        "the stop line gives no accounts: {:?}",
-        run.stop
-    );
-    // By tracepoint, accept's program runs at every receive: next to none of those that are skipped was to be an event.
-    let at_receives = run
-        .start
-        .plan
-        .hooks
-        .iter()
-        .any(|plan| plan.hook == "accept" && plan.hook_type == "tracepoint");
-    for (hook, account) in &run.stop.hooks {
-        assert!(account.balances(), "{hook}: {account:?}");
-        assert!(
-            account.lost <= may_skip(account.seen) || (hook == "accept" && at_receives),
-            "{hook}: {account:?}"
-        );
+    if run.is_over() {
+        let unaccounted = compared::unaccounted(&run.start, &run.totals);
+        assert!(unaccounted.is_empty(), "{unaccounted:#?}");
     }
 }
 
@@ -134,12 +166,8 @@ pub(crate) fn assert_sound(run: &Run, netns: &NetNs) {
 #[track_caller]
 pub(crate) fn assert_reconciled(run: &Run, netns: &NetNs, before: &Counters) {
     let after = netns.counters().expect("the namespace is still there");
-    let reconciliation = &run.stop.reconciliation;
-    let reconciled = reconciliation
-        .namespaces
-        .iter()
-        .find(|reconciled| reconciled.netns == netns.inode());
-    let Some(reconciled) = reconciled else {
+    let reconciliation = &run.totals.reconciliation;
+    let Some(reconciled) = run.totals.reconciled(netns.inode()) else {
         let refused = &reconciliation.not_reconciled;
         panic!("namespace {} was not compared: {refused:?}", netns.inode());
     };
@@ -161,17 +189,17 @@ pub(crate) fn assert_reconciled(run: &Run, netns: &NetNs, before: &Counters) {
         // What the kernel skipped while a program was running (see `assert_sound`) is the residue then: of the
         // hooks that count the same, and of no other.
         let lost = lost_of(run, name);
-        let missing = lost * most_of_an_event(name);
+        let missing = lost * compared::most_of_an_event(name);
         assert!(
             u64::try_from(figures.residue).is_ok_and(|residue| residue <= missing),
             "{name}, {lost} lost: {reconciled:#?}"
         );
         assert_eq!(figures.because.is_some(), figures.residue != 0, "{name}");
     }
-    for (name, _) in ALWAYS_COMPARED {
+    for (name, _) in compared::ALWAYS {
         assert!(reconciled.counters.contains_key(name), "{name}");
     }
-    for (name, hooks) in COMPARED_WITH {
+    for (name, hooks) in compared::WITH_HOOKS {
         let plans = &run.start.plan.hooks;
         let works = hooks.iter().all(|hook| {
             plans
@@ -190,66 +218,12 @@ pub(crate) fn assert_reconciled(run: &Run, netns: &NetNs, before: &Counters) {
 /// Events that were lost of the hooks that count what a counter counts.
 #[track_caller]
 pub(crate) fn lost_of(run: &Run, counter: &str) -> u64 {
-    hooks_of(counter)
+    compared::hooks_of(counter)
+        .unwrap_or_else(|| panic!("{counter} is compared, and no hook is known that counts it"))
         .iter()
-        .filter_map(|hook| run.stop.hooks.get(*hook))
-        .map(|account| account.lost)
+        .map(|hook| run.lost(hook))
         .sum()
 }
-
-/// The most that one event adds to a counter: a buffer that is sent again is counted by its segments, at most what
-/// 64 KiB are of the smallest that a path of the tests carries.
-fn most_of_an_event(counter: &str) -> u64 {
-    match counter {
-        "RetransSegs" | "TCPFastRetrans" | "TCPSlowStartRetrans" => 65_536 / 536,
-        _ => 1,
-    }
-}
-
-/// The hooks that count what a counter counts.
-#[track_caller]
-fn hooks_of(counter: &str) -> &'static [&'static str] {
-    ALWAYS_COMPARED
-        .iter()
-        .chain(&COMPARED_WITH)
-        .chain(&COMPARED_BY_KERNEL)
-        .find(|(name, _)| *name == counter)
-        .unwrap_or_else(|| panic!("{counter} is compared, and no hook is known that counts it"))
-        .1
-}
-
-/// Counters that every hook type can compare, and the hooks that count the same.
-const ALWAYS_COMPARED: [(&str, &[&str]); 9] = [
-    ("ListenOverflows", &["syn", "ack"]),
-    ("ListenDrops", &["syn", "ack"]),
-    ("TCPReqQFullDrop", &["syn"]),
-    ("TCPReqQFullDoCookies", &["syn"]),
-    ("SyncookiesSent", &["syn"]),
-    ("TCPSynRetrans", &["retransmit", "synack"]),
-    ("TCPFastRetrans", &["retransmit"]),
-    ("TCPSlowStartRetrans", &["retransmit"]),
-    ("RetransSegs", &["retransmit", "synack"]),
-];
-
-/// Those of which some kernels tell too little.
-const COMPARED_BY_KERNEL: [(&str, &[&str]); 4] = [
-    ("TCPRetransFail", &["retransmit"]),
-    ("OutRsts", &["reset_sent"]),
-    ("TCPPartialUndo", &["undo"]),
-    ("TCPDSACKUndo", &["undo"]),
-];
-
-/// Those that need a hook without a tracepoint.
-const COMPARED_WITH: [(&str, &[&str]); 8] = [
-    ("SyncookiesRecv", &["cookie"]),
-    ("SyncookiesFailed", &["cookie"]),
-    ("EmbryonicRsts", &["request", "ack"]),
-    ("TCPTimeouts", &["timeout", "request"]),
-    ("TCPLossProbes", &["loss_probe"]),
-    ("AttemptFails", &["state", "request"]),
-    ("TCPLossUndo", &["undo"]),
-    ("TCPFullUndo", &["undo"]),
-];
 
 /// What a detector cannot see under this plan is said in the plan and in its findings, and what it
 /// can see is not doubted.

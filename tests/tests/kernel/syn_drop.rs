@@ -4,33 +4,61 @@
 use conntracer_tests::{
     counters::Counters,
     family::Family,
+    line::Finding,
+    netns::NetNs,
+    output::Run,
     scenario::{
         accept_queue::{AcceptQueueFull, AckOverflow},
         ghost_syns::{Cookies, GhostSyns},
     },
-    tracer::Run,
     wait::SOON,
+    watch::Watch,
 };
 use rstest::rstest;
 
 use crate::support::{
-    assert_listener, assert_reconciled, assert_said, assert_sound, binary, is_syn_drop, overflows,
-    trace,
+    assert_counted, assert_listener, assert_reconciled, assert_said, assert_sound, binary,
+    is_syn_drop, overflows, trace, watch,
 };
 
 #[rstest]
 #[case::v4(Family::V4)]
 #[case::v6(Family::V6)]
-fn accept_queue_full_equals_listen_overflows(
-    #[case] family: Family,
-    #[values("ringbuf", "perf")] transport: &str,
-) {
+fn accept_queue_full_equals_listen_overflows(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = AcceptQueueFull::new(family).unwrap();
-    let Some(mut tracer) = trace(&binary, &scenario.netns, &["--transport", transport]) else {
+    let Some(mut tracer) = watch(&binary, &scenario.netns) else {
+        return;
+    };
+    let (opened, counted) = overflow(&mut scenario, &mut tracer);
+    let run = tracer.checkpoint().unwrap();
+
+    assert_accept_queue_full(&run, &scenario.netns, &counted);
+    assert_listener(&opened, &scenario.netns, family.loopback_listener());
+    assert!(!opened.advice.is_empty(), "{opened:?}");
+}
+
+/// A tracer of its own: the others have the transport of the whole run.
+#[test]
+fn accept_queue_full_by_the_other_transport() {
+    let Some(binary) = binary() else { return };
+    let transport = match binary.transport() {
+        "perf" => "ringbuf",
+        _ => "perf",
+    };
+    let mut scenario = AcceptQueueFull::new(Family::V4).unwrap();
+    let Some(mut tracer) = trace(&binary.by(transport), &scenario.netns, &[]) else {
         return;
     };
     assert_eq!(tracer.plan().plan.transport, transport);
+    let (_, counted) = overflow(&mut scenario, &mut tracer);
+    let run = tracer.stop().unwrap();
+
+    assert_accept_queue_full(&run, &scenario.netns, &counted);
+}
+
+/// The finding as it opened, and what the kernel counted in the end.
+fn overflow(scenario: &mut AcceptQueueFull, tracer: &mut Watch) -> (Finding, Counters) {
     scenario.provoke().unwrap();
     // Handshakes that were under way when the queue filled may be refused at their third ACK first.
     let opened = tracer
@@ -39,15 +67,15 @@ fn accept_queue_full_equals_listen_overflows(
         })
         .unwrap();
     scenario.quiet().unwrap();
-    let counted = scenario.netns.counters().unwrap();
-    let run = tracer.stop().unwrap();
+    (opened, scenario.netns.counters().unwrap())
+}
 
-    assert_overflows(&run, &counted);
-    assert_reconciled(&run, &scenario.netns, &counted);
-    assert_listener(&opened, &scenario.netns, family.loopback_listener());
-    assert!(!opened.advice.is_empty(), "{opened:?}");
-    assert_said(&run, "syn_drop");
-    assert_sound(&run, &scenario.netns);
+#[track_caller]
+fn assert_accept_queue_full(run: &Run, netns: &NetNs, counted: &Counters) {
+    assert_overflows(run, counted);
+    assert_reconciled(run, netns, counted);
+    assert_said(run, "syn_drop");
+    assert_sound(run, netns);
 }
 
 #[rstest]
@@ -56,7 +84,7 @@ fn accept_queue_full_equals_listen_overflows(
 fn ack_overflow_equals_listen_overflows(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = AckOverflow::new(family).unwrap();
-    let Some(mut tracer) = trace(&binary, &scenario.netns, &[]) else {
+    let Some(mut tracer) = watch(&binary, &scenario.netns) else {
         return;
     };
     scenario.provoke().unwrap();
@@ -67,7 +95,7 @@ fn ack_overflow_equals_listen_overflows(#[case] family: Family) {
         .unwrap();
     scenario.quiet().unwrap();
     let counted = scenario.netns.counters().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     assert_overflows(&run, &counted);
     assert_reconciled(&run, &scenario.netns, &counted);
@@ -82,7 +110,7 @@ fn syn_queue_full_equals_req_q_full_drop(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = GhostSyns::new(family, Cookies::Never).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     scenario.flood().unwrap();
@@ -90,12 +118,13 @@ fn syn_queue_full_equals_req_q_full_drop(#[case] family: Family) {
         .wait_for("a syn_drop finding", SOON, is_syn_drop)
         .unwrap();
     let counted = scenario.counted().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
-    assert_eq!(
+    assert_counted(
+        &run,
+        "TCPReqQFullDrop",
         run.total("syn_drop", &["syn_queue_full"]),
         counted.req_q_full_drop,
-        "{run:#?}"
     );
     assert_eq!(counted.req_q_full_drop, counted.listen_drops);
     assert_eq!(
@@ -121,7 +150,7 @@ fn cookies_are_no_drops(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = GhostSyns::new(family, Cookies::WhenFull).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     scenario.flood().unwrap();
@@ -131,14 +160,19 @@ fn cookies_are_no_drops(#[case] family: Family) {
         })
         .unwrap();
     let counted = scenario.counted().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let cookies: u64 = run
         .last_of(|finding| finding.finding == "syn_cookies")
         .iter()
         .map(|finding| finding.count)
         .sum();
-    assert_eq!(cookies, counted.req_q_full_do_cookies, "{run:#?}");
+    assert_counted(
+        &run,
+        "TCPReqQFullDoCookies",
+        cookies,
+        counted.req_q_full_do_cookies,
+    );
     assert!(
         run.last_of(is_syn_drop).is_empty(),
         "cookies are no drops: {run:#?}"
@@ -151,7 +185,16 @@ fn cookies_are_no_drops(#[case] family: Family) {
 #[track_caller]
 fn assert_overflows(run: &Run, counted: &Counters) {
     let findings = run.last_of(is_syn_drop);
-    assert_eq!(overflows(&findings), counted.listen_overflows, "{run:#?}");
-    let cookies = run.total("syn_cookies", &["syn_queue_full"]);
-    assert_eq!(cookies, counted.req_q_full_do_cookies, "{run:#?}");
+    assert_counted(
+        run,
+        "ListenOverflows",
+        overflows(&findings),
+        counted.listen_overflows,
+    );
+    assert_counted(
+        run,
+        "TCPReqQFullDoCookies",
+        run.total("syn_cookies", &["syn_queue_full"]),
+        counted.req_q_full_do_cookies,
+    );
 }

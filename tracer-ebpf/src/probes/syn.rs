@@ -183,6 +183,10 @@ fn consumed<C: EbpfContext>(ctx: &C, skb: u64, packet: &sock::Packet) -> Outcome
     let counted = percpu::counted_since_last(net, netns, packet.family);
     let mut sk = listener::by_port(netns, packet.local_port, packet.local_addr);
     if sk == 0 {
+        // TCP is given what has a route; a packet socket's copy has none, and no device either (`packet_rcv`).
+        if net == 0 {
+            return Outcome::NotOurs;
+        }
         // Every listener that is asked for is known by its address, if there was room for it.
         let refused = if FILTER.has_endpoint::<Injected>() || !netns::wanted(net) {
             Outcome::Filtered

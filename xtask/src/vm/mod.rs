@@ -265,6 +265,7 @@ fn programs(workspace: &Workspace, installation: Installation) -> Result<Program
                 "kernel-tests",
                 build::test_target(workspace, installation, "kernel")?,
             ),
+            ("conntracer-live", test_binary("conntracer-live")?),
             ("conntracer-demo", test_binary("conntracer-demo")?),
             ("conntracer-workload", test_binary("conntracer-workload")?),
         ],

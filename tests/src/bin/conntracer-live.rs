@@ -1,0 +1,221 @@
+//! Runs the live tests beside two conntracers that all of them share (`conntracer_tests::shared`), and judges those as a
+//! whole when the tests are over: they stop, account for every event, and agree with the kernel's counters in every
+//! namespace that there was. That is told as the harness tells of its tests, so that it counts.
+//!
+//! The first argument is the harness, the others are its own. A harness without this program starts what it needs.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "it speaks as a test harness does"
+)]
+
+use std::{
+    env,
+    ffi::OsString,
+    fs::{self, File},
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use conntracer_tests::{
+    compared,
+    line::{Line, Start, Totals},
+    shared::Kind,
+    tracer::{Binary, CANNOT_TRACE, Process, STARTING, STARTS, STOPPING},
+    wait,
+};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+fn main() -> ExitCode {
+    let mut arguments = env::args_os().skip(1);
+    let Some(harness) = arguments.next() else {
+        eprintln!("usage: conntracer-live HARNESS [ARGUMENT]...");
+        return ExitCode::from(2);
+    };
+    match run(&harness, arguments.collect()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("conntracer-live: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything passed.
+fn run(harness: &OsString, arguments: Vec<OsString>) -> Result<bool> {
+    let directory = tempfile::tempdir().context("making a temporary directory")?;
+    let starts = directory.path().join("starts");
+    // Before anything else is started, by this process or a later one.
+    // SAFETY: there is one thread yet.
+    unsafe { env::set_var(STARTS, &starts) };
+    let shared = match Binary::from_env() {
+        Some(binary) => start_all(&binary, &directory)?,
+        None => Vec::new(),
+    };
+    let mut command = Command::new(harness);
+    command.args(arguments);
+    for one in &shared {
+        command.env(one.kind.variable(), one.place());
+    }
+    let passed = command
+        .status()
+        .with_context(|| format!("starting {}", harness.display()))?
+        .success();
+    let sound = judge_all(shared);
+    // Each is one byte.
+    let starts = fs::metadata(&starts).map_or(0, |file| file.len());
+    println!("conntracer-starts: {starts}");
+    Ok(sound && passed)
+}
+
+/// A conntracer that writes to a file.
+struct Shared {
+    kind: Kind,
+    process: Process,
+    path: PathBuf,
+}
+
+impl Shared {
+    fn start(binary: &Binary, kind: Kind, directory: &Path) -> Result<Self> {
+        let path = directory.join(kind.name());
+        let output =
+            File::create_new(&path).with_context(|| format!("creating {}", path.display()))?;
+        let mut command = binary.run_everywhere();
+        command
+            .args(kind.arguments())
+            .args(["--format", "json"])
+            .stdout(output);
+        let process = Process::spawn(&mut command)?;
+        Ok(Self {
+            kind,
+            process,
+            path,
+        })
+    }
+
+    /// Waits until its hooks are attached; `None` where it says that it cannot trace here.
+    fn attached(mut self) -> Result<Option<Self>> {
+        let ended = wait::until("the first line of conntracer", STARTING, || {
+            if first_line(&self.path)?.is_some() {
+                return Ok(Some(None));
+            }
+            Ok(self.process.ended()?.map(Some))
+        })?;
+        match ended {
+            None => Ok(Some(self)),
+            Some(status) if status.code() == Some(CANNOT_TRACE) => Ok(None),
+            Some(status) => bail!("conntracer ended with {status}"),
+        }
+    }
+
+    fn place(&self) -> OsString {
+        let pid = self.process.pid().as_raw_nonzero();
+        let mut place = OsString::from(format!("{pid}:"));
+        place.push(&self.path);
+        place
+    }
+
+    /// Ends it; its plan and its accounts.
+    fn stop(mut self) -> Result<(Start, Totals)> {
+        self.process.signal(Signal::INT)?;
+        let (status, stderr) = self.process.wait(STOPPING)?;
+        ensure!(status.success(), "it ended with {status}: {stderr}");
+        let first = first_line(&self.path)?.context("it printed nothing")?;
+        let Line::Start(start) = Line::parse(&first)? else {
+            bail!("its first line is no start: {first}");
+        };
+        let last = last_line(&self.path)?;
+        match Line::parse(&last)? {
+            Line::Stop(totals) => Ok((start, totals)),
+            _ => bail!("its last line is no stop: {last}"),
+        }
+    }
+}
+
+/// None where this machine cannot be traced, which is for the tests to say.
+fn start_all(binary: &Binary, directory: &TempDir) -> Result<Vec<Shared>> {
+    // At the same time: the verifier takes its time on an emulated CPU.
+    let starting = Kind::ALL.map(|kind| Shared::start(binary, kind, directory.path()));
+    let mut shared = Vec::new();
+    for one in starting {
+        shared.extend(one?.attached()?);
+    }
+    Ok(shared)
+}
+
+fn first_line(path: &Path) -> Result<Option<String>> {
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let mut line = String::new();
+    BufReader::new(file)
+        .read_line(&mut line)
+        .with_context(|| format!("reading {}", path.display()))?;
+    Ok(line.strip_suffix('\n').map(str::to_owned))
+}
+
+fn last_line(path: &Path) -> Result<String> {
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let mut last = String::new();
+    for line in BufReader::new(file).lines() {
+        last = line.with_context(|| format!("reading {}", path.display()))?;
+    }
+    Ok(last)
+}
+
+/// Whether all of them were sound, said test by test.
+fn judge_all(shared: Vec<Shared>) -> bool {
+    if shared.is_empty() {
+        return true;
+    }
+    let mut verdicts: Vec<(String, Vec<String>)> = Vec::new();
+    for one in shared {
+        let kind = one.kind.name();
+        let (stops, accounts, residues) = match one.stop() {
+            Ok((start, totals)) => (
+                Vec::new(),
+                compared::unaccounted(&start, &totals),
+                compared::unexplained(&totals),
+            ),
+            Err(error) => {
+                let unknown = vec!["there are no accounts".to_owned()];
+                (vec![format!("{error:?}")], unknown.clone(), unknown)
+            }
+        };
+        verdicts.push((format!("shared::{kind}::stops"), stops));
+        verdicts.push((
+            format!("shared::{kind}::accounts_for_every_event"),
+            accounts,
+        ));
+        verdicts.push((format!("shared::{kind}::agrees_with_the_kernel"), residues));
+    }
+    println!("\nrunning {} tests", verdicts.len());
+    for (name, violations) in &verdicts {
+        let verdict = if violations.is_empty() {
+            "ok"
+        } else {
+            "FAILED"
+        };
+        println!("test {name} ... {verdict}");
+    }
+    let failed: Vec<_> = verdicts
+        .iter()
+        .filter(|(_, violations)| !violations.is_empty())
+        .collect();
+    if !failed.is_empty() {
+        println!("\nfailures:");
+        for (name, violations) in &failed {
+            println!("\n---- {name} ----\n{}", violations.join("\n"));
+        }
+    }
+    println!(
+        "\ntest result: {}. {} passed; {} failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
+        if failed.is_empty() { "ok" } else { "FAILED" },
+        verdicts.len() - failed.len(),
+        failed.len(),
+    );
+    failed.is_empty()
+}

@@ -1,0 +1,170 @@
+//! What a conntracer printed: waited for line by line, and everything up to some moment as a [`Run`].
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use serde_json::Value;
+
+use crate::line::{Account, Finding, Line, Start, Totals};
+
+/// The lines that one reader is given.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    more: Receiver<Result<Line>>,
+    seen: Vec<Line>,
+}
+
+impl Lines {
+    pub(crate) fn new(more: Receiver<Result<Line>>) -> Self {
+        Self {
+            more,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Waits for a line in which `find` finds something, among those seen already and those to come.
+    pub(crate) fn wait_for<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut find: impl FnMut(&Line) -> Option<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + limit;
+        let mut next = 0;
+        loop {
+            while let Some(line) = self.seen.get(next) {
+                next += 1;
+                if let Some(found) = find(line) {
+                    return Ok(found);
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.more.recv_timeout(left) {
+                Ok(line) => self.seen.push(line?),
+                Err(RecvTimeoutError::Timeout) => bail!(
+                    "waited {} s for {what}; so far: {:#?}",
+                    limit.as_secs(),
+                    self.seen
+                ),
+                Err(RecvTimeoutError::Disconnected) => bail!(
+                    "conntracer ended while waiting for {what}: {:#?}",
+                    self.seen
+                ),
+            }
+        }
+    }
+
+    /// Everything up to the `stats` line that answered checkpoint `number`, that line left out, and its totals.
+    pub(crate) fn up_to(&mut self, number: u64, limit: Duration) -> Result<(Vec<Line>, Totals)> {
+        let what = format!("the answer to checkpoint {number}");
+        let mut lines = 0;
+        let totals = self.wait_for(&what, limit, |line| {
+            lines += 1;
+            match line {
+                Line::Checkpoint(totals) if totals.checkpoint >= number => {
+                    Some(Totals::clone(totals))
+                }
+                _ => None,
+            }
+        })?;
+        let said = self.seen[..lines].iter();
+        let said = said.filter(|line| !matches!(line, Line::Checkpoint(_)));
+        Ok((said.cloned().collect(), totals))
+    }
+
+    /// Everything, of a conntracer that has ended; the last line is `stop`.
+    pub(crate) fn to_the_end(mut self) -> Result<(Vec<Line>, Totals)> {
+        for line in self.more.try_iter() {
+            self.seen.push(line?);
+        }
+        let Some(Line::Stop(totals)) = self.seen.pop() else {
+            bail!("the last line is not `stop`");
+        };
+        let said = self.seen.into_iter();
+        let said = said.filter(|line| !matches!(line, Line::Checkpoint(_)));
+        Ok((said.collect(), totals))
+    }
+}
+
+/// Everything that was printed for one reader up to some moment: from the start to the stop of a conntracer of its own,
+/// or of a namespace up to a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub start: Arc<Start>,
+    pub lines: Vec<Line>,
+    /// The accounts are those of all namespaces and of the whole time; see [`Run::lost`].
+    pub totals: Totals,
+    /// Events lost, hook by hook, before the first of `lines`.
+    pub(crate) lost_before: BTreeMap<String, u64>,
+}
+
+impl Run {
+    /// The findings in the order printed, each status of each.
+    pub fn findings(&self) -> impl Iterator<Item = &Finding> {
+        self.lines.iter().filter_map(|line| match line {
+            Line::Finding(finding) => Some(&**finding),
+            _ => None,
+        })
+    }
+
+    /// The events that `--emit` brought, in the order printed: kind and fields.
+    pub fn events(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.lines.iter().filter_map(|line| match line {
+            Line::Event(kind, fields) => Some((kind.as_str(), fields)),
+            _ => None,
+        })
+    }
+
+    /// The last that was said of every finding that `matches`.
+    #[must_use]
+    pub fn last_of(&self, matches: impl Fn(&Finding) -> bool) -> Vec<&Finding> {
+        let mut last: Vec<&Finding> = Vec::new();
+        for finding in self.findings().filter(|finding| matches(finding)) {
+            match last.iter_mut().find(|earlier| earlier.id == finding.id) {
+                Some(earlier) => *earlier = finding,
+                None => last.push(finding),
+            }
+        }
+        last
+    }
+
+    /// Sum of the final counts of the findings of `kind` with one of `causes`.
+    #[must_use]
+    pub fn total(&self, kind: &str, causes: &[&str]) -> u64 {
+        self.last_of(|finding| finding.finding == kind && causes.contains(&finding.cause.as_str()))
+            .iter()
+            .map(|finding| finding.count)
+            .sum()
+    }
+
+    /// Events of `hook` that were lost since the first of the lines; what the kernel skipped has no namespace, so it may
+    /// be another's.
+    #[must_use]
+    pub fn lost(&self, hook: &str) -> u64 {
+        let lost = self
+            .totals
+            .hooks
+            .get(hook)
+            .map_or(0, |account| account.lost);
+        lost - self.lost_before.get(hook).unwrap_or(&0).min(&lost)
+    }
+
+    /// Whether conntracer has ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.totals.checkpoint == 0
+    }
+
+    /// Hooks whose events are not all accounted for.
+    #[must_use]
+    pub fn unbalanced(&self) -> Vec<(&str, Account)> {
+        self.totals.unbalanced()
+    }
+}
