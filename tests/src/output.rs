@@ -51,14 +51,21 @@ impl Lines {
                 Err(RecvTimeoutError::Timeout) => bail!(
                     "waited {} s for {what}; so far: {:#?}",
                     limit.as_secs(),
-                    self.seen
+                    self.said()
                 ),
                 Err(RecvTimeoutError::Disconnected) => bail!(
                     "conntracer ended while waiting for {what}: {:#?}",
-                    self.seen
+                    self.said()
                 ),
             }
         }
+    }
+
+    /// Everything but the answers to other readers.
+    fn said(&self) -> Vec<&Line> {
+        let said = self.seen.iter();
+        said.filter(|line| !matches!(line, Line::Checkpoint(_)))
+            .collect()
     }
 
     /// Everything up to the `stats` line that answered checkpoint `number`, that line left out, and its totals.
@@ -80,7 +87,7 @@ impl Lines {
     }
 
     /// Everything, of a conntracer that has ended; the last line is `stop`.
-    pub(crate) fn to_the_end(mut self) -> Result<(Vec<Line>, Totals)> {
+    pub(crate) fn into_whole(mut self) -> Result<(Vec<Line>, Totals)> {
         for line in self.more.try_iter() {
             self.seen.push(line?);
         }

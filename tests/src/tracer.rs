@@ -264,7 +264,7 @@ impl Tracer {
             .unwrap_or_else(|payload| std::panic::resume_unwind(payload));
         ensure!(status.success(), "conntracer ended with {status}: {stderr}");
         let Watch { start, lines, .. } = self.watch;
-        let (lines, totals) = lines.to_the_end().with_context(|| stderr)?;
+        let (lines, totals) = lines.into_whole().with_context(|| stderr)?;
         Ok(Run {
             start,
             lines,

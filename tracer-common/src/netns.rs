@@ -224,6 +224,17 @@ pub struct Look {
     pub ops: u64,
     pub id: NetnsId,
     pub kernel: KernelCounts,
+    /// Where the list leads back to, read after the counters.
+    pub previous: u64,
+}
+
+impl Look {
+    /// Whether it was in the list when its counters had been read: they are freed only after it has left (`cleanup_net`).
+    #[must_use]
+    pub const fn is_listed(&self) -> bool {
+        // `list_del_rcu` leaves LIST_POISON2 there, 0x122 and what makes it no address: that is no multiple of 8.
+        self.previous != 0 && self.previous.is_multiple_of(align_of::<u64>() as u64)
+    }
 }
 
 #[cfg(test)]

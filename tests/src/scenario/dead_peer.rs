@@ -29,6 +29,7 @@ pub struct DeadPeer {
     listener: Option<Socket>,
     connection: Option<Connection>,
     before: Counters,
+    gives_up: bool,
 }
 
 impl DeadPeer {
@@ -46,6 +47,16 @@ impl DeadPeer {
             listener: None,
             connection: None,
             before: Counters::default(),
+            gives_up: true,
+        }
+    }
+
+    /// The same where the peer is to come back: however long that takes here, the kernel has not given up by then.
+    #[must_use]
+    pub fn for_a_while(self) -> Self {
+        Self {
+            gives_up: false,
+            ..self
         }
     }
 
@@ -64,7 +75,7 @@ impl DeadPeer {
             .run(|| Connection::accept(&listener, client))?;
         connection
             .accepted
-            .set_tcp_user_timeout(Some(USER_TIMEOUT))
+            .set_tcp_user_timeout(self.gives_up.then_some(USER_TIMEOUT))
             .context("setting TCP_USER_TIMEOUT")?;
         socket::transfer(&connection.connected, &connection.accepted, 4096)?;
         socket::transfer(&connection.accepted, &connection.connected, 4096)?;

@@ -124,7 +124,7 @@ fn dead_peer_is_suspected_then_confirmed(#[case] family: Family) {
 #[case::v6(Family::V6)]
 fn dead_peer_that_comes_back_has_recovered(#[case] family: Family) {
     let Some(binary) = binary() else { return };
-    let mut scenario = DeadPeer::new(family).unwrap();
+    let mut scenario = DeadPeer::new(family).unwrap().for_a_while();
     let server = scenario.pair.server.clone();
     let Some(mut tracer) = watch(&binary, &server) else {
         return;
@@ -159,6 +159,9 @@ fn dead_peer_that_comes_back_has_recovered(#[case] family: Family) {
 fn dead_peer_whose_link_is_down(#[case] family: Family, #[case] end: &str) {
     let Some(binary) = binary() else { return };
     let mut scenario = DeadPeer::new(family).unwrap();
+    if end == "recovered" {
+        scenario = scenario.for_a_while();
+    }
     let server = scenario.pair.server.clone();
     let Some(mut tracer) = watch(&binary, &server) else {
         return;

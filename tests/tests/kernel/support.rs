@@ -1,4 +1,41 @@
-//! What the live tests have in common: starting a tracer, or saying why not.
+//! What the live tests have in common: a conntracer to look at, and what holds of everything it says.
+//!
+//! Two conntracers run beside all tests (`conntracer_tests::shared`), over all namespaces, since starting one takes
+//! longer than most scenarios, and since that is how people run it. A test makes its namespace, opens a [`Watch`] on it,
+//! provokes, waits for what must be said, and judges a checkpoint:
+//!
+//! ```ignore
+//! let Some(binary) = binary() else { return };
+//! let mut scenario = AcceptQueueFull::new(family).unwrap();
+//! let Some(mut tracer) = watch(&binary, &scenario.netns) else { return };
+//! scenario.provoke().unwrap();
+//! let opened = tracer.wait_for("an accept_queue_full finding", SOON, is_syn_drop).unwrap();
+//! let counted = scenario.netns.counters().unwrap();
+//! let run = tracer.checkpoint().unwrap();
+//! ```
+//!
+//! - [`watch`] gives the findings of one namespace, [`watch_events`] also its events, of the kinds that the test names; a
+//!   test that looks at both ends of a pair opens two. What is not in a namespace (a finding about the whole host) is
+//!   given to nobody.
+//! - Open the watch before the first packet: it begins with the next line. Nothing of an earlier test can come, since no
+//!   two namespaces of the process have the same inode.
+//! - A checkpoint holds everything that happened before it was asked for, the last of every open finding (`update`, with
+//!   its figures of now; what has resolved is not said again), and the namespace's counters, so that equality with the
+//!   kernel's is exact. A test may take several, and go on waiting afterwards.
+//! - `run.totals` are the accounts of all tests at once: assert nothing on `seen`, `emitted`, tallies or the findings by
+//!   kind. That every event is accounted for is judged when the shared ones end. [`Run::lost`] is what was lost
+//!   while the watch was open, in any namespace. What one event more or less changes is compared by [`assert_counted`] or
+//!   [`assert_seen`], which are equality where nothing was lost; a loss also makes findings of others `inferred`.
+//! - This process is the owner of everything in every namespace, as before; findings about a process, a listener or a
+//!   remote carry their namespace, and are of it alone. Only retransmit storms are also judged for the whole host: many at
+//!   once can become one, in place of the narrower ones, so a test that needs a storm has a tracer of its own.
+//! - Updates of a finding come a second apart: wait for what it is to say, or take a checkpoint.
+//!
+//! [`trace`] starts a tracer of the test's own, limited to its namespace. It is for what needs other flags, another
+//! configuration or transport, what was there before, a kill, an end, accounts, a flood (of more than some hundred
+//! events), or the whole host or process; the test says which.
+//!
+//! `CONNTRACER_UNSHARED` makes every watch a tracer of its own: a failure that goes away with it is one of sharing.
 
 use std::{
     env,
@@ -125,11 +162,11 @@ const UNSHARED: &str = "CONNTRACER_UNSHARED";
 /// What was told is what the kernel counted in `counter`: all of it, but for what was lost of the hooks that count the
 /// same.
 #[track_caller]
-pub(crate) fn assert_counted(run: &Run, counter: &str, told: u64, counted: u64) {
+pub(crate) fn assert_counted(run: &Run, counter: &str, told: u64, by_kernel: u64) {
     let missing = lost_of(run, counter) * compared::most_of_an_event(counter);
     assert!(
-        (counted.saturating_sub(missing)..=counted).contains(&told),
-        "{counter}: told {told}, counted {counted}, at most {missing} of them lost: {run:#?}"
+        (by_kernel.saturating_sub(missing)..=by_kernel).contains(&told),
+        "{counter}: told {told} of {by_kernel}, at most {missing} of them lost: {run:#?}"
     );
 }
 

@@ -107,6 +107,8 @@ pub(crate) fn netns_look(ctx: RawTracePointContext) -> i32 {
             );
         }
     }
+    let list = global!(LAYOUT.net_list);
+    look.previous = sock::read(net, list.wrapping_add(8));
     1
 }
 

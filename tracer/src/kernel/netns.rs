@@ -257,9 +257,9 @@ impl Known {
     fn compare(&self, kernel: &impl Kernel, net: u64, id: NetnsId) -> io::Result<Option<Netns>> {
         let mut record = None;
         for _ in 0..TRIES {
-            // Gone in the meantime: what was said last stands.
+            // Gone in the meantime: what was said last stands, and not what does not agree.
             let Some(now) = read(kernel, net, id)? else {
-                break;
+                return Ok(None);
             };
             let since = now.since(&self.base);
             record = Some(Netns {
@@ -301,12 +301,12 @@ impl Reading {
     }
 }
 
-/// Ours, then the kernel's, then ours; `None` when the namespace is another one by now.
+/// Ours, then the kernel's, then ours; `None` when the namespace is gone, or another one by now.
 fn read(kernel: &impl Kernel, net: u64, id: NetnsId) -> io::Result<Option<Reading>> {
     let before = expected(&kernel.counts(id)?);
     let look = kernel.look(net)?;
     let after = expected(&kernel.counts(id)?);
-    Ok((look.id == id).then(|| Reading {
+    Ok((look.id == id && look.is_listed()).then(|| Reading {
         before,
         kernel: comparable(&look.kernel),
         after,
@@ -384,6 +384,8 @@ mod tests {
         kernel: HashMap<u32, u64>,
         counts: HashMap<u32, u64>,
         forgotten: Vec<u32>,
+        /// Namespaces that leave the list when they have been met.
+        taken_down: Vec<u32>,
         /// The next walk comes around after the first namespace.
         cut_short: Cell<bool>,
         /// Events that the kernel counted and the eBPF side has yet to; told at a look.
@@ -421,6 +423,11 @@ mod tests {
                 let inode = self.lists[at];
                 look.ops = OPS;
                 look.id = id(inode);
+                look.previous = if self.taken_down.contains(&inode) {
+                    0xdead_0000_0000_0122
+                } else {
+                    HEAD
+                };
                 let counted = self.kernel.get(&inode).copied().unwrap_or_default();
                 look.kernel[kernel::LISTEN_OVERFLOWS] = counted;
                 look.kernel[kernel::LISTEN_DROPS] = counted;
@@ -562,6 +569,19 @@ mod tests {
         assert_eq!(fake.forgotten, [8]);
         compared(&mut namespaces, &mut fake);
         assert_eq!(fake.forgotten, [8]);
+    }
+
+    #[test]
+    fn the_counters_of_a_namespace_that_is_taken_down_are_not_believed() {
+        let mut fake = Fake::of(&[1, 2]);
+        let mut namespaces = Namespaces::new(&Filter::NONE, 0);
+        namespaces.begin(&fake).unwrap();
+        fake.overflow(2, true);
+        let said = compared(&mut namespaces, &mut fake);
+        assert_eq!(residues(&said[1]), 0);
+        fake.taken_down = vec![2];
+        fake.kernel.insert(2, 0xffff_8880_1234_5678);
+        assert!(compared(&mut namespaces, &mut fake).is_empty());
     }
 
     #[test]
