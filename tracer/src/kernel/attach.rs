@@ -4,10 +4,7 @@
 //! Which hook type a hook got is a read-only global of the programs, so a hook type that fails to load starts the
 //! load over one hook type lower; in the worst case that is once per hook type, not per hook.
 
-use aya::{
-    Btf as AyaBtf, Ebpf, EbpfLoader,
-    programs::{Program, ProgramError},
-};
+use aya::{Btf as AyaBtf, Ebpf, EbpfLoader, programs::Program};
 use conntracer_common::{
     options::Options as KernelOptions,
     stats::{HOOKS, hook},
@@ -16,20 +13,18 @@ use log::debug;
 use zerocopy::IntoBytes;
 
 use super::{
-    Options,
     btf::Btf,
-    error::CannotTrace,
-    filter,
-    ladder::{Attachment, LADDERS, Ladder, ON_DEMAND, Step, Target},
+    clock::ktime_ns,
+    error::{CannotTrace, reason},
+    iterators,
+    ladder::{Attachment, LADDERS, Ladder, Step, Target},
     layout::Resolved,
-    live::ktime_ns,
+    on_demand,
+    options::Options,
     ring::Rings,
-    seed,
+    verdicts,
 };
-use crate::{
-    kernel::idle,
-    plan::{HookMode, HookPlan, HookType, Refused, Transport},
-};
+use crate::plan::{HookMode, HookPlan, HookType, Refused, Transport};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/conntracer.bpf.o"));
 
@@ -123,15 +118,14 @@ pub(super) fn attach(
             }
         }
         if !refused {
-            for name in ON_DEMAND {
-                load_on_demand(&mut ebpf, name)?;
+            let idle = options.idle_ns.map(|_| on_demand::IDLE);
+            for name in on_demand::PROGRAMS.into_iter().chain(idle) {
+                on_demand::load(&mut ebpf, name)?;
             }
-            if options.idle_ns.is_some() {
-                load_on_demand(&mut ebpf, idle::PROGRAM)?;
-            }
-            let iterators = seed::load(&mut ebpf, aya_btf);
+            let iterators = iterators::load(&mut ebpf, aya_btf);
             let mut hooks: Vec<HookPlan> = climbs.into_iter().map(plan).collect();
-            hooks.extend(iterators.as_ref().err().map(|reason| seed::without(reason)));
+            let without = iterators.as_ref().err();
+            hooks.extend(without.map(|reason| iterators::without(reason)));
             return Ok(Attached {
                 ebpf,
                 rings,
@@ -261,7 +255,7 @@ fn load(
     // `aya_log_common::Level`: 0 is below Error, 4 is Debug. What is off is pruned by the verifier.
     let log_level = if options.verbose { 4_u8 } else { 0 };
     let mut loader = EbpfLoader::new();
-    for (map, entries) in filter::sizes(&options.owners) {
+    for (map, entries) in verdicts::sizes(&options.owners) {
         loader.map_max_entries(map, entries);
     }
     let mut ebpf = loader
@@ -275,7 +269,7 @@ fn load(
         .map_max_entries("BULK", bulk)
         .map_max_entries("SOCKETS", options.max_sockets)
         .load(OBJECT)?;
-    filter::tell(&mut ebpf, &options.owners)?;
+    verdicts::fill(&mut ebpf, &options.owners)?;
     Ok(ebpf)
 }
 
@@ -343,55 +337,6 @@ fn attach_program(
         _ => return Err(format!("program {} is of another type", attachment.program)),
     };
     attached.map_err(|error| reason(&error))
-}
-
-/// One clause: the kernel's errno and, when it was the verifier, its last word.
-pub(super) fn reason(error: &ProgramError) -> String {
-    let ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = error
-    else {
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(inner) = source {
-            let inner_text = inner.to_string();
-            if !text.contains(&inner_text) {
-                text = format!("{text}: {inner_text}");
-            }
-            source = inner.source();
-        }
-        return text;
-    };
-    let log = verifier_log.to_string();
-    debug!("verifier: {log}");
-    let last = log.lines().map(str::trim).rfind(|line| {
-        const TRAILERS: [&str; 4] = [
-            "processed ",
-            "verification time",
-            "stack depth",
-            "mark_precise",
-        ];
-        !line.is_empty() && !TRAILERS.iter().any(|trailer| line.starts_with(trailer))
-    });
-    match last {
-        Some(last) if io_error.raw_os_error() != Some(libc::EPERM) => {
-            format!("the verifier refused it ({io_error}): {last}")
-        }
-        _ => format!("loading it: {io_error}"),
-    }
-}
-
-fn load_on_demand(ebpf: &mut Ebpf, name: &'static str) -> Result<(), CannotTrace> {
-    let program = ebpf.program_mut(name).ok_or(CannotTrace::Foreign(name))?;
-    let Program::RawTracePoint(program) = program else {
-        return Err(CannotTrace::Foreign(name));
-    };
-    program.load().map_err(|error| CannotTrace::Hook {
-        hook: name,
-        hook_type: HookType::Tracepoint,
-        reason: reason(&error),
-    })
 }
 
 fn plan(climb: Climb) -> HookPlan {

@@ -399,6 +399,3 @@ pub(super) const LADDERS: &[Ladder] = &[
         ),
     },
 ];
-
-/// Programs that are loaded and attached to nothing: run on demand.
-pub(super) const ON_DEMAND: &[&str] = &["snapshot", "refresh", "heir", "percpu_base", "netns_look"];

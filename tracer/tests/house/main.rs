@@ -59,11 +59,6 @@ type Known = (&'static str, &'static str, &'static str);
 /// below it (`::*`), and with what they go. An entry that nothing needs any more fails: the list can only shrink.
 const NOT_YET: &[Known] = &[
     (
-        "conntracer::kernel",
-        "conntracer::kernel::*",
-        "a kernel without circles",
-    ),
-    (
         "conntracer::table::process",
         "conntracer::owner::cgroup",
         "a kernel without circles",
@@ -75,7 +70,7 @@ const NOT_YET: &[Known] = &[
     ),
     (
         "conntracer::filter",
-        "conntracer::kernel::processes",
+        "conntracer::kernel::names",
         "a filter that reads events",
     ),
     (
@@ -262,10 +257,11 @@ fn every_file_has_its_floor_and_every_place_its_file() {
 #[test]
 fn what_is_not_mended_yet_is_still_wrong() {
     let arrows = house().arrows();
+    let known = faults(&arrows, NOT_YET);
     for (at, (from, to, subject)) in NOT_YET.iter().enumerate() {
         let others = [&NOT_YET[..at], &NOT_YET[at + 1..]].concat();
         assert!(
-            !faults(&arrows, &others).is_empty(),
+            faults(&arrows, &others) != known,
             "{subject}: nothing is wrong any more from {from} to {to}; take it out of NOT_YET"
         );
     }

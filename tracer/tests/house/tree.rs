@@ -220,11 +220,13 @@ impl Tree {
         if first == "super" {
             return self.look_up(module.rsplit_once("::")?.0, rest, seen);
         }
-        if scope.items.contains(first) {
+        let child = format!("{module}::{first}");
+        // A function may have a module's name.
+        let is_module = self.scopes.contains_key(&child);
+        if (rest.is_empty() || !is_module) && scope.items.contains(first) {
             return Some((module.to_owned(), true));
         }
-        let child = format!("{module}::{first}");
-        if self.scopes.contains_key(&child) {
+        if is_module {
             return self.look_up(&child, rest, seen);
         }
         if !seen.insert(child) {
