@@ -17,7 +17,7 @@ use super::{
     clock::ktime_ns,
     error::{CannotTrace, reason},
     iterators,
-    ladder::{Attachment, LADDERS, Ladder, Step, Target},
+    ladder::{Attachment, LADDERS, Ladder, Step},
     layout::Resolved,
     on_demand,
     options::Options,
@@ -163,7 +163,7 @@ fn descend_to_existing(climb: &mut Climb, btf: &Btf<'_>) {
     while let Some(step) = climb.step() {
         // Another program of the same hook type fits this kernel's parameters: nothing is refused.
         let misfit = |attachment: &Attachment| {
-            let params = btf.function_params(attachment.target.name());
+            let params = btf.function_params(attachment.target);
             attachment
                 .params
                 .is_some_and(|wanted| params.is_some_and(|params| params != wanted))
@@ -172,28 +172,30 @@ fn descend_to_existing(climb: &mut Climb, btf: &Btf<'_>) {
             climb.at += 1;
             continue;
         }
+        let hook_type = step.hook_type;
         let missing = step
             .attachments
             .iter()
-            .map(|attachment| attachment.target)
-            .find(|target| !target.is_ipv6() && !exists(btf, *target));
-        match missing {
-            Some(Target::Tracepoint(name)) => {
-                climb.lower(format!("this kernel has no tracepoint {name}"));
-            }
-            Some(target) => {
-                climb.lower(format!("this kernel has no function {}", target.name()));
-            }
-            None => return,
-        }
+            .find(|attachment| !attachment.is_ipv6() && !exists(btf, hook_type, attachment.target));
+        let Some(Attachment { target, .. }) = missing else {
+            return;
+        };
+        let what = if hook_type == HookType::Tracepoint {
+            "tracepoint"
+        } else {
+            "function"
+        };
+        climb.lower(format!("this kernel has no {what} {target}"));
     }
 }
 
-fn exists(btf: &Btf<'_>, target: Target) -> bool {
-    match target {
-        Target::Tracepoint(name) => btf.tracepoint_params(name).is_some(),
-        target => btf.function_params(target.name()).is_some(),
-    }
+fn exists(btf: &Btf<'_>, hook_type: HookType, target: &str) -> bool {
+    let params = if hook_type == HookType::Tracepoint {
+        btf.tracepoint_params(target)
+    } else {
+        btf.function_params(target)
+    };
+    params.is_some()
 }
 
 /// A hook type that was demanded, and a hook that nothing works without, are errors when missing.
@@ -295,11 +297,11 @@ fn attach_step(
         return Ok(());
     };
     for attachment in step.attachments {
-        if attachment.target.is_ipv6() && !exists(btf, attachment.target) {
+        if attachment.is_ipv6() && !exists(btf, step.hook_type, attachment.target) {
             continue;
         }
-        attach_program(ebpf, attachment, aya_btf)?;
-        let name = attachment.target.name().to_owned();
+        attach_program(ebpf, attachment, step.hook_type, aya_btf)?;
+        let name = attachment.target.to_owned();
         if !climb.attached.contains(&name) {
             climb.attached.push(name);
         }
@@ -310,31 +312,37 @@ fn attach_step(
 fn attach_program(
     ebpf: &mut Ebpf,
     attachment: &Attachment,
+    hook_type: HookType,
     aya_btf: &AyaBtf,
 ) -> Result<(), String> {
+    let Attachment {
+        program: name,
+        target,
+        ..
+    } = *attachment;
     let program = ebpf
-        .program_mut(attachment.program)
-        .ok_or_else(|| format!("the eBPF object has no program {}", attachment.program))?;
-    let attached = match (program, attachment.target) {
-        (Program::BtfTracePoint(program), Target::Tracepoint(name)) => program
-            .load(name, aya_btf)
+        .program_mut(name)
+        .ok_or_else(|| format!("the eBPF object has no program {name}"))?;
+    let attached = match (program, hook_type) {
+        (Program::BtfTracePoint(program), HookType::Tracepoint) => program
+            .load(target, aya_btf)
             .and_then(|()| program.attach().map(drop)),
-        (Program::FEntry(program), Target::Fentry(name)) => program
-            .load(name, aya_btf)
+        (Program::FEntry(program), HookType::Fentry) => program
+            .load(target, aya_btf)
             .and_then(|()| program.attach().map(drop)),
-        (Program::FExit(program), Target::Fexit(name)) => program
-            .load(name, aya_btf)
+        (Program::FExit(program), HookType::Fentry) => program
+            .load(target, aya_btf)
             .and_then(|()| program.attach().map(drop)),
-        (Program::KProbe(program), Target::Kprobe(name) | Target::Kretprobe(name)) => {
+        (Program::KProbe(program), HookType::Kprobe) => {
             // One program serves the IPv4 and the IPv6 function.
             let loaded = if program.fd().is_ok() {
                 Ok(())
             } else {
                 program.load()
             };
-            loaded.and_then(|()| program.attach(name, 0).map(drop))
+            loaded.and_then(|()| program.attach(target, 0).map(drop))
         }
-        _ => return Err(format!("program {} is of another type", attachment.program)),
+        _ => return Err(format!("program {name} is of another type")),
     };
     attached.map_err(|error| reason(&error))
 }
