@@ -203,8 +203,10 @@ fn milliseconds(time: Timespec) -> u64 {
 #[cfg(test)]
 mod tests {
     use conntracer_common::record::{Connect, EXECUTABLE_BYTES};
+    use proptest::prelude::*;
 
     use super::*;
+    use crate::{decode::decode, event::Body, testing::any_record};
 
     fn connect(pid: u32, started_ms: u32, source: u8) -> Connect {
         Connect {
@@ -287,5 +289,17 @@ mod tests {
         assert!(put(&mut place, b"abcdef"));
         assert_eq!(&place, b"cdef");
         assert!(!put(&mut place, b"xy"));
+    }
+
+    proptest! {
+        #[test]
+        fn the_owner_of_every_record_about_a_socket_is_named(bytes in any_record()) {
+            let named = owner(&bytes).map(|(owner, netns, _)| (owner.pid, netns));
+            let told = decode(&bytes).ok().filter(|event| !matches!(event.body, Body::Holders(_)));
+            let told = told.and_then(|event| {
+                Some((event.body.owner()?.pid, event.body.socket()?.netns))
+            });
+            prop_assert!(told.is_none() || told == named);
+        }
     }
 }

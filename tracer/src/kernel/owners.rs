@@ -18,7 +18,7 @@ use foldhash::quality::RandomState;
 use zerocopy::transmute;
 
 use super::{clock::ktime_ns, error::CannotTrace, iterators, maps, on_demand};
-use crate::{id::SocketId, time::Ktime};
+use crate::id::SocketId;
 
 /// Shortest and longest time between two searches: what no process holds (a kernel thread's listener) is
 /// not found by the next one either.
@@ -139,10 +139,7 @@ impl Found {
 
     /// Takes one line of the walk. Of sockets whose holders nobody wants to know, only the first is kept.
     pub(super) fn see(&mut self, holder: &Holder, wants_all: &dyn Fn(SocketId) -> bool) {
-        let id = SocketId {
-            sk: holder.sk,
-            born: Ktime(holder.born_ns),
-        };
+        let id = SocketId::new(holder.sk, holder.born_ns);
         let is_owner = identity(&holder.owner) == (holder.owner_pid, holder.owner_started_ms);
         let held = match self.sockets.entry(id) {
             Entry::Occupied(entry) => entry.into_mut(),

@@ -15,7 +15,6 @@ use super::{Feed, Poll};
 use crate::{
     id::SocketId,
     kernel::{header::header, maps},
-    time::Ktime,
 };
 
 /// Sockets asked about at every poll, and one more of each process that has none among these. Each costs 3 µs
@@ -97,10 +96,7 @@ impl List {
         let (_, others) = self.others.entry(key).or_insert((state.owner, 0));
         let lists = is_first || self.listed.len() < MAX_LISTED;
         if lists {
-            self.listed.push(SocketId {
-                sk,
-                born: Ktime(state.born_ns),
-            });
+            self.listed.push(SocketId::new(sk, state.born_ns));
         } else {
             *others += 1;
         }

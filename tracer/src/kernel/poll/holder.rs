@@ -20,7 +20,6 @@ use crate::{
         owners::{Found, Identity, OwnerSearch, identity},
         trouble::troubled,
     },
-    time::Ktime,
 };
 
 /// Sockets searched for at once. Others ask again with their next record.
@@ -54,10 +53,7 @@ impl HolderSearch {
         };
         let is_shared = owner.source == owner_source::FORKED || owner.holders > 1;
         let owner = identity(&owner);
-        let id = SocketId {
-            sk: socket.sk,
-            born: Ktime(socket.born_ns),
-        };
+        let id = SocketId::new(socket.sk, socket.born_ns);
         let is_told = self.told.get(&id).is_some_and(|(told, told_ns)| {
             *told == owner && !(is_shared && now_ns >= told_ns + SHARED_AGAIN_NS)
         });

@@ -15,7 +15,6 @@ use super::Poll;
 use crate::{
     id::SocketId,
     kernel::{clock::ktime_ns, header::header, maps, on_demand},
-    time::Ktime,
 };
 
 /// Shortest and longest time between two looks: 65,536 connections take 0.1 s, which is 0.2 % of the latter.
@@ -65,10 +64,7 @@ impl IdleSearch {
             };
             if self.look.may_find(&state, poll.now_ns) {
                 poll.owners.note(&state.owner);
-                candidates.push(SocketId {
-                    sk,
-                    born: Ktime(state.born_ns),
-                });
+                candidates.push(SocketId::new(sk, state.born_ns));
             }
         })?;
         Ok(candidates)

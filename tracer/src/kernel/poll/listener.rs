@@ -16,7 +16,6 @@ use super::Poll;
 use crate::{
     id::SocketId,
     kernel::{error::CannotTrace, header::header, maps, on_demand, trouble::troubled_syns},
-    time::Ktime,
 };
 
 /// Listeners whose queues are asked for anew at one poll: as many of a host's as may be in trouble at
@@ -89,10 +88,7 @@ impl Listeners {
                 told.insert(sk, syn.totals);
                 if before.get(&sk) != Some(&syn.totals) {
                     owners.note(&syn.owner);
-                    due.push(SocketId {
-                        sk,
-                        born: Ktime(syn.socket.born_ns),
-                    });
+                    due.push(SocketId::new(sk, syn.socket.born_ns));
                 }
             },
         )?;
