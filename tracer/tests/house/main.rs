@@ -156,13 +156,13 @@ fn house() -> Tree {
     let programs = std::fs::read_dir(root.join("tests/src/bin")).expect("the test programs");
     for entry in programs {
         let path = entry.expect("a directory entry").path();
-        let path = if path.is_dir() {
+        let name = path.file_stem().expect("a name").to_string_lossy();
+        let file = if path.is_dir() {
             path.join("main.rs")
         } else {
-            path
+            path.clone()
         };
-        let name = path.to_string_lossy().replace(['/', '.', '-'], "_");
-        tree.add(&name, &path);
+        tree.add(&name.replace('-', "_"), &file);
     }
     tree
 }
