@@ -15,7 +15,7 @@ use zerocopy::FromBytes;
 
 use crate::{
     count::Grow,
-    {kernel::OWNED, owner::cgroup, table::Bounded},
+    {kernel::OWNED, owner::path, table::Bounded},
 };
 
 /// Control groups whose answer is kept at once; a host has as many as it has services and containers.
@@ -54,7 +54,7 @@ impl Owners {
     pub fn wants_group(&self, path: &str) -> bool {
         let within = self.groups.iter().any(|group| is_within(group, path));
         let contained = || {
-            cgroup::container(path)
+            path::container(path)
                 .is_some_and(|(_, id)| self.containers.iter().any(|asked| id.starts_with(asked)))
         };
         (self.groups.is_empty() || within) && (self.containers.is_empty() || contained())

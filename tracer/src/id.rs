@@ -9,3 +9,13 @@ pub struct SocketId {
     pub sk: u64,
     pub born: Ktime,
 }
+
+impl SocketId {
+    #[must_use]
+    pub const fn new(sk: u64, born_ns: u64) -> Self {
+        Self {
+            sk,
+            born: Ktime(born_ns),
+        }
+    }
+}

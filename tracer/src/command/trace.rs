@@ -3,7 +3,6 @@
 use std::{fs::File, io, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Builder;
 
 use super::{Outcome, prepare};
@@ -16,7 +15,7 @@ use crate::{
     config::Config,
     emit::Emits,
     filter::Records,
-    kernel::{self, Kernel},
+    kernel::{self, LiveKernel},
     privileges,
     recording::Writer,
     run::{self, Signals},
@@ -24,7 +23,6 @@ use crate::{
         Line,
         queue::{Sink, WhenFull},
     },
-    time::Ktime,
     watch::Watch,
 };
 
@@ -94,7 +92,7 @@ pub(super) fn run(typed: &RunArguments, record: Option<&Path>) -> anyhow::Result
 }
 
 async fn trace(
-    kernel: &mut Kernel,
+    kernel: &mut LiveKernel,
     signals: &mut Signals,
     prepared: Prepared,
     recording: Option<File>,
@@ -109,7 +107,9 @@ async fn trace(
     let mut sink = Sink::spawn(prepared.destination.file, renderer, WhenFull::Refuse)
         .context("starting the output's thread")?;
     // The hooks are attached: whoever reads this line may act on it.
-    sink.push(Line::Start { time: ktime() });
+    sink.push(Line::Start {
+        time: kernel::now(),
+    });
     sink.flush();
 
     let mut watch = Watch::new(
@@ -134,12 +134,4 @@ async fn trace(
     Ok(Outcome {
         failed: typed.output.fail_on_finding && watch.found(),
     })
-}
-
-/// CLOCK_MONOTONIC, the clock of records.
-fn ktime() -> Ktime {
-    let now = clock_gettime(ClockId::Monotonic);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
-    let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or_default();
-    Ktime(seconds * 1_000_000_000 + nanoseconds)
 }

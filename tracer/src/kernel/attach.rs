@@ -4,10 +4,7 @@
 //! Which hook type a hook got is a read-only global of the programs, so a hook type that fails to load starts the
 //! load over one hook type lower; in the worst case that is once per hook type, not per hook.
 
-use aya::{
-    Btf as AyaBtf, Ebpf, EbpfLoader,
-    programs::{Program, ProgramError},
-};
+use aya::{Btf as AyaBtf, Ebpf, EbpfLoader, programs::Program};
 use conntracer_common::{
     options::Options as KernelOptions,
     stats::{HOOKS, hook},
@@ -16,20 +13,18 @@ use log::debug;
 use zerocopy::IntoBytes;
 
 use super::{
-    Options,
     btf::Btf,
-    error::CannotTrace,
-    filter,
-    ladder::{Attachment, LADDERS, Ladder, ON_DEMAND, Step, Target},
+    clock::ktime_ns,
+    error::{CannotTrace, reason},
+    iterators,
+    ladder::{Attachment, LADDERS, Ladder, Step},
     layout::Resolved,
-    live::ktime_ns,
+    on_demand,
+    options::Options,
     ring::Rings,
-    seed,
+    verdicts,
 };
-use crate::{
-    kernel::idle,
-    plan::{HookMode, HookPlan, HookType, Refused, Transport},
-};
+use crate::plan::{HookMode, HookPlan, HookType, Refused, Transport};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/conntracer.bpf.o"));
 
@@ -123,15 +118,14 @@ pub(super) fn attach(
             }
         }
         if !refused {
-            for name in ON_DEMAND {
-                load_on_demand(&mut ebpf, name)?;
+            let idle = options.idle_ns.map(|_| on_demand::IDLE);
+            for name in on_demand::PROGRAMS.into_iter().chain(idle) {
+                on_demand::load(&mut ebpf, name)?;
             }
-            if options.idle_ns.is_some() {
-                load_on_demand(&mut ebpf, idle::PROGRAM)?;
-            }
-            let iterators = seed::load(&mut ebpf, aya_btf);
+            let iterators = iterators::load(&mut ebpf, aya_btf);
             let mut hooks: Vec<HookPlan> = climbs.into_iter().map(plan).collect();
-            hooks.extend(iterators.as_ref().err().map(|reason| seed::without(reason)));
+            let without = iterators.as_ref().err();
+            hooks.extend(without.map(|reason| iterators::without(reason)));
             return Ok(Attached {
                 ebpf,
                 rings,
@@ -169,7 +163,7 @@ fn descend_to_existing(climb: &mut Climb, btf: &Btf<'_>) {
     while let Some(step) = climb.step() {
         // Another program of the same hook type fits this kernel's parameters: nothing is refused.
         let misfit = |attachment: &Attachment| {
-            let params = btf.function_params(attachment.target.name());
+            let params = btf.function_params(attachment.target);
             attachment
                 .params
                 .is_some_and(|wanted| params.is_some_and(|params| params != wanted))
@@ -178,28 +172,30 @@ fn descend_to_existing(climb: &mut Climb, btf: &Btf<'_>) {
             climb.at += 1;
             continue;
         }
+        let hook_type = step.hook_type;
         let missing = step
             .attachments
             .iter()
-            .map(|attachment| attachment.target)
-            .find(|target| !target.is_ipv6() && !exists(btf, *target));
-        match missing {
-            Some(Target::Tracepoint(name)) => {
-                climb.lower(format!("this kernel has no tracepoint {name}"));
-            }
-            Some(target) => {
-                climb.lower(format!("this kernel has no function {}", target.name()));
-            }
-            None => return,
-        }
+            .find(|attachment| !attachment.is_ipv6() && !exists(btf, hook_type, attachment.target));
+        let Some(Attachment { target, .. }) = missing else {
+            return;
+        };
+        let what = if hook_type == HookType::Tracepoint {
+            "tracepoint"
+        } else {
+            "function"
+        };
+        climb.lower(format!("this kernel has no {what} {target}"));
     }
 }
 
-fn exists(btf: &Btf<'_>, target: Target) -> bool {
-    match target {
-        Target::Tracepoint(name) => btf.tracepoint_params(name).is_some(),
-        target => btf.function_params(target.name()).is_some(),
-    }
+fn exists(btf: &Btf<'_>, hook_type: HookType, target: &str) -> bool {
+    let params = if hook_type == HookType::Tracepoint {
+        btf.tracepoint_params(target)
+    } else {
+        btf.function_params(target)
+    };
+    params.is_some()
 }
 
 /// A hook type that was demanded, and a hook that nothing works without, are errors when missing.
@@ -261,7 +257,7 @@ fn load(
     // `aya_log_common::Level`: 0 is below Error, 4 is Debug. What is off is pruned by the verifier.
     let log_level = if options.verbose { 4_u8 } else { 0 };
     let mut loader = EbpfLoader::new();
-    for (map, entries) in filter::sizes(&options.owners) {
+    for (map, entries) in verdicts::sizes(&options.owners) {
         loader.map_max_entries(map, entries);
     }
     let mut ebpf = loader
@@ -275,7 +271,7 @@ fn load(
         .map_max_entries("BULK", bulk)
         .map_max_entries("SOCKETS", options.max_sockets)
         .load(OBJECT)?;
-    filter::tell(&mut ebpf, &options.owners)?;
+    verdicts::fill(&mut ebpf, &options.owners)?;
     Ok(ebpf)
 }
 
@@ -301,11 +297,11 @@ fn attach_step(
         return Ok(());
     };
     for attachment in step.attachments {
-        if attachment.target.is_ipv6() && !exists(btf, attachment.target) {
+        if attachment.is_ipv6() && !exists(btf, step.hook_type, attachment.target) {
             continue;
         }
-        attach_program(ebpf, attachment, aya_btf)?;
-        let name = attachment.target.name().to_owned();
+        attach_program(ebpf, attachment, step.hook_type, aya_btf)?;
+        let name = attachment.target.to_owned();
         if !climb.attached.contains(&name) {
             climb.attached.push(name);
         }
@@ -316,82 +312,39 @@ fn attach_step(
 fn attach_program(
     ebpf: &mut Ebpf,
     attachment: &Attachment,
+    hook_type: HookType,
     aya_btf: &AyaBtf,
 ) -> Result<(), String> {
+    let Attachment {
+        program: name,
+        target,
+        ..
+    } = *attachment;
     let program = ebpf
-        .program_mut(attachment.program)
-        .ok_or_else(|| format!("the eBPF object has no program {}", attachment.program))?;
-    let attached = match (program, attachment.target) {
-        (Program::BtfTracePoint(program), Target::Tracepoint(name)) => program
-            .load(name, aya_btf)
+        .program_mut(name)
+        .ok_or_else(|| format!("the eBPF object has no program {name}"))?;
+    let attached = match (program, hook_type) {
+        (Program::BtfTracePoint(program), HookType::Tracepoint) => program
+            .load(target, aya_btf)
             .and_then(|()| program.attach().map(drop)),
-        (Program::FEntry(program), Target::Fentry(name)) => program
-            .load(name, aya_btf)
+        (Program::FEntry(program), HookType::Fentry) => program
+            .load(target, aya_btf)
             .and_then(|()| program.attach().map(drop)),
-        (Program::FExit(program), Target::Fexit(name)) => program
-            .load(name, aya_btf)
+        (Program::FExit(program), HookType::Fentry) => program
+            .load(target, aya_btf)
             .and_then(|()| program.attach().map(drop)),
-        (Program::KProbe(program), Target::Kprobe(name) | Target::Kretprobe(name)) => {
+        (Program::KProbe(program), HookType::Kprobe) => {
             // One program serves the IPv4 and the IPv6 function.
             let loaded = if program.fd().is_ok() {
                 Ok(())
             } else {
                 program.load()
             };
-            loaded.and_then(|()| program.attach(name, 0).map(drop))
+            loaded.and_then(|()| program.attach(target, 0).map(drop))
         }
-        _ => return Err(format!("program {} is of another type", attachment.program)),
+        _ => return Err(format!("program {name} is of another type")),
     };
     attached.map_err(|error| reason(&error))
-}
-
-/// One clause: the kernel's errno and, when it was the verifier, its last word.
-pub(super) fn reason(error: &ProgramError) -> String {
-    let ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = error
-    else {
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(inner) = source {
-            let inner_text = inner.to_string();
-            if !text.contains(&inner_text) {
-                text = format!("{text}: {inner_text}");
-            }
-            source = inner.source();
-        }
-        return text;
-    };
-    let log = verifier_log.to_string();
-    debug!("verifier: {log}");
-    let last = log.lines().map(str::trim).rfind(|line| {
-        const TRAILERS: [&str; 4] = [
-            "processed ",
-            "verification time",
-            "stack depth",
-            "mark_precise",
-        ];
-        !line.is_empty() && !TRAILERS.iter().any(|trailer| line.starts_with(trailer))
-    });
-    match last {
-        Some(last) if io_error.raw_os_error() != Some(libc::EPERM) => {
-            format!("the verifier refused it ({io_error}): {last}")
-        }
-        _ => format!("loading it: {io_error}"),
-    }
-}
-
-fn load_on_demand(ebpf: &mut Ebpf, name: &'static str) -> Result<(), CannotTrace> {
-    let program = ebpf.program_mut(name).ok_or(CannotTrace::Foreign(name))?;
-    let Program::RawTracePoint(program) = program else {
-        return Err(CannotTrace::Foreign(name));
-    };
-    program.load().map_err(|error| CannotTrace::Hook {
-        hook: name,
-        hook_type: HookType::Tracepoint,
-        reason: reason(&error),
-    })
 }
 
 fn plan(climb: Climb) -> HookPlan {

@@ -1,27 +1,35 @@
-//! The wall clock against the clock of records: NTP sets it, and CLOCK_MONOTONIC stands still while the machine
-//! sleeps.
+//! The clock of records, and the wall clock against it: NTP sets that one, and CLOCK_MONOTONIC stands still while
+//! the machine sleeps.
 
 use conntracer_common::record::{self, kind};
 use rustix::time::{ClockId, Timespec, clock_gettime};
+use zerocopy::IntoBytes;
 
-use super::live::header;
+use super::header::header;
+use crate::time::Ktime;
 
 /// What is told: shorter than anybody reads in a log, and longer than it takes to read two clocks.
 const STEP_NS: u64 = 10_000_000;
 
 /// As last told.
 #[derive(Debug)]
-pub(super) struct Clock {
+pub(super) struct WallClock {
     realtime_offset_ns: i64,
 }
 
-impl Clock {
+impl WallClock {
     pub(super) const fn new(realtime_offset_ns: i64) -> Self {
         Self { realtime_offset_ns }
     }
 
-    /// The record of a clock that was set since.
-    pub(super) fn set(&mut self, realtime_offset_ns: i64, now_ns: u64) -> Option<record::Clock> {
+    /// Feeds the record of a clock that was set since.
+    pub(super) fn poll(&mut self, feed: &mut dyn FnMut(&[u8])) {
+        if let Some(clock) = self.set(realtime_offset_ns(), ktime_ns()) {
+            feed(clock.as_bytes());
+        }
+    }
+
+    fn set(&mut self, realtime_offset_ns: i64, now_ns: u64) -> Option<record::Clock> {
         if realtime_offset_ns.abs_diff(self.realtime_offset_ns) < STEP_NS {
             return None;
         }
@@ -31,6 +39,19 @@ impl Clock {
             realtime_offset_ns,
         })
     }
+}
+
+/// CLOCK_MONOTONIC, which is what `bpf_ktime_get_ns` reads.
+pub(super) fn ktime_ns() -> u64 {
+    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
+    u64::try_from(tv_sec).unwrap_or_default() * 1_000_000_000
+        + u64::try_from(tv_nsec).unwrap_or_default()
+}
+
+/// Now, by the clock of records.
+#[must_use]
+pub fn now() -> Ktime {
+    Ktime(ktime_ns())
 }
 
 /// CLOCK_REALTIME − CLOCK_MONOTONIC.
@@ -55,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_set_is_told_once() {
-        let mut clock = Clock::new(1_000_000_000);
+        let mut clock = WallClock::new(1_000_000_000);
         assert_eq!(clock.set(1_009_999_999, 5), None);
         let told = clock.set(400_000_000, 6).unwrap();
         assert_eq!(

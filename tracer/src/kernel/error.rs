@@ -1,6 +1,9 @@
 //! Why conntracer cannot trace here: one sentence each, with what to do. Exit code 3.
 
-use std::{io, path::PathBuf};
+use std::{error::Error as _, io, path::PathBuf};
+
+use aya::programs::ProgramError;
+use log::debug;
 
 use super::btf::BtfError;
 use crate::plan::HookType;
@@ -55,5 +58,42 @@ const fn remedy(hook_type: HookType) -> &'static str {
         HookType::Tracepoint | HookType::Off => {
             "; conntracer cannot work without it: check that the kernel has CONFIG_FTRACE and CONFIG_BPF_EVENTS, and that lockdown is not `confidentiality`"
         }
+    }
+}
+
+/// One clause: the kernel's errno and, when it was the verifier, its last word.
+pub(super) fn reason(error: &ProgramError) -> String {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(inner) = source {
+            let inner_text = inner.to_string();
+            if !text.contains(&inner_text) {
+                text = format!("{text}: {inner_text}");
+            }
+            source = inner.source();
+        }
+        return text;
+    };
+    let log = verifier_log.to_string();
+    debug!("verifier: {log}");
+    let last = log.lines().map(str::trim).rfind(|line| {
+        const TRAILERS: [&str; 4] = [
+            "processed ",
+            "verification time",
+            "stack depth",
+            "mark_precise",
+        ];
+        !line.is_empty() && !TRAILERS.iter().any(|trailer| line.starts_with(trailer))
+    });
+    match last {
+        Some(last) if io_error.raw_os_error() != Some(libc::EPERM) => {
+            format!("the verifier refused it ({io_error}): {last}")
+        }
+        _ => format!("loading it: {io_error}"),
     }
 }

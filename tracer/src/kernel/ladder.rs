@@ -1,46 +1,28 @@
 //! Every hook's ladder: the programs of each hook type, best first, and what the lower ones cannot see.
 //!
-//! A table and nothing else; `kernel::attach` walks it. The functions and tracepoints were checked on
-//! 5.10, 6.1, 6.12, 6.18 and 7.3.
+//! A table and nothing else; `kernel::attach` walks it. A hook is one row here, and its programs. The functions and
+//! tracepoints were checked on 5.10, 6.1, 6.12, 6.18 and 7.3.
+
+use conntracer_common::stats::hook;
 
 use crate::plan::HookType;
-
-/// What a program attaches to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target {
-    Fentry(&'static str),
-    Fexit(&'static str),
-    Kprobe(&'static str),
-    Kretprobe(&'static str),
-    Tracepoint(&'static str),
-}
-
-impl Target {
-    /// The kernel's name of it.
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Fentry(name)
-            | Self::Fexit(name)
-            | Self::Kprobe(name)
-            | Self::Kretprobe(name)
-            | Self::Tracepoint(name) => name,
-        }
-    }
-
-    /// Whether it exists only where IPv6 is built in, and may be missing elsewhere.
-    pub(super) fn is_ipv6(self) -> bool {
-        self.name().contains("_v6_")
-    }
-}
 
 /// One program and where it goes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attachment {
     pub(super) program: &'static str,
-    pub(super) target: Target,
+    /// The kernel function, or for a tracepoint's program the tracepoint.
+    pub(super) target: &'static str,
     /// Parameters the function must have for this program: its return value lies behind them, and a
     /// slot too small loads and gives an argument instead.
     pub(super) params: Option<usize>,
+}
+
+impl Attachment {
+    /// Whether its target exists only where IPv6 is built in, and may be missing elsewhere.
+    pub(super) fn is_ipv6(&self) -> bool {
+        self.target.contains("_v6_")
+    }
 }
 
 /// One way of getting a hook.
@@ -63,7 +45,7 @@ pub(super) struct Ladder {
     pub(super) off: Option<&'static str>,
 }
 
-const fn on(program: &'static str, target: Target) -> Attachment {
+const fn on(program: &'static str, target: &'static str) -> Attachment {
     Attachment {
         program,
         target,
@@ -72,11 +54,10 @@ const fn on(program: &'static str, target: Target) -> Attachment {
 }
 
 /// A program for a function of exactly so many parameters.
-const fn of(params: usize, program: &'static str, target: Target) -> Attachment {
+const fn of(params: usize, program: &'static str, target: &'static str) -> Attachment {
     Attachment {
-        program,
-        target,
         params: Some(params),
+        ..on(program, target)
     }
 }
 
@@ -88,58 +69,58 @@ const fn step(hook_type: HookType, attachments: &'static [Attachment]) -> Step {
     }
 }
 
-const fn blind(hook_type: HookType, attachments: &'static [Attachment], to: &'static str) -> Step {
-    Step {
-        hook_type,
-        attachments,
-        blind_to: Some(to),
-    }
+const fn fentry(attachments: &'static [Attachment]) -> Step {
+    step(HookType::Fentry, attachments)
 }
 
-use HookType::{Fentry as F, Kprobe as K, Tracepoint as T};
-use Target::{Fentry, Fexit, Kprobe, Kretprobe, Tracepoint};
-use conntracer_common::stats::hook;
+const fn kprobe(attachments: &'static [Attachment]) -> Step {
+    step(HookType::Kprobe, attachments)
+}
+
+const fn tracepoint(attachments: &'static [Attachment]) -> Step {
+    step(HookType::Tracepoint, attachments)
+}
+
+const fn blind_tracepoint(attachments: &'static [Attachment], to: &'static str) -> Step {
+    Step {
+        blind_to: Some(to),
+        ..tracepoint(attachments)
+    }
+}
 
 pub(super) const LADDERS: &[Ladder] = &[
     // First: who forks between two hooks must not have become an owner before.
     Ladder {
         hook: hook::FORK,
-        steps: &[step(T, &[on("fork", Tracepoint("sched_process_fork"))])],
+        steps: &[tracepoint(&[on("fork", "sched_process_fork")])],
         off: Some("sockets that are inherited by fork(), before their holders are searched for"),
     },
     Ladder {
         hook: hook::STATE,
-        steps: &[step(T, &[on("state", Tracepoint("inet_sock_set_state"))])],
+        steps: &[tracepoint(&[on("state", "inet_sock_set_state")])],
         off: None,
     },
     Ladder {
         hook: hook::DESTROY,
-        steps: &[step(T, &[on("destroy", Tracepoint("tcp_destroy_sock"))])],
+        steps: &[tracepoint(&[on("destroy", "tcp_destroy_sock")])],
         off: None,
     },
     Ladder {
         hook: hook::RETRANSMIT,
-        steps: &[step(
-            T,
-            &[on("retransmit", Tracepoint("tcp_retransmit_skb"))],
-        )],
+        steps: &[tracepoint(&[on("retransmit", "tcp_retransmit_skb")])],
         off: None,
     },
     Ladder {
         hook: hook::SYNACK,
-        steps: &[step(
-            T,
-            &[on("synack", Tracepoint("tcp_retransmit_synack"))],
-        )],
+        steps: &[tracepoint(&[on("synack", "tcp_retransmit_synack")])],
         off: None,
     },
     Ladder {
         hook: hook::CONNECT,
         steps: &[
-            step(F, &[on("connect_fentry", Fentry("tcp_connect"))]),
-            step(K, &[on("connect_kprobe", Kprobe("tcp_connect"))]),
-            blind(
-                T,
+            fentry(&[on("connect_fentry", "tcp_connect")]),
+            kprobe(&[on("connect_kprobe", "tcp_connect")]),
+            blind_tracepoint(
                 &[],
                 "the local port of a connection that is not bound yet when connect() starts",
             ),
@@ -149,28 +130,22 @@ pub(super) const LADDERS: &[Ladder] = &[
     Ladder {
         hook: hook::FAILURE,
         steps: &[
-            step(
-                F,
-                &[
-                    of(3, "failure_fexit_v4", Fexit("tcp_v4_connect")),
-                    of(3, "failure_fexit_v6", Fexit("tcp_v6_connect")),
-                    of(3, "failure_fexit_pre_v4", Fexit("tcp_v4_pre_connect")),
-                    of(3, "failure_fexit_pre_v6", Fexit("tcp_v6_pre_connect")),
-                ],
-            ),
-            step(
-                K,
-                &[
-                    on("failure_kretprobe", Kretprobe("tcp_v4_connect")),
-                    on("failure_kretprobe", Kretprobe("tcp_v6_connect")),
-                    on("failure_kretprobe", Kretprobe("tcp_v4_pre_connect")),
-                    on("failure_kretprobe", Kretprobe("tcp_v6_pre_connect")),
-                    on("failure_kprobe", Kprobe("tcp_v4_connect")),
-                    on("failure_kprobe", Kprobe("tcp_v6_connect")),
-                    on("failure_kprobe", Kprobe("tcp_v4_pre_connect")),
-                    on("failure_kprobe", Kprobe("tcp_v6_pre_connect")),
-                ],
-            ),
+            fentry(&[
+                of(3, "failure_fexit_v4", "tcp_v4_connect"),
+                of(3, "failure_fexit_v6", "tcp_v6_connect"),
+                of(3, "failure_fexit_pre_v4", "tcp_v4_pre_connect"),
+                of(3, "failure_fexit_pre_v6", "tcp_v6_pre_connect"),
+            ]),
+            kprobe(&[
+                on("failure_kretprobe", "tcp_v4_connect"),
+                on("failure_kretprobe", "tcp_v6_connect"),
+                on("failure_kretprobe", "tcp_v4_pre_connect"),
+                on("failure_kretprobe", "tcp_v6_pre_connect"),
+                on("failure_kprobe", "tcp_v4_connect"),
+                on("failure_kprobe", "tcp_v6_connect"),
+                on("failure_kprobe", "tcp_v4_pre_connect"),
+                on("failure_kprobe", "tcp_v6_pre_connect"),
+            ]),
         ],
         off: Some(
             "connect() that fails at once, but for want of a port: no route, or not permitted",
@@ -179,11 +154,10 @@ pub(super) const LADDERS: &[Ladder] = &[
     Ladder {
         hook: hook::ACCEPT,
         steps: &[
-            step(F, &[of(2, "accept_fexit_2", Fexit("inet_csk_accept"))]),
-            step(F, &[of(4, "accept_fexit_4", Fexit("inet_csk_accept"))]),
-            blind(
-                T,
-                &[on("accept_tracepoint", Tracepoint("tcp_rcv_space_adjust"))],
+            fentry(&[of(2, "accept_fexit_2", "inet_csk_accept")]),
+            fentry(&[of(4, "accept_fexit_4", "inet_csk_accept")]),
+            blind_tracepoint(
+                &[on("accept_tracepoint", "tcp_rcv_space_adjust")],
                 "accepted connections that never receive: they stay their listener's",
             ),
         ],
@@ -192,23 +166,16 @@ pub(super) const LADDERS: &[Ladder] = &[
     Ladder {
         hook: hook::SYN,
         steps: &[
-            step(
-                F,
-                &[
-                    on("syn_fexit", Fexit("tcp_conn_request")),
-                    on("syn_fentry", Fentry("tcp_conn_request")),
-                ],
-            ),
-            step(
-                K,
-                &[
-                    on("syn_kretprobe", Kretprobe("tcp_conn_request")),
-                    on("syn_kprobe", Kprobe("tcp_conn_request")),
-                ],
-            ),
-            blind(
-                T,
-                &[on("syn_tracepoint", Tracepoint("consume_skb"))],
+            fentry(&[
+                on("syn_fexit", "tcp_conn_request"),
+                on("syn_fentry", "tcp_conn_request"),
+            ]),
+            kprobe(&[
+                on("syn_kretprobe", "tcp_conn_request"),
+                on("syn_kprobe", "tcp_conn_request"),
+            ]),
+            blind_tracepoint(
+                &[on("syn_tracepoint", "consume_skb")],
                 "which member of a SO_REUSEPORT group dropped a SYN; the cause of the first SYN on each CPU is inferred from queue lengths",
             ),
         ],
@@ -217,137 +184,106 @@ pub(super) const LADDERS: &[Ladder] = &[
     Ladder {
         hook: hook::ACK,
         steps: &[
-            step(
-                F,
-                &[
-                    of(6, "ack_fexit_v4_6", Fexit("tcp_v4_syn_recv_sock")),
-                    on("ack_fentry_v4", Fentry("tcp_v4_syn_recv_sock")),
-                    of(6, "ack_fexit_v6_6", Fexit("tcp_v6_syn_recv_sock")),
-                    on("ack_fentry_v6", Fentry("tcp_v6_syn_recv_sock")),
-                ],
-            ),
-            step(
-                F,
-                &[
-                    of(7, "ack_fexit_v4_7", Fexit("tcp_v4_syn_recv_sock")),
-                    on("ack_fentry_v4", Fentry("tcp_v4_syn_recv_sock")),
-                    of(7, "ack_fexit_v6_7", Fexit("tcp_v6_syn_recv_sock")),
-                    on("ack_fentry_v6", Fentry("tcp_v6_syn_recv_sock")),
-                ],
-            ),
-            step(
-                K,
-                &[
-                    on("ack_kretprobe", Kretprobe("tcp_v4_syn_recv_sock")),
-                    on("ack_kretprobe", Kretprobe("tcp_v6_syn_recv_sock")),
-                    on("ack_kprobe", Kprobe("tcp_v4_syn_recv_sock")),
-                    on("ack_kprobe", Kprobe("tcp_v6_syn_recv_sock")),
-                ],
-            ),
-            step(T, &[]),
+            fentry(&[
+                of(6, "ack_fexit_v4_6", "tcp_v4_syn_recv_sock"),
+                on("ack_fentry_v4", "tcp_v4_syn_recv_sock"),
+                of(6, "ack_fexit_v6_6", "tcp_v6_syn_recv_sock"),
+                on("ack_fentry_v6", "tcp_v6_syn_recv_sock"),
+            ]),
+            fentry(&[
+                of(7, "ack_fexit_v4_7", "tcp_v4_syn_recv_sock"),
+                on("ack_fentry_v4", "tcp_v4_syn_recv_sock"),
+                of(7, "ack_fexit_v6_7", "tcp_v6_syn_recv_sock"),
+                on("ack_fentry_v6", "tcp_v6_syn_recv_sock"),
+            ]),
+            kprobe(&[
+                on("ack_kretprobe", "tcp_v4_syn_recv_sock"),
+                on("ack_kretprobe", "tcp_v6_syn_recv_sock"),
+                on("ack_kprobe", "tcp_v4_syn_recv_sock"),
+                on("ack_kprobe", "tcp_v6_syn_recv_sock"),
+            ]),
+            tracepoint(&[]),
         ],
         off: Some("third ACKs that found the accept queue full"),
     },
     Ladder {
         hook: hook::COOKIE,
         steps: &[
-            step(
-                F,
-                &[
-                    on("cookie_fexit_v4", Fexit("cookie_v4_check")),
-                    on("cookie_fentry_v4", Fentry("cookie_v4_check")),
-                    on("cookie_fexit_v6", Fexit("cookie_v6_check")),
-                    on("cookie_fentry_v6", Fentry("cookie_v6_check")),
-                ],
-            ),
-            step(
-                K,
-                &[
-                    on("cookie_kretprobe", Kretprobe("cookie_v4_check")),
-                    on("cookie_kretprobe", Kretprobe("cookie_v6_check")),
-                    on("cookie_kprobe", Kprobe("cookie_v4_check")),
-                    on("cookie_kprobe", Kprobe("cookie_v6_check")),
-                ],
-            ),
+            fentry(&[
+                on("cookie_fexit_v4", "cookie_v4_check"),
+                on("cookie_fentry_v4", "cookie_v4_check"),
+                on("cookie_fexit_v6", "cookie_v6_check"),
+                on("cookie_fentry_v6", "cookie_v6_check"),
+            ]),
+            kprobe(&[
+                on("cookie_kretprobe", "cookie_v4_check"),
+                on("cookie_kretprobe", "cookie_v6_check"),
+                on("cookie_kprobe", "cookie_v4_check"),
+                on("cookie_kprobe", "cookie_v6_check"),
+            ]),
         ],
         off: Some("whether third ACKs bring valid SYN cookies"),
     },
     Ladder {
         hook: hook::REQUEST,
         steps: &[
-            step(
-                F,
-                &[
-                    of(5, "request_fexit_5", Fexit("tcp_check_req")),
-                    on("request_timer_fexit", Fexit("reqsk_timer_handler")),
-                    on("request_timer_fentry", Fentry("reqsk_timer_handler")),
-                ],
-            ),
-            step(
-                F,
-                &[
-                    of(6, "request_fexit_6", Fexit("tcp_check_req")),
-                    on("request_timer_fexit", Fexit("reqsk_timer_handler")),
-                    on("request_timer_fentry", Fentry("reqsk_timer_handler")),
-                ],
-            ),
-            step(
-                K,
-                &[
-                    on("request_kretprobe", Kretprobe("tcp_check_req")),
-                    on("request_kprobe", Kprobe("tcp_check_req")),
-                    on("request_timer_kretprobe", Kretprobe("reqsk_timer_handler")),
-                    on("request_timer_kprobe", Kprobe("reqsk_timer_handler")),
-                ],
-            ),
+            fentry(&[
+                of(5, "request_fexit_5", "tcp_check_req"),
+                on("request_timer_fexit", "reqsk_timer_handler"),
+                on("request_timer_fentry", "reqsk_timer_handler"),
+            ]),
+            fentry(&[
+                of(6, "request_fexit_6", "tcp_check_req"),
+                on("request_timer_fexit", "reqsk_timer_handler"),
+                on("request_timer_fentry", "reqsk_timer_handler"),
+            ]),
+            kprobe(&[
+                on("request_kretprobe", "tcp_check_req"),
+                on("request_kprobe", "tcp_check_req"),
+                on("request_timer_kretprobe", "reqsk_timer_handler"),
+                on("request_timer_kprobe", "reqsk_timer_handler"),
+            ]),
         ],
         off: Some("how requests without a third ACK end: expired, or reset by the client"),
     },
     Ladder {
         hook: hook::RTO,
         steps: &[
-            step(F, &[on("rto_fentry", Fentry("tcp_enter_loss"))]),
-            step(K, &[on("rto_kprobe", Kprobe("tcp_enter_loss"))]),
-            step(T, &[on("rto_tracepoint", Tracepoint("tcp_cong_state_set"))]),
+            fentry(&[on("rto_fentry", "tcp_enter_loss")]),
+            kprobe(&[on("rto_kprobe", "tcp_enter_loss")]),
+            tracepoint(&[on("rto_tracepoint", "tcp_cong_state_set")]),
         ],
         off: Some("timeouts that send nothing because the segment never left this host"),
     },
     Ladder {
         hook: hook::TIMEOUT,
         steps: &[
-            step(F, &[on("timeout_fentry", Fentry("tcp_retransmit_timer"))]),
-            step(K, &[on("timeout_kprobe", Kprobe("tcp_retransmit_timer"))]),
+            fentry(&[on("timeout_fentry", "tcp_retransmit_timer")]),
+            kprobe(&[on("timeout_kprobe", "tcp_retransmit_timer")]),
         ],
         off: Some("the timeout with which the kernel gives a connection up"),
     },
     Ladder {
         hook: hook::LOSS_PROBE,
         steps: &[
-            step(
-                F,
-                &[
-                    on("loss_probe_fexit", Fexit("tcp_send_loss_probe")),
-                    on("loss_probe_fentry", Fentry("tcp_send_loss_probe")),
-                ],
-            ),
-            step(
-                K,
-                &[
-                    on("loss_probe_kretprobe", Kretprobe("tcp_send_loss_probe")),
-                    on("loss_probe_kprobe", Kprobe("tcp_send_loss_probe")),
-                ],
-            ),
+            fentry(&[
+                on("loss_probe_fexit", "tcp_send_loss_probe"),
+                on("loss_probe_fentry", "tcp_send_loss_probe"),
+            ]),
+            kprobe(&[
+                on("loss_probe_kretprobe", "tcp_send_loss_probe"),
+                on("loss_probe_kprobe", "tcp_send_loss_probe"),
+            ]),
         ],
         off: Some("tail loss probes that carry new data"),
     },
     Ladder {
         hook: hook::UNDO,
         steps: &[
-            step(F, &[on("undo_fentry", Fentry("tcp_undo_cwnd_reduction"))]),
-            step(K, &[on("undo_kprobe", Kprobe("tcp_undo_cwnd_reduction"))]),
-            blind(
-                T,
-                &[on("undo_tracepoint", Tracepoint("tcp_cong_state_set"))],
+            fentry(&[on("undo_fentry", "tcp_undo_cwnd_reduction")]),
+            kprobe(&[on("undo_kprobe", "tcp_undo_cwnd_reduction")]),
+            blind_tracepoint(
+                &[on("undo_tracepoint", "tcp_cong_state_set")],
                 "losses that turn out to be none after their recovery, and by what one did before its end",
             ),
         ],
@@ -356,14 +292,11 @@ pub(super) const LADDERS: &[Ladder] = &[
     Ladder {
         hook: hook::PROBE,
         steps: &[
-            step(F, &[on("probe_fexit", Fexit("tcp_write_wakeup"))]),
-            step(
-                K,
-                &[
-                    on("probe_kretprobe", Kretprobe("tcp_write_wakeup")),
-                    on("probe_kprobe", Kprobe("tcp_write_wakeup")),
-                ],
-            ),
+            fentry(&[on("probe_fexit", "tcp_write_wakeup")]),
+            kprobe(&[
+                on("probe_kretprobe", "tcp_write_wakeup"),
+                on("probe_kprobe", "tcp_write_wakeup"),
+            ]),
         ],
         off: Some(
             "unanswered keepalive and window probes of a connection that retransmits nothing",
@@ -371,27 +304,24 @@ pub(super) const LADDERS: &[Ladder] = &[
     },
     Ladder {
         hook: hook::RESET_SENT,
-        steps: &[step(T, &[on("reset_sent", Tracepoint("tcp_send_reset"))])],
+        steps: &[tracepoint(&[on("reset_sent", "tcp_send_reset")])],
         off: Some("resets sent"),
     },
     Ladder {
         hook: hook::RESET_RECEIVED,
-        steps: &[step(
-            T,
-            &[on("reset_received", Tracepoint("tcp_receive_reset"))],
-        )],
+        steps: &[tracepoint(&[on("reset_received", "tcp_receive_reset")])],
         off: Some("resets received"),
     },
     Ladder {
         hook: hook::DROP,
-        steps: &[step(T, &[on("drop", Tracepoint("kfree_skb"))])],
+        steps: &[tracepoint(&[on("drop", "kfree_skb")])],
         off: Some("packets dropped before they reach a socket"),
     },
     Ladder {
         hook: hook::PASS,
         steps: &[
-            step(F, &[on("pass_fentry", Fentry("__receive_sock"))]),
-            step(K, &[on("pass_kprobe", Kprobe("__receive_sock"))]),
+            fentry(&[on("pass_fentry", "__receive_sock")]),
+            kprobe(&[on("pass_kprobe", "__receive_sock")]),
         ],
         off: Some(
             "descriptors passed between processes, before the receiver receives data or the socket's \
@@ -399,6 +329,3 @@ pub(super) const LADDERS: &[Ladder] = &[
         ),
     },
 ];
-
-/// Programs that are loaded and attached to nothing: run on demand.
-pub(super) const ON_DEMAND: &[&str] = &["snapshot", "refresh", "heir", "percpu_base", "netns_look"];

@@ -1,4 +1,4 @@
-//! Reads the eBPF side's maps: the counters, and whole maps in batches; removes what is idle.
+//! Takes maps out of the loaded object, reads them whole in batches, and removes what is idle.
 //!
 //! BPF_MAP_LOOKUP_BATCH (Linux 5.6) reads hundreds of entries a system call where a key-by-key walk
 //! needs two calls an entry; aya does not offer it.
@@ -8,25 +8,31 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-use aya::maps::{MapData, PerCpuArray};
-use conntracer_common::stats::HookCounters;
-use zerocopy::transmute;
+use aya::{
+    Ebpf,
+    maps::{Map, MapData},
+};
 
-/// The counters as aya sees them: `HookCounters` is not ours to mark as plain data there.
-pub(super) type Counters = PerCpuArray<MapData, [u64; 5]>;
+use super::error::CannotTrace;
 
-/// One hook's counters, summed over CPUs.
-pub(super) fn counters(map: &Counters, hook: u32) -> io::Result<HookCounters> {
-    let per_cpu = map.get(&hook, 0).map_err(io::Error::other)?;
-    let mut sum = HookCounters::default();
-    for cpu in per_cpu.iter() {
-        sum.add(&transmute!(*cpu));
+/// A map of the object, by name.
+pub(super) fn take<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, CannotTrace> {
+    ebpf.take_map(name)
+        .and_then(|map| M::try_from(map).ok())
+        .ok_or(CannotTrace::Foreign(name))
+}
+
+/// A hash map, plain or LRU, to be read by the functions below.
+pub(super) fn take_hash(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, CannotTrace> {
+    match ebpf.take_map(name) {
+        Some(Map::HashMap(data) | Map::LruHashMap(data)) => Ok(data),
+        _ => Err(CannotTrace::Foreign(name)),
     }
-    Ok(sum)
 }
 
 /// Of `enum bpf_cmd`.
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 /// Entries asked for at once: 64 KiB of the largest values, and more than any one hash bucket holds.
@@ -60,20 +66,20 @@ struct EntryAttr {
 /// Reads one entry of a hash map with 8-byte keys into `value`, which is as large as the map's values;
 /// whether there is one.
 pub(super) fn lookup(map: BorrowedFd<'_>, key: u64, value: &mut [u8]) -> io::Result<bool> {
-    read_entry(BPF_MAP_LOOKUP_ELEM, map, &key.to_ne_bytes(), value)
+    command(BPF_MAP_LOOKUP_ELEM, map, &key.to_ne_bytes(), Some(value))
 }
 
 /// Removes one entry and reads what it held last into `value`, as [`lookup`] does; whether there was one.
 ///
 /// Before 5.14 a hash map cannot do both at once: what is counted in the moment between is in neither.
-pub(super) fn take<const K: usize>(
+pub(super) fn remove<const K: usize>(
     map: BorrowedFd<'_>,
     key: &[u8; K],
     value: &mut [u8],
 ) -> io::Result<bool> {
     /// Linux's own errno (include/linux/errno.h), which no libc has.
     const ENOTSUPP: i32 = 524;
-    let taken = read_entry(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key, value);
+    let taken = command(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key, Some(value));
     if !taken.as_ref().is_err_and(|error| {
         matches!(
             error.raw_os_error(),
@@ -82,25 +88,26 @@ pub(super) fn take<const K: usize>(
     }) {
         return taken;
     }
-    let found = read_entry(BPF_MAP_LOOKUP_ELEM, map, key, value)?;
-    remove(map, key)?;
+    let found = command(BPF_MAP_LOOKUP_ELEM, map, key, Some(value))?;
+    delete(map, key)?;
     Ok(found)
 }
 
-fn read_entry<const K: usize>(
+/// Runs a command on one entry; whether there was one.
+fn command<const K: usize>(
     command: libc::c_long,
     map: BorrowedFd<'_>,
     key: &[u8; K],
-    value: &mut [u8],
+    value: Option<&mut [u8]>,
 ) -> io::Result<bool> {
     let mut attr = EntryAttr {
         map_fd: u32::try_from(map.as_raw_fd()).map_err(io::Error::other)?,
         key: key.as_ptr().addr() as u64,
-        value: value.as_mut_ptr().addr() as u64,
+        value: value.map_or(0, |value| value.as_mut_ptr().addr() as u64),
         ..EntryAttr::default()
     };
-    // SAFETY: `attr` is the entry member of bpf_attr; its pointers name a live key and a buffer that the
-    // caller made as large as a value.
+    // SAFETY: `attr` is the entry member of bpf_attr; its pointers name a live key and, where a value is
+    // read, a buffer that the caller made as large as one.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -181,40 +188,7 @@ pub(super) fn for_each_entry<const K: usize>(
     }
 }
 
-/// `BPF_MAP_DELETE_ELEM` of `enum bpf_cmd`.
-const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
-
-/// The members of `union bpf_attr` that name one element.
-#[repr(C)]
-#[derive(Default)]
-struct ElementAttr {
-    map_fd: u32,
-    pad: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
 /// Removes one entry; one that is gone already is no error.
-fn remove<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<()> {
-    let attr = ElementAttr {
-        map_fd: u32::try_from(map.as_raw_fd()).map_err(io::Error::other)?,
-        key: key.as_ptr().addr() as u64,
-        ..ElementAttr::default()
-    };
-    // SAFETY: `attr` names a map and a live key of its size.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_DELETE_ELEM,
-            (&raw const attr).cast::<libc::c_void>(),
-            size_of::<ElementAttr>(),
-        )
-    };
-    let error = io::Error::last_os_error();
-    if result == 0 || error.raw_os_error() == Some(libc::ENOENT) {
-        Ok(())
-    } else {
-        Err(error)
-    }
+fn delete<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<()> {
+    command(BPF_MAP_DELETE_ELEM, map, key, None).map(drop)
 }

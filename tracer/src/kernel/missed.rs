@@ -42,7 +42,7 @@ impl Missed {
                 let Ok(fd) = program.fd() else {
                     continue;
                 };
-                let target = attachment.target.name();
+                let target = attachment.target;
                 let link = match program {
                     Program::KProbe(_) => program
                         .info()

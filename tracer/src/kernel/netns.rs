@@ -9,13 +9,14 @@ use std::{
     io, thread,
 };
 
-use aya::maps::{Array, HashMap, MapData};
 use conntracer_common::{
     filter::{Filter, Plain},
-    netns::{Counts, KernelCounts, Look, NetnsId, comparable, count, expected, kernel, residue},
-    record::{Header, Netns, kind, netns_flag},
+    netns::{Counts, KernelCounts, Look, NetnsId, comparable, expected, kernel, residue},
+    record::{Netns, kind, netns_flag},
 };
-use zerocopy::{IntoBytes, transmute};
+use zerocopy::IntoBytes;
+
+use super::header::header;
 
 /// Namespaces compared at once: what the eBPF side's map holds, and far more than one host's
 /// containers. 550 kB.
@@ -27,13 +28,8 @@ const MAX_STEPS: usize = 4 * MAX_NAMESPACES;
 /// or after the eBPF side counts it.
 const TRIES: usize = 8;
 
-/// `Look` and `Counts` as aya sees them: they are not ours to mark as plain data there.
-type LookWords = [u64; size_of::<Look>() / size_of::<u64>()];
-pub(super) type LookMap = Array<MapData, LookWords>;
-pub(super) type CountsMap = HashMap<MapData, u64, [u64; count::COUNT]>;
-
-/// What there is to look at: the running kernel, or a test's idea of one.
-pub(super) trait Kernel {
+/// The kernel's counters and ours in each namespace: of the running kernel, or a test's idea of one.
+pub(super) trait BothCounts {
     /// The namespace at an address, 0 for this process's own.
     fn look(&self, net: u64) -> io::Result<Look>;
     /// What the eBPF side counted in a namespace so far.
@@ -42,47 +38,6 @@ pub(super) trait Kernel {
     fn counted(&self) -> io::Result<BTreeSet<NetnsId>>;
     /// A namespace is gone, and its counts may go.
     fn forget(&mut self, id: NetnsId);
-}
-
-/// The running kernel; `run` runs the `netns_look` program with its arguments.
-pub(super) struct Running<'a, R> {
-    pub(super) run: R,
-    pub(super) look: &'a LookMap,
-    pub(super) counts: &'a mut CountsMap,
-    /// Runs for one namespace: each reads some of the CPUs.
-    pub(super) runs: u32,
-}
-
-impl<R: Fn(u64, u32) -> io::Result<()>> Kernel for Running<'_, R> {
-    fn look(&self, net: u64) -> io::Result<Look> {
-        for run in 0..self.runs {
-            (self.run)(net, run * conntracer_common::netns::CPUS_AT_ONCE)?;
-        }
-        let words = self.look.get(&0, 0).map_err(io::Error::other)?;
-        Ok(transmute!(words))
-    }
-
-    fn counts(&self, id: NetnsId) -> io::Result<Counts> {
-        match self.counts.get(&transmute!(id), 0) {
-            Ok(counts) => Ok(counts),
-            // Nothing went wrong there yet.
-            Err(aya::maps::MapError::KeyNotFound) => Ok([0; count::COUNT]),
-            Err(error) => Err(io::Error::other(error)),
-        }
-    }
-
-    fn counted(&self) -> io::Result<BTreeSet<NetnsId>> {
-        self.counts
-            .keys()
-            .map(|key| key.map(|key| transmute!(key)))
-            .collect::<Result<_, _>>()
-            .map_err(io::Error::other)
-    }
-
-    fn forget(&mut self, id: NetnsId) {
-        // Absent where nothing went wrong.
-        let _absent = self.counts.remove(&transmute!(id));
-    }
 }
 
 /// The namespaces that are compared.
@@ -131,7 +86,7 @@ impl Namespaces {
 
     /// Makes this moment the one that everything is counted from. After the hooks are attached, so that
     /// nothing is counted by the kernel alone from here on; and again when what can be read changes.
-    pub(super) fn begin(&mut self, kernel: &impl Kernel) -> io::Result<()> {
+    pub(super) fn begin(&mut self, kernel: &impl BothCounts) -> io::Result<()> {
         self.known.clear();
         self.absent.clear();
         self.uncompared = 0;
@@ -146,7 +101,7 @@ impl Namespaces {
     /// Reads every namespace and makes records of those that changed.
     pub(super) fn compare(
         &mut self,
-        kernel: &mut impl Kernel,
+        kernel: &mut impl BothCounts,
         ktime_ns: u64,
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
@@ -181,7 +136,7 @@ impl Namespaces {
     /// memory reused for the list's last, comes around without those in between.
     fn depart(
         &mut self,
-        kernel: &mut impl Kernel,
+        kernel: &mut impl BothCounts,
         found: &BTreeMap<NetnsId, u64>,
     ) -> io::Result<()> {
         let mut absent = kernel.counted()?;
@@ -197,7 +152,7 @@ impl Namespaces {
     }
 
     /// The namespaces asked for that there are, `None` where the kernel's list cannot be walked.
-    pub(super) fn inodes(&self, kernel: &impl Kernel) -> io::Result<Option<BTreeSet<u32>>> {
+    pub(super) fn inodes(&self, kernel: &impl BothCounts) -> io::Result<Option<BTreeSet<u32>>> {
         let mut inodes = BTreeSet::new();
         let whole = walk(kernel, |look| {
             if self.asked.wants_netns::<Plain>(look.id.inode) {
@@ -218,7 +173,7 @@ impl Namespaces {
 
     /// Walks the kernel's list, and takes the baseline of what is new. The namespaces asked for by
     /// identity, and whether the walk saw the whole list.
-    fn meet(&mut self, kernel: &impl Kernel) -> io::Result<(BTreeMap<NetnsId, u64>, bool)> {
+    fn meet(&mut self, kernel: &impl BothCounts) -> io::Result<(BTreeMap<NetnsId, u64>, bool)> {
         let mut found = BTreeMap::new();
         if self.flags() & (netns_flag::FILTERED | netns_flag::UNREADABLE) != 0 {
             return Ok((found, false));
@@ -254,7 +209,12 @@ impl Namespaces {
 }
 
 impl Known {
-    fn compare(&self, kernel: &impl Kernel, net: u64, id: NetnsId) -> io::Result<Option<Netns>> {
+    fn compare(
+        &self,
+        kernel: &impl BothCounts,
+        net: u64,
+        id: NetnsId,
+    ) -> io::Result<Option<Netns>> {
         let mut record = None;
         for _ in 0..TRIES {
             // Gone in the meantime: what was said last stands, and not what does not agree.
@@ -302,7 +262,7 @@ impl Reading {
 }
 
 /// Ours, then the kernel's, then ours; `None` when the namespace is gone, or another one by now.
-fn read(kernel: &impl Kernel, net: u64, id: NetnsId) -> io::Result<Option<Reading>> {
+fn read(kernel: &impl BothCounts, net: u64, id: NetnsId) -> io::Result<Option<Reading>> {
     let before = expected(&kernel.counts(id)?);
     let look = kernel.look(net)?;
     let after = expected(&kernel.counts(id)?);
@@ -314,7 +274,7 @@ fn read(kernel: &impl Kernel, net: u64, id: NetnsId) -> io::Result<Option<Readin
 }
 
 /// A reading in which nothing moved, where one can be had.
-fn baseline(kernel: &impl Kernel, net: u64, id: NetnsId) -> io::Result<Option<Reading>> {
+fn baseline(kernel: &impl BothCounts, net: u64, id: NetnsId) -> io::Result<Option<Reading>> {
     let mut last = None;
     for _ in 0..TRIES {
         last = read(kernel, net, id)?;
@@ -326,7 +286,7 @@ fn baseline(kernel: &impl Kernel, net: u64, id: NetnsId) -> io::Result<Option<Re
 }
 
 /// Shows every namespace in the kernel's list; whether it came around to where it began.
-fn walk(kernel: &impl Kernel, mut see: impl FnMut(&Look)) -> io::Result<bool> {
+fn walk(kernel: &impl BothCounts, mut see: impl FnMut(&Look)) -> io::Result<bool> {
     let own = kernel.look(0)?;
     let mut at = own;
     for _ in 0..MAX_STEPS {
@@ -352,12 +312,7 @@ fn say(said: &mut Option<Netns>, record: &Netns, ktime_ns: u64, feed: &mut dyn F
     }
     *said = Some(*record);
     let record = Netns {
-        header: Header {
-            ktime_ns,
-            kind: kind::NETNS,
-            size: u16::try_from(size_of::<Netns>()).unwrap_or(u16::MAX),
-            cpu: u32::MAX,
-        },
+        header: header::<Netns>(kind::NETNS, ktime_ns),
         ..*record
     };
     feed(record.as_bytes());
@@ -367,7 +322,7 @@ fn say(said: &mut Option<Netns>, record: &Netns, ktime_ns: u64, feed: &mut dyn F
 mod tests {
     use std::{cell::Cell, collections::HashMap};
 
-    use conntracer_common::record::syn_outcome;
+    use conntracer_common::{netns::count, record::syn_outcome};
     use proptest::prelude::*;
     use zerocopy::FromBytes;
 
@@ -407,7 +362,7 @@ mod tests {
         }
     }
 
-    impl Kernel for Fake {
+    impl BothCounts for Fake {
         fn look(&self, net: u64) -> io::Result<Look> {
             let cut_short = net == 0 && self.cut_short.take();
             let net = if net == 0 { self.lists[0].into() } else { net };

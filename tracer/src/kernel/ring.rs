@@ -23,7 +23,7 @@ use conntracer_common::record::Header;
 use rustix::event::epoll;
 use zerocopy::FromBytes;
 
-use super::{error::CannotTrace, live::ktime_ns as now_ns};
+use super::{clock::ktime_ns as now_ns, error::CannotTrace, maps};
 use crate::plan::Transport;
 
 /// Pages of one CPU's perf buffer: 512 KiB, a quarter of a second of 9,000 retransmissions a second
@@ -174,12 +174,8 @@ fn trimmed(record: &[u8]) -> &[u8] {
     record.get(..size).unwrap_or(record)
 }
 
-fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, CannotTrace> {
-    ebpf.take_map(name).ok_or(CannotTrace::Foreign(name))
-}
-
 fn ringbuf(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, CannotTrace> {
-    RingBuf::try_from(take(ebpf, name)?).map_err(|error| CannotTrace::Ring {
+    RingBuf::try_from(maps::take::<Map>(ebpf, name)?).map_err(|error| CannotTrace::Ring {
         ring: name,
         reason: error.to_string(),
     })
@@ -190,8 +186,8 @@ fn perf(
     name: &'static str,
 ) -> Result<Vec<PerfEventArrayBuffer<MapData>>, CannotTrace> {
     let refused = |reason: String| CannotTrace::Ring { ring: name, reason };
-    let mut array =
-        PerfEventArray::try_from(take(ebpf, name)?).map_err(|error| refused(error.to_string()))?;
+    let mut array = PerfEventArray::try_from(maps::take::<Map>(ebpf, name)?)
+        .map_err(|error| refused(error.to_string()))?;
     let cpus = online_cpus().map_err(|(what, error)| refused(format!("{what}: {error}")))?;
     cpus.into_iter()
         .map(|cpu| {

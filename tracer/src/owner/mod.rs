@@ -1,8 +1,9 @@
 //! What names an owner to people, read from /proc, the control groups and /run/netns.
 //!
 //! Reads files and nothing else; what is learned enters the stream as records
-//! (`crate::kernel::processes`), so that a replay names what the run named.
+//! (`crate::kernel`), so that a replay names what the run named.
 
 pub(crate) mod cgroup;
 pub(crate) mod netns;
+pub(crate) mod path;
 pub(crate) mod process;

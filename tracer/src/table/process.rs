@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::{
     event::Process,
     finding::{Container, Finding, Names, Owner},
-    owner::cgroup,
+    owner::path,
     table::Bounded,
 };
 
@@ -51,7 +51,7 @@ impl Processes {
         let before = self.names.remove(&key).unwrap_or_default();
         let cgroup = text(&process.cgroup, process.cgroup_cut);
         let (container, unit) = match cgroup.as_deref() {
-            Some(path) => (container(path), cgroup::unit(path).map(str::to_owned)),
+            Some(path) => (container(path), path::unit(path).map(str::to_owned)),
             None => (before.container, before.unit),
         };
         self.names.insert(
@@ -90,7 +90,7 @@ impl Processes {
 }
 
 fn container(path: &str) -> Option<Container> {
-    cgroup::container(path).map(|(runtime, id)| Container {
+    path::container(path).map(|(runtime, id)| Container {
         runtime: runtime.into(),
         id: id.to_owned(),
     })

@@ -13,7 +13,7 @@ use foldhash::quality::RandomState;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::live::header;
+use super::header::header;
 use crate::owner::{cgroup::Cgroups, netns::Names, process};
 
 /// Owners told of; beyond it all are told again.
@@ -51,14 +51,14 @@ struct Key {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Processes {
+pub(super) struct OwnerNames {
     cgroups: Cgroups,
     names: Names,
     told: HashSet<Key, RandomState>,
     ticks_per_s: u64,
 }
 
-impl Default for Processes {
+impl Default for OwnerNames {
     fn default() -> Self {
         Self {
             cgroups: Cgroups::of_host(),
@@ -69,7 +69,7 @@ impl Default for Processes {
     }
 }
 
-impl Processes {
+impl OwnerNames {
     /// Hands a record on, its owner named before it where that is new.
     pub(super) fn name(&mut self, record: &[u8], feed: &mut dyn FnMut(&[u8])) {
         if let Ok(holders) = Holders::read_from_bytes(record)
@@ -203,8 +203,10 @@ fn milliseconds(time: Timespec) -> u64 {
 #[cfg(test)]
 mod tests {
     use conntracer_common::record::{Connect, EXECUTABLE_BYTES};
+    use proptest::prelude::*;
 
     use super::*;
+    use crate::{decode::decode, event::Body, testing::any_record};
 
     fn connect(pid: u32, started_ms: u32, source: u8) -> Connect {
         Connect {
@@ -222,10 +224,10 @@ mod tests {
         }
     }
 
-    fn fed(processes: &mut Processes, record: &Connect) -> Vec<Process> {
+    fn fed(names: &mut OwnerNames, record: &Connect) -> Vec<Process> {
         let mut made = Vec::new();
         let mut passed = 0;
-        processes.name(record.as_bytes(), &mut |bytes| {
+        names.name(record.as_bytes(), &mut |bytes| {
             if bytes == record.as_bytes() {
                 passed += 1;
             } else {
@@ -239,42 +241,46 @@ mod tests {
 
     #[test]
     fn an_owner_is_named_once() {
-        let mut processes = Processes::default();
+        let mut names = OwnerNames::default();
         let own = process::read(Path::new("/proc"), std::process::id(), 100).unwrap();
         let started = u32::try_from(own.started_ms & u64::from(u32::MAX)).unwrap();
         let record = connect(std::process::id(), started + 9, owner_source::CONNECT);
-        let made = fed(&mut processes, &record);
-        let [named] = made.as_slice() else {
+        let made = fed(&mut names, &record);
+        let [process] = made.as_slice() else {
             panic!("one name: {made:?}");
         };
         assert_eq!(
-            (named.pid, named.netns, named.flags & process_flag::GONE),
+            (
+                process.pid,
+                process.netns,
+                process.flags & process_flag::GONE
+            ),
             (record.owner.pid, 7, 0)
         );
-        assert!(named.started_unix_ms > 0);
+        assert!(process.started_unix_ms > 0);
         let executable = own.executable.unwrap();
         let tail = &executable[executable.len().saturating_sub(EXECUTABLE_BYTES)..];
-        assert!(named.executable.starts_with(tail));
-        assert_eq!(fed(&mut processes, &record), []);
+        assert!(process.executable.starts_with(tail));
+        assert_eq!(fed(&mut names, &record), []);
     }
 
     #[test]
     fn another_process_of_the_same_pid_names_nobody() {
-        let mut processes = Processes::default();
+        let mut names = OwnerNames::default();
         let own = process::read(Path::new("/proc"), std::process::id(), 100).unwrap();
         let started = u32::try_from(own.started_ms & u64::from(u32::MAX)).unwrap();
         for other in [started.wrapping_sub(1), started + 10, 0] {
             let record = connect(std::process::id(), other, owner_source::CONNECT);
-            let named = fed(&mut processes, &record)[0];
-            assert_eq!(named.flags, process_flag::GONE, "{other}");
-            assert_eq!(named.executable, [0; EXECUTABLE_BYTES]);
+            let process = fed(&mut names, &record)[0];
+            assert_eq!(process.flags, process_flag::GONE, "{other}");
+            assert_eq!(process.executable, [0; EXECUTABLE_BYTES]);
         }
     }
 
     #[test]
     fn an_unknown_owner_is_not_named() {
         let record = connect(1, 1, owner_source::UNKNOWN);
-        assert_eq!(fed(&mut Processes::default(), &record), []);
+        assert_eq!(fed(&mut OwnerNames::default(), &record), []);
     }
 
     #[test]
@@ -283,5 +289,17 @@ mod tests {
         assert!(put(&mut place, b"abcdef"));
         assert_eq!(&place, b"cdef");
         assert!(!put(&mut place, b"xy"));
+    }
+
+    proptest! {
+        #[test]
+        fn the_owner_of_every_record_about_a_socket_is_named(bytes in any_record()) {
+            let named = owner(&bytes).map(|(owner, netns, _)| (owner.pid, netns));
+            let told = decode(&bytes).ok().filter(|event| !matches!(event.body, Body::Holders(_)));
+            let told = told.and_then(|event| {
+                Some((event.body.owner()?.pid, event.body.socket()?.netns))
+            });
+            prop_assert!(told.is_none() || told == named);
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! Tells the eBPF side which owners are asked for, and decides on control groups as it meets them.
+//! The filter's verdicts on owners, as the eBPF side looks them up: on processes before it begins, on control groups
+//! as it meets them.
 
 use std::io;
 
@@ -8,7 +9,7 @@ use aya::{
 };
 use conntracer_common::filter::verdict;
 
-use super::{error::CannotTrace, processes::Processes};
+use super::{error::CannotTrace, maps, names::OwnerNames};
 use crate::{filter::Owners, owner::cgroup::Cgroups};
 
 /// Control groups the eBPF side knows at once, as many as names are kept of.
@@ -30,9 +31,9 @@ pub(super) fn sizes(asked: &Owners) -> [(&'static str, u32); 3] {
 }
 
 /// Fills the maps, before the first hook is attached.
-pub(super) fn tell(ebpf: &mut Ebpf, asked: &Owners) -> Result<(), CannotTrace> {
-    tell_of(ebpf, "ASKED_PIDS", asked.pids.iter().copied())?;
-    tell_of(ebpf, "ASKED_COMMS", asked.comms.iter().copied())?;
+pub(super) fn fill(ebpf: &mut Ebpf, asked: &Owners) -> Result<(), CannotTrace> {
+    fill_one(ebpf, "ASKED_PIDS", asked.pids.iter().copied())?;
+    fill_one(ebpf, "ASKED_COMMS", asked.comms.iter().copied())?;
     if asked.asks_for_groups() {
         let mut groups = keyed::<u64>(ebpf, "GROUPS")?;
         for (id, path) in Cgroups::of_host().all().take(MAX_GROUPS as usize) {
@@ -43,7 +44,7 @@ pub(super) fn tell(ebpf: &mut Ebpf, asked: &Owners) -> Result<(), CannotTrace> {
     Ok(())
 }
 
-fn tell_of<K: aya::Pod>(
+fn fill_one<K: aya::Pod>(
     ebpf: &mut Ebpf,
     name: &'static str,
     asked: impl Iterator<Item = K>,
@@ -80,7 +81,7 @@ const fn verdict_of(wants: bool) -> u8 {
 }
 
 /// The control groups of a run whose filter asks for some.
-pub(super) struct Groups {
+pub(super) struct GroupVerdicts {
     asked: Owners,
     verdicts: HashMap<MapData, u64, u8>,
     met: Array<MapData, u64>,
@@ -88,12 +89,12 @@ pub(super) struct Groups {
     decided: u64,
 }
 
-impl Groups {
-    pub(super) fn new(
-        asked: &Owners,
-        verdicts: HashMap<MapData, u64, u8>,
-        met: Array<MapData, u64>,
-    ) -> Self {
+impl GroupVerdicts {
+    /// `None` where the filter asks for no control group.
+    pub(super) fn new(ebpf: &mut Ebpf, asked: &Owners) -> Result<Option<Self>, CannotTrace> {
+        if !asked.asks_for_groups() {
+            return Ok(None);
+        }
         let mut groups = Cgroups::of_host();
         let there: Vec<String> = groups
             .all()
@@ -102,17 +103,17 @@ impl Groups {
         for what in asked.missing(&there) {
             log::warn!("{what} is not there yet: its sockets are traced once it comes");
         }
-        Self {
+        Ok(Some(Self {
             asked: asked.clone(),
-            verdicts,
-            met,
+            verdicts: maps::take(ebpf, "GROUPS")?,
+            met: maps::take(ebpf, "GROUPS_MET")?,
             decided: 0,
-        }
+        }))
     }
 
     /// Decides on the groups that the eBPF side met since. One that is gone before it was looked for
     /// stays undecided; should a socket of its still show, it is met again.
-    pub(super) fn decide(&mut self, processes: &mut Processes) -> io::Result<()> {
+    pub(super) fn decide(&mut self, names: &mut OwnerNames) -> io::Result<()> {
         let met = self.met.get(&0, 0).map_err(io::Error::other)?;
         if met == self.decided {
             return Ok(());
@@ -135,7 +136,7 @@ impl Groups {
             .map(|(id, _)| *id)
             .collect();
         let mut told = Vec::new();
-        let all = processes.find_groups(&open, |id, path| {
+        let all = names.find_groups(&open, |id, path| {
             told.push((id, path.map(|path| self.asked.wants_group(path))));
         });
         for (id, wants) in told {

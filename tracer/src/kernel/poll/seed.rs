@@ -1,5 +1,5 @@
-//! What was there before the hooks: walks the sockets of every network namespace through the kernel
-//! half's iterators, and finds out which processes hold them.
+//! What was there before the hooks: walks the sockets of every network namespace through the eBPF side's
+//! iterators, and finds out which processes hold them.
 //!
 //! An iterator shows the namespace of the thread that makes it, so each is made by a thread that has
 //! entered one; reading it needs no capability and is left to the poll. What is not known here: what a
@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io::{self, Read},
+    io,
     mem::offset_of,
     os::fd::AsFd,
     os::unix::fs::MetadataExt,
@@ -17,116 +17,44 @@ use std::{
     time::Instant,
 };
 
-use aya::{
-    Btf as AyaBtf, Ebpf,
-    programs::{Iter, Program},
-};
+use aya::Ebpf;
 use conntracer_common::{
+    filter::Filter,
     record::{Header, Seeded, kind},
-    socket::Holder,
+    stats::hook,
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
-use super::progress::Progress;
-use crate::plan::{HookPlan, HookType, Refused};
-
-/// The iterators and what they walk.
-const ITERATORS: [(&str, &str); 3] = [
-    ("seed", "tcp"),
-    ("seed_owners", "task_file"),
-    ("seed_list", "tcp"),
-];
-
-/// What the kernel writes at most at one read (kernel/bpf/bpf_iter.c: 8 pages).
-const READ_BYTES: usize = 32 * 1024;
+use super::{Feed, Poll};
+use crate::kernel::{clock::ktime_ns, header::header, iterators, progress::Progress};
 
 /// Where network namespaces are kept that need no process: by ip-netns(8), and by Docker.
 const KEPT: [&str; 2] = ["/run/netns", "/run/docker/netns"];
 
-/// Loads the iterators. Without them nothing older than conntracer is known until a hook meets it, which
-/// the plan says.
-pub(super) fn load(ebpf: &mut Ebpf, btf: &AyaBtf) -> Result<(), String> {
-    for (name, of) in ITERATORS {
-        iterator(ebpf, name)?
-            .load(of, btf)
-            .map_err(|error| super::attach::reason(&error))?;
-    }
-    Ok(())
-}
-
-/// How the plan says that there is no walk at start.
-pub(super) fn without(reason: &str) -> HookPlan {
-    HookPlan {
-        hook: "seed".to_owned(),
-        hook_type: HookType::Off,
-        attached: Vec::new(),
-        refused: vec![Refused {
-            hook_type: HookType::Tracepoint,
-            reason: reason.to_owned(),
-        }],
-        blind_to: Some(
-            "connections and listeners older than conntracer before they do something".to_owned(),
-        ),
-    }
-}
-
-fn iterator<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Iter, String> {
-    match ebpf.program_mut(name) {
-        Some(Program::Iter(program)) => Ok(program),
-        _ => Err(format!("the eBPF object has no iterator {name}")),
-    }
-}
-
-/// An iterator over what the calling thread's namespaces show.
-fn open(ebpf: &mut Ebpf, name: &str) -> io::Result<File> {
-    let program = iterator(ebpf, name).map_err(io::Error::other)?;
-    let id = program.attach().map_err(io::Error::other)?;
-    let link = program.take_link(id).map_err(io::Error::other)?;
-    link.into_file().map_err(io::Error::other)
-}
-
-/// Reads an iterator to its end. EAGAIN: a million objects passed without a word, and there are more.
-fn read(mut iterator: &File, buffer: &mut [u8], see: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-    loop {
-        match iterator.read(buffer) {
-            Ok(0) => return Ok(()),
-            Ok(count) => see(&buffer[..count]),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Looks for the owners of sockets that have none, and says who holds each socket.
-pub(super) fn find_owners(ebpf: &mut Ebpf, see: &mut dyn FnMut(&Holder)) -> io::Result<()> {
-    let files = open(ebpf, "seed_owners")?;
-    read(&files, &mut vec![0; READ_BYTES], &mut |bytes| {
-        for holder in bytes.chunks_exact(size_of::<Holder>()) {
-            if let Ok(holder) = Holder::read_from_bytes(holder) {
-                see(&holder);
-            }
-        }
-    })
-}
-
 /// The walk that is under way.
 #[derive(Debug, Default)]
-pub(super) struct Seeds {
+pub(crate) struct Seeds {
     /// Lists of what was found, one a namespace, not read yet.
     lists: Vec<File>,
     summary: Option<Seeded>,
 }
 
 impl Seeds {
-    /// Takes in the sockets of the namespaces asked for (`None`: of all that something leads into) and
-    /// finds their owners.
-    pub(super) fn begin(ebpf: &mut Ebpf, asked: Option<&BTreeSet<u32>>) -> io::Result<Self> {
-        let began_ns = super::live::ktime_ns();
+    /// Takes in the sockets of the namespaces that are there and match the filter, and finds their owners. `there` is
+    /// `None` where nobody can list them: then of those the filter names, or of all that something leads into.
+    pub(crate) fn begin(
+        ebpf: &mut Ebpf,
+        there: Option<BTreeSet<u32>>,
+        filter: &Filter,
+    ) -> io::Result<Self> {
+        let named = filter.netns.into_iter().filter(|inode| *inode != 0);
+        let named = || (filter.netns[0] != 0).then(|| named.collect());
+        Self::walk(ebpf, there.or_else(named).as_ref())
+    }
+
+    fn walk(ebpf: &mut Ebpf, asked: Option<&BTreeSet<u32>>) -> io::Result<Self> {
+        let began_ns = ktime_ns();
         let namespaces = handles(asked);
         let mut seeds = Self::default();
         let mut summary = Seeded::default();
@@ -141,7 +69,7 @@ impl Seeds {
             );
             match enter(ebpf, namespace) {
                 Ok((walk, list)) => {
-                    read(&walk, &mut [0; 512], &mut |_| ())?;
+                    iterators::read(&walk, &mut |_| ())?;
                     seeds.lists.push(list);
                     summary.namespaces += 1;
                     missing.remove(inode);
@@ -156,10 +84,10 @@ impl Seeds {
             Instant::now(),
             format_args!("looking for the owners of sockets"),
         );
-        find_owners(ebpf, &mut |_| ())?;
+        iterators::find_owners(ebpf, &mut |_| ())?;
         drop(progress);
         summary.not_entered = u32::try_from(missing.len()).unwrap_or(u32::MAX);
-        summary.took_ns = super::live::ktime_ns().saturating_sub(began_ns);
+        summary.took_ns = ktime_ns().saturating_sub(began_ns);
         if !missing.is_empty() {
             let reason = refused.map_or_else(
                 || "no process, mount or descriptor leads there".to_owned(),
@@ -175,30 +103,31 @@ impl Seeds {
         Ok(seeds)
     }
 
-    /// Feeds a `Seed` of everything found, and how the walk went.
-    pub(super) fn list(&mut self, untracked: u64, feed: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let Some(summary) = self.summary.take() else {
+    /// Once: a `Seed` of everything found, and how the walk went.
+    pub(crate) fn poll(&mut self, poll: &mut Poll<'_>) -> io::Result<()> {
+        let Some(summary) = self.summary else {
             return Ok(());
         };
-        let began_ns = super::live::ktime_ns();
-        let mut buffer = vec![0; READ_BYTES];
+        let untracked = poll.accounts.counted(hook::SEED)?.lost;
+        self.summary = None;
+        let began_ns = ktime_ns();
         for list in std::mem::take(&mut self.lists) {
-            read(&list, &mut buffer, &mut |bytes| each(bytes, feed))?;
+            iterators::read(&list, &mut |bytes| each(bytes, poll.feed))?;
         }
-        let now_ns = super::live::ktime_ns();
+        let now_ns = ktime_ns();
         let seeded = Seeded {
-            header: super::live::header::<Seeded>(kind::SEEDED, now_ns),
+            header: header::<Seeded>(kind::SEEDED, now_ns),
             untracked,
             took_ns: summary.took_ns + now_ns.saturating_sub(began_ns),
             ..summary
         };
-        feed(seeded.as_bytes());
+        (poll.feed)(seeded.as_bytes());
         Ok(())
     }
 }
 
 /// Splits what a read brought into records; each is written whole or not at all.
-fn each(mut bytes: &[u8], feed: &mut dyn FnMut(&[u8])) {
+fn each(mut bytes: &[u8], feed: Feed<'_>) {
     const SIZE: usize = offset_of!(Header, size);
     while let Some(size) = bytes.get(SIZE..SIZE + 2) {
         let size = usize::from(u16::from_ne_bytes([size[0], size[1]]));
@@ -217,7 +146,10 @@ fn enter(ebpf: &mut Ebpf, namespace: &File) -> io::Result<(File, File)> {
             .name("seed".to_owned())
             .spawn_scoped(scope, || {
                 move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-                Ok((open(ebpf, "seed")?, open(ebpf, "seed_list")?))
+                Ok((
+                    iterators::open(ebpf, "seed")?,
+                    iterators::open(ebpf, "seed_list")?,
+                ))
             })?
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread that enters it panicked")))
@@ -313,7 +245,7 @@ mod tests {
     #[test]
     fn a_read_is_split_into_its_records_and_half_a_one_is_none() {
         let record = |ktime_ns| Seed {
-            header: super::super::live::header::<Seed>(kind::SEED, ktime_ns),
+            header: header::<Seed>(kind::SEED, ktime_ns),
             ..Seed::default()
         };
         let mut bytes = record(1).as_bytes().to_vec();
