@@ -5,15 +5,16 @@
 //! here: the life of a finding, how certain it is, and how its figures are written.
 
 mod alike;
-pub(crate) mod connect_failure;
-pub(crate) mod connection_drop;
-pub(crate) mod early_drop;
+mod connect_failure;
+mod connection_drop;
+mod detectors;
+mod early_drop;
 mod errno;
-pub(crate) mod half_open;
+mod half_open;
 mod path_mtu;
-pub(crate) mod retransmit_storm;
-pub(crate) mod send_stall;
-pub(crate) mod syn_drop;
+mod retransmit_storm;
+mod send_stall;
+mod syn_drop;
 #[cfg(test)]
 mod tests;
 mod thresholds;
@@ -22,6 +23,8 @@ use std::{borrow::Cow, time::Duration};
 
 use conntracer_common::stats::{HOOKS, hook};
 
+pub(crate) use detectors::Detectors;
+pub(crate) use syn_drop::summaries;
 pub use thresholds::{
     ConnectFailure, ConnectionDrop, HalfOpen, Limits, RetransmitStorm, SendStall, SynDrop,
     Thresholds,
@@ -35,6 +38,7 @@ use crate::{
     id::SocketId,
     plan::Coverage,
     reconcile::{EVIDENCE, Reconciler},
+    table::listener::Listeners,
     time::Ktime,
 };
 
@@ -46,6 +50,8 @@ pub(crate) struct Context<'a> {
     pub(crate) now: Ktime,
     pub(crate) host: &'a Host,
     pub(crate) thresholds: &'a Thresholds,
+    /// As the event left them.
+    pub(crate) listeners: &'a Listeners,
     /// Records lost so far, hook by hook.
     pub(crate) lost: &'a [u64; HOOKS.len()],
     /// The kernel's own counters, against ours.

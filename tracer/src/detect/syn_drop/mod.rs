@@ -215,12 +215,11 @@ impl SynDrop {
         syn: &Syn,
         applied: &Applied,
         flood: Option<u64>,
-        listeners: &Listeners,
         cx: &mut Context<'_>,
     ) {
         let key = ListenerKey::of(&syn.socket);
         if let Some((key, service)) = &applied.gone {
-            self.resolve_all(key, service, listeners, cx);
+            self.resolve_all(key, service, cx);
         }
         let gained = applied.gained;
         if let Some(causes) = self.drops.get_mut(&key) {
@@ -253,23 +252,20 @@ impl SynDrop {
             drops.acks = drops.acks.saturating_add(acks);
             drops.last = cx.now;
             drops.by_fields |= !syn.by_counters;
-            self.say(key, index, listeners, cx);
+            self.say(key, index, cx);
         }
     }
 
     /// Opens the finding, or updates it where that is due.
-    fn say(&mut self, key: ListenerKey, index: usize, listeners: &Listeners, cx: &mut Context<'_>) {
+    fn say(&mut self, key: ListenerKey, index: usize, cx: &mut Context<'_>) {
+        let listeners = cx.listeners;
         let (Some(service), Some(causes)) = (listeners.get(&key), self.drops.get_mut(&key)) else {
             return;
         };
         let drops = &mut causes[index];
         let moved = drops.moved();
         let draft = |drops: &Drops, cx: &Context<'_>| {
-            words::draft(
-                &Told::of(listeners, &key, service, drops, cx),
-                Cause::ALL[index],
-                cx,
-            )
+            words::draft(&Told::of(&key, service, drops, cx), Cause::ALL[index], cx)
         };
         match drops.life {
             None => {
@@ -286,20 +282,14 @@ impl SynDrop {
     }
 
     /// Ends what is open of a listener that had to make room.
-    fn resolve_all(
-        &mut self,
-        key: &ListenerKey,
-        service: &Service,
-        listeners: &Listeners,
-        cx: &mut Context<'_>,
-    ) {
+    fn resolve_all(&mut self, key: &ListenerKey, service: &Service, cx: &mut Context<'_>) {
         let Some(mut causes) = self.drops.remove(key) else {
             return;
         };
         for (index, cause) in Cause::ALL.into_iter().enumerate() {
             if let Some(life) = causes[index].life.take() {
                 self.open.remove(&life.id);
-                let told = Told::of(listeners, key, service, &causes[index], cx);
+                let told = Told::of(key, service, &causes[index], cx);
                 let draft = words::draft(&told, cause, cx);
                 cx.resolve(life, draft);
             }
@@ -307,9 +297,9 @@ impl SynDrop {
     }
 
     /// Says what grew since a second or more, and resolves what is quiet.
-    pub(crate) fn tick(&mut self, listeners: &Listeners, cx: &mut Context<'_>) {
+    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
         let quiet = cx.thresholds.syn_drop.quiet();
-        self.each_open(listeners, cx, |drops, cx| {
+        self.each_open(cx, |drops, cx| {
             let points = drops.flood != drops.said_flood;
             if cx.now.since(drops.last) >= quiet {
                 Verdict::Resolve
@@ -324,8 +314,8 @@ impl SynDrop {
     }
 
     /// The last word on what is still open.
-    pub(crate) fn finish(&mut self, listeners: &Listeners, cx: &mut Context<'_>) {
-        self.each_open(listeners, cx, |drops, cx| {
+    pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
+        self.each_open(cx, |drops, cx| {
             if drops.flood != drops.said_flood
                 || drops.life.is_some_and(|life| cx.owes(&life, drops.moved()))
             {
@@ -336,13 +326,8 @@ impl SynDrop {
         });
     }
 
-    fn each_open(
-        &mut self,
-        listeners: &Listeners,
-        cx: &mut Context<'_>,
-        judge: impl Fn(&Drops, &Context<'_>) -> Verdict,
-    ) {
-        let all = &mut self.drops;
+    fn each_open(&mut self, cx: &mut Context<'_>, judge: impl Fn(&Drops, &Context<'_>) -> Verdict) {
+        let (all, listeners) = (&mut self.drops, cx.listeners);
         self.open.retain(|_, (key, index)| {
             let (Some(service), Some(causes)) = (listeners.get(key), all.get_mut(key)) else {
                 return false;
@@ -352,7 +337,7 @@ impl SynDrop {
                 return false;
             };
             let draft = |drops: &Drops, cx: &Context<'_>| {
-                let told = Told::of(listeners, key, service, drops, cx);
+                let told = Told::of(key, service, drops, cx);
                 words::draft(&told, Cause::ALL[*index], cx)
             };
             match judge(drops, cx) {
@@ -395,15 +380,14 @@ struct Told<'a> {
 
 impl<'a> Told<'a> {
     fn of(
-        listeners: &'a Listeners,
         key: &'a ListenerKey,
         service: &'a Service,
         drops: &'a Drops,
-        cx: &Context<'_>,
+        cx: &'a Context<'_>,
     ) -> Self {
-        let (worst, worst_drops) = drops
-            .worst()
-            .map_or((None, 0), |(id, count)| (listeners.member(key, id), count));
+        let (worst, worst_drops) = drops.worst().map_or((None, 0), |(id, count)| {
+            (cx.listeners.member(key, id), count)
+        });
         Self {
             key,
             service,
