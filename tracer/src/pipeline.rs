@@ -4,7 +4,7 @@
 //! Reads no clock, opens no file, and treats a live record and a recorded one alike. Called by the
 //! run loop and by `replay`.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use conntracer_common::stats::HOOKS;
 use serde::Serialize;
@@ -43,7 +43,7 @@ pub enum Output<'a> {
 }
 
 /// What userspace did with its records, and what its bounds cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Tallies {
     /// Records fed, and those that were none.
     pub records: u64,
@@ -52,16 +52,10 @@ pub struct Tallies {
     pub findings: u64,
     /// Records lost before decode, as `gap` lines told.
     pub lost: u64,
-    /// Entries that had to make room in a full table.
+    /// Entries that had to make room in a full table, by its name.
+    #[serde(flatten)]
+    pub evicted: BTreeMap<&'static str, u64>,
     pub connections_evicted: u64,
-    pub listeners_evicted: u64,
-    pub early_drops_evicted: u64,
-    pub storms_evicted: u64,
-    pub stalls_evicted: u64,
-    pub dead_peers_evicted: u64,
-    pub processes_evicted: u64,
-    pub failures_evicted: u64,
-    pub drops_evicted: u64,
     pub names_evicted: u64,
     pub holders_evicted: u64,
     /// Connections that should be watched and are not, at the last poll.
@@ -78,13 +72,13 @@ pub struct Tallies {
 /// See the module.
 #[derive(Debug)]
 pub struct Pipeline {
-    thresholds: Thresholds,
     host: Arc<Host>,
     connections: Connections,
     listeners: Listeners,
     processes: Processes,
     holders: Holders,
     detectors: Detectors,
+    half_closed_ns: u64,
     reconciler: Reconciler,
     now: Ktime,
     last_id: u64,
@@ -104,9 +98,9 @@ impl Pipeline {
             listeners: Listeners::new(limits.listeners),
             processes: Processes::default(),
             holders: Holders::default(),
-            detectors: Detectors::new(limits),
+            half_closed_ns: thresholds.half_open.half_closed_ns(),
+            detectors: Detectors::new(thresholds),
             reconciler: Reconciler::new(),
-            thresholds,
             host,
             now: Ktime(0),
             last_id: 0,
@@ -127,10 +121,6 @@ impl Pipeline {
         // Never backwards: rings of two CPUs may be a little out of order.
         self.now = self.now.max(event.time);
         self.learn(&event, out);
-        if matches!(event.body, Body::Checkpoint) {
-            self.say_open(true, out);
-            return;
-        }
         let change = self.connections.apply(&event);
         let applied = match &event.body {
             Body::Syn(body) => Some(self.listeners.apply(body, self.now)),
@@ -144,12 +134,10 @@ impl Pipeline {
         let mut cx = Context {
             now: self.now,
             host: &self.host,
-            thresholds: &self.thresholds,
             listeners: &self.listeners,
             lost: &self.lost,
             reconciler: &self.reconciler,
             last_id: &mut self.last_id,
-            says_all: false,
             out: &mut |finding| {
                 let mut finding = finding.clone();
                 holders.share(&mut finding);
@@ -188,7 +176,7 @@ impl Pipeline {
             && self.reconciler.netns(netns)
         {
             self.processes.forget_netns(netns.id.inode);
-            self.detectors.forget_netns(netns.id.inode);
+            self.listeners.forget_netns(netns.id.inode);
         }
         if let Body::Process(process) = &event.body {
             self.processes.apply(process);
@@ -204,21 +192,14 @@ impl Pipeline {
 
     /// The end of input: the last figures of every finding that is still open.
     pub fn finish(&mut self, out: &mut dyn FnMut(Output<'_>)) {
-        self.say_open(false, out);
-    }
-
-    /// The figures of the findings that are open: of those that have news, or of all.
-    fn say_open(&mut self, says_all: bool, out: &mut dyn FnMut(Output<'_>)) {
         let (processes, holders) = (&self.processes, &mut self.holders);
         let mut cx = Context {
             now: self.now,
             host: &self.host,
-            thresholds: &self.thresholds,
             listeners: &self.listeners,
             lost: &self.lost,
             reconciler: &self.reconciler,
             last_id: &mut self.last_id,
-            says_all,
             out: &mut |finding| {
                 let mut finding = finding.clone();
                 holders.share(&mut finding);
@@ -227,19 +208,19 @@ impl Pipeline {
                 out(Output::Finding(&finding));
             },
         };
-        self.detectors.finish(&mut cx);
+        self.detectors.say_open(false, &mut cx);
     }
 
     /// What the next poll is to show: silent and stalled connections, whose recovery no hook tells, and
     /// listeners with an open finding.
     pub fn watched(&mut self) -> Watched {
-        self.detectors.watched(self.thresholds.limits.watched)
+        self.detectors.watched()
     }
 
     /// Age from which the next poll is to list half-closed sockets.
     #[must_use]
     pub const fn half_closed_ns(&self) -> u64 {
-        self.thresholds.half_open.half_closed_ns()
+        self.half_closed_ns
     }
 
     /// Time of the newest record.
@@ -268,7 +249,9 @@ impl Pipeline {
     #[must_use]
     pub fn tallies(&self) -> Tallies {
         let (netns_uncompared, netns_counts_untracked) = self.reconciler.unseen();
-        let evicted = self.detectors.evicted();
+        let mut evicted = self.detectors.evicted();
+        let listeners = evicted.entry("listeners_evicted").or_insert(0);
+        listeners.grow(self.listeners.evicted());
         Tallies {
             records: self.records,
             decode_errors: self.decode_errors,
@@ -278,14 +261,7 @@ impl Pipeline {
                 .iter()
                 .fold(0, |sum, lost| sum.saturating_add(*lost)),
             connections_evicted: self.connections.evicted(),
-            early_drops_evicted: evicted.early_drops,
-            listeners_evicted: self.listeners.evicted().saturating_add(evicted.listeners),
-            storms_evicted: evicted.storms,
-            stalls_evicted: evicted.stalls,
-            dead_peers_evicted: evicted.dead_peers,
-            processes_evicted: evicted.processes,
-            failures_evicted: evicted.failures,
-            drops_evicted: evicted.drops,
+            evicted,
             names_evicted: self.processes.evicted(),
             holders_evicted: self.holders.evicted(),
             unwatched: self.detectors.unwatched(),
