@@ -1,8 +1,8 @@
 //! The config file: TOML, every key optional, unknown keys refused.
 //!
-//! `tracer/conntracer.toml` is the default file: it holds every key with its default and the reason
-//! for it, and is compiled in, so that `conntracer config` can print it with the values in effect. What
-//! the command line says wins over the file; that is decided in [`crate::cli`].
+//! Each table says its keys, defaults and reasons by itself ([`crate::section`]): those of `[detect]` in the rooms of the
+//! detectors, the others here. `conntracer config` prints them with the values in effect, and `tracer/conntracer.toml`
+//! is that with the defaults. What the command line says wins over the file; that is decided in [`crate::cli`].
 
 use std::{
     fs, io,
@@ -13,16 +13,20 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    detect::Thresholds,
+    detect::{self, Thresholds},
     emit::Emit,
     plan::{HookMode, Transport},
+    section::{Section, section},
 };
 
 /// Where the package puts the file, and where it is looked for when `--config` names none.
 pub const DEFAULT_PATH: &str = "/etc/conntracer/conntracer.toml";
 
-/// Every key with its default and reason.
-pub const DEFAULT_FILE: &str = include_str!("../conntracer.toml");
+/// What the file begins with.
+const HEAD: &str = "\
+# conntracer's configuration. Every key is optional; what is here is the default. Unknown keys are
+# refused. The command line wins over this file. `conntracer config --check FILE` checks a file.
+";
 
 /// A config file is a few kB; beyond this it is something else.
 const MAX_BYTES: u64 = 1 << 20;
@@ -40,28 +44,25 @@ pub struct Config {
 const SMALLEST_RING: u32 = 1 << 12;
 const LARGEST_RING: u32 = 1 << 30;
 
-/// `[trace]`: how to look at the kernel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Trace {
-    pub hooks: HookMode,
-    pub transport: Transport,
-    pub btf: PathBuf,
-    pub max_sockets: u32,
-    pub ring_bytes: u32,
-    pub audit: Vec<Audit>,
-}
-
-impl Default for Trace {
-    fn default() -> Self {
-        Self {
-            hooks: HookMode::Auto,
-            transport: Transport::Ringbuf,
-            btf: PathBuf::from("/sys/kernel/btf/vmlinux"),
-            max_sockets: 65_536,
-            ring_bytes: 8 << 20,
-            audit: Vec::new(),
-        }
+section! {
+    "trace";
+    Trace {
+        /// How hooks are attached: auto, fentry, kprobe or tracepoint. auto takes the best that loads, hook by
+        /// hook, and says what the others would have seen.
+        hooks: HookMode = HookMode::Auto;
+        /// How records travel: ringbuf (Linux 5.8), or perf (per-CPU perf ring buffers) where the former is missing.
+        transport: Transport = Transport::Ringbuf;
+        /// The running kernel's type information; field offsets and drop reasons are read from it.
+        btf: PathBuf = PathBuf::from("/sys/kernel/btf/vmlinux");
+        /// Connections whose state is kept in the kernel at once, about 200 bytes each: 65,536 take 13 MB. More
+        /// connections than this are still counted, as lost.
+        max_sockets: u32 = 65_536;
+        /// Bytes of the ring that is read in batches, a power of two: 8 MiB are 37,000 of the largest records of single
+        /// events between two reads, 10 times a second with --emit. The ring for rare records is apart (512 KiB).
+        ring_bytes: u32 = 8 << 20;
+        /// What to look for beyond what events tell: keepalive lists established connections that are idle for long and
+        /// would not notice that their peer is gone.
+        audit: Vec<Audit> = Vec::new();
     }
 }
 
@@ -73,12 +74,15 @@ pub enum Audit {
     Keepalive,
 }
 
-/// `[output]`: what to print.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Output {
-    pub format: Format,
-    pub emit: Vec<Emit>,
+section! {
+    "output";
+    Output {
+        /// auto prints text on a terminal and JSON elsewhere; text and json force one.
+        format: Format = Format::Auto;
+        /// Kinds of lines to print beyond findings and gaps: connect, accept, state, retransmit, syn, reset,
+        /// drop, early_drop, connection, failure, probe, seed, stats, all. Each costs a record per event.
+        emit: Vec<Emit> = Vec::new();
+    }
 }
 
 /// How output is written.
@@ -163,36 +167,35 @@ impl Config {
         self.detect.check()
     }
 
-    /// The default file with the values of `self` in place of the defaults: comments, order and all.
+    /// The whole file with the values of `self`: every key, and the reason for its default.
     pub fn annotated(&self) -> Result<String, toml::ser::Error> {
         let values = toml::Table::try_from(self)?;
-        let mut section = &values;
-        let mut annotated = String::new();
-        for line in DEFAULT_FILE.lines() {
-            if let Some(path) = line
-                .strip_prefix('[')
-                .and_then(|line| line.strip_suffix(']'))
-            {
-                section = path
-                    .split('.')
-                    .try_fold(&values, |table, key| table.get(key)?.as_table())
-                    .unwrap_or(&values);
-            }
-            let value = line
-                .split_once(" = ")
-                .and_then(|(key, _)| Some((key, section.get(key)?)));
-            match value {
-                Some((key, value)) if !line.starts_with('#') => {
-                    annotated.extend([key, " = ", &value.to_string(), "\n"]);
-                }
-                _ => {
-                    annotated.push_str(line);
-                    annotated.push('\n');
+        let comment = |line: &&str| format!("#{line}\n");
+        let mut file = HEAD.to_owned();
+        for section in sections() {
+            let table = section
+                .path
+                .split('.')
+                .try_fold(&values, |table, key| table.get(key)?.as_table());
+            file.push('\n');
+            file.extend(section.about.iter().map(comment));
+            file.extend(["[", section.path, "]\n"]);
+            for (key, reason) in section.keys {
+                file.extend(reason.iter().map(comment));
+                if let Some(value) = table.and_then(|table| table.get(*key)) {
+                    file.extend([*key, " = ", &value.to_string(), "\n"]);
                 }
             }
         }
-        Ok(annotated)
+        Ok(file)
     }
+}
+
+/// Every table of the file, in order.
+fn sections() -> impl Iterator<Item = Section> {
+    [Trace::SECTION, Output::SECTION]
+        .into_iter()
+        .chain(detect::sections())
 }
 
 fn read(path: &Path) -> io::Result<String> {
@@ -226,18 +229,23 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::testing::generated;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
         Config::parse(text, Path::new("test.toml"))
     }
 
+    /// `UPDATE_GENERATED=1 cargo test` writes it.
     #[test]
-    fn the_default_file_says_the_defaults() {
-        assert_eq!(parse(DEFAULT_FILE).unwrap(), Config::default());
+    fn the_default_file_is_what_the_tables_say() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/conntracer.toml");
+        let file = Config::default().annotated().unwrap();
+        assert_eq!(parse(&file).unwrap(), Config::default());
+        generated(Path::new(path), &file);
     }
 
     #[test]
-    fn the_default_file_has_every_key() {
+    fn every_key_has_its_reason_in_the_file() {
         fn keys(prefix: &str, table: &toml::Table, into: &mut Vec<String>) {
             for (key, value) in table {
                 match value {
@@ -247,7 +255,8 @@ mod tests {
             }
         }
         let (mut written, mut known) = (Vec::new(), Vec::new());
-        keys("", &DEFAULT_FILE.parse().unwrap(), &mut written);
+        let file = Config::default().annotated().unwrap();
+        keys("", &file.parse().unwrap(), &mut written);
         keys(
             "",
             &toml::Table::try_from(Config::default()).unwrap(),
@@ -267,7 +276,6 @@ mod tests {
         let text = config.annotated().unwrap();
         assert!(text.contains("timeouts = 7"), "{text}");
         assert_eq!(parse(&text).unwrap(), config);
-        assert_eq!(Config::default().annotated().unwrap(), DEFAULT_FILE);
     }
 
     #[rstest]

@@ -5,38 +5,34 @@
 
 use std::{borrow::Cow, net::SocketAddr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{id::SocketId, time::Ktime};
 
-/// The kinds of finding conntracer makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FindingKind {
-    SynDrop,
-    /// Cookies sent in place of stored requests: degraded service, no drop.
-    SynCookies,
-    HalfOpen,
-    RetransmitStorm,
-    /// Data that waits, with probes in its place: nothing is repeated.
-    SendStall,
-    ConnectFailure,
-    ConnectionDrop,
+/// What sort of finding it is. Each is declared in the room of its detector ([`crate::detect`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FindingKind {
+    /// Among the others, where all are told.
+    place: u8,
+    name: &'static str,
 }
 
 impl FindingKind {
+    #[must_use]
+    pub const fn new(place: u8, name: &'static str) -> Self {
+        Self { place, name }
+    }
+
     /// The word of the output contract, as serde writes it.
     #[must_use]
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::SynDrop => "syn_drop",
-            Self::SynCookies => "syn_cookies",
-            Self::HalfOpen => "half_open",
-            Self::RetransmitStorm => "retransmit_storm",
-            Self::SendStall => "send_stall",
-            Self::ConnectFailure => "connect_failure",
-            Self::ConnectionDrop => "connection_drop",
-        }
+        self.name
+    }
+}
+
+impl Serialize for FindingKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name)
     }
 }
 
@@ -174,7 +170,7 @@ pub enum Value {
 }
 
 /// A diagnosis with a cause, evidence, an owner and advice.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
     /// Stable from open to resolved; unique within one run.
     pub id: u64,

@@ -35,6 +35,7 @@ pub mod reconcile;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 pub mod recording;
 pub mod run;
+pub mod section;
 pub mod sink;
 pub mod source;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]

@@ -4,7 +4,7 @@
 //! Reads no clock, opens no file, and treats a live record and a recorded one alike. Called by the
 //! run loop and by `replay`.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use conntracer_common::stats::HOOKS;
 use serde::Serialize;
@@ -12,19 +12,7 @@ use serde::Serialize;
 use crate::{
     count::Grow,
     decode::decode,
-    detect::{
-        Context, Thresholds,
-        connect_failure::ConnectFailure,
-        connection_drop::ConnectionDrop,
-        early_drop::EarlyDrop,
-        half_open::{
-            dead_peer::DeadPeer, half_closed::HalfClosed, handshake::Handshake,
-            idle::IdleConnections,
-        },
-        retransmit_storm::RetransmitStorm,
-        send_stall::SendStalls,
-        syn_drop::{self, SynDrop},
-    },
+    detect::{self, Context, Detectors, Thresholds},
     event::{Body, Event, TcpState},
     finding::Finding,
     host::Host,
@@ -33,7 +21,7 @@ use crate::{
     table::{
         connection::Connections,
         holder::Holders,
-        listener::{ListenerKey, Listeners, Summary},
+        listener::{Listeners, Summary},
         process::Processes,
         seed::Seeds,
     },
@@ -55,7 +43,7 @@ pub enum Output<'a> {
 }
 
 /// What userspace did with its records, and what its bounds cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Tallies {
     /// Records fed, and those that were none.
     pub records: u64,
@@ -64,16 +52,10 @@ pub struct Tallies {
     pub findings: u64,
     /// Records lost before decode, as `gap` lines told.
     pub lost: u64,
-    /// Entries that had to make room in a full table.
+    /// Entries that had to make room in a full table, by its name.
+    #[serde(flatten)]
+    pub evicted: BTreeMap<&'static str, u64>,
     pub connections_evicted: u64,
-    pub listeners_evicted: u64,
-    pub early_drops_evicted: u64,
-    pub storms_evicted: u64,
-    pub stalls_evicted: u64,
-    pub dead_peers_evicted: u64,
-    pub processes_evicted: u64,
-    pub failures_evicted: u64,
-    pub drops_evicted: u64,
     pub names_evicted: u64,
     pub holders_evicted: u64,
     /// Connections that should be watched and are not, at the last poll.
@@ -90,29 +72,19 @@ pub struct Tallies {
 /// See the module.
 #[derive(Debug)]
 pub struct Pipeline {
-    thresholds: Thresholds,
     host: Arc<Host>,
     connections: Connections,
     listeners: Listeners,
     processes: Processes,
     holders: Holders,
-    syn_drop: SynDrop,
-    early_drop: EarlyDrop,
-    handshake: Handshake,
-    dead_peer: DeadPeer,
-    half_closed: HalfClosed,
-    idle: IdleConnections,
-    storm: RetransmitStorm,
-    stalls: SendStalls,
-    connect_failure: ConnectFailure,
-    connection_drop: ConnectionDrop,
+    detectors: Detectors,
+    half_closed_ns: u64,
     reconciler: Reconciler,
     now: Ktime,
     last_id: u64,
     lost: [u64; HOOKS.len()],
     records: u64,
     decode_errors: u64,
-    unwatched: u64,
     seeds: Seeds,
 }
 
@@ -126,25 +98,15 @@ impl Pipeline {
             listeners: Listeners::new(limits.listeners),
             processes: Processes::default(),
             holders: Holders::default(),
-            syn_drop: SynDrop::new(),
-            early_drop: EarlyDrop::new(limits.early_drops, limits.listeners),
-            handshake: Handshake::new(limits.listeners),
-            dead_peer: DeadPeer::new(limits.connections),
-            half_closed: HalfClosed::new(limits.processes),
-            idle: IdleConnections::new(limits.processes),
-            storm: RetransmitStorm::new(limits.connections, limits.remotes),
-            stalls: SendStalls::new(limits.connections),
-            connect_failure: ConnectFailure::new(limits.failures),
-            connection_drop: ConnectionDrop::new(limits.drops),
+            half_closed_ns: thresholds.half_open.half_closed_ns(),
+            detectors: Detectors::new(thresholds),
             reconciler: Reconciler::new(),
-            thresholds,
             host,
             now: Ktime(0),
             last_id: 0,
             lost: [0; HOOKS.len()],
             records: 0,
             decode_errors: 0,
-            unwatched: 0,
             seeds: Seeds::default(),
         }
     }
@@ -159,19 +121,23 @@ impl Pipeline {
         // Never backwards: rings of two CPUs may be a little out of order.
         self.now = self.now.max(event.time);
         self.learn(&event, out);
-        if matches!(event.body, Body::Checkpoint) {
-            self.say_open(true, out);
-            return;
-        }
+        let change = self.connections.apply(&event);
+        let applied = match &event.body {
+            Body::Syn(body) => Some(self.listeners.apply(body, self.now)),
+            Body::Tick => {
+                self.listeners.tick(self.now);
+                None
+            }
+            _ => None,
+        };
         let (processes, holders) = (&self.processes, &mut self.holders);
         let mut cx = Context {
             now: self.now,
             host: &self.host,
-            thresholds: &self.thresholds,
+            listeners: &self.listeners,
             lost: &self.lost,
             reconciler: &self.reconciler,
             last_id: &mut self.last_id,
-            says_all: false,
             out: &mut |finding| {
                 let mut finding = finding.clone();
                 holders.share(&mut finding);
@@ -180,75 +146,15 @@ impl Pipeline {
                 out(Output::Finding(&finding));
             },
         };
-        let change = self.connections.apply(&event);
-        if let Some(change) = &change {
-            self.dead_peer.change(&event, change, &mut cx);
-            self.stalls.change(&event, change, &mut cx);
-        }
-        if let Body::Retransmit(body) = &event.body {
-            self.storm
-                .retransmit(event.time, body, change.as_ref(), &mut cx);
-        }
+        self.detectors
+            .event(&event, change.as_ref(), applied.as_ref(), &mut cx);
         match &event.body {
-            Body::Syn(body) => {
-                let applied = self.listeners.apply(body, cx.now);
-                self.early_drop.listening(body);
-                self.handshake.syn(body, &applied, &mut cx);
-                let flood = self.handshake.flood(&ListenerKey::of(&body.socket), &cx);
-                self.syn_drop
-                    .syn(body, &applied, flood, &self.listeners, &mut cx);
-                self.storm.syn_acks(&applied.gained, &mut cx);
+            Body::State(body) if body.new == TcpState::Close => {
+                self.connections.forget(&body.socket);
             }
-            Body::Undo(body) => self.storm.undo(body, &mut cx),
-            Body::EarlyDrop(body) => self.early_drop.early_drop(body, &mut cx),
-            Body::Failure(body) => self.connect_failure.failure(body, &mut cx),
-            Body::Close(body) => {
-                self.dead_peer.close(body, &mut cx);
-                self.stalls.close(body, &mut cx);
-                self.connection_drop.close(body, &mut cx);
-            }
-            Body::Sources(body) => self.handshake.sources(body, &mut cx),
-            Body::SynAck(body) => {
-                self.handshake.syn_ack(body, &mut cx);
-                self.storm.syn_ack(body, &mut cx);
-            }
-            Body::State(body) => {
-                self.dead_peer.state(body, &mut cx);
-                self.stalls.state(body, &mut cx);
-                if body.new == TcpState::Close {
-                    self.connections.forget(&body.socket);
-                }
-            }
-            Body::Reset(body) => self.dead_peer.reset(body, &mut cx),
-            Body::Snapshot(body) => self.half_closed.snapshot(body, &mut cx),
-            Body::HalfClosed(body) => self.half_closed.unlisted(body),
-            Body::Tick => {
-                self.listeners.tick(cx.now);
-                self.syn_drop.tick(&self.listeners, &mut cx);
-                self.early_drop.tick(&mut cx);
-                self.handshake.tick(&mut cx);
-                self.dead_peer.tick(&mut cx);
-                self.half_closed.tick(&mut cx);
-                self.storm.tick(&mut cx);
-                self.stalls.tick(&mut cx);
-                self.connect_failure.tick(&mut cx);
-                self.connection_drop.tick(&mut cx);
-            }
-            Body::Connect(_)
-            | Body::Accept(_)
-            | Body::Retransmit(_)
-            | Body::Drop(_)
-            | Body::Probe(_)
-            | Body::Loss(_)
-            | Body::Netns(_)
-            | Body::Clock(_)
-            | Body::Process(_)
-            | Body::Holders(_)
-            | Body::Checkpoint => {}
-            Body::Idle(body) => self.idle.idle(body, &mut cx),
-            Body::IdleTotals(body) => self.idle.idle_totals(body, &mut cx),
             Body::Seed(body) => self.seeds.found(body),
             Body::Seeded(body) => self.seeds.over(body),
+            _ => {}
         }
     }
 
@@ -270,7 +176,7 @@ impl Pipeline {
             && self.reconciler.netns(netns)
         {
             self.processes.forget_netns(netns.id.inode);
-            self.early_drop.forget_netns(netns.id.inode);
+            self.listeners.forget_netns(netns.id.inode);
         }
         if let Body::Process(process) = &event.body {
             self.processes.apply(process);
@@ -286,20 +192,14 @@ impl Pipeline {
 
     /// The end of input: the last figures of every finding that is still open.
     pub fn finish(&mut self, out: &mut dyn FnMut(Output<'_>)) {
-        self.say_open(false, out);
-    }
-
-    /// The figures of the findings that are open: of those that have news, or of all.
-    fn say_open(&mut self, says_all: bool, out: &mut dyn FnMut(Output<'_>)) {
         let (processes, holders) = (&self.processes, &mut self.holders);
         let mut cx = Context {
             now: self.now,
             host: &self.host,
-            thresholds: &self.thresholds,
+            listeners: &self.listeners,
             lost: &self.lost,
             reconciler: &self.reconciler,
             last_id: &mut self.last_id,
-            says_all,
             out: &mut |finding| {
                 let mut finding = finding.clone();
                 holders.share(&mut finding);
@@ -308,44 +208,19 @@ impl Pipeline {
                 out(Output::Finding(&finding));
             },
         };
-        self.syn_drop.finish(&self.listeners, &mut cx);
-        self.early_drop.finish(&mut cx);
-        self.handshake.finish(&mut cx);
-        self.dead_peer.finish(&mut cx);
-        self.half_closed.finish(&mut cx);
-        self.idle.finish(&mut cx);
-        self.storm.finish(&mut cx);
-        self.stalls.finish(&mut cx);
-        self.connect_failure.finish(&mut cx);
-        self.connection_drop.finish(&mut cx);
+        self.detectors.say_open(false, &mut cx);
     }
 
     /// What the next poll is to show: silent and stalled connections, whose recovery no hook tells, and
     /// listeners with an open finding.
     pub fn watched(&mut self) -> Watched {
-        let limit = self.thresholds.limits.watched;
-        let (mut connections, mut unwatched) = self.dead_peer.watched(limit);
-        for id in self.stalls.watched() {
-            if connections.contains(&id) {
-                continue;
-            }
-            if connections.len() < limit {
-                connections.push(id);
-            } else {
-                unwatched.grow(1);
-            }
-        }
-        self.unwatched = unwatched;
-        Watched {
-            connections,
-            listeners: self.handshake.watched(),
-        }
+        self.detectors.watched()
     }
 
     /// Age from which the next poll is to list half-closed sockets.
     #[must_use]
     pub const fn half_closed_ns(&self) -> u64 {
-        self.thresholds.half_open.half_closed_ns()
+        self.half_closed_ns
     }
 
     /// Time of the newest record.
@@ -362,7 +237,7 @@ impl Pipeline {
     /// The busiest listeners in numbers, and how many more there are.
     #[must_use]
     pub fn listeners(&self) -> (Vec<Summary>, u64) {
-        let (mut summaries, left_out) = syn_drop::summaries(&self.listeners, &self.host, self.now);
+        let (mut summaries, left_out) = detect::summaries(&self.listeners, &self.host, self.now);
         for summary in &mut summaries {
             if let Some(owner) = &mut summary.owner {
                 self.processes.name_owner(owner, Some(summary.netns));
@@ -374,6 +249,9 @@ impl Pipeline {
     #[must_use]
     pub fn tallies(&self) -> Tallies {
         let (netns_uncompared, netns_counts_untracked) = self.reconciler.unseen();
+        let mut evicted = self.detectors.evicted();
+        let listeners = evicted.entry("listeners_evicted").or_insert(0);
+        listeners.grow(self.listeners.evicted());
         Tallies {
             records: self.records,
             decode_errors: self.decode_errors,
@@ -383,23 +261,10 @@ impl Pipeline {
                 .iter()
                 .fold(0, |sum, lost| sum.saturating_add(*lost)),
             connections_evicted: self.connections.evicted(),
-            early_drops_evicted: self.early_drop.evicted(),
-            listeners_evicted: self
-                .listeners
-                .evicted()
-                .saturating_add(self.handshake.evicted()),
-            storms_evicted: self.storm.evicted(),
-            stalls_evicted: self.stalls.evicted(),
-            dead_peers_evicted: self.dead_peer.evicted(),
-            processes_evicted: self
-                .half_closed
-                .evicted()
-                .saturating_add(self.idle.evicted()),
-            failures_evicted: self.connect_failure.evicted(),
-            drops_evicted: self.connection_drop.evicted(),
+            evicted,
             names_evicted: self.processes.evicted(),
             holders_evicted: self.holders.evicted(),
-            unwatched: self.unwatched,
+            unwatched: self.detectors.unwatched(),
             netns_uncompared,
             netns_evicted: self.reconciler.evicted(),
             netns_counts_untracked,

@@ -19,6 +19,7 @@ use crate::{
         settings::{self, resolve},
     },
     config::{Config, Format},
+    detect,
     filter::Owners,
     kernel::{self, CannotTrace},
     privileges,
@@ -152,7 +153,7 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
     let config = prepare(&typed.common)?;
     let trace = settings::trace(&typed.kernel, &config);
     privileges::check()?;
-    let host = Arc::new(kernel::survey(&kernel::Options {
+    let host = kernel::survey(&kernel::Options {
         btf: trace.btf,
         mode: trace.hooks,
         transport: trace.transport,
@@ -163,7 +164,8 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
         ring_bytes: trace.ring_bytes,
         idle_ns: None,
         verbose: false,
-    })?);
+    })?;
+    let host = Arc::new(detect::with_coverage(host));
     match resolve(typed.format, io::stdout().is_terminal()) {
         Format::Json => {
             let mut json = serde_json::to_vec(&doctor::Json::new(&host))

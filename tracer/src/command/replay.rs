@@ -19,7 +19,7 @@ use crate::{
         filter::{Asked, Roots, resolve},
         settings::{self, Destination},
     },
-    detect::Thresholds,
+    detect::{self, Thresholds},
     emit::{Emit, Emits},
     filter::Records,
     recording::{Reader, RecordingError},
@@ -51,7 +51,7 @@ pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
         );
     }
 
-    let host = Arc::new(reader.host().clone());
+    let host = Arc::new(detect::with_coverage(reader.host().clone()));
     let renderer = destination.renderer(Arc::clone(&host));
     let mut sink = Sink::spawn(destination.file, renderer, WhenFull::Wait)
         .context("starting the output's thread")?;
@@ -132,7 +132,7 @@ fn summarise_recording<R: Read>(
     mut reader: Reader<R>,
     thresholds: Thresholds,
 ) -> (Report, Result<(), RecordingError>) {
-    let host = Arc::new(reader.host().clone());
+    let host = Arc::new(detect::with_coverage(reader.host().clone()));
     let mut json = Json::new(Arc::clone(&host));
     let mut watch = Watch::new(thresholds, host, Emits::of(&[Emit::All]), Records::all());
     let mut report = Report::default();

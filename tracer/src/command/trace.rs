@@ -13,6 +13,7 @@ use crate::{
         settings::{self, Destination},
     },
     config::Config,
+    detect,
     emit::Emits,
     filter::Records,
     kernel::{self, LiveKernel},
@@ -98,7 +99,7 @@ async fn trace(
     recording: Option<File>,
     typed: &RunArguments,
 ) -> anyhow::Result<Outcome> {
-    let host = Arc::new(kernel.host().clone());
+    let host = Arc::new(detect::with_coverage(kernel.host().clone()));
     let mut recorder = recording
         .map(|file| Writer::new(io::BufWriter::new(file), &host))
         .transpose()

@@ -1,301 +1,282 @@
-//! The detectors: events and changes in, findings out. One finding a file.
+//! The detectors: events and changes in, findings out. One room a finding, and here the list of them.
 //!
 //! Time comes from records alone, order from the lists of [`crate::table::Bounded`] and from finding
-//! ids, so that the same records make the same findings, byte for byte. What is shared by all is
-//! here: the life of a finding, how certain it is, and how its figures are written.
+//! ids, so that the same records make the same findings, byte for byte. What all share lies beside the rooms: what a
+//! detector is (`spec`), the life of a finding (`case`), what a detector is given (`context`), and how its figures are
+//! written (`facts`, `phrase`).
+//!
+//! **Order.** What a connection's own record says of it comes first: a dead peer and a stall are known before the
+//! storm that they are part of. At a listener the handshake comes before the drops, which point to the flood that
+//! it finds, and the storm counts last. A tick and the end of input go through the rooms as they are listed.
 
-mod alike;
-pub(crate) mod connect_failure;
-pub(crate) mod connection_drop;
-pub(crate) mod early_drop;
+mod case;
+mod connect_failure;
+mod connection_drop;
+mod context;
+mod early_drop;
 mod errno;
-pub(crate) mod half_open;
+mod facts;
+mod half_open;
+mod limits;
 mod path_mtu;
-pub(crate) mod retransmit_storm;
-pub(crate) mod send_stall;
-pub(crate) mod syn_drop;
+mod phrase;
+mod retransmit_storm;
+mod room;
+mod send_stall;
+mod spec;
+mod syn_drop;
 #[cfg(test)]
 mod tests;
-mod thresholds;
 
-use std::{borrow::Cow, time::Duration};
+use std::collections::BTreeMap;
 
-use conntracer_common::stats::{HOOKS, hook};
+use serde::{Deserialize, Serialize};
 
-pub use thresholds::{
-    ConnectFailure, ConnectionDrop, HalfOpen, Limits, RetransmitStorm, SendStall, SynDrop,
-    Thresholds,
+pub(crate) use self::{context::Context, syn_drop::summaries};
+use self::{
+    half_open::{dead_peer, half_closed, handshake, idle},
+    room::Room,
 };
-
+pub use self::{
+    limits::Limits,
+    spec::{Spec, Word},
+};
 use crate::{
     count::Grow,
-    event::{Owner, OwnerSource},
-    finding::{Certainty, Evidence, Finding, FindingKind, Status, Subject, Value},
+    event::{Body, Event},
     host::Host,
-    id::SocketId,
-    plan::Coverage,
-    reconcile::{EVIDENCE, Reconciler},
-    time::Ktime,
+    section::Section,
+    source::Watched,
+    table::{
+        connection::Change,
+        listener::{Applied, ListenerKey},
+    },
 };
 
-/// Updates of one finding come no closer than this: what a person or an alert can follow.
-const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
+/// Every detector, in the order in which they are told.
+pub static SPECS: [&Spec; 12] = [
+    &syn_drop::SPEC,
+    &early_drop::SPEC,
+    &syn_drop::COOKIES,
+    &handshake::SPEC,
+    &dead_peer::SPEC,
+    &half_closed::SPEC,
+    &idle::SPEC,
+    &retransmit_storm::SPEC,
+    &retransmit_storm::REORDERING,
+    &send_stall::SPEC,
+    &connect_failure::SPEC,
+    &connection_drop::SPEC,
+];
 
-/// What every detector is given with an event.
-pub(crate) struct Context<'a> {
-    pub(crate) now: Ktime,
-    pub(crate) host: &'a Host,
-    pub(crate) thresholds: &'a Thresholds,
-    /// Records lost so far, hook by hook.
-    pub(crate) lost: &'a [u64; HOOKS.len()],
-    /// The kernel's own counters, against ours.
-    pub(crate) reconciler: &'a Reconciler,
-    pub(crate) last_id: &'a mut u64,
-    /// Somebody asked how things stand: every open finding is said, whether it has news or not.
-    pub(crate) says_all: bool,
-    pub(crate) out: &'a mut dyn FnMut(&Finding),
+/// The host with what each detector can see there: for whoever makes one, of the running kernel or of a recording.
+#[must_use]
+pub fn with_coverage(mut host: Host) -> Host {
+    host.plan.detectors = SPECS.iter().map(|spec| spec.plan(&host.plan)).collect();
+    host
 }
 
-/// An open finding: its name and what was last said of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Life {
-    pub(crate) id: u64,
-    said_at: Ktime,
-    /// The count that the last line told; a detector that watches more than its count sets more.
-    pub(crate) said_count: u64,
+/// The tables of the config file that the detectors judge by, in order.
+pub(crate) fn sections() -> Vec<Section> {
+    let mut sections: Vec<Section> = SPECS.iter().map(|spec| spec.section).collect();
+    sections.dedup();
+    sections.push(Limits::SECTION);
+    sections
 }
 
-impl Life {
-    /// Whether an update is worth a line: the count moved, and the last line is a second old.
-    pub(crate) fn due(&self, now: Ktime, count: u64) -> bool {
-        count != self.said_count && self.ripe(now)
-    }
+/// The `[detect]` table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Thresholds {
+    pub syn_drop: syn_drop::Thresholds,
+    pub half_open: half_open::Thresholds,
+    pub retransmit_storm: retransmit_storm::Thresholds,
+    pub send_stall: send_stall::Thresholds,
+    pub connect_failure: connect_failure::Thresholds,
+    pub connection_drop: connection_drop::Thresholds,
+    pub limits: Limits,
+}
 
-    /// Whether the last line is a second old.
-    pub(crate) fn ripe(&self, now: Ktime) -> bool {
-        now.since(self.said_at) >= UPDATE_INTERVAL
+impl Thresholds {
+    /// What makes no sense, as one sentence naming the key and the remedy.
+    pub fn check(&self) -> Result<(), String> {
+        self.syn_drop.check()?;
+        self.half_open.check()?;
+        self.retransmit_storm.check()?;
+        self.send_stall.check()?;
+        self.connect_failure.check()?;
+        self.connection_drop.check()?;
+        self.limits.check()
     }
 }
 
-/// What a detector has to say; [`Context`] adds id, status and time.
-pub(crate) struct Draft {
-    pub(crate) kind: FindingKind,
-    pub(crate) cause: &'static str,
-    pub(crate) stage: Option<&'static str>,
-    pub(crate) doubt: Option<Cow<'static, str>>,
-    pub(crate) subject: Subject,
-    pub(crate) owner: Option<Owner>,
-    /// See [`Finding::sample`].
-    pub(crate) sample: Option<SocketId>,
-    pub(crate) since: Ktime,
-    pub(crate) last: Ktime,
-    pub(crate) count: u64,
-    pub(crate) summary: String,
-    pub(crate) evidence: Facts,
-    pub(crate) advice: Vec<Cow<'static, str>>,
+/// All rooms of [`Detectors`], in the order of a tick.
+macro_rules! rooms {
+    ($detectors:ident $(, $mut:tt)?) => {
+        [
+            &$($mut)? $detectors.syn_drop as &$($mut)? dyn Room,
+            &$($mut)? $detectors.early_drop,
+            &$($mut)? $detectors.handshake,
+            &$($mut)? $detectors.dead_peer,
+            &$($mut)? $detectors.half_closed,
+            &$($mut)? $detectors.idle,
+            &$($mut)? $detectors.storm,
+            &$($mut)? $detectors.stall,
+            &$($mut)? $detectors.connect_failure,
+            &$($mut)? $detectors.connection_drop,
+        ]
+    };
 }
 
-impl Context<'_> {
-    /// Opens a finding.
-    pub(crate) fn open(&mut self, draft: Draft) -> Life {
-        self.last_id.grow(1);
-        let mut life = Life {
-            id: *self.last_id,
-            said_at: self.now,
-            said_count: draft.count,
-        };
-        self.say(&mut life, Status::Open, draft);
-        life
+/// All detectors.
+#[derive(Debug)]
+pub(crate) struct Detectors {
+    syn_drop: syn_drop::SynDrop,
+    early_drop: early_drop::EarlyDrop,
+    handshake: handshake::Handshake,
+    dead_peer: dead_peer::DeadPeer,
+    half_closed: half_closed::HalfClosed,
+    idle: idle::Idle,
+    storm: retransmit_storm::RetransmitStorm,
+    stall: send_stall::SendStall,
+    connect_failure: connect_failure::ConnectFailure,
+    connection_drop: connection_drop::ConnectionDrop,
+    /// Connections that are watched at most; and how many more should be, at the last poll.
+    watched: usize,
+    unwatched: u64,
+}
+
+impl Detectors {
+    pub(crate) fn new(thresholds: Thresholds) -> Self {
+        let Thresholds {
+            syn_drop,
+            half_open,
+            retransmit_storm,
+            send_stall,
+            connect_failure,
+            connection_drop,
+            limits,
+        } = thresholds;
+        let limits = &limits;
+        Self {
+            handshake: handshake::Handshake::new(limits, half_open.clone(), syn_drop.quiet()),
+            early_drop: early_drop::EarlyDrop::new(limits, syn_drop.clone()),
+            syn_drop: syn_drop::SynDrop::new(limits, syn_drop),
+            dead_peer: dead_peer::DeadPeer::new(limits, half_open.clone()),
+            half_closed: half_closed::HalfClosed::new(limits, half_open.clone()),
+            idle: idle::Idle::new(limits, half_open),
+            storm: retransmit_storm::RetransmitStorm::new(limits, retransmit_storm),
+            stall: send_stall::SendStall::new(limits, send_stall),
+            connect_failure: connect_failure::ConnectFailure::new(limits, connect_failure),
+            connection_drop: connection_drop::ConnectionDrop::new(limits, connection_drop),
+            watched: limits.watched,
+            unwatched: 0,
+        }
     }
 
-    /// Whether the last line no longer tells the count, or the finding is to be said all the same.
-    pub(crate) const fn owes(&self, life: &Life, count: u64) -> bool {
-        self.says_all || count != life.said_count
+    /// Judges an event, with what it changed of its connection and of its listener.
+    pub(crate) fn event(
+        &mut self,
+        event: &Event,
+        change: Option<&Change<'_>>,
+        applied: Option<&Applied>,
+        cx: &mut Context<'_>,
+    ) {
+        if let Some(change) = change {
+            self.dead_peer.change(event, change, cx);
+            self.stall.change(event, change, cx);
+        }
+        match &event.body {
+            Body::Retransmit(body) => self.storm.retransmit(event.time, body, change, cx),
+            Body::Undo(body) => self.storm.undo(body, cx),
+            Body::Syn(body) => {
+                let Some(applied) = applied else { return };
+                self.handshake.syn(body, applied, cx);
+                let flood = self.handshake.flood(&ListenerKey::of(&body.socket));
+                self.syn_drop.syn(body, applied, flood, cx);
+                self.storm.syn_acks(&applied.gained, cx);
+            }
+            Body::SynAck(body) => {
+                self.handshake.syn_ack(body, cx);
+                self.storm.syn_ack(body, cx);
+            }
+            Body::Sources(body) => self.handshake.sources(body, cx),
+            Body::EarlyDrop(body) => self.early_drop.early_drop(body, cx),
+            Body::Failure(body) => self.connect_failure.failure(body, cx),
+            Body::State(body) => {
+                self.dead_peer.state(body, cx);
+                self.stall.state(body, cx);
+            }
+            Body::Close(body) => {
+                self.dead_peer.close(body, cx);
+                self.stall.close(body, cx);
+                self.connection_drop.close(body, cx);
+            }
+            Body::Reset(body) => self.dead_peer.reset(body, cx),
+            Body::Snapshot(body) => self.half_closed.snapshot(body, cx),
+            Body::HalfClosed(body) => self.half_closed.unlisted(body),
+            Body::Idle(body) => self.idle.idle(body, cx),
+            Body::IdleTotals(body) => self.idle.idle_totals(body, cx),
+            Body::Tick => {
+                for room in rooms!(self, mut) {
+                    room.tick(cx);
+                }
+            }
+            Body::Checkpoint => self.say_open(true, cx),
+            Body::Connect(_)
+            | Body::Accept(_)
+            | Body::Drop(_)
+            | Body::Probe(_)
+            | Body::Loss(_)
+            | Body::Netns(_)
+            | Body::Clock(_)
+            | Body::Process(_)
+            | Body::Holders(_)
+            | Body::Seed(_)
+            | Body::Seeded(_) => {}
+        }
     }
 
-    pub(crate) fn update(&mut self, life: &mut Life, draft: Draft) {
-        self.say(life, Status::Update, draft);
+    /// Says the findings that are open: those that have news, or all.
+    pub(crate) fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
+        for room in rooms!(self, mut) {
+            room.say_open(all, cx);
+        }
     }
 
-    pub(crate) fn resolve(&mut self, mut life: Life, draft: Draft) {
-        self.say(&mut life, Status::Resolved, draft);
-    }
-
-    fn say(&mut self, life: &mut Life, status: Status, draft: Draft) {
-        life.said_at = self.now;
-        life.said_count = draft.count;
-        (self.out)(&Finding {
-            id: life.id,
-            kind: draft.kind,
-            cause: draft.cause.into(),
-            status,
-            stage: draft.stage.map(Cow::Borrowed),
-            certainty: if draft.doubt.is_none() {
-                Certainty::Exact
-            } else {
-                Certainty::Inferred
-            },
-            because: draft.doubt,
-            subject: draft.subject,
-            owner: draft.owner.map(Into::into),
-            owners: Vec::new(),
-            holders: None,
-            sample: draft.sample,
-            since: draft.since,
-            last: draft.last,
-            at: self.now,
-            count: draft.count,
-            summary: draft.summary,
-            evidence: draft.evidence.0,
-            advice: draft.advice,
-        });
-    }
-
-    /// Why a finding of `detector`, which stands on `hooks`, is not exact; `None` when it is.
-    pub(crate) fn doubt(&self, detector: &str, hooks: &[u32]) -> Option<Cow<'static, str>> {
-        for hook in hooks {
-            let (Some(lost), Some(name)) =
-                (self.lost.get(*hook as usize), HOOKS.get(*hook as usize))
-            else {
+    /// What the next poll is to show: silent and stalled connections, whose recovery no hook tells, and listeners with
+    /// an open finding.
+    pub(crate) fn watched(&mut self) -> Watched {
+        let limit = self.watched;
+        let (mut connections, mut unwatched) = self.dead_peer.watched(limit);
+        for id in self.stall.watched() {
+            if connections.contains(&id) {
                 continue;
-            };
-            if *lost > 0 {
-                return Some(format!("{lost} records of the {name} hook were lost").into());
+            }
+            if connections.len() < limit {
+                connections.push(id);
+            } else {
+                unwatched.grow(1);
             }
         }
-        match self.host.plan.coverage(detector) {
-            Some(plan) if plan.coverage == Coverage::Exact => None,
-            Some(plan) => Some(plan.because.clone().map_or_else(
-                || "a hook it stands on sees less than everything".into(),
-                Cow::Owned,
-            )),
-            None => Some("the hook plan says nothing of this detector".into()),
+        self.unwatched = unwatched;
+        Watched {
+            connections,
+            listeners: self.handshake.watched(),
         }
     }
 
-    /// What the kernel's own `counters` say of a namespace at the last comparison: the residues, or that
-    /// there is none. Nothing where they were not compared.
-    pub(crate) fn reconciled(&self, facts: Facts, netns: u32, counters: &[usize]) -> Facts {
-        let residue = |counter: &usize| {
-            self.reconciler
-                .residue(&self.host.plan, netns, *counter)
-                .map(|residue| (EVIDENCE[*counter], residue))
-        };
-        let Some(residues) = counters.iter().map(residue).collect::<Option<Vec<_>>>() else {
-            return facts;
-        };
-        let off: Vec<_> = residues.into_iter().filter(|(_, off)| *off != 0).collect();
-        if off.is_empty() {
-            return facts.text("reconciled", "yes");
+    /// Connections that should be watched and are not, at the last poll.
+    pub(crate) const fn unwatched(&self) -> u64 {
+        self.unwatched
+    }
+
+    /// Entries that had to make room, under the names by which that is told.
+    pub(crate) fn evicted(&self) -> BTreeMap<&'static str, u64> {
+        let mut evicted = BTreeMap::new();
+        for (name, count) in rooms!(self).map(Room::evicted) {
+            evicted.entry(name).or_insert(0).grow(count);
         }
-        off.into_iter()
-            .fold(facts, |facts, (name, off)| facts.signed(name, off))
+        evicted
     }
-
-    /// A sysctl of a network namespace; `None` of any but the one that conntracer runs in.
-    fn sysctl(&self, name: &str, netns: u32) -> Option<&str> {
-        let is_own = self.host.netns == Some(netns);
-        let value = self.host.sysctls.get(name).filter(|_| is_own)?;
-        Some(value.trim())
-    }
-
-    pub(crate) fn sysctl_number(&self, name: &str, netns: u32) -> Option<u64> {
-        self.sysctl(name, netns)?.parse().ok()
-    }
-
-    /// A sysctl for a sentence: with its value now where that is known, otherwise with whose it is.
-    pub(crate) fn said_sysctl(&self, name: &str, netns: u32) -> String {
-        match self.sysctl(name, netns) {
-            Some(value) => format!("{name} (now {value})"),
-            None => format!("{name} of namespace {netns}"),
-        }
-    }
-}
-
-/// Evidence in the making.
-#[derive(Default)]
-pub(crate) struct Facts(Vec<Evidence>);
-
-impl Facts {
-    pub(crate) fn count(self, name: &'static str, value: impl Into<u64>) -> Self {
-        self.push(name, Value::Count(value.into()))
-    }
-
-    pub(crate) fn signed(self, name: &'static str, value: i64) -> Self {
-        match u64::try_from(value) {
-            Ok(value) => self.count(name, value),
-            Err(_) => self.number(name, value as f64),
-        }
-    }
-
-    pub(crate) fn count_if_known(self, name: &'static str, value: Option<u64>) -> Self {
-        match value {
-            Some(value) => self.count(name, value),
-            None => self,
-        }
-    }
-
-    /// `name` ends in `_s`. To the millisecond, which is finer than what is judged by.
-    pub(crate) fn seconds(self, name: &'static str, value: Duration) -> Self {
-        self.push(name, Value::Number(value.as_millis() as f64 / 1e3))
-    }
-
-    pub(crate) fn number(self, name: &'static str, value: f64) -> Self {
-        self.push(name, Value::Number((value * 1e3).round() / 1e3))
-    }
-
-    pub(crate) fn text(self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
-        self.push(name, Value::Text(value.into()))
-    }
-
-    fn push(mut self, name: &'static str, value: Value) -> Self {
-        self.0.push(Evidence {
-            name: name.into(),
-            value,
-        });
-        self
-    }
-}
-
-/// A duration for a sentence.
-pub(crate) fn said_seconds(duration: Duration) -> String {
-    format!("{:.1} s", duration.as_secs_f64())
-}
-
-/// "1 SYN", "2 SYNs".
-pub(crate) fn plural(count: u64, noun: &str) -> String {
-    if count == 1 {
-        format!("1 {noun}")
-    } else {
-        format!("{count} {noun}s")
-    }
-}
-
-/// Who should act: the owner by pid, or nobody in particular. The name is in the finding's owner,
-/// where sinks escape it.
-pub(crate) fn who(owner: Option<&Owner>) -> String {
-    owner.map_or_else(
-        || "the application".to_owned(),
-        |owner| match owner.source {
-            OwnerSource::Forked => format!("process {} or a descendant", owner.pid),
-            _ => format!("process {}", owner.pid),
-        },
-    )
-}
-
-/// The hooks each detector stands on.
-pub(crate) mod hooks {
-    use super::hook;
-
-    pub(crate) const SYN: [u32; 1] = [hook::SYN];
-    pub(crate) const ACK: [u32; 1] = [hook::ACK];
-    pub(crate) const EARLY_DROP: [u32; 1] = [hook::DROP];
-    pub(crate) const HANDSHAKE: [u32; 2] = [hook::SYNACK, hook::REQUEST];
-    pub(crate) const DEAD_PEER: [u32; 3] = [hook::RETRANSMIT, hook::PROBE, hook::STATE];
-    pub(crate) const IDLE: [u32; 3] = [hook::CONNECT, hook::ACK, hook::SEED];
-    pub(crate) const STALL: [u32; 1] = [hook::PROBE];
-    pub(crate) const FAILURE: [u32; 2] = [hook::STATE, hook::FAILURE];
-    pub(crate) const DROP: [u32; 2] = [hook::STATE, hook::RESET_RECEIVED];
-    pub(crate) const STORM: [u32; 2] = [hook::RETRANSMIT, hook::SYNACK];
-    pub(crate) const REORDERING: [u32; 3] = [hook::RETRANSMIT, hook::SYNACK, hook::UNDO];
 }

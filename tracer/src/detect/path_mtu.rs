@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use conntracer_common::record::RetransmitTotals;
 
-use super::{Context, Facts};
+use super::{context::Context, facts::Facts};
 
 /// At least so many are before the bytes of a segment: IPv4's header and TCP's.
 const HEADER_BYTES: u32 = 40;

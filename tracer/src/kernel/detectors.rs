@@ -1,8 +1,8 @@
-//! What each detector can see under a hook plan.
+//! What the hooks of this kernel are blind to beyond what their types are.
 
 use std::collections::BTreeMap;
 
-use crate::plan::{Coverage, DetectorPlan, HookPlan, HookType};
+use crate::plan::{HookPlan, HookType};
 
 /// Notes on the listener hooks whether causes come from the kernel's own counters (exact) or from the
 /// listener's fields (inferred).
@@ -72,60 +72,6 @@ pub(super) fn note_resets(hooks: &mut [HookPlan], params: u8) {
     }
 }
 
-/// Every detector's coverage, from the hooks it stands on: exact when none of them is blind to anything
-/// that matters to it.
-pub(super) fn plans(hooks: &[HookPlan]) -> Vec<DetectorPlan> {
-    [
-        ("syn_drop", &["syn", "ack", "seed"][..]),
-        ("syn_drop.early_drop", &["drop"]),
-        ("syn_cookies", &["syn"]),
-        ("half_open.handshake", &["synack", "request", "seed"]),
-        (
-            "half_open.dead_peer",
-            &["retransmit", "rto", "probe", "seed"],
-        ),
-        ("half_open.half_closed", &["state", "destroy", "seed"]),
-        ("half_open.idle", &["state", "destroy", "seed"]),
-        ("retransmit_storm", &["retransmit", "synack"]),
-        (
-            "retransmit_storm.reordering",
-            &["retransmit", "synack", "undo"],
-        ),
-        ("send_stall", &["probe"]),
-        ("connect_failure", &["state", "failure", "reset_received"]),
-        ("connection_drop", &["state", "reset_received"]),
-    ]
-    .into_iter()
-    .map(|(detector, needs)| plan(detector, needs, hooks))
-    .collect()
-}
-
-fn plan(detector: &str, needs: &[&str], hooks: &[HookPlan]) -> DetectorPlan {
-    let needed = || {
-        hooks
-            .iter()
-            .filter(|plan| needs.contains(&plan.hook.as_str()))
-    };
-    let blind: Vec<&str> = needed()
-        .filter_map(|plan| plan.blind_to.as_deref())
-        .collect();
-    // The first hook of a detector is the one it cannot do without.
-    let off = needs
-        .first()
-        .and_then(|first| hooks.iter().find(|plan| plan.hook == **first))
-        .is_none_or(|plan| plan.hook_type == HookType::Off);
-    let coverage = match (off, blind.is_empty()) {
-        (true, _) => Coverage::Off,
-        (false, false) => Coverage::Degraded,
-        (false, true) => Coverage::Exact,
-    };
-    DetectorPlan {
-        detector: detector.to_owned(),
-        coverage,
-        because: (!blind.is_empty()).then(|| format!("blind to {}", blind.join("; to "))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,14 +86,6 @@ mod tests {
         }
     }
 
-    fn coverage(hooks: &[HookPlan], detector: &str) -> Coverage {
-        plans(hooks)
-            .into_iter()
-            .find(|plan| plan.detector == detector)
-            .unwrap()
-            .coverage
-    }
-
     #[test]
     fn a_kernel_without_drop_reasons_is_said_to_leave_them_to_conclusion() {
         let named = |names: &[&str]| {
@@ -158,10 +96,6 @@ mod tests {
         let noted = |names: &[&str]| {
             let mut hooks = [hook("drop", HookType::Tracepoint, None)];
             note_reasons(&mut hooks, &named(names));
-            assert_eq!(
-                coverage(&hooks, "syn_drop.early_drop") == Coverage::Exact,
-                hooks[0].blind_to.is_none()
-            );
             hooks[0].blind_to.clone()
         };
         assert_eq!(noted(&REASONS), None);
@@ -170,18 +104,17 @@ mod tests {
     }
 
     #[test]
-    fn a_detector_is_as_good_as_its_hooks() {
+    fn a_kernel_whose_counters_cannot_be_read_leaves_the_causes_to_the_queues() {
         let mut hooks = vec![
             hook("syn", HookType::Fentry, None),
-            hook("ack", HookType::Fentry, None),
-            hook("retransmit", HookType::Tracepoint, None),
-            hook("rto", HookType::Fentry, None),
-            hook("probe", HookType::Off, Some("probes")),
+            hook("ack", HookType::Tracepoint, None),
+            hook("retransmit", HookType::Fentry, None),
         ];
-        assert_eq!(coverage(&hooks, "syn_drop"), Coverage::Exact);
-        assert_eq!(coverage(&hooks, "half_open.dead_peer"), Coverage::Degraded);
+        note_counters(&mut hooks, None);
+        assert!(hooks.iter().all(|hook| hook.blind_to.is_none()));
         note_counters(&mut hooks, Some(&"no".to_owned()));
-        assert_eq!(coverage(&hooks, "syn_drop"), Coverage::Degraded);
-        assert_eq!(coverage(&hooks[1..], "syn_drop"), Coverage::Off);
+        assert!(hooks[0].blind_to.as_deref().unwrap().contains("(no)"));
+        assert_eq!(hooks[1].blind_to, None);
+        assert_eq!(hooks[2].blind_to, None);
     }
 }

@@ -11,24 +11,11 @@ use proptest::prelude::*;
 use super::{Run, START_NS};
 use crate::{
     decode::decode,
+    detect::SPECS,
     event,
     host::Host,
     plan::{Coverage, DetectorPlan, HookMode, Plan, Transport},
 };
-
-const DETECTORS: [&str; 11] = [
-    "syn_drop",
-    "syn_drop.early_drop",
-    "half_open.handshake",
-    "half_open.dead_peer",
-    "half_open.half_closed",
-    "half_open.idle",
-    "retransmit_storm",
-    "retransmit_storm.reordering",
-    "send_stall",
-    "connect_failure",
-    "connection_drop",
-];
 
 /// The drop reasons of [`host`], numbered as no kernel does.
 pub(crate) const REASONS: [&str; 16] = [
@@ -52,10 +39,10 @@ pub(crate) const REASONS: [&str; 16] = [
 
 /// A host on which every detector is exact.
 pub(crate) fn host() -> Host {
-    let detectors = DETECTORS
+    let detectors = SPECS
         .iter()
-        .map(|detector| DetectorPlan {
-            detector: (*detector).to_owned(),
+        .map(|spec| DetectorPlan {
+            detector: spec.detector.to_owned(),
             coverage: Coverage::Exact,
             because: None,
         })

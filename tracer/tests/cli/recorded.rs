@@ -367,13 +367,23 @@ pub(crate) fn host() -> Host {
         plan: Plan {
             mode: HookMode::Auto,
             transport: Transport::Ringbuf,
-            hooks: vec![HookPlan {
-                hook: "syn".to_owned(),
-                hook_type: HookType::Kprobe,
-                attached: vec!["tcp_conn_request".to_owned()],
-                refused,
-                blind_to: Some("nothing that matters here".to_owned()),
-            }],
+            hooks: vec![
+                HookPlan {
+                    hook: "syn".to_owned(),
+                    hook_type: HookType::Kprobe,
+                    attached: vec!["tcp_conn_request".to_owned()],
+                    refused,
+                    blind_to: Some("nothing that matters here".to_owned()),
+                },
+                HookPlan {
+                    hook: "retransmit".to_owned(),
+                    hook_type: HookType::Tracepoint,
+                    attached: vec!["tcp_retransmit_skb".to_owned()],
+                    refused: Vec::new(),
+                    blind_to: Some("what a test leaves out".to_owned()),
+                },
+            ],
+            // As it was told then: a replay tells it anew, from the hooks.
             detectors: vec![
                 DetectorPlan {
                     detector: "syn_drop".to_owned(),
@@ -382,8 +392,8 @@ pub(crate) fn host() -> Host {
                 },
                 DetectorPlan {
                     detector: "retransmit_storm".to_owned(),
-                    coverage: Coverage::Degraded,
-                    because: Some("a test says so".to_owned()),
+                    coverage: Coverage::Exact,
+                    because: None,
                 },
             ],
         },

@@ -1,8 +1,8 @@
 //! `connect_failure`: a process wanted a connection and got an error.
 //!
-//! **Rule.** Opens at [`ConnectFailure::attempts`](crate::detect::ConnectFailure::attempts) failed attempts
+//! **Rule.** Opens at [`Thresholds::attempts`] failed attempts
 //! of one process to one remote end for one cause, without a pause of
-//! [`ConnectFailure::quiet_s`](crate::detect::ConnectFailure::quiet_s); resolves after such a pause. The
+//! [`Thresholds::quiet_s`]; resolves after such a pause. The
 //! count is the eBPF side's own total, so that rate-limited records lose nothing.
 //!
 //! **Causes.** `refused`, `timed_out`, `unreachable`, `reset`, `no_port`, `denied`, `other` by the error
@@ -12,65 +12,51 @@
 //! **False positives.** A client that tries one address after another by design, of which some never
 //! answer. Not judged: attempts dropped within a second, which is how clients race IPv6 against IPv4.
 
+mod attempts;
+mod explain;
+#[cfg(test)]
+mod tests;
+mod thresholds;
 mod words;
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
-use conntracer_common::record::failure_how;
+use conntracer_common::stats::hook;
 
+use self::attempts::{Attempts, Cause, Key};
+pub(super) use self::thresholds::Thresholds;
 use super::{
-    Context, Life,
-    alike::{self, Alike},
-    errno,
+    case::{Case, Cases},
+    context::{Context, Draft},
+    limits::Limits,
+    room::Room,
+    spec::Spec,
 };
-use crate::{event::Failure as Event, table::Bounded, time::Ktime};
+use crate::{
+    event::Failure as Event,
+    finding::{FindingKind, Status},
+    table::Bounded,
+    time::Ktime,
+};
 
-/// How an attempt failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Cause {
-    Refused,
-    TimedOut,
-    Unreachable,
-    Reset,
-    Cancelled,
-    NoPort,
-    Denied,
-    Other,
-}
-
-impl Cause {
-    /// `None` for what is no failure: the application changed its mind.
-    const fn of(failure: &Event) -> Option<Self> {
-        Some(match failure.errno {
-            0 if failure.how & failure_how::PATIENT != 0 => Self::Cancelled,
-            0 => return None,
-            errno::ECONNREFUSED => Self::Refused,
-            errno::ETIMEDOUT => Self::TimedOut,
-            errno::ENETUNREACH
-            | errno::EHOSTUNREACH
-            | errno::ENETDOWN
-            | errno::EHOSTDOWN
-            | errno::ENONET => Self::Unreachable,
-            errno::ECONNRESET | errno::EPIPE => Self::Reset,
-            errno::EADDRNOTAVAIL => Self::NoPort,
-            errno::EPERM | errno::EACCES => Self::Denied,
-            _ => Self::Other,
-        })
-    }
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Refused => "refused",
-            Self::TimedOut => "timed_out",
-            Self::Unreachable => "unreachable",
-            Self::Reset => "reset",
-            Self::Cancelled => "cancelled",
-            Self::NoPort => "no_port",
-            Self::Denied => "denied",
-            Self::Other => "other",
-        }
-    }
-}
+pub(super) static SPEC: Spec = Spec {
+    detector: "connect_failure",
+    kind: FindingKind::new(5, "connect_failure"),
+    causes: &[
+        "refused",
+        "timed_out",
+        "unreachable",
+        "reset",
+        "cancelled",
+        "no_port",
+        "denied",
+        "other",
+    ],
+    hooks: &[hook::STATE, hook::FAILURE, hook::RESET_RECEIVED],
+    losses: &[],
+    section: Thresholds::SECTION,
+    words: explain::WORDS,
+};
 
 /// Which of the eBPF side's counts: an entry that was removed for being idle and came again is another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,57 +82,20 @@ impl EntryKey {
     }
 }
 
-/// Who failed to reach whom, and why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    netns: u32,
-    /// 0 when the owner is unknown.
-    pid: u32,
-    remote: SocketAddr,
-    cause: Cause,
-}
+impl Case for Attempts {
+    type Key = Key;
+    type Rules = Thresholds;
 
-#[derive(Clone, Copy, Debug)]
-struct Attempts {
-    life: Option<Life>,
-    count: u64,
-    since: Ktime,
-    last: Ktime,
-    longest: Duration,
-    latest: Event,
-}
+    fn draft(&self, key: &Key, _: Status, _: &Thresholds, cx: &Context<'_>) -> Option<Draft> {
+        Some(words::draft(&SPEC, key, self, cx))
+    }
 
-impl Alike for Attempts {
-    fn count(&self) -> u64 {
+    fn news(&self) -> u64 {
         self.count
     }
 
-    fn last(&self) -> Ktime {
-        self.last
-    }
-
-    fn life(&mut self) -> &mut Option<Life> {
-        &mut self.life
-    }
-}
-
-impl Attempts {
-    const fn new(latest: Event, since: Ktime) -> Self {
-        Self {
-            life: None,
-            count: 0,
-            since,
-            last: since,
-            longest: Duration::ZERO,
-            latest,
-        }
-    }
-
-    fn add(&mut self, more: u64, failure: &Event) {
-        self.count = self.count.saturating_add(more);
-        self.last = self.last.max(failure.last);
-        self.longest = self.longest.max(failure.longest);
-        self.latest = *failure;
+    fn is_over(&mut self, _: &Key, rules: &Thresholds, cx: &Context<'_>) -> bool {
+        cx.now.since(self.last) >= rules.quiet()
     }
 }
 
@@ -154,24 +103,15 @@ impl Attempts {
 #[derive(Debug)]
 pub(crate) struct ConnectFailure {
     totals: Bounded<EntryKey, u64>,
-    attempts: Bounded<Key, Attempts>,
-    /// Open findings by id.
-    open: BTreeMap<u64, Key>,
+    attempts: Cases<Attempts>,
 }
 
 impl ConnectFailure {
-    pub(crate) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limits: &Limits, thresholds: Thresholds) -> Self {
         Self {
-            totals: Bounded::new(limit),
-            attempts: Bounded::new(limit),
-            open: BTreeMap::new(),
+            totals: Bounded::new(limits.failures),
+            attempts: Cases::new(limits.failures, thresholds),
         }
-    }
-
-    pub(crate) const fn evicted(&self) -> u64 {
-        self.totals
-            .evicted()
-            .saturating_add(self.attempts.evicted())
     }
 
     pub(crate) fn failure(&mut self, failure: &Event, cx: &mut Context<'_>) {
@@ -194,48 +134,34 @@ impl ConnectFailure {
             remote: failure.socket.remote,
             cause,
         };
-        let quiet = cx.thresholds.connect_failure.quiet();
-        match self.attempts.touch(&key) {
-            Some(known) if known.life.is_none() && since.since(known.last) >= quiet => {
-                *known = Attempts::new(*failure, since);
-            }
-            Some(_) => {}
-            None => {
-                let gone = self.attempts.insert(key, Attempts::new(*failure, since));
-                if let Some((key, gone)) = gone
-                    && let Some(life) = gone.life
-                {
-                    self.open.remove(&life.id);
-                    cx.resolve(life, words::draft(&key, &gone, cx));
-                }
-            }
-        }
-        let Some(attempts) = self.attempts.get_mut(&key) else {
+        let (quiet, worth) = (self.attempts.rules.quiet(), self.attempts.rules.attempts);
+        let new = || Attempts::new(*failure, since);
+        let Some(attempts) = self.attempts.begin(key, cx, new) else {
             return;
         };
-        attempts.add(more, failure);
-        match attempts.life {
-            None if attempts.count >= cx.thresholds.connect_failure.attempts => {
-                let life = cx.open(words::draft(&key, attempts, cx));
-                attempts.life = Some(life);
-                self.open.insert(life.id, key);
-            }
-            Some(mut life) if life.due(cx.now, attempts.count) => {
-                cx.update(&mut life, words::draft(&key, attempts, cx));
-                attempts.life = Some(life);
-            }
-            _ => {}
+        if !attempts.is_open() && since.since(attempts.last) >= quiet {
+            **attempts = new();
         }
+        attempts.add(more, failure);
+        let is_worth = attempts.count >= worth;
+        self.attempts.judge(&key, is_worth, cx);
+    }
+}
+
+impl Room for ConnectFailure {
+    fn tick(&mut self, cx: &mut Context<'_>) {
+        self.attempts.tick(cx);
     }
 
-    /// Says what grew since a second or more, and resolves what is quiet.
-    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
-        let quiet = cx.thresholds.connect_failure.quiet();
-        alike::tick(&mut self.open, &mut self.attempts, quiet, words::draft, cx);
+    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
+        self.attempts.say_open(all, cx);
     }
 
-    /// The last word on what is still open.
-    pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
-        alike::finish(&self.open, &mut self.attempts, words::draft, cx);
+    fn evicted(&self) -> (&'static str, u64) {
+        let evicted = self.totals.evicted();
+        (
+            "failures_evicted",
+            evicted.saturating_add(self.attempts.evicted()),
+        )
     }
 }

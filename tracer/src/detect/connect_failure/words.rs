@@ -4,18 +4,29 @@ use std::borrow::Cow;
 
 use conntracer_common::record::failure_how;
 
-use super::{Attempts, Cause, Key};
+use super::attempts::{Attempts, Cause, Key};
 use crate::{
-    detect::{Context, Draft, Facts, errno, hooks, plural, said_seconds, who},
-    finding::{FindingKind, Subject},
+    detect::{
+        context::{Context, Draft},
+        errno,
+        facts::Facts,
+        phrase::{plural, said_seconds, who},
+        spec::Spec,
+    },
+    finding::Subject,
 };
 
-pub(super) fn draft(key: &Key, attempts: &Attempts, cx: &Context<'_>) -> Draft {
+pub(super) fn draft(
+    spec: &'static Spec,
+    key: &Key,
+    attempts: &Attempts,
+    cx: &Context<'_>,
+) -> Draft {
     Draft {
-        kind: FindingKind::ConnectFailure,
+        spec,
         cause: key.cause.name(),
         stage: None,
-        doubt: doubt(attempts, cx),
+        doubt: doubt(spec, attempts, cx),
         subject: Subject::Peer {
             netns: key.netns,
             remote: key.remote,
@@ -35,7 +46,7 @@ fn has(attempts: &Attempts, how: u8) -> bool {
     attempts.latest.how & how != 0
 }
 
-fn doubt(attempts: &Attempts, cx: &Context<'_>) -> Option<Cow<'static, str>> {
+fn doubt(spec: &Spec, attempts: &Attempts, cx: &Context<'_>) -> Option<Cow<'static, str>> {
     if has(attempts, failure_how::CONCLUDED) {
         return Some(
             "what connect() returned was not seen: the cause is concluded from the port that was not \
@@ -43,7 +54,7 @@ fn doubt(attempts: &Attempts, cx: &Context<'_>) -> Option<Cow<'static, str>> {
                 .into(),
         );
     }
-    cx.doubt("connect_failure", &hooks::FAILURE)
+    cx.doubt(spec)
 }
 
 /// Who or what told of the failure.

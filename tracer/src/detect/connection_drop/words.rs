@@ -1,22 +1,38 @@
 //! What is said of connections that died.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use conntracer_common::record::close_flag;
 
-use super::{Deaths, How, Key, Place};
+use super::{
+    deaths::{Deaths, How, Key, Place},
+    thresholds::Thresholds,
+};
 use crate::{
-    detect::{Context, Draft, Facts, errno, hooks, plural, said_seconds, who},
+    detect::{
+        context::{Context, Draft},
+        errno,
+        facts::Facts,
+        phrase::{plural, said_seconds, who},
+        spec::Spec,
+    },
     event::Close,
-    finding::{FindingKind, Subject},
+    finding::Subject,
 };
 
-pub(super) fn draft(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> Draft {
+pub(super) fn draft(
+    spec: &'static Spec,
+    key: &Key,
+    deaths: &Deaths,
+    thresholds: &Thresholds,
+    cx: &Context<'_>,
+) -> Draft {
+    let pattern = deaths.pattern(thresholds);
     Draft {
-        kind: FindingKind::ConnectionDrop,
+        spec,
         cause: key.how.cause(),
         stage: None,
-        doubt: doubt(key, &deaths.latest, cx),
+        doubt: doubt(spec, key, &deaths.latest, cx),
         subject: match key.place {
             Place::Service(remote) => Subject::Peer {
                 netns: key.netns,
@@ -36,14 +52,14 @@ pub(super) fn draft(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> Draft {
         since: deaths.since,
         last: deaths.last,
         count: deaths.count,
-        summary: summary(key, deaths, cx),
+        summary: summary(key, deaths, pattern),
         evidence: facts(key, deaths, cx),
-        advice: advice(key, deaths, cx),
+        advice: advice(key, deaths, pattern, cx),
     }
 }
 
 /// The kernel names no cause for these: they are concluded from the fields that it judges by.
-fn doubt(key: &Key, latest: &Close, cx: &Context<'_>) -> Option<Cow<'static, str>> {
+fn doubt(spec: &Spec, key: &Key, latest: &Close, cx: &Context<'_>) -> Option<Cow<'static, str>> {
     let concluded = match key.how {
         How::ResetReceived => !latest.has(close_flag::RST_RECEIVED),
         How::Orphan | How::Disconnect => latest.reason.is_none(),
@@ -67,7 +83,7 @@ fn doubt(key: &Key, latest: &Close, cx: &Context<'_>) -> Option<Cow<'static, str
     if concluded {
         return Some("the kernel does not say why: concluded from the socket's fields".into());
     }
-    cx.doubt("connection_drop", &hooks::DROP)
+    cx.doubt(spec)
 }
 
 fn facts(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> Facts {
@@ -104,7 +120,7 @@ fn facts(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> Facts {
         .count("last_probes_unanswered", latest.tcp.probes_out)
 }
 
-fn summary(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> String {
+fn summary(key: &Key, deaths: &Deaths, pattern: Option<Duration>) -> String {
     let count = plural(deaths.count, "connection");
     let (whose, by) = match key.place {
         Place::Service(remote) => (format!("{count} to {remote}"), remote.to_string()),
@@ -140,7 +156,7 @@ fn summary(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> String {
         }
         How::Error => "ended with an error".to_owned(),
     };
-    match deaths.pattern(cx) {
+    match pattern {
         Some(idle) => format!(
             "{whose} {died}, each idle for {}: somebody's idle timeout",
             said_seconds(idle)
@@ -149,10 +165,15 @@ fn summary(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> String {
     }
 }
 
-fn advice(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
+fn advice(
+    key: &Key,
+    deaths: &Deaths,
+    pattern: Option<Duration>,
+    cx: &Context<'_>,
+) -> Vec<Cow<'static, str>> {
     let owner = who(deaths.latest.owner.as_ref());
     let remote = deaths.latest.socket.remote.ip();
-    if let Some(idle) = deaths.pattern(cx) {
+    if let Some(idle) = pattern {
         return vec![
             format!(
                 "let {owner} send keepalives more often than every {} (SO_KEEPALIVE with TCP_KEEPIDLE, in the \

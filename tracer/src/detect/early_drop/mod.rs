@@ -1,8 +1,8 @@
 //! `syn_drop` before a listener decides: nobody listens, or something on the way dropped the SYN.
 //!
-//! **Rule.** Opens when one address and port lost [`super::SynDrop::refused_syns`] SYNs for one cause
-//! without a pause of [`super::SynDrop::quiet_s`], and resolves after such a pause. From
-//! [`super::SynDrop::scan_ports`] addresses and ports on whose SYNs no finding tells yet, they are one
+//! **Rule.** Opens when one address and port lost `refused_syns` SYNs for one cause
+//! without a pause of `quiet_s`, and resolves after such a pause. From
+//! `scan_ports` addresses and ports on whose SYNs no finding tells yet, they are one
 //! finding of the namespace: a scan. In the midst of one a port still gets its own finding where somebody
 //! listened before, or when it lost more than its share. Judged at each tick, so that a scan is known for
 //! one before its first ports become findings. The count is the eBPF side's own total, so that
@@ -19,20 +19,53 @@
 //! unless netfilter dropped them.
 
 mod cause;
+mod drops;
+mod explain;
+#[cfg(test)]
+mod tests;
 mod words;
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-};
+use std::{mem, net::SocketAddr};
 
-use self::cause::{Because, Cause, Why, why};
-use super::{Context, Life};
+use conntracer_common::stats::hook;
+
+use self::{
+    cause::why,
+    drops::{Drops, NetnsKey, Scan, SpotKey},
+};
+use super::{
+    case::{self, Case, Cases},
+    context::{Context, Draft},
+    limits::Limits,
+    room::Room,
+    spec::Spec,
+    syn_drop::{self, thresholds::Thresholds},
+};
 use crate::{
     count::Grow,
-    event::{EarlyDrop as Event, Owner, Path, Syn},
-    table::{Bounded, listener::ListenerKey},
+    event::{EarlyDrop as Event, Path},
+    finding::Status,
+    table::Bounded,
     time::Ktime,
+};
+
+pub(super) static SPEC: Spec = Spec {
+    detector: "syn_drop.early_drop",
+    kind: syn_drop::KIND,
+    causes: &[
+        "no_listener",
+        "filtered",
+        "reverse_path",
+        "auth",
+        "bad_checksum",
+        "no_memory",
+        "socket_filter",
+        "other",
+    ],
+    hooks: &[hook::DROP],
+    losses: &[],
+    section: Thresholds::SECTION,
+    words: explain::WORDS,
 };
 
 /// Which of the eBPF side's counts: an entry that was removed for being idle and came again is another.
@@ -61,148 +94,60 @@ impl EntryKey {
     }
 }
 
-/// Where SYNs were to go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct SpotKey {
-    netns: u32,
-    local: SocketAddr,
-    cause: Cause,
-}
+impl Case for Drops {
+    type Key = SpotKey;
+    type Rules = Thresholds;
 
-/// All of a namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct NetnsKey {
-    netns: u32,
-    cause: Cause,
-}
-
-/// What was dropped, at one spot or at all that have no finding of their own.
-#[derive(Clone, Copy, Debug)]
-struct Drops {
-    life: Option<Life>,
-    count: u64,
-    since: Ktime,
-    last: Ktime,
-    /// One bit by each remote address's hash.
-    remotes: u64,
-    because: Option<Because>,
-    /// Filtered by netfilter, not by XDP or traffic control.
-    by_netfilter: bool,
-    latest: Event,
-}
-
-impl Drops {
-    const fn new(latest: Event, since: Ktime) -> Self {
-        Self {
-            life: None,
-            count: 0,
-            since,
-            last: since,
-            remotes: 0,
-            because: None,
-            by_netfilter: false,
-            latest,
-        }
+    fn draft(&self, key: &SpotKey, _: Status, _: &Thresholds, cx: &Context<'_>) -> Option<Draft> {
+        Some(words::spot(&SPEC, key, self, cx))
     }
 
-    fn add(&mut self, more: u64, early_drop: &Event, why: &Why) {
-        self.count = self.count.saturating_add(more);
-        self.last = self.last.max(early_drop.last);
-        self.remotes |= early_drop.remotes;
-        self.because = why.because.or(self.because);
-        self.by_netfilter = why.by_netfilter;
-        let (remote, device) = (self.latest.socket.remote, self.latest.device);
-        self.latest = *early_drop;
-        if early_drop.socket.remote.port() == 0 {
-            self.latest.socket.remote = remote;
-        }
-        self.latest.device = early_drop.device.or(device);
+    fn news(&self) -> u64 {
+        self.count
+    }
+
+    fn is_over(&mut self, _: &SpotKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
+        cx.now.since(self.last) >= rules.quiet()
     }
 }
 
-/// The spots of a namespace that have no finding of their own, together.
-#[derive(Clone, Copy, Debug)]
-struct Scan {
-    drops: Drops,
-    spots: u64,
-    /// The one address they share.
-    address: Option<IpAddr>,
-}
+impl Case for Scan {
+    type Key = NetnsKey;
+    type Rules = Thresholds;
 
-impl Scan {
-    /// Whether a spot of it lost more than its share, because a scanner tries every port alike: as many SYNs as
-    /// `scan_ports` others on average.
-    const fn is_outdone_by(&self, spot: &Drops, scan_ports: u64) -> bool {
-        let others = self.spots.saturating_sub(1);
-        let theirs = self.drops.count.saturating_sub(spot.count);
-        spot.count.saturating_mul(others) >= scan_ports.saturating_mul(theirs)
+    fn draft(&self, key: &NetnsKey, _: Status, _: &Thresholds, cx: &Context<'_>) -> Option<Draft> {
+        Some(words::scan(&SPEC, *key, self, cx))
     }
-}
 
-/// A finding's place.
-#[derive(Clone, Copy, Debug)]
-enum Open {
-    Spot(SpotKey),
-    Scan(NetnsKey),
+    fn news(&self) -> u64 {
+        self.drops.count
+    }
+
+    fn is_over(&mut self, _: &NetnsKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
+        cx.now.since(self.drops.last) >= rules.quiet()
+    }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct EarlyDrop {
     totals: Bounded<EntryKey, u64>,
-    spots: Bounded<SpotKey, Drops>,
-    scans: Bounded<NetnsKey, Scan>,
-    /// Who listened where, for when nobody does any more.
-    owners: Bounded<ListenerKey, Owner>,
-    /// Open findings by id.
-    open: BTreeMap<u64, Open>,
+    spots: Cases<Drops>,
+    scans: Cases<Scan>,
     /// To be judged at the next tick, in the order they came.
     touched_spots: Vec<SpotKey>,
     touched_scans: Vec<NetnsKey>,
 }
 
 impl EarlyDrop {
-    /// Remembers so many addresses and ports, and owners of so many listeners.
-    pub(crate) fn new(limit: usize, listeners: usize) -> Self {
+    pub(crate) fn new(limits: &Limits, thresholds: Thresholds) -> Self {
+        let limit = limits.early_drops;
         Self {
             totals: Bounded::new(limit),
-            spots: Bounded::new(limit),
-            scans: Bounded::new(limit),
-            owners: Bounded::new(listeners),
-            open: BTreeMap::new(),
+            spots: Cases::new(limit, thresholds.clone()),
+            scans: Cases::new(limit, thresholds),
             touched_spots: Vec::new(),
             touched_scans: Vec::new(),
-        }
-    }
-
-    pub(crate) const fn evicted(&self) -> u64 {
-        self.totals
-            .evicted()
-            .saturating_add(self.spots.evicted())
-            .saturating_add(self.scans.evicted())
-            .saturating_add(self.owners.evicted())
-    }
-
-    /// A listener spoke: its owner is remembered.
-    pub(crate) fn listening(&mut self, syn: &Syn) {
-        let Some(owner) = syn.owner else { return };
-        let key = ListenerKey::of(&syn.socket);
-        match self.owners.touch(&key) {
-            Some(known) => *known = owner,
-            None => drop(self.owners.insert(key, owner)),
-        }
-    }
-
-    /// Another namespace has this inode by now: who listened in the one before is nobody there.
-    pub(crate) fn forget_netns(&mut self, inode: u32) {
-        let gone: Vec<ListenerKey> = self
-            .owners
-            .iter()
-            .map(|(key, _)| *key)
-            .filter(|key| key.netns == inode)
-            .collect();
-        for key in gone {
-            self.owners.remove(&key);
         }
     }
 
@@ -223,252 +168,114 @@ impl EarlyDrop {
         } else {
             early_drop.last
         };
-        let quiet = cx.thresholds.syn_drop.quiet();
-        let netns = early_drop.socket.netns;
+        let (netns, local) = (early_drop.socket.netns, early_drop.socket.local);
+        let quiet = self.spots.rules.quiet();
+        let refused_syns = self.spots.rules.refused_syns;
+        let scan_ports = self.spots.rules.scan_ports;
+        let new = || Drops::new(*early_drop, since);
         let mut is_new = false;
-        if early_drop.socket.local.port() != 0 {
+        if local.port() != 0 {
             let key = SpotKey {
                 netns,
-                local: early_drop.socket.local,
+                local,
                 cause,
             };
-            is_new = self.spot(key, early_drop, since, cx);
-            let Some(spot) = self.spots.get_mut(&key) else {
+            is_new = self.spots.get(&key).is_none();
+            let Some(spot) = self.spots.begin(key, cx, new) else {
                 return;
             };
+            if !is_new && !spot.is_open() && since.since(spot.last) >= quiet {
+                **spot = new();
+                is_new = true;
+            }
             spot.add(more, early_drop, &why);
-            if let Some(mut life) = spot.life {
-                if life.due(cx.now, spot.count) {
-                    let spot = *spot;
-                    cx.update(&mut life, self.spot_draft(&key, &spot, cx));
-                    if let Some(spot) = self.spots.get_mut(&key) {
-                        spot.life = Some(life);
-                    }
-                }
+            if spot.is_open() {
+                self.spots.judge(&key, false, cx);
                 return;
             }
-            if spot.count >= cx.thresholds.syn_drop.refused_syns {
+            if spot.count >= refused_syns {
                 push(&mut self.touched_spots, key);
             }
         }
         let key = NetnsKey { netns, cause };
-        if self.scans.touch(&key).is_none() {
-            let scan = Scan {
-                drops: Drops::new(*early_drop, since),
-                spots: 0,
-                address: Some(early_drop.socket.local.ip()),
-            };
-            if let Some((key, mut gone)) = self.scans.insert(key, scan)
-                && let Some(life) = gone.drops.life.take()
-            {
-                self.open.remove(&life.id);
-                cx.resolve(life, words::scan(key, &gone, cx));
-            }
-        }
-        let Some(scan) = self.scans.get_mut(&key) else {
+        let new = || Scan {
+            drops: new(),
+            spots: 0,
+            address: Some(local.ip()),
+        };
+        let Some(scan) = self.scans.begin(key, cx, new) else {
             return;
         };
-        if scan.drops.life.is_none() && since.since(scan.drops.last) >= quiet {
-            *scan = Scan {
-                drops: Drops::new(*early_drop, since),
-                spots: 0,
-                address: Some(early_drop.socket.local.ip()),
-            };
-            is_new = early_drop.socket.local.port() != 0;
+        if !scan.is_open() && since.since(scan.drops.last) >= quiet {
+            **scan = new();
+            is_new = local.port() != 0;
         }
         scan.spots.grow(u64::from(is_new));
-        scan.address = scan
-            .address
-            .filter(|address| *address == early_drop.socket.local.ip());
-        if early_drop.socket.local.port() == 0 {
+        scan.address = scan.address.filter(|address| *address == local.ip());
+        if local.port() == 0 {
             // As many as the eBPF side has room for, and more.
-            scan.spots = scan.spots.max(cx.thresholds.syn_drop.scan_ports);
+            scan.spots = scan.spots.max(scan_ports);
         }
         scan.drops.add(more, early_drop, &why);
-        if scan.spots >= cx.thresholds.syn_drop.scan_ports {
+        if scan.spots >= scan_ports {
             push(&mut self.touched_scans, key);
         }
     }
 
-    /// Makes sure of a spot; true when it is new, or quiet for so long that it begins anew.
-    fn spot(
-        &mut self,
-        key: SpotKey,
-        early_drop: &Event,
-        since: Ktime,
-        cx: &mut Context<'_>,
-    ) -> bool {
-        let quiet = cx.thresholds.syn_drop.quiet();
-        if let Some(spot) = self.spots.touch(&key) {
-            if spot.life.is_some() || since.since(spot.last) < quiet {
-                return false;
-            }
-            *spot = Drops::new(*early_drop, since);
-            return true;
-        }
-        if let Some((key, mut gone)) = self.spots.insert(key, Drops::new(*early_drop, since))
-            && let Some(life) = gone.life.take()
-        {
-            self.open.remove(&life.id);
-            cx.resolve(life, self.spot_draft(&key, &gone, cx));
-        }
-        true
-    }
-
-    /// Who listened there before. Only where nobody does any more does it matter.
-    fn before(&self, key: &SpotKey) -> Option<&Owner> {
-        if key.cause != Cause::NoListener {
-            return None;
-        }
-        let unspecified: IpAddr = match key.local {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        [key.local.ip(), unspecified, Ipv6Addr::UNSPECIFIED.into()]
-            .into_iter()
-            .find_map(|address| {
-                self.owners.get(&ListenerKey {
-                    netns: key.netns,
-                    local: SocketAddr::new(address, key.local.port()),
-                })
-            })
-    }
-
-    fn spot_draft(&self, key: &SpotKey, spot: &Drops, cx: &Context<'_>) -> super::Draft {
-        words::spot(key, spot, self.before(key), cx)
-    }
-
-    /// Opens what has become worth a finding.
+    /// Opens what has become worth a finding: a scan before the spots that it is not.
     fn judge(&mut self, cx: &mut Context<'_>) {
-        let scan_ports = cx.thresholds.syn_drop.scan_ports;
-        for key in std::mem::take(&mut self.touched_scans) {
-            let Some(scan) = self.scans.get_mut(&key) else {
+        let refused_syns = self.spots.rules.refused_syns;
+        let scan_ports = self.spots.rules.scan_ports;
+        for key in mem::take(&mut self.touched_scans) {
+            if self
+                .scans
+                .get(&key)
+                .is_some_and(|scan| scan.spots >= scan_ports && scan.drops.count >= refused_syns)
+            {
+                self.scans.raise(&key, cx);
+            }
+        }
+        for key in mem::take(&mut self.touched_spots) {
+            let Some(spot) = self.spots.get(&key).filter(|spot| !spot.is_open()) else {
                 continue;
             };
-            if scan.drops.life.is_none()
-                && scan.spots >= scan_ports
-                && scan.drops.count >= cx.thresholds.syn_drop.refused_syns
-            {
-                let life = cx.open(words::scan(key, scan, cx));
-                scan.drops.life = Some(life);
-                self.open.insert(life.id, Open::Scan(key));
-            }
-        }
-        for key in std::mem::take(&mut self.touched_spots) {
+            let is_service = key.before(cx.listeners).is_some();
             let of = NetnsKey {
                 netns: key.netns,
                 cause: key.cause,
             };
-            let Some(spot) = self.spots.get(&key).copied() else {
-                continue;
-            };
-            if spot.life.is_some() {
-                continue;
-            }
-            let is_service = self.before(&key).is_some();
             if let Some(scan) = self.scans.get_mut(&of) {
-                if scan.drops.life.is_some()
-                    && !is_service
-                    && !scan.is_outdone_by(&spot, scan_ports)
-                {
+                if scan.is_open() && !is_service && !scan.is_outdone_by(spot, scan_ports) {
                     continue;
                 }
                 // What gets its own finding is no part of a scan.
                 scan.drops.count = scan.drops.count.saturating_sub(spot.count);
                 scan.spots = scan.spots.saturating_sub(1);
             }
-            let life = cx.open(self.spot_draft(&key, &spot, cx));
-            if let Some(spot) = self.spots.get_mut(&key) {
-                spot.life = Some(life);
-            }
-            self.open.insert(life.id, Open::Spot(key));
-        }
-    }
-
-    /// Judges what came since the last tick, says what grew since a second or more, and resolves what
-    /// is quiet.
-    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
-        self.judge(cx);
-        let quiet = cx.thresholds.syn_drop.quiet();
-        self.each_open(cx, |drops, life, cx| {
-            if cx.now.since(drops.last) >= quiet {
-                Verdict::Resolve
-            } else if life.due(cx.now, drops.count) {
-                Verdict::Update
-            } else {
-                Verdict::Keep
-            }
-        });
-    }
-
-    /// The last word on what is still open.
-    pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
-        self.judge(cx);
-        self.each_open(cx, |drops, life, cx| {
-            if cx.owes(life, drops.count) {
-                Verdict::Update
-            } else {
-                Verdict::Keep
-            }
-        });
-    }
-
-    fn each_open(
-        &mut self,
-        cx: &mut Context<'_>,
-        judge: impl Fn(&Drops, &Life, &Context<'_>) -> Verdict,
-    ) {
-        let open: Vec<(u64, Open)> = self.open.iter().map(|(id, open)| (*id, *open)).collect();
-        for (id, open) in open {
-            let (drops, draft) = match open {
-                Open::Spot(key) => {
-                    let Some(spot) = self.spots.get(&key).copied() else {
-                        continue;
-                    };
-                    (spot, self.spot_draft(&key, &spot, cx))
-                }
-                Open::Scan(key) => {
-                    let Some(scan) = self.scans.get(&key) else {
-                        continue;
-                    };
-                    (scan.drops, words::scan(key, scan, cx))
-                }
-            };
-            let Some(mut life) = drops.life else { continue };
-            let life = match judge(&drops, &life, cx) {
-                Verdict::Keep => continue,
-                Verdict::Update => {
-                    cx.update(&mut life, draft);
-                    Some(life)
-                }
-                Verdict::Resolve => {
-                    cx.resolve(life, draft);
-                    self.open.remove(&id);
-                    None
-                }
-            };
-            match open {
-                Open::Spot(key) if life.is_none() => drop(self.spots.remove(&key)),
-                Open::Scan(key) if life.is_none() => drop(self.scans.remove(&key)),
-                Open::Spot(key) => {
-                    if let Some(spot) = self.spots.get_mut(&key) {
-                        spot.life = life;
-                    }
-                }
-                Open::Scan(key) => {
-                    if let Some(scan) = self.scans.get_mut(&key) {
-                        scan.drops.life = life;
-                    }
-                }
-            }
+            self.spots.raise(&key, cx);
         }
     }
 }
 
-enum Verdict {
-    Keep,
-    Update,
-    Resolve,
+impl Room for EarlyDrop {
+    /// Judges what came since the last tick, too.
+    fn tick(&mut self, cx: &mut Context<'_>) {
+        self.judge(cx);
+        case::tick(&mut [&mut self.spots, &mut self.scans], cx);
+    }
+
+    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
+        self.judge(cx);
+        case::say_open(&mut [&mut self.spots, &mut self.scans], all, cx);
+    }
+
+    fn evicted(&self) -> (&'static str, u64) {
+        let evicted = self.totals.evicted().saturating_add(self.spots.evicted());
+        (
+            "early_drops_evicted",
+            evicted.saturating_add(self.scans.evicted()),
+        )
+    }
 }
 
 /// Once: a flood of one spot is one entry. Only the last few are compared, which is what a burst repeats;

@@ -5,21 +5,25 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use super::{Because, Cause, Drops, NetnsKey, Scan, SpotKey};
+use super::{
+    cause::Cause,
+    drops::{Drops, NetnsKey, Scan, SpotKey},
+};
 use crate::{
-    detect::{Context, Draft, Facts, hooks, plural},
+    detect::{
+        context::{Context, Draft},
+        facts::Facts,
+        phrase::plural,
+        spec::Spec,
+    },
     event::{Owner, Path},
-    finding::{FindingKind, Subject},
+    finding::Subject,
 };
 
 /// One address and port.
-pub(super) fn spot(
-    key: &SpotKey,
-    drops: &Drops,
-    before: Option<&Owner>,
-    cx: &Context<'_>,
-) -> Draft {
+pub(super) fn spot(spec: &'static Spec, key: &SpotKey, drops: &Drops, cx: &Context<'_>) -> Draft {
     let latest = &drops.latest;
+    let before = key.before(cx.listeners);
     let mut facts = facts(drops, key.cause, cx);
     if let Some(listener) = latest.listener {
         facts = facts.text("listener", listener.to_string());
@@ -34,6 +38,7 @@ pub(super) fn spot(
         advice.insert(0, whose_job(key.local, before));
     }
     draft(
+        spec,
         key.cause,
         drops,
         Subject::Listener {
@@ -48,7 +53,7 @@ pub(super) fn spot(
 }
 
 /// Many of a namespace.
-pub(super) fn scan(key: NetnsKey, scan: &Scan, cx: &Context<'_>) -> Draft {
+pub(super) fn scan(spec: &'static Spec, key: NetnsKey, scan: &Scan, cx: &Context<'_>) -> Draft {
     let drops = &scan.drops;
     let address = scan.address.unwrap_or(match drops.latest.socket.local {
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -73,6 +78,7 @@ pub(super) fn scan(key: NetnsKey, scan: &Scan, cx: &Context<'_>) -> Draft {
         },
     );
     draft(
+        spec,
         key.cause,
         drops,
         Subject::Listener {
@@ -86,7 +92,9 @@ pub(super) fn scan(key: NetnsKey, scan: &Scan, cx: &Context<'_>) -> Draft {
     )
 }
 
+#[expect(clippy::too_many_arguments, reason = "the parts of a draft")]
 fn draft(
+    spec: &'static Spec,
     cause: Cause,
     drops: &Drops,
     subject: Subject,
@@ -95,15 +103,11 @@ fn draft(
     advice: Vec<Cow<'static, str>>,
     cx: &Context<'_>,
 ) -> Draft {
-    let concluded = |because: Because| Cow::Borrowed(because);
     Draft {
-        kind: FindingKind::SynDrop,
+        spec,
         cause: cause.name(),
         stage: None,
-        doubt: drops
-            .because
-            .map(concluded)
-            .or_else(|| cx.doubt("syn_drop.early_drop", &hooks::EARLY_DROP)),
+        doubt: drops.because.map(Cow::Borrowed).or_else(|| cx.doubt(spec)),
         subject,
         owner: drops.latest.owner,
         sample: None,

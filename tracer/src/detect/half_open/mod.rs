@@ -4,14 +4,10 @@ pub(crate) mod dead_peer;
 pub(crate) mod half_closed;
 pub(crate) mod handshake;
 pub(crate) mod idle;
+mod thresholds;
 
-use crate::{event::Owner, finding::Subject};
+pub(super) use self::thresholds::Thresholds;
+use crate::finding::FindingKind;
 
-/// All sockets of a process in a namespace; its name is its owner's, where that is known.
-fn process((netns, pid): (u32, u32), owner: Option<&Owner>) -> Subject {
-    Subject::Process {
-        netns,
-        pid,
-        comm: owner.map_or_else(String::new, |owner| owner.comm.to_text().into_owned()),
-    }
-}
+/// All four rooms' findings are of one kind.
+const KIND: FindingKind = FindingKind::new(2, "half_open");

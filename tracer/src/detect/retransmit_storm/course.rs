@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::{detect::Facts, event::Tcp, time::Ktime};
+use crate::{detect::facts::Facts, event::Tcp, time::Ktime};
 
 /// Since the connection's activity began.
 #[derive(Clone, Copy, Debug)]

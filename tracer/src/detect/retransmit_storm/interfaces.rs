@@ -1,6 +1,6 @@
 //! By which interfaces segments left: whether a storm is one's, or everybody's.
 
-use crate::{detect::Facts, event::Egress};
+use crate::{detect::facts::Facts, event::Egress};
 
 /// Interfaces told apart in one scope: more than a host commonly has to the outside. Of the rest, the segments
 /// are counted.

@@ -1,13 +1,13 @@
 //! `retransmit_storm`: so many segments are sent again that it is a condition, not an accident.
 //!
 //! **Rule.** Per connection, remote address, network, listener, process, network namespace and host: the rate over the last 3 s reaches the scope's
-//! floor and a multiple of what is usual there (learned outside of storms), retransmissions are at least [`RetransmitStorm::ratio`] of what the connections sent, and
+//! floor and a multiple of what is usual there (learned outside of storms), retransmissions are at least [`Thresholds::ratio`] of what the connections sent, and
 //! they come for longer than one burst. Opens at the segment that crosses (`onset`), updates as it
 //! grows (`peak`), resolves when the rate stayed below half the floor for
-//! [`RetransmitStorm::quiet_s`] (`end`).
+//! [`Thresholds::quiet_s`] (`end`).
 //!
 //! **Scope.** The narrowest of these, in this order, that explains it: a wider scope stays silent while one narrower scope
-//! holds [`RetransmitStorm::explained`] of its segments, and a narrower one once the wider is open.
+//! holds [`Thresholds::explained`] of its segments, and a narrower one once the wider is open.
 //!
 //! **Count.** Every segment the scope sent again since its activity began, from before the opening to
 //! the end, so that it equals `Tcp RetransSegs` of a namespace that has just this storm. What did not
@@ -17,11 +17,11 @@
 //! Connections are counted in the kernel, and their records cumulative: a record that is lost takes nothing
 //! away. What the eBPF side missed is in the count by `total_retrans`, without a type; before Linux 6.17 it cannot be
 //! told from what did not leave the host.
-//! Repeated SYN-ACKs count, but open nothing: [`super::half_open::handshake`] tells what they mean. Those
+//! Repeated SYN-ACKs count, but open nothing: `half_open` / `handshake` tells what they mean. Those
 //! of a flood, of which not every one is a record, are in the host's count from the listeners' totals, and
 //! in no other.
 //!
-//! **Cause.** From the whole count so far (`words::Cause`). One that is told apart by what fails outlasts the
+//! **Cause.** From the whole count so far (`cause`). One that is told apart by what fails outlasts the
 //! repair, in which the rest comes through and reads like loss.
 //!
 //! **False positives.** A link that loses several percent by nature; raise the ratio there. A burst
@@ -29,35 +29,88 @@
 //! nothing.
 
 mod activity;
+mod cause;
 mod course;
+mod explain;
 mod interfaces;
 mod scope;
+mod segments;
 mod spurious;
+#[cfg(test)]
+mod tests;
+mod thresholds;
 mod words;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use conntracer_common::{
     record::{RetransmitTotals, SynTotals, syn_outcome},
     retransmit::advanced,
+    stats::hook,
 };
 
+pub(super) use self::thresholds::Thresholds;
 use self::{
-    activity::{Activity, Segments},
+    activity::{Activity, Rates},
+    cause::Cause,
     course::Course,
     interfaces::Interfaces,
     scope::{LEVELS, Scope, Wider, levels},
+    segments::Segments,
     spurious::{Spurious, Undone},
 };
-use super::{Context, RetransmitStorm as Thresholds};
+use super::{
+    case::{self, Case, Cases},
+    context::{Context, Draft},
+    limits::Limits,
+    room::Room,
+    spec::Spec,
+};
 use crate::{
     event::{Owner, Retransmit, RetransmitType, SynAck, TcpState, Undo},
+    finding::{FindingKind, Status},
     table::{
         Bounded,
         connection::{Change, Connection, ConnectionKey},
     },
     time::Ktime,
 };
+
+const KIND: FindingKind = FindingKind::new(3, "retransmit_storm");
+
+pub(super) static SPEC: Spec = Spec {
+    detector: "retransmit_storm",
+    kind: KIND,
+    causes: &[
+        "peer_unreachable",
+        "path_loss",
+        "path_mtu",
+        "local_drop",
+        "receiver_stalled",
+        "reordering",
+        "unknown",
+    ],
+    hooks: &[hook::RETRANSMIT, hook::SYNACK],
+    losses: &[],
+    section: Thresholds::SECTION,
+    words: explain::WORDS,
+};
+
+pub(super) static REORDERING: Spec = Spec {
+    detector: "retransmit_storm.reordering",
+    kind: KIND,
+    causes: &["reordering"],
+    hooks: &[hook::RETRANSMIT, hook::SYNACK, hook::UNDO],
+    losses: &[],
+    section: Thresholds::SECTION,
+    words: &[],
+};
+
+/// Four times what the eBPF side keeps: what is still counted there is not forgotten here.
+const MAX_TOTALS: usize = 32_768;
+
+/// Up to this age everything a connection sent belongs to its first retransmission's ratio.
+const YOUNG: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 struct OfConnection {
@@ -70,7 +123,7 @@ struct OfConnection {
 
 /// Cumulative records of one connection as last told.
 #[derive(Debug, Default)]
-struct Told {
+struct LastTotals {
     totals: RetransmitTotals,
     undone: Undone,
 }
@@ -106,34 +159,114 @@ impl OfConnection {
     }
 }
 
+/// What a storm of such segments needs to be told exactly.
+fn spec(activity: &Activity) -> &'static Spec {
+    match activity.cause() {
+        Cause::Reordering => &REORDERING,
+        _ => &SPEC,
+    }
+}
+
+impl Case for OfConnection {
+    type Key = ConnectionKey;
+    type Rules = Thresholds;
+
+    fn draft(
+        &self,
+        _: &ConnectionKey,
+        status: Status,
+        _: &Thresholds,
+        cx: &Context<'_>,
+    ) -> Option<Draft> {
+        let (connection, course) = (&self.connection, &self.course);
+        let spec = spec(&self.activity);
+        Some(words::connection(
+            spec,
+            connection,
+            course,
+            &self.activity,
+            status,
+            cx,
+        ))
+    }
+
+    fn news(&self) -> u64 {
+        self.activity.news()
+    }
+
+    fn told(&mut self) {
+        self.activity.told = Some(self.activity.cause());
+    }
+
+    fn is_over(&mut self, _: &ConnectionKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
+        self.activity.is_over(rules.quiet(), cx.now)
+    }
+
+    fn begins_anew(&mut self, now: Ktime) -> bool {
+        self.activity.renew(now);
+        true
+    }
+}
+
+impl Case for OfMany {
+    type Key = Wider;
+    type Rules = Thresholds;
+
+    fn draft(
+        &self,
+        key: &Wider,
+        status: Status,
+        _: &Thresholds,
+        cx: &Context<'_>,
+    ) -> Option<Draft> {
+        let spec = spec(&self.activity);
+        Some(words::wider(
+            spec,
+            key,
+            self.owner,
+            &self.activity,
+            status,
+            cx,
+        ))
+    }
+
+    fn news(&self) -> u64 {
+        self.activity.news()
+    }
+
+    fn told(&mut self) {
+        self.activity.told = Some(self.activity.cause());
+    }
+
+    fn is_over(&mut self, _: &Wider, rules: &Thresholds, cx: &Context<'_>) -> bool {
+        self.activity.is_over(rules.quiet(), cx.now)
+    }
+
+    fn begins_anew(&mut self, now: Ktime) -> bool {
+        self.activity.renew(now);
+        true
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct RetransmitStorm {
-    /// Kept when a connection's activity is over: what it repeats later adds to them.
-    told: Bounded<ConnectionKey, Told>,
-    connections: Bounded<ConnectionKey, OfConnection>,
-    wider: Bounded<Wider, OfMany>,
-    /// Repeated SYN-ACKs counted as records, and as the listeners' totals tell.
+    /// Kept when a connection's activity is over: what it retransmits later adds to them.
+    totals: Bounded<ConnectionKey, LastTotals>,
+    connections: Cases<OfConnection>,
+    wider: Cases<OfMany>,
+    /// Retransmitted SYN-ACKs counted as records, and as the listeners' totals tell.
     syn_acks: [u64; 2],
-    open: BTreeMap<u64, Scope>,
 }
 
 impl RetransmitStorm {
-    pub(crate) fn new(connections: usize, wider: usize) -> Self {
+    pub(crate) fn new(limits: &Limits, thresholds: Thresholds) -> Self {
         Self {
-            told: Bounded::new(MAX_TOLD),
-            connections: Bounded::new(connections),
-            wider: Bounded::new(wider),
+            totals: Bounded::new(MAX_TOTALS),
+            connections: Cases::new(limits.connections, thresholds.clone()),
+            wider: Cases::new(limits.remotes, thresholds),
             syn_acks: [0; 2],
-            open: BTreeMap::new(),
         }
-    }
-
-    pub(crate) const fn evicted(&self) -> u64 {
-        self.told
-            .evicted()
-            .saturating_add(self.connections.evicted())
-            .saturating_add(self.wider.evicted())
     }
 
     pub(crate) fn retransmit(
@@ -182,29 +315,29 @@ impl RetransmitStorm {
         if !body.is_cumulative {
             return body.totals;
         }
-        let Some(told) = self.told(key) else {
+        let Some(last) = self.last_totals(key) else {
             return body.totals;
         };
-        let gained = body.totals.since(&told.totals);
+        let gained = body.totals.since(&last.totals);
         if gained.events > 0 {
-            told.totals = body.totals;
+            last.totals = body.totals;
         }
         gained
     }
 
-    fn told(&mut self, key: ConnectionKey) -> Option<&mut Told> {
-        if self.told.touch(&key).is_none() {
-            self.told.insert(key, Told::default());
+    fn last_totals(&mut self, key: ConnectionKey) -> Option<&mut LastTotals> {
+        if self.totals.touch(&key).is_none() {
+            self.totals.insert(key, LastTotals::default());
         }
-        self.told.get_mut(&key)
+        self.totals.get_mut(&key)
     }
 
     /// The kernel found that it had repeated segments for nothing. That neither opens nor prolongs anything.
     pub(crate) fn undo(&mut self, body: &Undo, cx: &mut Context<'_>) {
         let key = ConnectionKey::of(&body.socket);
         let gained = self
-            .told(key)
-            .map_or(body.totals, |told| told.undone.gained(body));
+            .last_totals(key)
+            .map_or(body.totals, |last| last.undone.gained(body));
         let Some(entry) = self.connections.get_mut(&key) else {
             return;
         };
@@ -216,12 +349,14 @@ impl RetransmitStorm {
             undos: gained.undos(),
             ..Segments::default()
         };
-        let quiet = cx.thresholds.retransmit_storm.quiet();
-        entry.activity.learned(&segments, quiet, cx.now);
+        let is_open = entry.is_open();
+        let quiet = self.wider.rules.quiet();
+        entry.activity.learned(&segments, is_open, quiet, cx.now);
         let owner = entry.connection.owner;
         for wider in levels(&body.socket, owner.as_ref()).iter().flatten() {
             if let Some(entry) = self.wider.get_mut(wider) {
-                entry.activity.learned(&segments, quiet, cx.now);
+                let is_open = entry.is_open();
+                entry.activity.learned(&segments, is_open, quiet, cx.now);
             }
         }
     }
@@ -235,13 +370,13 @@ impl RetransmitStorm {
 
     /// What a listener's totals gained: repeated SYN-ACKs of which no record came.
     pub(crate) fn syn_acks(&mut self, gained: &SynTotals, cx: &mut Context<'_>) {
-        let [counted, told] = &mut self.syn_acks;
-        *told = told.saturating_add(gained[syn_outcome::REPEATED]);
-        let uncounted = told.saturating_sub(*counted);
+        let [counted, total] = &mut self.syn_acks;
+        *total = total.saturating_add(gained[syn_outcome::REPEATED]);
+        let uncounted = total.saturating_sub(*counted);
         if uncounted == 0 {
             return;
         }
-        *counted = *told;
+        *counted = *total;
         let segments = Segments::of_type(RetransmitType::SynAck, uncounted);
         self.add(Wider::Host, None, &segments, false, cx);
     }
@@ -254,40 +389,28 @@ impl RetransmitStorm {
         duplicates: u32,
         cx: &mut Context<'_>,
     ) -> (ConnectionKey, bool) {
-        let storm = &cx.thresholds.retransmit_storm;
-        let key = connection.key;
-        if self.connections.touch(&key).is_none() {
-            let entry = OfConnection {
-                connection: *connection,
-                course: Course::new(&connection.tcp, segments.min_rtt_us, cx.now),
-                activity: Activity::new(cx.now),
-                spurious: Spurious::new(duplicates),
-            };
-            if let Some((_, mut gone)) = self.connections.insert(key, entry)
-                && let Some(life) = gone.activity.life.take()
-            {
-                self.open.remove(&life.id);
-                cx.resolve(
-                    life,
-                    words::connection(&gone.connection, &gone.course, &gone.activity, "end", cx),
-                );
-            }
-        }
-        let Some(entry) = self.connections.get_mut(&key) else {
+        let (key, now) = (connection.key, cx.now);
+        let rates = Rates {
+            floor: self.connections.rules.connection_per_s,
+            quiet: self.connections.rules.quiet(),
+        };
+        let course = Course::new(&connection.tcp, segments.min_rtt_us, now);
+        let new = || OfConnection {
+            connection: *connection,
+            course,
+            activity: Activity::new(now),
+            spurious: Spurious::new(duplicates),
+        };
+        let Some(entry) = self.connections.begin(key, cx, new) else {
             return (key, false);
         };
         entry.connection = *connection;
-        let begun = entry.activity.add(
-            segments,
-            false,
-            storm.connection_per_s,
-            storm.quiet(),
-            cx.now,
-        );
+        let is_open = entry.is_open();
+        let begun = entry.activity.add(segments, false, is_open, rates, now);
         if begun {
-            entry.course = Course::new(&connection.tcp, segments.min_rtt_us, cx.now);
+            entry.course = course;
         }
-        entry.course.goes_on(segments.progress > 0, cx.now);
+        entry.course.goes_on(segments.progress > 0, now);
         (key, begun)
     }
 
@@ -300,33 +423,23 @@ impl RetransmitStorm {
         first_of_connection: bool,
         cx: &mut Context<'_>,
     ) {
-        if self.wider.touch(&wider).is_none() {
-            let new = OfMany {
-                activity: Activity::new(cx.now),
-                owner: None,
-            };
-            if let Some((gone, mut entry)) = self.wider.insert(wider, new)
-                && let Some(life) = entry.activity.life.take()
-            {
-                self.open.remove(&life.id);
-                cx.resolve(
-                    life,
-                    words::wider(&gone, entry.owner, &entry.activity, "end", cx),
-                );
-            }
-        }
-        let storm = &cx.thresholds.retransmit_storm;
-        if let Some(entry) = self.wider.get_mut(&wider) {
+        let now = cx.now;
+        let rates = Rates {
+            floor: wider.floor(&self.wider.rules),
+            quiet: self.wider.rules.quiet(),
+        };
+        let new = || OfMany {
+            activity: Activity::new(now),
+            owner: None,
+        };
+        if let Some(entry) = self.wider.begin(wider, cx, new) {
             if wider.is_owned() {
                 entry.owner = owner.or(entry.owner);
             }
-            entry.activity.add(
-                segments,
-                first_of_connection,
-                wider.floor(storm),
-                storm.quiet(),
-                cx.now,
-            );
+            let is_open = entry.is_open();
+            entry
+                .activity
+                .add(segments, first_of_connection, is_open, rates, now);
         }
     }
 
@@ -368,7 +481,8 @@ impl RetransmitStorm {
         child: Option<ConnectionKey>,
         cx: &mut Context<'_>,
     ) {
-        let storm = &cx.thresholds.retransmit_storm;
+        let now = cx.now;
+        let storm = &self.wider.rules;
         let mut may_open = [false; LEVELS];
         let mut is_part = false;
         for (wider, may_open) in levels.iter().zip(&mut may_open).rev() {
@@ -377,23 +491,19 @@ impl RetransmitStorm {
             else {
                 continue;
             };
-            let storms = crosses(&entry.activity, wider.floor(storm), storm, cx.now)
+            let storms = entry.activity.storms(wider.floor(storm), storm, now)
                 && !entry.activity.is_explained(storm.explained);
             *may_open = storms && !is_part;
-            is_part |= storms || entry.activity.life.is_some();
+            is_part |= storms || entry.is_open();
         }
         if let Some(key) = child
             && let Some(entry) = self.connections.get_mut(&key)
         {
-            let may_open =
-                !is_part && crosses(&entry.activity, storm.connection_per_s, storm, cx.now);
-            let (connection, course) = (&entry.connection, entry.course);
-            let opened = step(&mut entry.activity, may_open, cx, |activity, stage, cx| {
-                words::connection(connection, &course, activity, stage, cx)
-            });
-            if let Some(id) = opened {
-                self.open.insert(id, Scope::Connection(key));
+            let may_open = !is_part && entry.activity.storms(storm.connection_per_s, storm, now);
+            if may_open && !entry.is_open() {
+                entry.activity.onset_per_s = entry.activity.rate(now);
             }
+            self.connections.judge(&key, may_open, cx);
         }
         for (wider, may_open) in levels.iter().zip(may_open) {
             let Some((wider, entry)) =
@@ -401,146 +511,36 @@ impl RetransmitStorm {
             else {
                 continue;
             };
-            let owner = entry.owner;
-            let opened = step(&mut entry.activity, may_open, cx, |activity, stage, cx| {
-                words::wider(&wider, owner, activity, stage, cx)
-            });
-            if let Some(id) = opened {
-                self.open.insert(id, Scope::Wider(wider));
+            if may_open && !entry.is_open() {
+                entry.activity.onset_per_s = entry.activity.rate(now);
             }
-        }
-    }
-
-    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
-        let quiet = cx.thresholds.retransmit_storm.quiet();
-        let (connections, wider) = (&mut self.connections, &mut self.wider);
-        self.open.retain(|_, scope| match scope {
-            Scope::Connection(key) => connections.get_mut(key).is_some_and(|entry| {
-                let (connection, course) = (&entry.connection, entry.course);
-                lives(&mut entry.activity, quiet, cx, |activity, stage, cx| {
-                    words::connection(connection, &course, activity, stage, cx)
-                })
-            }),
-            Scope::Wider(key) => wider.get_mut(key).is_some_and(|entry| {
-                let owner = entry.owner;
-                lives(&mut entry.activity, quiet, cx, |activity, stage, cx| {
-                    words::wider(key, owner, activity, stage, cx)
-                })
-            }),
-        });
-        while let Some((_, entry)) = connections.oldest()
-            && is_idle(&entry.activity, quiet, cx.now)
-        {
-            connections.pop_oldest();
-        }
-        while let Some((_, entry)) = wider.oldest()
-            && is_idle(&entry.activity, quiet, cx.now)
-        {
-            wider.pop_oldest();
-        }
-    }
-
-    pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
-        for scope in self.open.values() {
-            match scope {
-                Scope::Connection(key) => {
-                    if let Some(entry) = self.connections.get_mut(key) {
-                        let (connection, course) = (&entry.connection, entry.course);
-                        last_word(&mut entry.activity, cx, |activity, stage, cx| {
-                            words::connection(connection, &course, activity, stage, cx)
-                        });
-                    }
-                }
-                Scope::Wider(key) => {
-                    if let Some(entry) = self.wider.get_mut(key) {
-                        let owner = entry.owner;
-                        last_word(&mut entry.activity, cx, |activity, stage, cx| {
-                            words::wider(key, owner, activity, stage, cx)
-                        });
-                    }
-                }
-            }
+            self.wider.judge(&wider, may_open, cx);
         }
     }
 }
 
-/// Four times what the eBPF side keeps: what is still counted there is not forgotten here.
-const MAX_TOLD: usize = 32_768;
-
-/// Up to this age everything a connection sent belongs to its first retransmission's ratio.
-const YOUNG: Duration = Duration::from_secs(10);
-
-fn crosses(activity: &Activity, floor: f64, storm: &Thresholds, now: Ktime) -> bool {
-    let floor = floor.max(storm.usual_factor * activity.usual(now));
-    activity.storms(floor, storm.ratio, storm.burst(), now)
-}
-
-/// Opens or updates after an event; says the id of what it opened.
-fn step(
-    activity: &mut Activity,
-    may_open: bool,
-    cx: &mut Context<'_>,
-    draft: impl Fn(&Activity, &'static str, &Context<'_>) -> super::Draft,
-) -> Option<u64> {
-    match activity.life {
-        None if may_open => {
-            activity.onset_per_s = activity.rate(cx.now);
-            let mut life = cx.open(draft(activity, "onset", cx));
-            life.said_count = activity.news();
-            activity.told = Some(words::cause(activity));
-            activity.life = Some(life);
-            Some(life.id)
-        }
-        Some(mut life) if life.due(cx.now, activity.news()) => {
-            cx.update(&mut life, draft(activity, "peak", cx));
-            life.said_count = activity.news();
-            activity.told = Some(words::cause(activity));
-            activity.life = Some(life);
-            None
-        }
-        _ => None,
+impl Room for RetransmitStorm {
+    fn tick(&mut self, cx: &mut Context<'_>) {
+        case::tick(&mut [&mut self.connections, &mut self.wider], cx);
+        let (now, quiet) = (cx.now, self.wider.rules.quiet());
+        self.connections
+            .forget_oldest(|entry| now.since(entry.activity.last) >= quiet);
+        self.wider
+            .forget_oldest(|entry| now.since(entry.activity.last) >= quiet);
     }
-}
 
-/// Resolves what is over and says whether it goes on.
-fn lives(
-    activity: &mut Activity,
-    quiet: Duration,
-    cx: &mut Context<'_>,
-    draft: impl Fn(&Activity, &'static str, &Context<'_>) -> super::Draft,
-) -> bool {
-    let Some(mut life) = activity.life else {
-        return false;
-    };
-    if activity.is_over(quiet, cx.now) {
-        cx.resolve(life, draft(activity, "end", cx));
-        activity.renew(cx.now);
-        return false;
+    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
+        case::say_open(&mut [&mut self.connections, &mut self.wider], all, cx);
     }
-    if life.due(cx.now, activity.news()) {
-        cx.update(&mut life, draft(activity, "peak", cx));
-        life.said_count = activity.news();
-        activity.told = Some(words::cause(activity));
-        activity.life = Some(life);
-    }
-    true
-}
 
-fn last_word(
-    activity: &mut Activity,
-    cx: &mut Context<'_>,
-    draft: impl Fn(&Activity, &'static str, &Context<'_>) -> super::Draft,
-) {
-    if let Some(mut life) = activity.life
-        && cx.owes(&life, activity.news())
-    {
-        cx.update(&mut life, draft(activity, "peak", cx));
-        life.said_count = activity.news();
-        activity.told = Some(words::cause(activity));
-        activity.life = Some(life);
+    fn evicted(&self) -> (&'static str, u64) {
+        let evicted = self
+            .totals
+            .evicted()
+            .saturating_add(self.connections.evicted());
+        (
+            "storms_evicted",
+            evicted.saturating_add(self.wider.evicted()),
+        )
     }
-}
-
-fn is_idle(activity: &Activity, quiet: Duration, now: Ktime) -> bool {
-    activity.life.is_none() && now.since(activity.last) >= quiet
 }

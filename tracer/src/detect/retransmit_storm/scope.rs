@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::Thresholds;
+use super::thresholds::Thresholds;
 use crate::{
     event::{Comm, Owner, Role, Socket},
     finding::Subject,

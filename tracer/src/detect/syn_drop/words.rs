@@ -4,9 +4,14 @@ use std::borrow::Cow;
 
 use conntracer_common::record::syn_outcome;
 
-use super::{Cause, Told};
+use super::{drops::Cause, scene::Scene};
 use crate::{
-    detect::{Context, Draft, Facts, plural, said_seconds, who},
+    detect::{
+        context::{Context, Draft},
+        facts::Facts,
+        phrase::{plural, said_seconds, who},
+        spec::Spec,
+    },
     event::Syn,
     finding::Subject,
     table::listener::{AcceptCoverage, Acceptor, takes},
@@ -15,10 +20,15 @@ use crate::{
 /// Shares of the drops that are told one by one.
 const SHARES_TOLD: usize = 8;
 
-pub(super) fn draft(told: &Told<'_>, cause: Cause, cx: &Context<'_>) -> Draft {
-    let drops = told.drops;
+pub(super) fn draft(
+    spec: &'static Spec,
+    scene: &Scene<'_>,
+    cause: Cause,
+    cx: &Context<'_>,
+) -> Draft {
+    let drops = scene.drops;
     let doubt = cx
-        .doubt("syn_drop", cause.hooks())
+        .doubt_by(spec, cause.hooks())
         .or_else(|| {
             (drops.by_fields && cause != Cause::Cookies)
                 .then(|| "the cause was concluded from the listener's queue lengths".into())
@@ -31,15 +41,15 @@ pub(super) fn draft(told: &Told<'_>, cause: Cause, cx: &Context<'_>) -> Draft {
             })
         });
     Draft {
-        kind: cause.kind(),
+        spec,
         cause: cause.name(),
         stage: None,
         doubt,
         subject: Subject::Listener {
-            netns: told.key.netns,
-            local: told.key.local,
+            netns: scene.key.netns,
+            local: scene.key.local,
         },
-        owner: told.owner,
+        owner: scene.owner,
         sample: None,
         since: drops.since,
         last: drops.last,
@@ -47,17 +57,17 @@ pub(super) fn draft(told: &Told<'_>, cause: Cause, cx: &Context<'_>) -> Draft {
         summary: match drops.flood {
             Some(flood) => format!(
                 "{}; finding {flood} says that it looks like a flood",
-                summary(told, cause)
+                summary(scene, cause)
             ),
-            None => summary(told, cause),
+            None => summary(scene, cause),
         },
-        evidence: cx.reconciled(evidence(told, cause), told.key.netns, cause.counters()),
-        advice: advice(told, cause),
+        evidence: cx.reconciled(evidence(scene, cause), scene.key.netns, cause.counters()),
+        advice: advice(scene, cause),
     }
 }
 
-fn evidence(told: &Told<'_>, cause: Cause) -> Facts {
-    let (syn, service) = (told.worst, told.service);
+fn evidence(scene: &Scene<'_>, cause: Cause) -> Facts {
+    let (syn, service) = (scene.worst, scene.service);
     let mut facts = Facts::default()
         .count("ack_backlog", syn.ack_backlog)
         .count("peak_ack_backlog", peak(syn))
@@ -76,19 +86,19 @@ fn evidence(told: &Told<'_>, cause: Cause) -> Facts {
         .count_if_known("somaxconn", syn.somaxconn.map(u64::from));
     if cause.is_of_ack() {
         facts = facts
-            .count("third_acks_refused", told.drops.acks)
+            .count("third_acks_refused", scene.drops.acks)
             .count_if_known("abort_on_overflow", syn.abort_on_overflow.map(u64::from));
     }
-    facts = members(facts, told);
-    facts = accepts(facts, &told.acceptor);
-    if let Some(families) = takes(told.key.local, syn.v6_only) {
+    facts = members(facts, scene);
+    facts = accepts(facts, &scene.acceptor);
+    if let Some(families) = takes(scene.key.local, syn.v6_only) {
         facts = facts.text("takes", families);
     }
     let remote = service.latest.socket.remote;
     if remote.port() != 0 {
         facts = facts.text("last_remote", remote.to_string());
     }
-    match told.drops.flood {
+    match scene.drops.flood {
         Some(flood) => facts
             .text("looks_like", "flood")
             .count("flood_finding", flood),
@@ -97,9 +107,9 @@ fn evidence(told: &Told<'_>, cause: Cause) -> Facts {
 }
 
 /// How many sockets share the address, and how the drops split.
-fn members(facts: Facts, told: &Told<'_>) -> Facts {
-    let members = told.service.members.len();
-    let shares = &told.drops.shares;
+fn members(facts: Facts, scene: &Scene<'_>) -> Facts {
+    let members = scene.service.members.len();
+    let shares = &scene.drops.shares;
     if members < 2 && shares.len() < 2 {
         return facts;
     }
@@ -117,7 +127,7 @@ fn members(facts: Facts, told: &Told<'_>) -> Facts {
     facts
         .count("members", members as u64)
         .count("members_dropping", shares.len() as u64)
-        .count("worst_member_drops", told.worst_drops)
+        .count("worst_member_drops", scene.worst_drops)
         .text("drops_by_member", split)
 }
 
@@ -179,15 +189,15 @@ fn said_accepts(acceptor: &Acceptor) -> String {
     }
 }
 
-fn summary(told: &Told<'_>, cause: Cause) -> String {
-    let syn = told.worst;
-    let local = told.key.local;
-    let count = told.drops.count;
-    let accepts = || said_accepts(&told.acceptor);
+fn summary(scene: &Scene<'_>, cause: Cause) -> String {
+    let syn = scene.worst;
+    let local = scene.key.local;
+    let count = scene.drops.count;
+    let accepts = || said_accepts(&scene.acceptor);
     let peak = peak(syn);
     let limit = syn.max_ack_backlog;
-    let which = if told.service.is_group() {
-        format!(" at the worst of {} sockets", told.service.members.len())
+    let which = if scene.service.is_group() {
+        format!(" at the worst of {} sockets", scene.service.members.len())
     } else {
         String::new()
     };
@@ -244,19 +254,19 @@ fn summary(told: &Told<'_>, cause: Cause) -> String {
     }
 }
 
-fn advice(told: &Told<'_>, cause: Cause) -> Vec<Cow<'static, str>> {
-    let syn = told.worst;
+fn advice(scene: &Scene<'_>, cause: Cause) -> Vec<Cow<'static, str>> {
+    let syn = scene.worst;
     let mut advice: Vec<Cow<'static, str>> = Vec::new();
     match cause {
         Cause::AcceptQueueFull | Cause::AckOverflow | Cause::AbortOnOverflow => {
-            let owner = who(told.owner.as_ref());
-            advice.push(if is_stalled(&told.acceptor) {
+            let owner = who(scene.owner.as_ref());
+            advice.push(if is_stalled(&scene.acceptor) {
                 format!("find out why {owner} does not call accept(): stuck, or out of workers")
                     .into()
             } else {
                 format!("let {owner} accept faster: more workers, or accept() until EAGAIN").into()
             });
-            if told.service.is_group() && told.drops.shares.len() < told.service.members.len() {
+            if scene.service.is_group() && scene.drops.shares.len() < scene.service.members.len() {
                 advice.push(
                     "look at one socket of the group, not at all: the kernel spreads clients by hash, \
                      also to a worker that is stuck"
@@ -299,7 +309,7 @@ fn advice(told: &Told<'_>, cause: Cause) -> Vec<Cow<'static, str>> {
         Cause::NoRoute => advice.push(
             format!(
                 "add a route to {}: 'ip route get' in the listener's namespace says what is missing",
-                told.service.latest.socket.remote.ip()
+                scene.service.latest.socket.remote.ip()
             )
             .into(),
         ),

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 pub use self::service::{AcceptCoverage, Acceptor, Member, Service};
 use crate::{
-    event::{Socket, Syn, TcpState},
+    event::{Owner, Socket, Syn, TcpState},
     finding,
     id::SocketId,
     table::Bounded,
@@ -96,6 +96,8 @@ struct Updated {
 pub(crate) struct Listeners {
     services: Bounded<ListenerKey, Service>,
     members: Bounded<(SocketId, ListenerKey), Member>,
+    /// Whose a listener was last, for when nobody listens there any more.
+    owners: Bounded<ListenerKey, Owner>,
 }
 
 impl Listeners {
@@ -103,6 +105,7 @@ impl Listeners {
         Self {
             services: Bounded::new(limit),
             members: Bounded::new(limit),
+            owners: Bounded::new(limit),
         }
     }
 
@@ -110,10 +113,29 @@ impl Listeners {
         self.services
             .evicted()
             .saturating_add(self.members.evicted())
+            .saturating_add(self.owners.evicted())
     }
 
     pub(crate) fn get(&self, key: &ListenerKey) -> Option<&Service> {
         self.services.get(key)
+    }
+
+    /// Whose the listener was last, whether or not anybody listens there any more.
+    pub(crate) fn last_owner(&self, key: &ListenerKey) -> Option<&Owner> {
+        self.owners.get(key)
+    }
+
+    /// Another namespace has this inode by now: who listened in the one before is nobody there.
+    pub(crate) fn forget_netns(&mut self, inode: u32) {
+        let gone: Vec<ListenerKey> = self
+            .owners
+            .iter()
+            .map(|(key, _)| *key)
+            .filter(|key| key.netns == inode)
+            .collect();
+        for key in gone {
+            self.owners.remove(&key);
+        }
     }
 
     /// A socket of the listener; also one that closed a while ago.
@@ -125,6 +147,12 @@ impl Listeners {
     pub(crate) fn apply(&mut self, syn: &Syn, now: Ktime) -> Applied {
         let key = ListenerKey::of(&syn.socket);
         let id = syn.socket.id;
+        if let Some(owner) = syn.owner {
+            match self.owners.touch(&key) {
+                Some(known) => *known = owner,
+                None => drop(self.owners.insert(key, owner)),
+            }
+        }
         let mut gone = None;
         if self.services.touch(&key).is_none() {
             let is_over = |service: &Service| service.members.is_empty();

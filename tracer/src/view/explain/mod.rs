@@ -4,11 +4,10 @@
 //! The words are those of the output contract. A cause with one spelling in two findings
 //! (`syn_queue_full`) has one entry that speaks of both.
 
-mod entries;
-
-use entries::ENTRIES;
+mod general;
 
 use super::fill::fill;
+use crate::detect::{SPECS, Word};
 
 /// Columns of the explanations: what is read easily, with room for a command and what it shows.
 const COLUMNS: usize = 96;
@@ -23,11 +22,12 @@ pub fn text(word: &str) -> Option<String> {
         .unwrap_or(word)
         .to_ascii_lowercase()
         .replace(['-', ' '], "_");
-    let entry = ENTRIES.iter().find(|entry| entry.word == word)?;
-    let of = entry
-        .of
-        .map_or_else(String::new, |finding| format!(", a cause of {finding}"));
-    let causes: Vec<&str> = causes(entry.word).collect();
+    let word = entries().find(|entry| entry.word == word)?;
+    let of = match kinds_with(word.word).as_slice() {
+        [] => String::new(),
+        kinds => format!(", a cause of {}", kinds.join(" and ")),
+    };
+    let causes = causes(word.word);
     let causes = if causes.is_empty() {
         String::new()
     } else {
@@ -36,8 +36,8 @@ pub fn text(word: &str) -> Option<String> {
     };
     Some(format!(
         "{}{of}\n\n{}{causes}\n",
-        entry.word,
-        filled(entry.text)
+        word.word,
+        filled(word.text)
     ))
 }
 
@@ -59,18 +59,16 @@ fn filled(text: &str) -> String {
 
 /// Every word that can be explained, for shells.
 pub fn every_word() -> impl Iterator<Item = &'static str> {
-    ENTRIES.iter().map(|entry| entry.word)
+    entries().map(|entry| entry.word)
 }
 
 /// Every word that can be explained, for reading: the findings with their causes.
 #[must_use]
 pub fn words() -> String {
-    let rows = ENTRIES
-        .iter()
-        .filter(|entry| entry.of.is_none())
+    let rows = entries()
+        .filter(|entry| kinds_with(entry.word).is_empty())
         .map(|entry| {
-            let causes: Vec<&str> = causes(entry.word).collect();
-            let causes = fill(&causes.join(", "), COLUMNS, 20, 20);
+            let causes = fill(&causes(entry.word).join(", "), COLUMNS, 20, 20);
             format!("{}\n", format!("  {:<18}{causes}", entry.word).trim_end())
         });
     std::iter::once("conntracer explain WORD, with one of:\n".to_owned())
@@ -78,41 +76,60 @@ pub fn words() -> String {
         .collect()
 }
 
-fn causes(finding: &str) -> impl Iterator<Item = &'static str> {
-    ENTRIES
+/// The words of the detectors' rooms, and those that are of none.
+fn entries() -> impl Iterator<Item = &'static Word> {
+    SPECS
         .iter()
-        .filter(move |entry| {
-            entry
-                .of
-                .is_some_and(|of| of.split(" and ").any(|part| part == finding))
-        })
-        .map(|entry| entry.word)
+        .flat_map(|spec| spec.words)
+        .chain(general::WORDS)
 }
 
-/// Whether there is an entry for `cause` that speaks of `finding`.
-#[cfg(test)]
-pub(crate) fn explains(finding: &str, cause: &str) -> bool {
-    causes(finding).any(|word| word == cause)
+/// The findings that `word` is a cause of.
+fn kinds_with(word: &str) -> Vec<&'static str> {
+    let mut kinds = Vec::new();
+    for spec in SPECS {
+        if spec.causes.contains(&word) && !kinds.contains(&spec.kind.name()) {
+            kinds.push(spec.kind.name());
+        }
+    }
+    kinds
+}
+
+/// What is the least likely, and named last.
+const UNLIKELY: [&str; 4] = ["no_memory", "no_route", "socket_filter", "other"];
+
+/// The causes of a finding.
+fn causes(finding: &str) -> Vec<&'static str> {
+    let mut causes = Vec::new();
+    for spec in SPECS.iter().filter(|spec| spec.kind.name() == finding) {
+        for cause in spec.causes {
+            if !causes.contains(cause) {
+                causes.push(*cause);
+            }
+        }
+    }
+    causes.sort_by_key(|cause| UNLIKELY.iter().position(|unlikely| unlikely == cause));
+    causes
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use rstest::rstest;
 
     use super::*;
-    use crate::finding::FindingKind;
 
-    #[rstest]
-    #[case(FindingKind::SynDrop)]
-    #[case(FindingKind::SynCookies)]
-    #[case(FindingKind::HalfOpen)]
-    #[case(FindingKind::RetransmitStorm)]
-    #[case(FindingKind::SendStall)]
-    #[case(FindingKind::ConnectFailure)]
-    #[case(FindingKind::ConnectionDrop)]
-    fn every_finding_is_explained(#[case] kind: FindingKind) {
-        let text = text(kind.name()).unwrap();
-        assert!(text.contains("Causes: "), "{text}");
+    #[test]
+    fn every_finding_and_every_cause_is_explained_once() {
+        let words: Vec<&str> = every_word().collect();
+        let known: BTreeSet<&str> = words.iter().copied().collect();
+        assert_eq!(known.len(), words.len(), "{words:?}");
+        for spec in SPECS {
+            for word in spec.causes.iter().chain([&spec.kind.name()]) {
+                assert!(known.contains(word), "nothing explains {word}");
+            }
+        }
     }
 
     #[rstest]
@@ -128,9 +145,8 @@ mod tests {
     /// In the order of what is likely.
     #[test]
     fn every_cause_of_syn_drop_is_explained() {
-        let causes: Vec<_> = causes("syn_drop").collect();
         assert_eq!(
-            causes,
+            causes("syn_drop"),
             [
                 "accept_queue_full",
                 "ack_overflow",
@@ -165,7 +181,7 @@ mod tests {
 
     #[test]
     fn text_fits_a_terminal() {
-        for entry in ENTRIES {
+        for entry in entries() {
             let text = text(entry.word).unwrap();
             for line in text.lines() {
                 assert!(line.chars().count() <= COLUMNS, "{}: {line}", entry.word);

@@ -1,7 +1,7 @@
 //! `half_open` / `dead_peer`: this host holds a connection whose other end does not answer.
 //!
-//! **Rule.** `suspected` after [`HalfOpen::timeouts`](crate::detect::HalfOpen::timeouts) consecutive
-//! retransmission timeouts, or [`HalfOpen::probes`](crate::detect::HalfOpen::probes) unanswered
+//! **Rule.** `suspected` after [`Thresholds::timeouts`] consecutive
+//! retransmission timeouts, or [`Thresholds::probes`] unanswered
 //! keepalive or window probes. `confirmed` when the kernel gives up (ETIMEDOUT and its kin),
 //! `recovered` when anything is acknowledged, `reset` when the peer answers that it knows nothing of
 //! the connection, `closed` when the socket went for another reason. The last four resolve. A socket that is gone
@@ -20,144 +20,110 @@
 //! `recovered` or `reset`. A peer with a closed window answers probes and opens nothing. An idle
 //! connection without keepalive shows nothing and cannot be seen.
 
+mod explain;
 mod narrow;
+mod patience;
+mod silence;
+mod stage;
+#[cfg(test)]
+mod tests;
 mod words;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
+
+use conntracer_common::stats::hook;
 
 use self::{
-    narrow::Narrow,
-    words::{RTO_MAX, draft, is_outlasted},
+    patience::RTO_MAX,
+    silence::{Gone, Silence},
+    stage::{End, Stage},
 };
+use super::{KIND, thresholds::Thresholds};
 use crate::{
     count::Grow,
-    detect::{Context, Life, errno},
-    event::{Body, Close, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState},
-    id::SocketId,
-    table::{
-        Bounded,
-        connection::{Change, Connection, ConnectionKey},
+    detect::{
+        case::{Case, Cases, Entry},
+        context::{Context, Draft},
+        limits::Limits,
+        room::Room,
+        spec::Spec,
     },
+    event::{Body, Close, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState},
+    finding::Status,
+    id::SocketId,
+    table::connection::{Change, Connection, ConnectionKey},
     time::Ktime,
+};
+
+pub(in crate::detect) static SPEC: Spec = Spec {
+    detector: "half_open.dead_peer",
+    kind: KIND,
+    causes: &["dead_peer"],
+    hooks: &[
+        hook::RETRANSMIT,
+        hook::RTO,
+        hook::PROBE,
+        hook::STATE,
+        hook::SEED,
+    ],
+    losses: &[],
+    section: Thresholds::SECTION,
+    words: explain::WORDS,
 };
 
 /// A silence that nobody asks about is over after as long as the longest RTO twice over without a record.
 const FORGOTTEN_AFTER: Duration = RTO_MAX.saturating_mul(2);
 
-/// The silence of one connection.
-#[derive(Clone, Copy, Debug)]
-struct Silence {
-    life: Option<Life>,
-    connection: Connection,
-    timeouts: u8,
-    probes: u8,
-    /// What was probed for has left the host since, and the kernel counts timeouts from then on.
-    has_left: bool,
-    /// The kernel's last timeout, which it does not add to `timeouts`.
-    fatal: bool,
-    keepalive: bool,
-    /// Retransmissions and probes that left the host, and those that did not.
-    sent: u32,
-    not_sent: u32,
-    narrow: Narrow,
-    since: Ktime,
-    last: Ktime,
-    /// It was seen from its first timeout or probe on.
-    is_whole: bool,
-    gone: Option<Gone>,
-}
+impl Case for Silence {
+    type Key = ConnectionKey;
+    type Rules = Thresholds;
 
-/// A poll did not find the socket.
-#[derive(Clone, Copy, Debug)]
-struct Gone {
-    at: Ktime,
-    /// The tick of that poll is over.
-    is_settled: bool,
-}
+    fn draft(
+        &self,
+        _: &ConnectionKey,
+        _: Status,
+        _: &Thresholds,
+        cx: &Context<'_>,
+    ) -> Option<Draft> {
+        Some(words::draft(&SPEC, self, cx))
+    }
 
-impl Silence {
-    fn new(connection: &Connection, now: Ktime) -> Self {
-        Self {
-            life: None,
-            connection: *connection,
-            timeouts: 0,
-            probes: 0,
-            has_left: false,
-            fatal: false,
-            keepalive: false,
-            sent: 0,
-            not_sent: 0,
-            narrow: Narrow::default(),
-            since: now,
-            last: now,
-            is_whole: connection.tcp.retransmits <= 1 && connection.tcp.probes_out <= 1,
-            gone: None,
+    fn news(&self) -> u64 {
+        self.count()
+    }
+
+    fn is_over(&mut self, key: &ConnectionKey, _: &Thresholds, cx: &Context<'_>) -> bool {
+        match &mut self.gone {
+            // The rings are read once more.
+            Some(gone) if !gone.is_settled => gone.is_settled = true,
+            Some(gone) => {
+                let at = gone.at;
+                self.vanish(at, cx);
+            }
+            None if key.is_untracked() && cx.now.since(self.last) > FORGOTTEN_AFTER => {
+                self.forget();
+            }
+            None => {}
         }
+        self.stage != Stage::Suspected
     }
 
-    fn count(&self) -> u64 {
-        if self.timeouts > 0 {
-            u64::from(self.timeouts).saturating_add(u64::from(self.fatal))
-        } else {
-            self.probes.into()
-        }
-    }
-
-    /// The connection was over at `end`, without a word of how. Whether its silence had lasted for as long as the
-    /// kernel bears; then a last timeout ended it.
-    fn give_up(&mut self, end: Ktime, cx: &Context<'_>) -> bool {
-        let is_over = is_outlasted(self, end, cx);
-        if is_over {
-            self.fatal = true;
-            self.last = end;
-        }
-        is_over
-    }
-
-    fn is_silent(&self) -> bool {
-        self.timeouts > 0 || self.probes > 0
-    }
-
-    /// Nothing of the connection left this host: it says nothing about the peer. Up to 6.12 the
-    /// kernel does not tell of a retransmission that failed; then timeouts without any tell it.
-    const fn is_local(&self) -> bool {
-        self.sent == 0 && (self.not_sent > 0 || (self.is_whole && self.timeouts > 1))
-    }
-
-    /// Whether what was probed for leaves because this host sends it at last. The kernel counts no probes then
-    /// (`tcp_send_probe0`); had the peer answered, the window would have moved.
-    const fn leaves(&self, tcp: &Tcp, change: &Change<'_>) -> bool {
-        let before = &self.connection.tcp;
-        self.probes > 0
-            && before.packets_out == 0
-            && tcp.packets_out > 0
-            && before.snd_wnd_bytes == tcp.snd_wnd_bytes
-            && !change.peer_spoke
-    }
-
-    /// The peer is there, and full-sized segments do not reach it.
-    const fn is_narrow(&self) -> bool {
-        !self.is_local() && self.narrow.is_likely()
+    fn forget(&mut self) {
+        self.stage = Stage::after(End::Unwatched);
     }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct DeadPeer {
-    table: Bounded<ConnectionKey, Silence>,
-    open: BTreeMap<u64, ConnectionKey>,
+    silences: Cases<Silence>,
 }
 
 impl DeadPeer {
-    pub(crate) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limits: &Limits, thresholds: Thresholds) -> Self {
         Self {
-            table: Bounded::new(limit),
-            open: BTreeMap::new(),
+            silences: Cases::new(limits.connections, thresholds),
         }
-    }
-
-    pub(crate) const fn evicted(&self) -> u64 {
-        self.table.evicted()
     }
 
     /// Connections whose next change no record may tell, the longest silent last; at most `limit`, and
@@ -165,7 +131,7 @@ impl DeadPeer {
     pub(crate) fn watched(&self, limit: usize) -> (Vec<SocketId>, u64) {
         let mut more = 0;
         let mut watched = Vec::new();
-        for (key, silence) in self.table.iter() {
+        for (key, silence) in self.silences.iter() {
             // Without a birth the eBPF side cannot tell the socket from a later one.
             if !silence.is_silent() || silence.gone.is_some() || key.is_untracked() {
                 continue;
@@ -205,7 +171,7 @@ impl DeadPeer {
         };
         if body.errno == 0 {
             silence.sent.grow(1);
-            silence.narrow.repeated(body);
+            silence.narrow.retransmitted(body);
         } else {
             silence.not_sent.grow(1);
         }
@@ -246,7 +212,7 @@ impl DeadPeer {
 
     /// The socket was not found. Why it went may still wait in a ring, behind the poll's answer.
     fn gone(&mut self, at: Ktime, key: ConnectionKey) {
-        if let Some(silence) = self.table.get_mut(&key) {
+        if let Some(silence) = self.silences.get_mut(&key) {
             silence.gone.get_or_insert(Gone {
                 at,
                 is_settled: false,
@@ -262,9 +228,9 @@ impl DeadPeer {
         tcp: &Tcp,
         change: &Change<'_>,
         cx: &mut Context<'_>,
-    ) -> Option<&mut Silence> {
+    ) -> Option<&mut Entry<Silence>> {
         let key = change.connection.key;
-        if let Some(silence) = self.table.get_mut(&key) {
+        if let Some(silence) = self.silences.get_mut(&key) {
             if at < silence.last {
                 return None;
             }
@@ -272,29 +238,22 @@ impl DeadPeer {
             let heard = change.progress
                 || tcp.retransmits < silence.timeouts
                 || (tcp.probes_out < silence.probes && !silence.has_left);
-            if heard && let Some(mut silence) = self.table.remove(&key) {
+            if heard {
                 silence.connection = *change.connection;
-                self.resolve(&silence, "recovered", None, cx);
-            }
-            if let Some(silence) = self.table.get_mut(&key)
-                && change.peer_spoke
-            {
+                self.end(key, End::Heard, cx);
+            } else if change.peer_spoke {
                 silence.narrow.talks = true;
             }
         }
         let counts_nothing = tcp.retransmits == 0 && tcp.probes_out == 0;
-        if counts_nothing && self.table.get(&key).is_none_or(|silence| !silence.has_left) {
-            self.table.remove(&key);
+        let known = self.silences.get(&key);
+        if counts_nothing && known.is_none_or(|silence| !silence.has_left) {
+            self.silences.take(&key);
             return None;
         }
-        if self.table.touch(&key).is_none()
-            && let Some((_, silence)) = self
-                .table
-                .insert(key, Silence::new(change.connection, cx.now))
-        {
-            self.resolve(&silence, "forgotten", None, cx);
-        }
-        let silence = self.table.get_mut(&key)?;
+        let now = cx.now;
+        let new = || Silence::new(change.connection, now);
+        let silence = self.silences.begin(key, cx, new)?;
         silence.connection = *change.connection;
         silence.timeouts = tcp.retransmits;
         silence.probes = if silence.has_left {
@@ -306,26 +265,13 @@ impl DeadPeer {
         Some(silence)
     }
 
-    /// Opens or updates.
     fn judge(&mut self, key: ConnectionKey, cx: &mut Context<'_>) {
-        let Some(silence) = self.table.get_mut(&key) else {
-            return;
-        };
-        let thresholds = &cx.thresholds.half_open;
-        match silence.life {
-            None if silence.timeouts >= thresholds.timeouts
-                || (silence.timeouts == 0 && silence.probes >= thresholds.probes) =>
-            {
-                let life = cx.open(draft(silence, "suspected", None, cx));
-                silence.life = Some(life);
-                self.open.insert(life.id, key);
-            }
-            Some(mut life) if life.due(cx.now, silence.count()) => {
-                cx.update(&mut life, draft(silence, "suspected", None, cx));
-                silence.life = Some(life);
-            }
-            _ => {}
-        }
+        let rules = &self.silences.rules;
+        let is_worth = self.silences.get(&key).is_some_and(|silence| {
+            silence.timeouts >= rules.timeouts
+                || (silence.timeouts == 0 && silence.probes >= rules.probes)
+        });
+        self.silences.judge(&key, is_worth, cx);
     }
 
     /// The end of a socket, whether or not it was in any table.
@@ -339,22 +285,17 @@ impl DeadPeer {
             return;
         }
         let key = ConnectionKey::of(&body.socket);
-        let known = self.table.remove(&key);
-        let gave_up = matches!(
-            body.errno,
-            errno::ETIMEDOUT | errno::EHOSTUNREACH | errno::ENETUNREACH | errno::EHOSTDOWN
-        );
-        if !gave_up {
-            let Some(mut silence) = known else {
-                return;
-            };
-            // Up to 6.9 an application may take the error before the end.
-            let stage = match body.errno {
-                errno::ECONNRESET | errno::EPIPE => "reset",
-                0 if silence.give_up(cx.now, cx) => "confirmed",
-                _ => "closed",
-            };
-            self.resolve(&silence, stage, None, cx);
+        let known = self.silences.take(&key);
+        let stage = Stage::after(End::Failed(body.errno));
+        if !matches!(stage, Stage::Confirmed(_)) {
+            if let Some(mut silence) = known {
+                silence.stage = stage;
+                // Up to 6.9 an application may take the error before the end.
+                if body.errno == 0 {
+                    silence.vanish(cx.now, cx);
+                }
+                self.silences.close(&key, silence, cx);
+            }
             return;
         }
         let had_no_trouble = body.retransmits == 0 && body.probes_out == 0;
@@ -364,18 +305,16 @@ impl DeadPeer {
         }
         let mut silence = known.unwrap_or_else(|| {
             let connection = Connection::seen(&body.socket, body.owner, Tcp::default(), cx.now);
-            Silence::new(&connection, cx.now)
+            Entry::new(Silence::new(&connection, cx.now))
         });
         silence.connection.owner = body.owner.or(silence.connection.owner);
         silence.timeouts = silence.timeouts.max(body.retransmits);
         silence.probes = silence.probes.max(body.probes_out);
         silence.fatal = silence.timeouts > 0;
         silence.last = cx.now;
-        if silence.life.is_none() {
-            // The kernel gave up before anybody could suspect: a short user timeout, or few retries.
-            silence.life = Some(cx.open(draft(&silence, "confirmed", Some(body.errno), cx)));
-        }
-        self.resolve(&silence, "confirmed", Some(body.errno), cx);
+        silence.stage = stage;
+        // The kernel may give up before anybody could suspect: a short user timeout, or few retries.
+        self.silences.close_worth(&key, silence, cx);
     }
 
     /// How a connection ended, which for one that the eBPF side has no room for is its only word.
@@ -396,84 +335,37 @@ impl DeadPeer {
 
     /// A reset from the peer ends the doubt: it is there, and knows nothing of the connection.
     pub(crate) fn reset(&mut self, body: &Reset, cx: &mut Context<'_>) {
+        let key = ConnectionKey::of(&body.socket);
         if body.received
-            && let Some(mut silence) = self.table.remove(&ConnectionKey::of(&body.socket))
+            && let Some(silence) = self.silences.get_mut(&key)
         {
             silence.last = cx.now;
-            self.resolve(&silence, "reset", None, cx);
+            self.end(key, End::ResetReceived, cx);
         }
     }
 
-    fn resolve(
-        &mut self,
-        silence: &Silence,
-        stage: &'static str,
-        errno: Option<u32>,
-        cx: &mut Context<'_>,
-    ) {
-        if let Some(life) = silence.life {
-            self.open.remove(&life.id);
-            cx.resolve(life, draft(silence, stage, errno, cx));
+    fn end(&mut self, key: ConnectionKey, end: End, cx: &mut Context<'_>) {
+        if let Some(mut silence) = self.silences.take(&key) {
+            silence.stage = Stage::after(end);
+            self.silences.close(&key, silence, cx);
         }
     }
+}
 
-    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
-        let table = &mut self.table;
-        self.open.retain(|_, key| {
-            let Some(silence) = table.get_mut(key) else {
-                return false;
-            };
-            let Some(mut life) = silence.life else {
-                return false;
-            };
-            match &mut silence.gone {
-                // The rings are read once more.
-                Some(gone) if !gone.is_settled => gone.is_settled = true,
-                Some(gone) => {
-                    let at = gone.at;
-                    let stage = if silence.give_up(at, cx) {
-                        "confirmed"
-                    } else {
-                        "closed"
-                    };
-                    cx.resolve(life, draft(silence, stage, None, cx));
-                    table.remove(key);
-                    return false;
-                }
-                None if key.is_untracked() && cx.now.since(silence.last) > FORGOTTEN_AFTER => {
-                    cx.resolve(life, draft(silence, "forgotten", None, cx));
-                    table.remove(key);
-                    return false;
-                }
-                None => {}
-            }
-            if life.due(cx.now, silence.count()) {
-                cx.update(&mut life, draft(silence, "suspected", None, cx));
-                silence.life = Some(life);
-            }
-            true
+impl Room for DeadPeer {
+    fn tick(&mut self, cx: &mut Context<'_>) {
+        self.silences.tick(cx);
+        let now = cx.now;
+        self.silences.forget_oldest(|silence| {
+            silence.gone.is_some() || now.since(silence.last) > FORGOTTEN_AFTER
         });
-        // Never worth a finding.
-        while let Some((_, silence)) = self.table.oldest()
-            && silence.life.is_none()
-            && (silence.gone.is_some() || cx.now.since(silence.last) > FORGOTTEN_AFTER)
-        {
-            self.table.pop_oldest();
-        }
     }
 
-    pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
-        for key in self.open.values() {
-            let Some(silence) = self.table.get_mut(key) else {
-                continue;
-            };
-            let Some(mut life) = silence.life else {
-                continue;
-            };
-            if cx.owes(&life, silence.count()) {
-                cx.update(&mut life, draft(silence, "suspected", None, cx));
-                silence.life = Some(life);
-            }
-        }
+    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
+        self.silences.say_open(all, cx);
+    }
+
+    fn evicted(&self) -> (&'static str, u64) {
+        ("dead_peers_evicted", self.silences.evicted())
     }
 }

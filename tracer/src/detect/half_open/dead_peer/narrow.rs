@@ -1,14 +1,11 @@
 //! Whether it is the size of its segments that a connection fails by, and not its peer.
 
-use crate::{
-    count::Grow,
-    {detect::path_mtu::Sizes, event::Retransmit},
-};
+use crate::{count::Grow, detect::path_mtu::Sizes, event::Retransmit};
 
 /// What was seen since it went silent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Narrow {
-    /// Repeats of the first segment that is not acknowledged, and how many of them were full-sized.
+    /// Retransmissions of the first segment that is not acknowledged, and how many of them were full-sized.
     heads: u32,
     full_heads: u32,
     /// The peer sent something, or has something of what came after that segment.
@@ -19,7 +16,7 @@ pub(super) struct Narrow {
 }
 
 impl Narrow {
-    pub(super) fn repeated(&mut self, body: &Retransmit) {
+    pub(super) fn retransmitted(&mut self, body: &Retransmit) {
         let is_head = body.is_head();
         self.heads.grow(u32::from(is_head));
         self.full_heads

@@ -1,64 +1,22 @@
-//! What is said of a silent connection: how long the kernel will try, sentences, evidence, advice.
+//! What is said of a silent connection: sentences, evidence, advice.
 
 use std::{borrow::Cow, time::Duration};
 
-use super::Silence;
-use crate::{
-    detect::{Context, Draft, Facts, errno, hooks, plural, said_seconds},
-    finding::FindingKind,
-    table::connection::Connection,
-    time::Ktime,
+use super::{
+    patience::{ORPHAN_RETRIES, RETRIES2, limit},
+    silence::Silence,
+    stage::Stage,
+};
+use crate::detect::{
+    context::{Context, Draft},
+    errno,
+    facts::Facts,
+    phrase::{plural, said_seconds},
+    spec::Spec,
 };
 
-/// `TCP_RTO_MIN` and `TCP_RTO_MAX` (include/net/tcp.h).
-const RTO_MIN: Duration = Duration::from_millis(200);
-pub(super) const RTO_MAX: Duration = Duration::from_mins(2);
-
-/// How long the kernel tries at least: `tcp_model_timeout` (net/ipv4/tcp_timer.c) for
-/// `tcp_retries2`; 924.6 s for its default of 15.
-fn gives_up_after(retries: u32) -> Duration {
-    // ilog2(RTO_MAX / RTO_MIN): doublings until the timeout stays at its maximum.
-    const DOUBLINGS: u32 = 9;
-    let doubled = RTO_MIN.saturating_mul((2_u32 << retries.min(DOUBLINGS)).saturating_sub(1));
-    doubled.saturating_add(RTO_MAX.saturating_mul(retries.saturating_sub(DOUBLINGS)))
-}
-
-/// How often the kernel tries: `tcp_retries2`, and without an application that waits `tcp_orphan_retries`, whose 0
-/// stands for 8 (net/ipv4/tcp_timer.c, `tcp_orphan_retries`).
-fn retries(connection: &Connection, cx: &Context<'_>) -> Option<u32> {
-    const OF_ZERO: u64 = 8;
-    let retries = if connection.tcp.orphan {
-        let retries = cx.sysctl_number(ORPHAN_RETRIES, connection.netns)?;
-        if retries == 0 { OF_ZERO } else { retries }
-    } else {
-        cx.sysctl_number(RETRIES2, connection.netns)?
-    };
-    u32::try_from(retries).ok()
-}
-
-const RETRIES2: &str = "net.ipv4.tcp_retries2";
-const ORPHAN_RETRIES: &str = "net.ipv4.tcp_orphan_retries";
-
-/// How long the kernel bears the silence, where timeouts tell; `None` where that is not known.
-fn limit(connection: &Connection, cx: &Context<'_>) -> Option<Duration> {
-    let user_timeout = connection.tcp.user_timeout;
-    user_timeout.or_else(|| retries(connection, cx).map(gives_up_after))
-}
-
-/// Whether the silence was as long as the kernel bears at `end`. It counts from the first transmission, a timeout
-/// before the first that is seen.
-pub(super) fn is_outlasted(silence: &Silence, end: Ktime, cx: &Context<'_>) -> bool {
-    silence.timeouts > 0
-        && limit(&silence.connection, cx)
-            .is_some_and(|limit| end.since(silence.since).saturating_add(RTO_MIN) >= limit)
-}
-
-pub(super) fn draft(
-    silence: &Silence,
-    stage: &'static str,
-    errno: Option<u32>,
-    cx: &Context<'_>,
-) -> Draft {
+pub(super) fn draft(spec: &'static Spec, silence: &Silence, cx: &Context<'_>) -> Draft {
+    let stage = silence.stage;
     let connection = &silence.connection;
     let tcp = &connection.tcp;
     let silent = cx.now.since(silence.since);
@@ -93,31 +51,31 @@ pub(super) fn draft(
             .sizes
             .facts(facts.text("looks_like", "path_mtu"));
     }
-    if let Some(errno) = errno {
+    if let Some(errno) = stage.errno() {
         facts = facts.text("error", errno::name(errno).unwrap_or("another error"));
     }
     let doubt = cx
-        .doubt("half_open.dead_peer", &hooks::DEAD_PEER)
+        .doubt(spec)
         .or_else(|| {
             silence.is_narrow().then(|| {
                 "that the path is too narrow was concluded from the sizes of the segments".into()
             })
         })
-        .or_else(|| match (stage, errno) {
-            ("suspected", _) => Some(
+        .or_else(|| match stage {
+            Stage::Suspected => Some(
                 "the kernel has not given up: the peer may be slow or unreachable for a while"
                     .into(),
             ),
-            ("confirmed", None) => Some(
+            Stage::Confirmed(None) => Some(
                 "nothing told how the connection ended: it was silent for as long as the kernel tries"
                     .into(),
             ),
             _ => None,
         });
     Draft {
-        kind: FindingKind::HalfOpen,
+        spec,
         cause: "dead_peer",
-        stage: Some(stage),
+        stage: Some(stage.name()),
         doubt,
         subject: connection.subject(),
         owner: connection.owner,
@@ -125,13 +83,13 @@ pub(super) fn draft(
         since: silence.since,
         last: silence.last,
         count: silence.count(),
-        summary: summary(silence, stage, errno, silent),
+        summary: summary(silence, silent),
         evidence: facts,
-        advice: advice(silence, stage, limit, cx),
+        advice: advice(silence, limit, cx),
     }
 }
 
-fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: Duration) -> String {
+fn summary(silence: &Silence, silent: Duration) -> String {
     let remote = silence.connection.remote;
     let unacked = silence.connection.tcp.unacked_bytes();
     let tried = if silence.timeouts > 0 {
@@ -151,8 +109,8 @@ fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: D
         ""
     };
     let icmp = silence.narrow.sizes.icmp();
-    match stage {
-        "confirmed" => {
+    match silence.stage {
+        Stage::Confirmed(errno) => {
             let is_gone = if silence.is_narrow() {
                 format!("full-sized segments do not reach {remote}, which talks{icmp}")
             } else {
@@ -163,36 +121,31 @@ fn summary(silence: &Silence, stage: &'static str, errno: Option<u32>, silent: D
             });
             format!("{is_gone}: the kernel gave up{with} after {tried} in {silent}{orphan}")
         }
-        "recovered" => format!("{remote} answers again after {tried} in {silent}"),
-        "reset" => format!(
+        Stage::Recovered => format!("{remote} answers again after {tried} in {silent}"),
+        Stage::Reset => format!(
             "{remote} answered with a reset after {tried} in {silent}: it had lost the connection"
         ),
-        "closed" => format!("the connection to {remote} was closed after {tried} in {silent}"),
-        "forgotten" if silence.connection.key.is_untracked() => {
+        Stage::Closed => format!("the connection to {remote} was closed after {tried} in {silent}"),
+        Stage::Forgotten if silence.connection.key.is_untracked() => {
             format!("no longer watched, it shows nothing more; {remote} had {tried} in {silent}")
         }
-        "forgotten" => {
+        Stage::Forgotten => {
             format!("no longer watched, the table is full; {remote} had {tried} in {silent}")
         }
-        _ if silence.is_local() => format!(
+        Stage::Suspected if silence.is_local() => format!(
             "nothing sent to {remote} leaves this host: {tried} in {silent}, {unacked} bytes wait"
         ),
-        _ if silence.is_narrow() => format!(
+        Stage::Suspected if silence.is_narrow() => format!(
             "full-sized segments do not reach {remote}, which talks{icmp}: {tried} in {silent}, {unacked} bytes \
              unacknowledged{orphan}"
         ),
-        _ => format!(
+        Stage::Suspected => format!(
             "{remote} is silent: {tried} in {silent}, {unacked} bytes unacknowledged{orphan}"
         ),
     }
 }
 
-fn advice(
-    silence: &Silence,
-    stage: &'static str,
-    limit: Option<Duration>,
-    cx: &Context<'_>,
-) -> Vec<Cow<'static, str>> {
+fn advice(silence: &Silence, limit: Option<Duration>, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
     let tcp = &silence.connection.tcp;
     let netns = silence.connection.netns;
     if silence.is_local() {
@@ -202,15 +155,15 @@ fn advice(
                 .into(),
         ];
     }
-    match stage {
-        "recovered" | "closed" | "forgotten" => return Vec::new(),
-        "reset" => {
+    match silence.stage {
+        Stage::Recovered | Stage::Closed | Stage::Forgotten => return Vec::new(),
+        Stage::Reset => {
             return vec![
                 "the peer restarted or dropped its state: let the application reconnect".into(),
             ];
         }
         _ if silence.is_narrow() => return silence.narrow.sizes.advice(Some(netns), cx),
-        _ => {}
+        Stage::Suspected | Stage::Confirmed(_) => {}
     }
     let mut advice: Vec<Cow<'static, str>> = Vec::new();
     advice.push(
@@ -233,7 +186,7 @@ fn advice(
             )
             .into(),
         );
-    } else if stage == "suspected" {
+    } else if silence.stage == Stage::Suspected {
         if tcp.user_timeout.is_none() && silence.timeouts > 0 {
             let after = limit.map_or_else(String::new, |limit| {
                 format!(" and gives up only after {}", said_seconds(limit))
@@ -254,20 +207,4 @@ fn advice(
         }
     }
     advice
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_kernel_gives_up_after_what_its_documentation_says() {
-        assert_eq!(gives_up_after(15), Duration::from_millis(924_600));
-        assert_eq!(gives_up_after(8), Duration::from_millis(102_200));
-        assert_eq!(gives_up_after(0), Duration::from_millis(200));
-        assert_eq!(
-            gives_up_after(u32::MAX).as_secs(),
-            120 * (u64::from(u32::MAX) - 9) + 204
-        );
-    }
 }

@@ -4,34 +4,33 @@ use std::borrow::Cow;
 
 use conntracer_common::record::syn_outcome;
 
-use super::{Looks, Waiting};
+use super::waiting::{Looks, Waiting};
 use crate::{
-    detect::{Context, Draft, Facts, hooks, plural, who},
-    finding::{FindingKind, Subject},
+    detect::{
+        context::{Context, Draft},
+        facts::Facts,
+        half_open::thresholds::Thresholds,
+        phrase::{plural, who},
+        spec::Spec,
+    },
+    finding::Subject,
     plan::HookType,
     table::listener::ListenerKey,
 };
 
-impl Looks {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::OverflowVictims => "overflow_victims",
-            Self::Deferred => "deferred",
-            Self::OneClient => "one_client",
-            Self::OnePrefix => "one_prefix",
-            Self::SeveralClients => "several_clients",
-            Self::Flood => "flood",
-        }
-    }
-}
-
-pub(super) fn draft(key: &ListenerKey, waiting: &Waiting, cx: &Context<'_>) -> Draft {
-    let looks = waiting.looks(&cx.thresholds.half_open);
+pub(super) fn draft(
+    spec: &'static Spec,
+    key: &ListenerKey,
+    waiting: &Waiting,
+    thresholds: &Thresholds,
+    cx: &Context<'_>,
+) -> Draft {
+    let looks = waiting.looks(thresholds);
     Draft {
-        kind: FindingKind::HalfOpen,
+        spec,
         cause: "handshake",
         stage: None,
-        doubt: cx.doubt("half_open.handshake", &hooks::HANDSHAKE),
+        doubt: cx.doubt(spec),
         subject: Subject::Listener {
             netns: key.netns,
             local: key.local,

@@ -1,0 +1,366 @@
+//! The life of a finding, the same for every detector: a case is watched in a bounded table until it is worth a
+//! finding, which is said when it opens, when it has news a second after the last line, and when it is over.
+//!
+//! A room says what its cases are ([`Case`]) and when they are worth a finding; nobody but [`Cases`] opens, updates or
+//! resolves one. Findings go in the order in which they were opened.
+
+use std::{
+    collections::BTreeMap,
+    hash::Hash,
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
+
+use super::context::{Context, Draft};
+use crate::{finding::Status, table::Bounded, time::Ktime};
+
+/// Updates of one finding come no closer than this: what a person or an alert can follow.
+const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What may become a finding.
+pub(crate) trait Case {
+    type Key: Copy + Eq + Hash;
+    /// What its room judges by.
+    type Rules;
+
+    /// The words for it; `None` where there is nothing left to tell of.
+    fn draft(
+        &self,
+        key: &Self::Key,
+        status: Status,
+        rules: &Self::Rules,
+        cx: &Context<'_>,
+    ) -> Option<Draft>;
+
+    /// Changes with everything that is worth an update.
+    fn news(&self) -> u64;
+
+    /// Whether it has news beside [`Self::news`].
+    fn has_other_news(&self) -> bool {
+        false
+    }
+
+    /// A line told all there is.
+    fn told(&mut self) {}
+
+    /// A tick: whether it is over.
+    fn is_over(&mut self, key: &Self::Key, rules: &Self::Rules, cx: &Context<'_>) -> bool;
+
+    /// The table has no room for it any more.
+    fn forget(&mut self) {}
+
+    /// Its finding is resolved: whether it stays in the table, begun anew.
+    fn begins_anew(&mut self, _now: Ktime) -> bool {
+        false
+    }
+}
+
+/// An open finding: its id and what was last said of it.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    id: u64,
+    said_at: Ktime,
+    said: u64,
+}
+
+/// A case with the finding that it is, if it is one.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry<C> {
+    life: Option<Life>,
+    case: C,
+}
+
+impl<C> Entry<C> {
+    pub(crate) const fn new(case: C) -> Self {
+        Self { life: None, case }
+    }
+
+    pub(crate) const fn is_open(&self) -> bool {
+        self.life.is_some()
+    }
+
+    /// Its finding's id.
+    pub(crate) fn id(&self) -> Option<u64> {
+        self.life.map(|life| life.id)
+    }
+}
+
+impl<C> Deref for Entry<C> {
+    type Target = C;
+
+    fn deref(&self) -> &C {
+        &self.case
+    }
+}
+
+impl<C> DerefMut for Entry<C> {
+    fn deref_mut(&mut self) -> &mut C {
+        &mut self.case
+    }
+}
+
+impl<C: Case> Entry<C> {
+    /// Says it, as what it is by now; without words nothing is said, and nothing changes.
+    fn say(&mut self, key: &C::Key, status: Status, rules: &C::Rules, cx: &mut Context<'_>) {
+        let Some(draft) = self.case.draft(key, status, rules, cx) else {
+            return;
+        };
+        let id = match self.life {
+            None => cx.open(draft),
+            Some(life) => {
+                cx.say(life.id, status, draft);
+                life.id
+            }
+        };
+        self.life = Some(Life {
+            id,
+            said_at: cx.now,
+            said: self.case.news(),
+        });
+        self.case.told();
+    }
+
+    fn has_news(&self) -> bool {
+        self.life.is_some_and(|life| life.said != self.case.news()) || self.case.has_other_news()
+    }
+
+    /// Whether an update is worth a line: there is news, and the last line is a second old.
+    fn is_due(&self, now: Ktime) -> bool {
+        self.life
+            .is_some_and(|life| now.since(life.said_at) >= UPDATE_INTERVAL)
+            && self.has_news()
+    }
+}
+
+/// All cases of one sort. See the module.
+#[derive(Debug)]
+pub(crate) struct Cases<C: Case> {
+    pub(crate) rules: C::Rules,
+    table: Bounded<C::Key, Entry<C>>,
+    open: BTreeMap<u64, C::Key>,
+}
+
+impl<C: Case> Cases<C> {
+    /// Room for `limit` cases.
+    pub(crate) fn new(limit: usize, rules: C::Rules) -> Self {
+        Self {
+            rules,
+            table: Bounded::new(limit),
+            open: BTreeMap::new(),
+        }
+    }
+
+    /// Cases that had to make room.
+    pub(crate) const fn evicted(&self) -> u64 {
+        self.table.evicted()
+    }
+
+    pub(crate) fn get(&self, key: &C::Key) -> Option<&Entry<C>> {
+        self.table.get(key)
+    }
+
+    /// The case, without counting as use.
+    pub(crate) fn get_mut(&mut self, key: &C::Key) -> Option<&mut Entry<C>> {
+        self.table.get_mut(key)
+    }
+
+    /// All cases, the longest untouched first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&C::Key, &Entry<C>)> {
+        self.table.iter()
+    }
+
+    /// Those with an open finding, in the order of opening.
+    pub(crate) fn open(&self) -> impl Iterator<Item = (&C::Key, &Entry<C>)> {
+        self.open
+            .values()
+            .filter_map(|key| Some((key, self.table.get(key)?)))
+    }
+
+    /// The case of `key`, made the newest; `new` is what it begins as.
+    pub(crate) fn begin(
+        &mut self,
+        key: C::Key,
+        cx: &mut Context<'_>,
+        new: impl FnOnce() -> C,
+    ) -> Option<&mut Entry<C>> {
+        if self.table.touch(&key).is_none() {
+            let gone = self.table.insert(key, Entry::new(new()));
+            self.forget(gone, cx);
+        }
+        self.table.get_mut(&key)
+    }
+
+    /// [`Self::begin`] that lets the oldest spare case make room before any that is none.
+    pub(crate) fn begin_over(
+        &mut self,
+        key: C::Key,
+        cx: &mut Context<'_>,
+        new: impl FnOnce() -> C,
+        is_spare: impl Fn(&C) -> bool,
+    ) -> Option<&mut Entry<C>> {
+        if self.table.touch(&key).is_none() {
+            let gone = self
+                .table
+                .insert_over(key, Entry::new(new()), |entry| is_spare(entry));
+            self.forget(gone, cx);
+        }
+        self.table.get_mut(&key)
+    }
+
+    fn forget(&mut self, gone: Option<(C::Key, Entry<C>)>, cx: &mut Context<'_>) {
+        if let Some((key, mut entry)) = gone {
+            if let Some(id) = entry.id() {
+                self.open.remove(&id);
+            }
+            entry.forget();
+            self.close(&key, entry, cx);
+        }
+    }
+
+    /// Opens the finding of a case, unless it has one.
+    pub(crate) fn raise(&mut self, key: &C::Key, cx: &mut Context<'_>) {
+        if let Some(entry) = self.table.get_mut(key)
+            && !entry.is_open()
+        {
+            entry.say(key, Status::Open, &self.rules, cx);
+            if let Some(id) = entry.id() {
+                self.open.insert(id, *key);
+            }
+        }
+    }
+
+    /// Opens the finding of a case that is worth one, and says an open one again where that is due.
+    pub(crate) fn judge(&mut self, key: &C::Key, is_worth: bool, cx: &mut Context<'_>) {
+        let Some(entry) = self.table.get_mut(key) else {
+            return;
+        };
+        if entry.is_due(cx.now) {
+            entry.say(key, Status::Update, &self.rules, cx);
+        } else if is_worth {
+            self.raise(key, cx);
+        }
+    }
+
+    /// Takes a case out of the table, with its finding, if it has one.
+    pub(crate) fn take(&mut self, key: &C::Key) -> Option<Entry<C>> {
+        let entry = self.table.remove(key)?;
+        if let Some(id) = entry.id() {
+            self.open.remove(&id);
+        }
+        Some(entry)
+    }
+
+    /// The case is over: its finding is resolved, if it has one.
+    pub(crate) fn end(&mut self, key: &C::Key, cx: &mut Context<'_>) {
+        if let Some(entry) = self.take(key) {
+            self.close(key, entry, cx);
+        }
+    }
+
+    /// Ends a case that was taken out of the table.
+    pub(crate) fn close(&self, key: &C::Key, mut entry: Entry<C>, cx: &mut Context<'_>) {
+        if entry.is_open() {
+            entry.say(key, Status::Resolved, &self.rules, cx);
+        }
+    }
+
+    /// The same with words of the room's own.
+    pub(crate) fn close_as(entry: &Entry<C>, draft: Draft, cx: &mut Context<'_>) {
+        if let Some(id) = entry.id() {
+            cx.say(id, Status::Resolved, draft);
+        }
+    }
+
+    /// Ends one that was worth a finding, whether or not anybody had known of it in time.
+    pub(crate) fn close_worth(&self, key: &C::Key, mut entry: Entry<C>, cx: &mut Context<'_>) {
+        if !entry.is_open() {
+            entry.say(key, Status::Open, &self.rules, cx);
+        }
+        self.close(key, entry, cx);
+    }
+
+    /// Forgets the oldest cases that never were worth a finding, as long as they are past caring.
+    pub(crate) fn forget_oldest(&mut self, is_idle: impl Fn(&C) -> bool) {
+        while let Some((_, entry)) = self.table.oldest()
+            && !entry.is_open()
+            && is_idle(entry)
+        {
+            self.table.pop_oldest();
+        }
+    }
+
+    /// Says what has news since a second or more, and resolves what is over.
+    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
+        tick(&mut [self], cx);
+    }
+
+    /// Says what is open: what has news, or all of it.
+    pub(crate) fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
+        say_open(&mut [self], all, cx);
+    }
+}
+
+/// Cases whose findings go with those of others, in the order in which all of them were opened.
+pub(crate) trait Open {
+    fn ids(&self) -> Vec<u64>;
+    fn tick_one(&mut self, id: u64, cx: &mut Context<'_>);
+    fn say_one(&mut self, id: u64, even_without_news: bool, cx: &mut Context<'_>);
+}
+
+impl<C: Case> Open for Cases<C> {
+    fn ids(&self) -> Vec<u64> {
+        self.open.keys().copied().collect()
+    }
+
+    fn tick_one(&mut self, id: u64, cx: &mut Context<'_>) {
+        let Some(key) = self.open.get(&id) else {
+            return;
+        };
+        let Some(entry) = self.table.get_mut(key) else {
+            return;
+        };
+        if entry.case.is_over(key, &self.rules, cx) {
+            entry.say(key, Status::Resolved, &self.rules, cx);
+            entry.life = None;
+            if !entry.case.begins_anew(cx.now) {
+                self.table.remove(key);
+            }
+            self.open.remove(&id);
+        } else if entry.is_due(cx.now) {
+            entry.say(key, Status::Update, &self.rules, cx);
+        }
+    }
+
+    fn say_one(&mut self, id: u64, even_without_news: bool, cx: &mut Context<'_>) {
+        if let Some(key) = self.open.get(&id)
+            && let Some(entry) = self.table.get_mut(key)
+            && (even_without_news || entry.has_news())
+        {
+            entry.say(key, Status::Update, &self.rules, cx);
+        }
+    }
+}
+
+/// [`Cases::tick`] of several sorts of cases.
+pub(crate) fn tick(all: &mut [&mut dyn Open], cx: &mut Context<'_>) {
+    for id in ids(all) {
+        for cases in &mut *all {
+            cases.tick_one(id, cx);
+        }
+    }
+}
+
+/// [`Cases::say_open`] of several sorts of cases.
+pub(crate) fn say_open(all: &mut [&mut dyn Open], even_without_news: bool, cx: &mut Context<'_>) {
+    for id in ids(all) {
+        for cases in &mut *all {
+            cases.say_one(id, even_without_news, cx);
+        }
+    }
+}
+
+fn ids(all: &[&mut dyn Open]) -> Vec<u64> {
+    let mut ids: Vec<u64> = all.iter().flat_map(|cases| cases.ids()).collect();
+    ids.sort_unstable();
+    ids
+}

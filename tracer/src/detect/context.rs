@@ -1,0 +1,164 @@
+//! What every detector is given with an event, and how it says a finding.
+
+use std::borrow::Cow;
+
+use conntracer_common::stats::HOOKS;
+
+use super::{facts::Facts, spec::Spec};
+use crate::{
+    count::Grow,
+    event::Owner,
+    finding::{Certainty, Finding, Status, Subject},
+    host::Host,
+    id::SocketId,
+    plan::Coverage,
+    reconcile::{EVIDENCE, Reconciler},
+    table::listener::Listeners,
+    time::Ktime,
+};
+
+/// See the module.
+pub(crate) struct Context<'a> {
+    pub(crate) now: Ktime,
+    pub(crate) host: &'a Host,
+    /// As the event left them.
+    pub(crate) listeners: &'a Listeners,
+    /// Records lost so far, hook by hook.
+    pub(crate) lost: &'a [u64; HOOKS.len()],
+    /// The kernel's own counters, against ours.
+    pub(crate) reconciler: &'a Reconciler,
+    pub(crate) last_id: &'a mut u64,
+    pub(crate) out: &'a mut dyn FnMut(&Finding),
+}
+
+/// What a detector has to say; [`Context`] adds id, status and time.
+pub(crate) struct Draft {
+    pub(crate) spec: &'static Spec,
+    pub(crate) cause: &'static str,
+    pub(crate) stage: Option<&'static str>,
+    pub(crate) doubt: Option<Cow<'static, str>>,
+    pub(crate) subject: Subject,
+    pub(crate) owner: Option<Owner>,
+    /// See [`Finding::sample`].
+    pub(crate) sample: Option<SocketId>,
+    pub(crate) since: Ktime,
+    pub(crate) last: Ktime,
+    pub(crate) count: u64,
+    pub(crate) summary: String,
+    pub(crate) evidence: Facts,
+    pub(crate) advice: Vec<Cow<'static, str>>,
+}
+
+impl Context<'_> {
+    /// Opens a finding, and says its id.
+    pub(super) fn open(&mut self, draft: Draft) -> u64 {
+        self.last_id.grow(1);
+        let id = *self.last_id;
+        self.say(id, Status::Open, draft);
+        id
+    }
+
+    pub(super) fn say(&mut self, id: u64, status: Status, draft: Draft) {
+        debug_assert!(
+            draft.spec.causes.contains(&draft.cause),
+            "{} is no cause of {}",
+            draft.cause,
+            draft.spec.detector
+        );
+        (self.out)(&Finding {
+            id,
+            kind: draft.spec.kind,
+            cause: draft.cause.into(),
+            status,
+            stage: draft.stage.map(Cow::Borrowed),
+            certainty: if draft.doubt.is_none() {
+                Certainty::Exact
+            } else {
+                Certainty::Inferred
+            },
+            because: draft.doubt,
+            subject: draft.subject,
+            owner: draft.owner.map(Into::into),
+            owners: Vec::new(),
+            holders: None,
+            sample: draft.sample,
+            since: draft.since,
+            last: draft.last,
+            at: self.now,
+            count: draft.count,
+            summary: draft.summary,
+            evidence: draft.evidence.into_evidence(),
+            advice: draft.advice,
+        });
+    }
+
+    /// Why a finding of a detector is not exact: records of a hook that it needs were lost, or the hooks see less than
+    /// everything; `None` when it is.
+    pub(crate) fn doubt(&self, spec: &Spec) -> Option<Cow<'static, str>> {
+        self.doubt_by(spec, spec.hooks.iter().chain(spec.losses))
+    }
+
+    /// The same of a finding that only the losses of some of its detector's hooks concern.
+    pub(crate) fn doubt_by<'s>(
+        &self,
+        spec: &Spec,
+        losses: impl IntoIterator<Item = &'s u32>,
+    ) -> Option<Cow<'static, str>> {
+        for hook in losses {
+            let (Some(lost), Some(name)) =
+                (self.lost.get(*hook as usize), HOOKS.get(*hook as usize))
+            else {
+                continue;
+            };
+            if *lost > 0 {
+                return Some(format!("{lost} records of the {name} hook were lost").into());
+            }
+        }
+        match self.host.plan.coverage(spec.detector) {
+            Some(plan) if plan.coverage == Coverage::Exact => None,
+            Some(plan) => Some(plan.because.clone().map_or_else(
+                || "a hook it stands on sees less than everything".into(),
+                Cow::Owned,
+            )),
+            None => Some("the hook plan says nothing of this detector".into()),
+        }
+    }
+
+    /// What the kernel's own `counters` say of a namespace at the last comparison: the residues, or that
+    /// there is none. Nothing where they were not compared.
+    pub(crate) fn reconciled(&self, facts: Facts, netns: u32, counters: &[usize]) -> Facts {
+        let residue = |counter: &usize| {
+            self.reconciler
+                .residue(&self.host.plan, netns, *counter)
+                .map(|residue| (EVIDENCE[*counter], residue))
+        };
+        let Some(residues) = counters.iter().map(residue).collect::<Option<Vec<_>>>() else {
+            return facts;
+        };
+        let off: Vec<_> = residues.into_iter().filter(|(_, off)| *off != 0).collect();
+        if off.is_empty() {
+            return facts.text("reconciled", "yes");
+        }
+        off.into_iter()
+            .fold(facts, |facts, (name, off)| facts.signed(name, off))
+    }
+
+    /// A sysctl of a network namespace; `None` of any but the one that conntracer runs in.
+    fn sysctl(&self, name: &str, netns: u32) -> Option<&str> {
+        let is_own = self.host.netns == Some(netns);
+        let value = self.host.sysctls.get(name).filter(|_| is_own)?;
+        Some(value.trim())
+    }
+
+    pub(crate) fn sysctl_number(&self, name: &str, netns: u32) -> Option<u64> {
+        self.sysctl(name, netns)?.parse().ok()
+    }
+
+    /// A sysctl for a sentence: with its value now where that is known, otherwise with whose it is.
+    pub(crate) fn said_sysctl(&self, name: &str, netns: u32) -> String {
+        match self.sysctl(name, netns) {
+            Some(value) => format!("{name} (now {value})"),
+            None => format!("{name} of namespace {netns}"),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What is said of half-closed sockets.
+
+use std::{borrow::Cow, time::Duration};
+
+use super::group::{Group, GroupKey, Reading};
+use crate::{
+    detect::{
+        context::{Context, Draft},
+        facts::Facts,
+        half_open::thresholds::Thresholds,
+        phrase::{plural, process, said_seconds, who},
+        spec::Spec,
+    },
+    event::TcpState,
+    time::Ktime,
+};
+
+pub(super) fn draft(
+    spec: &'static Spec,
+    key: &GroupKey,
+    group: &Group,
+    count: u64,
+    thresholds: &Thresholds,
+    cx: &Context<'_>,
+) -> Draft {
+    let reading = group.reading(key.state, thresholds, cx.now);
+    let growth = group.growth(thresholds, cx.now);
+    let since = group.oldest.map_or(cx.now, |oldest| oldest.since);
+    let mut facts = Facts::default()
+        .text(
+            "state",
+            if key.state == TcpState::CloseWait {
+                "CLOSE_WAIT"
+            } else {
+                "FIN_WAIT2"
+            },
+        )
+        .count("sockets", group.count)
+        .count("most_sockets", group.peak)
+        .seconds("oldest_s", cx.now.since(since));
+    if let Some(oldest) = group.oldest {
+        facts = facts
+            .text("oldest_local", oldest.local.to_string())
+            .text("oldest_remote", oldest.remote.to_string());
+        if oldest.before {
+            facts = facts
+                .count("oldest_acked_bytes", oldest.bytes_acked)
+                .count("oldest_segments_retransmitted", oldest.retransmitted);
+        }
+    }
+    if group.unlisted > 0 {
+        facts = facts.count("unlisted_sockets", group.unlisted);
+    }
+    if group.shared > 0 {
+        facts = facts.count("shared_sockets", group.shared);
+    }
+    if key.state == TcpState::CloseWait {
+        facts = facts.count("still_sending", group.delivering);
+    }
+    facts = facts.text("looks_like", reading.name());
+    if let Some((gained, span)) = growth {
+        facts = facts
+            .count("gained_sockets", gained)
+            .seconds("gained_within_s", span);
+    }
+    Draft {
+        spec,
+        cause: "half_closed",
+        stage: None,
+        doubt: cx.doubt(spec),
+        subject: process((key.netns, key.pid), group.owner.as_ref()),
+        owner: group.owner,
+        sample: group.oldest.map(|oldest| oldest.id),
+        since,
+        last: cx.now,
+        count,
+        summary: summary(key, group, count, reading, growth, cx.now),
+        evidence: facts,
+        advice: advice(key, group, reading, cx),
+    }
+}
+
+fn summary(
+    key: &GroupKey,
+    group: &Group,
+    count: u64,
+    reading: Reading,
+    growth: Option<(u64, Duration)>,
+    now: Ktime,
+) -> String {
+    let owner = who(group.owner.as_ref());
+    let sockets = plural(count, "socket");
+    let oldest = group.oldest.map_or_else(String::new, |oldest| {
+        format!(
+            ", the oldest for {}{}",
+            if oldest.before { "at least " } else { "" },
+            said_seconds(now.since(oldest.since))
+        )
+    });
+    let trend = match growth {
+        Some((gained, span)) if reading == Reading::Leak => {
+            format!("; {gained} more within {}: a leak", said_seconds(span))
+        }
+        _ => String::new(),
+    };
+    match (key.state, reading) {
+        (TcpState::CloseWait, Reading::SlowPeer) => format!(
+            "{owner} holds {sockets} in CLOSE_WAIT{oldest}: the peer has closed its side, and is slow to take \
+             what it is still sent"
+        ),
+        (TcpState::CloseWait, _) => format!(
+            "{owner} holds {sockets} in CLOSE_WAIT{oldest}: the peer has closed, close() was not \
+             called{trend}"
+        ),
+        _ => format!(
+            "{owner} holds {sockets} in FIN_WAIT2{oldest}: it has shut its side, the peer does not \
+             close{trend}"
+        ),
+    }
+}
+
+fn advice(
+    key: &GroupKey,
+    group: &Group,
+    reading: Reading,
+    cx: &Context<'_>,
+) -> Vec<Cow<'static, str>> {
+    let owner = who(group.owner.as_ref());
+    if key.state == TcpState::CloseWait && group.shared == group.listed() && group.shared > 0 {
+        return vec![
+            format!("close every copy: each is held by {owner} and by another process that inherited it")
+                .into(),
+            "close what a child is not to have before exec() (SOCK_CLOEXEC, accept4()), and in a parent after \
+             fork()"
+                .into(),
+        ];
+    }
+    match (key.state, reading) {
+        (TcpState::CloseWait, Reading::Leak) => vec![
+            format!("find the path in {owner} that forgets close() after read() returned 0").into(),
+            format!(
+                "watch its descriptors (ls /proc/{}/fd) against its limit: at RLIMIT_NOFILE accept() \
+                 fails",
+                key.pid
+            )
+            .into(),
+        ],
+        (TcpState::CloseWait, Reading::SlowPeer) => vec![
+            format!("nothing leaks: bound how long {owner} waits for such a peer (SO_SNDTIMEO, \
+                     TCP_USER_TIMEOUT, or a limit of its own)")
+                .into(),
+        ],
+        (_, Reading::Leak) => vec![
+            format!("find what in {owner} shuts connections and never closes them: a reader that waits \
+                     without a timeout for the peer's end")
+                .into(),
+            format!(
+                "watch its descriptors (ls /proc/{}/fd) against its limit: at RLIMIT_NOFILE accept() \
+                 fails",
+                key.pid
+            )
+            .into(),
+        ],
+        (TcpState::CloseWait, Reading::Forgotten) => vec![
+            format!("find out what {owner} waits for before it closes: a stuck task, or a peer it \
+                     forgot")
+                .into(),
+        ],
+        _ => vec![
+            format!("let {owner} close() instead of shutdown() when it wants no answer, or set a \
+                     receive timeout")
+                .into(),
+            format!(
+                "the kernel ends FIN_WAIT2 by itself only after close(): {}",
+                cx.said_sysctl("net.ipv4.tcp_fin_timeout", key.netns),
+            )
+            .into(),
+        ],
+    }
+}

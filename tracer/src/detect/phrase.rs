@@ -1,0 +1,43 @@
+//! Figures and owners as sentences have them.
+
+use std::time::Duration;
+
+use crate::{
+    event::{Owner, OwnerSource},
+    finding::Subject,
+};
+
+/// A duration for a sentence.
+pub(crate) fn said_seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
+
+/// "1 SYN", "2 SYNs".
+pub(crate) fn plural(count: u64, noun: &str) -> String {
+    if count == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{count} {noun}s")
+    }
+}
+
+/// Who should act: the owner by pid, or nobody in particular. The name is in the finding's owner,
+/// where sinks escape it.
+pub(crate) fn who(owner: Option<&Owner>) -> String {
+    owner.map_or_else(
+        || "the application".to_owned(),
+        |owner| match owner.source {
+            OwnerSource::Forked => format!("process {} or a descendant", owner.pid),
+            _ => format!("process {}", owner.pid),
+        },
+    )
+}
+
+/// All sockets of a process in a namespace; its name is its owner's, where that is known.
+pub(crate) fn process((netns, pid): (u32, u32), owner: Option<&Owner>) -> Subject {
+    Subject::Process {
+        netns,
+        pid,
+        comm: owner.map_or_else(String::new, |owner| owner.comm.to_text().into_owned()),
+    }
+}

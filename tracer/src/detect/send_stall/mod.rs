@@ -1,0 +1,203 @@
+//! `send_stall`: a connection has data to send, none of it in flight, and probes instead (the persist timer).
+//!
+//! **Rule.** `receiver_stalled` at [`Thresholds::probes`] window probes in a row that
+//! left this host while the peer's window has no room for a segment, and that it answers: the peer is there, and
+//! its application does not read. `local_drop` at [`Thresholds::failed_probes`] that did not
+//! leave this host although the window is open: what an output firewall or a full queue drops is never in
+//! flight, so that nothing is retransmitted, and `ss` calls it persist. Resolves when the connection sends again (`resumed`),
+//! is gone (`closed`), or when the peer answers no more (`unanswered`), which is a dead peer's doing. A connection
+//! that the eBPF side has no room for is `forgotten` when it shows neither probes nor its end any more.
+//!
+//! **Count.** Probes since the stall began, as the kernel counts them in `icsk_backoff`; those that a queue dropped are
+//! not among these (`tcp_send_probe0`), and a record each.
+//!
+//! **False positives.** A peer that is paused on purpose. Nothing is repeated and nothing is lost: this is
+//! never a `retransmit_storm`.
+
+mod explain;
+mod stall;
+#[cfg(test)]
+mod tests;
+mod thresholds;
+mod words;
+
+use std::time::Duration;
+
+use conntracer_common::stats::hook;
+
+use self::stall::{Cause, Stage, Stall, has_room, is_stalled};
+pub(super) use self::thresholds::Thresholds;
+use super::{
+    case::{Case, Cases},
+    context::{Context, Draft},
+    limits::Limits,
+    room::Room,
+    spec::Spec,
+};
+use crate::{
+    event::{Body, Close, Event, Probe, State, TcpState},
+    finding::{FindingKind, Status},
+    id::SocketId,
+    table::connection::{Change, ConnectionKey},
+};
+
+pub(super) static SPEC: Spec = Spec {
+    detector: "send_stall",
+    kind: FindingKind::new(4, "send_stall"),
+    causes: &["local_drop", "receiver_stalled"],
+    hooks: &[hook::PROBE],
+    losses: &[],
+    section: Thresholds::SECTION,
+    words: explain::WORDS,
+};
+
+/// A stall that nobody asks about, and without a probe for twice as long as probes can be apart (`TCP_RTO_MAX`), is
+/// over.
+const FORGOTTEN_AFTER: Duration = Duration::from_mins(4);
+
+/// Probes before the last that may be without an answer while the peer counts as there: one is easily lost.
+const LOST_ANSWERS: u8 = 1;
+
+impl Case for Stall {
+    type Key = ConnectionKey;
+    type Rules = Thresholds;
+
+    fn draft(
+        &self,
+        _: &ConnectionKey,
+        _: Status,
+        _: &Thresholds,
+        cx: &Context<'_>,
+    ) -> Option<Draft> {
+        Some(words::draft(&SPEC, self, cx))
+    }
+
+    fn news(&self) -> u64 {
+        self.probes
+    }
+
+    fn is_over(&mut self, key: &ConnectionKey, _: &Thresholds, cx: &Context<'_>) -> bool {
+        let is_over = key.is_untracked() && cx.now.since(self.last) > FORGOTTEN_AFTER;
+        if is_over {
+            self.forget();
+        }
+        is_over
+    }
+
+    fn forget(&mut self) {
+        self.stage = Stage::Forgotten;
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct SendStall {
+    stalls: Cases<Stall>,
+}
+
+impl SendStall {
+    pub(crate) fn new(limits: &Limits, thresholds: Thresholds) -> Self {
+        Self {
+            stalls: Cases::new(limits.connections, thresholds),
+        }
+    }
+
+    /// Connections whose resumption no record tells.
+    pub(crate) fn watched(&self) -> impl Iterator<Item = SocketId> {
+        let open = self.stalls.open().map(|(key, _)| key);
+        open.filter(|key| !key.is_untracked()).map(|key| key.id)
+    }
+
+    pub(crate) fn change(&mut self, event: &Event, change: &Change<'_>, cx: &mut Context<'_>) {
+        let key = change.connection.key;
+        match &event.body {
+            Body::Probe(body) if !body.keepalive => self.probe(body, change, cx),
+            Body::Snapshot(body) if body.socket.state == TcpState::Close => {
+                self.end(key, Stage::Closed, cx);
+            }
+            Body::Snapshot(body) if !is_stalled(&body.tcp) => self.end(key, Stage::Resumed, cx),
+            Body::Retransmit(_) => self.end(key, Stage::Resumed, cx),
+            _ => {}
+        }
+    }
+
+    fn probe(&mut self, body: &Probe, change: &Change<'_>, cx: &mut Context<'_>) {
+        let key = change.connection.key;
+        let cause = match (body.has_left(), has_room(&body.tcp)) {
+            (false, true) => Cause::LocalDrop,
+            (true, false) if body.tcp.probes_out > LOST_ANSWERS => {
+                self.end(key, Stage::Unanswered, cx);
+                return;
+            }
+            (true, false) => Cause::ReceiverStalled,
+            _ => return,
+        };
+        if self
+            .stalls
+            .get(&key)
+            .is_some_and(|stall| stall.cause != cause)
+        {
+            self.end(key, Stage::Resumed, cx);
+        }
+        let now = cx.now;
+        let new = || Stall {
+            connection: *change.connection,
+            cause,
+            stage: Stage::Stalled,
+            probes: 0,
+            since: now,
+            last: now,
+        };
+        let Some(stall) = self.stalls.begin(key, cx, new) else {
+            return;
+        };
+        stall.connection = *change.connection;
+        // The kernel raises it once the probe is sent.
+        stall.probes = stall
+            .probes
+            .max(u64::from(body.tcp.backoff))
+            .saturating_add(1);
+        stall.last = now;
+        let probes = stall.probes;
+        let enough = match cause {
+            Cause::ReceiverStalled => self.stalls.rules.probes,
+            Cause::LocalDrop => self.stalls.rules.failed_probes,
+        };
+        self.stalls.judge(&key, probes >= u64::from(enough), cx);
+    }
+
+    /// The end of a socket.
+    pub(crate) fn state(&mut self, body: &State, cx: &mut Context<'_>) {
+        if body.new == TcpState::Close {
+            self.end(ConnectionKey::of(&body.socket), Stage::Closed, cx);
+        }
+    }
+
+    pub(crate) fn close(&mut self, body: &Close, cx: &mut Context<'_>) {
+        self.end(ConnectionKey::of(&body.socket), Stage::Closed, cx);
+    }
+
+    fn end(&mut self, key: ConnectionKey, stage: Stage, cx: &mut Context<'_>) {
+        if let Some(mut stall) = self.stalls.take(&key) {
+            stall.stage = stage;
+            self.stalls.close(&key, stall, cx);
+        }
+    }
+}
+
+impl Room for SendStall {
+    fn tick(&mut self, cx: &mut Context<'_>) {
+        self.stalls.tick(cx);
+        let now = cx.now;
+        self.stalls
+            .forget_oldest(|stall| now.since(stall.last) > FORGOTTEN_AFTER);
+    }
+
+    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
+        self.stalls.say_open(all, cx);
+    }
+
+    fn evicted(&self) -> (&'static str, u64) {
+        ("stalls_evicted", self.stalls.evicted())
+    }
+}

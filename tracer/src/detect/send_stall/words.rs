@@ -1,0 +1,67 @@
+//! What is said of a stall.
+
+use std::borrow::Cow;
+
+use super::stall::{Cause, Stage, Stall};
+use crate::detect::{
+    context::{Context, Draft},
+    facts::Facts,
+    phrase::{plural, who},
+    spec::Spec,
+};
+
+pub(super) fn draft(spec: &'static Spec, stall: &Stall, cx: &Context<'_>) -> Draft {
+    let tcp = &stall.connection.tcp;
+    let probes = plural(stall.probes, "window probe");
+    let remote = stall.connection.remote;
+    let (cause, summary, advice): (_, _, Vec<Cow<'static, str>>) = match stall.cause {
+        Cause::ReceiverStalled if stall.stage == Stage::Unanswered => (
+            "receiver_stalled",
+            format!("{remote} had no room for {probes}, and answers no more"),
+            Vec::new(),
+        ),
+        Cause::ReceiverStalled => (
+            "receiver_stalled",
+            format!(
+                "{remote} has had no room for {probes}: its application does not read, the network is \
+                 innocent"
+            ),
+            vec![
+                "look at what the peer's process does instead of reading (ss -tnp there: Recv-Q is full)"
+                    .into(),
+            ],
+        ),
+        Cause::LocalDrop => (
+            "local_drop",
+            format!(
+                "{probes} to {remote} did not leave this host, and nothing else does: it drops what \
+                 {} sends",
+                who(stall.connection.owner.as_ref())
+            ),
+            vec![
+                "look at this host's output firewall (nft list ruleset), its qdisc (tc -s qdisc) and the \
+                 link"
+                    .into(),
+            ],
+        ),
+    };
+    Draft {
+        spec,
+        cause,
+        stage: Some(stall.stage.name()),
+        doubt: cx.doubt(spec),
+        subject: stall.connection.subject(),
+        owner: stall.connection.owner,
+        sample: None,
+        since: stall.since,
+        last: stall.last,
+        count: stall.probes,
+        summary,
+        evidence: Facts::default()
+            .count("window_bytes", tcp.snd_wnd_bytes)
+            .count("unsent_bytes", tcp.write_seq.wrapping_sub(tcp.snd_nxt))
+            .count("mss_bytes", tcp.mss_bytes)
+            .seconds("stalled_s", stall.last.since(stall.since)),
+        advice,
+    }
+}

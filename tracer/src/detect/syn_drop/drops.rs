@@ -1,0 +1,149 @@
+//! What a listener did instead of creating a connection, cause by cause.
+
+use std::collections::BTreeMap;
+
+use conntracer_common::{
+    netns::kernel,
+    record::{SynTotals, syn_outcome},
+    stats::hook,
+};
+
+use crate::{id::SocketId, table::listener::ListenerKey, time::Ktime};
+
+/// Sockets of one listener whose share of the drops is kept apart; a server has one for each CPU or worker.
+const SHARES: usize = 64;
+
+/// What a listener did instead of creating a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Cause {
+    AcceptQueueFull,
+    AckOverflow,
+    AbortOnOverflow,
+    SynQueueFull,
+    SynQueuePressure,
+    NoRoute,
+    NoMemory,
+    Other,
+    Cookies,
+}
+
+impl Cause {
+    pub(super) const ALL: [Self; 9] = [
+        Self::AcceptQueueFull,
+        Self::AckOverflow,
+        Self::AbortOnOverflow,
+        Self::SynQueueFull,
+        Self::SynQueuePressure,
+        Self::NoRoute,
+        Self::NoMemory,
+        Self::Other,
+        Self::Cookies,
+    ];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::AcceptQueueFull => "accept_queue_full",
+            Self::AckOverflow => "ack_overflow",
+            Self::AbortOnOverflow => "abort_on_overflow",
+            Self::SynQueueFull | Self::Cookies => "syn_queue_full",
+            Self::SynQueuePressure => "syn_queue_pressure",
+            Self::NoRoute => "no_route",
+            Self::NoMemory => "no_memory",
+            Self::Other => "other",
+        }
+    }
+
+    /// Whether forged requests can be what fills the queue.
+    pub(super) const fn is_of_syn_queue(self) -> bool {
+        matches!(
+            self,
+            Self::SynQueueFull | Self::SynQueuePressure | Self::Cookies
+        )
+    }
+
+    /// Whether it is the third ACK that finds the accept queue full.
+    pub(super) const fn is_of_ack(self) -> bool {
+        matches!(self, Self::AckOverflow | Self::AbortOnOverflow)
+    }
+
+    /// The hook that tells it.
+    pub(super) const fn hooks(self) -> &'static [u32] {
+        match self {
+            Self::AckOverflow | Self::AbortOnOverflow | Self::NoMemory => &[hook::ACK],
+            _ => &[hook::SYN],
+        }
+    }
+
+    /// The kernel's counters that count it too.
+    pub(super) const fn counters(self) -> &'static [usize] {
+        match self {
+            Self::AcceptQueueFull | Self::AckOverflow | Self::AbortOnOverflow => {
+                &[kernel::LISTEN_OVERFLOWS, kernel::LISTEN_DROPS]
+            }
+            Self::SynQueueFull => &[kernel::REQ_Q_FULL_DROP, kernel::LISTEN_DROPS],
+            Self::SynQueuePressure | Self::NoRoute | Self::NoMemory | Self::Other => {
+                &[kernel::LISTEN_DROPS]
+            }
+            Self::Cookies => &[kernel::SYNCOOKIES_SENT, kernel::REQ_Q_FULL_DO_COOKIES],
+        }
+    }
+
+    /// How many clients these totals turned away for this cause.
+    pub(super) const fn of(self, totals: &SynTotals) -> u64 {
+        match self {
+            Self::AcceptQueueFull => totals[syn_outcome::ACCEPT_QUEUE_FULL],
+            Self::AckOverflow => totals[syn_outcome::VICTIMS],
+            // A client that is sent a RST does not repeat its ACK: each is another one.
+            Self::AbortOnOverflow => totals[syn_outcome::ABORTED],
+            Self::NoRoute => totals[syn_outcome::NO_ROUTE],
+            Self::SynQueueFull => totals[syn_outcome::SYN_QUEUE_FULL],
+            Self::SynQueuePressure => totals[syn_outcome::SYN_QUEUE_PRESSURE],
+            Self::NoMemory => totals[syn_outcome::ACK_OTHER],
+            Self::Other => totals[syn_outcome::OTHER],
+            Self::Cookies => totals[syn_outcome::COOKIE],
+        }
+    }
+}
+
+/// One cause at one listener.
+pub(super) type DropKey = (ListenerKey, Cause);
+
+/// What it dropped.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Drops {
+    pub(super) count: u64,
+    /// Third ACKs refused, those that clients repeated among them.
+    pub(super) acks: u64,
+    pub(super) since: Ktime,
+    pub(super) last: Ktime,
+    /// The cause was concluded from fields at least once.
+    pub(super) by_fields: bool,
+    /// The finding that says this listener is flooded, and the one that was last pointed to.
+    pub(super) flood: Option<u64>,
+    pub(super) said_flood: Option<u64>,
+    /// Of `count`, what each socket of the listener dropped, closed ones included.
+    pub(super) shares: BTreeMap<SocketId, u64>,
+}
+
+impl Drops {
+    /// What an update is worth a line for.
+    pub(super) const fn moved(&self) -> u64 {
+        self.count.saturating_add(self.acks)
+    }
+
+    pub(super) fn share(&mut self, id: SocketId, more: u64) {
+        if more > 0 && (self.shares.contains_key(&id) || self.shares.len() < SHARES) {
+            let share = self.shares.entry(id).or_default();
+            *share = share.saturating_add(more);
+        }
+    }
+
+    /// The socket that dropped the most; of several alike, the one with the lowest address.
+    pub(super) fn worst(&self) -> Option<(SocketId, u64)> {
+        self.shares
+            .iter()
+            .rev()
+            .max_by_key(|(_, count)| **count)
+            .map(|(id, count)| (*id, *count))
+    }
+}

@@ -1,0 +1,178 @@
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+
+use conntracer_common::{record::syn_outcome, stats::hook};
+use proptest::prelude::*;
+
+use crate::{
+    detect::{Limits, SPECS, Thresholds},
+    finding::{Certainty, FindingKind, Status},
+    testing::{Run, generated, host, listener, socket},
+};
+
+#[test]
+fn a_finding_on_a_hook_that_lost_records_is_inferred() {
+    let mut run = Run::new();
+    run.loss(hook::SYN, 3);
+    run.syn(listener("10.0.0.1:80", "10.0.0.2:4000"), |syn| {
+        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1;
+    });
+    assert_eq!(run.only().certainty, Certainty::Inferred);
+    assert_eq!(
+        run.only().because.as_deref(),
+        Some("3 records of the syn hook were lost")
+    );
+    assert_eq!(run.pipeline.tallies().lost, 3);
+}
+
+#[test]
+fn a_finding_of_a_detector_without_a_plan_is_inferred() {
+    let mut host = host();
+    host.plan.detectors.clear();
+    let mut run = Run::on(Thresholds::default(), host);
+    run.syn(listener("10.0.0.1:80", "10.0.0.2:4000"), |syn| {
+        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1;
+    });
+    assert_eq!(run.only().certainty, Certainty::Inferred);
+}
+
+#[test]
+fn what_a_full_table_forgets_is_resolved_and_counted() {
+    let thresholds = Thresholds {
+        limits: Limits {
+            listeners: 2,
+            ..Limits::default()
+        },
+        ..Thresholds::default()
+    };
+    let mut run = Run::with(thresholds);
+    for port in 80..83 {
+        let mut listener = listener(&format!("10.0.0.1:{port}"), "10.0.0.2:4000");
+        listener.sk += port;
+        run.syn(listener, |syn| {
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1;
+        });
+    }
+    assert_eq!(
+        run.statuses(),
+        [Status::Open, Status::Open, Status::Resolved, Status::Open]
+    );
+    assert!(run.pipeline.tallies().evicted["listeners_evicted"] > 0);
+}
+
+#[test]
+fn watching_is_bounded_and_what_is_not_watched_is_counted() {
+    let thresholds = Thresholds {
+        limits: Limits {
+            watched: 3,
+            ..Limits::default()
+        },
+        ..Thresholds::default()
+    };
+    let mut run = Run::with(thresholds);
+    for port in 4000..4010 {
+        run.retransmit(socket("10.0.0.1:80", &format!("10.0.0.2:{port}")), |_| {});
+    }
+    assert_eq!(run.pipeline.watched().connections.len(), 3);
+    assert_eq!(run.pipeline.tallies().unwatched, 7);
+}
+
+/// Kinds are declared in the rooms, and listed in the contract.
+#[test]
+fn the_schema_has_every_kind_of_finding() {
+    const BEGINS: &str = "\"finding_kind\": {\n      \"enum\": [\n";
+    let kinds: BTreeSet<FindingKind> = SPECS.iter().map(|spec| spec.kind).collect();
+    let names: BTreeSet<&str> = kinds.iter().map(|kind| kind.name()).collect();
+    assert_eq!(
+        names.len(),
+        kinds.len(),
+        "one place and one name each: {kinds:?}"
+    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/conntracer.schema.json");
+    let schema = fs::read_to_string(path).unwrap();
+    let (head, rest) = schema.split_once(BEGINS).unwrap();
+    let (_, tail) = rest.split_once("\n      ]").unwrap();
+    let names: Vec<String> = kinds
+        .iter()
+        .map(|kind| format!("        \"{}\"", kind.name()))
+        .collect();
+    let names = names.join(",\n");
+    generated(
+        Path::new(path),
+        &format!("{head}{BEGINS}{names}\n      ]{tail}"),
+    );
+}
+
+#[test]
+fn thresholds_refuse_unknown_keys_and_senseless_values() {
+    assert!(toml::from_str::<Thresholds>("[syn_drop]\nquiet = 3").is_err());
+    let thresholds: Thresholds =
+        toml::from_str("[retransmit_storm]\nhost_per_s = -1.0").expect("known keys");
+    assert!(thresholds.check().unwrap_err().contains("host_per_s"));
+    assert_eq!(Thresholds::default().check(), Ok(()));
+    let text = toml::to_string(&Thresholds::default()).expect("defaults serialise");
+    assert_eq!(
+        toml::from_str::<Thresholds>(&text).expect("and parse"),
+        Thresholds::default()
+    );
+}
+
+/// What may happen to any of a few sockets.
+fn stir(run: &mut Run, action: u8, who: u8, number: u8) {
+    let remote = format!("10.0.0.{}:{}", 2 + who % 2, 4000 + u16::from(who));
+    let peer = socket("10.0.0.1:80", &remote);
+    let door = listener("10.0.0.1:80", &remote);
+    match action {
+        0 => run.pass(Duration::from_millis(u64::from(number) * 40)),
+        1 => run.syn(door, |syn| {
+            syn.totals[usize::from(number) % syn_outcome::COUNT] = number.into();
+        }),
+        2 => run.syn_ack(door, number % 6, number > 128),
+        3 => run.probe(peer, |probe| probe.tcp.probes_out = number % 5),
+        4 => run.closed(peer, |closed| {
+            closed.error = if number > 128 { 110 } else { 0 };
+            closed.retransmits = number % 3;
+        }),
+        5 => {
+            let since_ns = run
+                .ktime_ns()
+                .saturating_sub(u64::from(number) * 1_000_000_000);
+            run.snapshot(peer, |snapshot| {
+                snapshot.socket.state = number % 12;
+                snapshot.since_ns = since_ns;
+            });
+        }
+        6 => run.reset_received(peer),
+        _ => run.retransmit(peer, |retransmit| {
+            retransmit.tcp.retransmits = number % 7;
+            retransmit.tcp.snd_una = number.into();
+            retransmit.segs = number.into();
+            retransmit.tcp.ca_state = number % 5;
+        }),
+    }
+}
+
+proptest! {
+    /// Live = replay, and every finding opens once, resolves at most once, and says nothing after.
+    #[test]
+    fn any_records_replay_alike_and_findings_keep_their_order(
+        actions in prop::collection::vec((0..9u8, 0..8u8, any::<u8>()), 0..300),
+    ) {
+        let mut run = Run::new();
+        for (action, who, number) in actions {
+            stir(&mut run, action, who, number);
+        }
+        run.finish();
+        run.assert_replays(Thresholds::default());
+        for last in run.last_words() {
+            let said: Vec<_> = run.findings.iter().filter(|said| said.id == last.id).collect();
+            prop_assert_eq!(said[0].status, Status::Open);
+            for finding in &said[1..said.len().max(2) - 1] {
+                prop_assert_eq!(finding.status, Status::Update);
+            }
+            prop_assert!(said.len() == 1 || last.status != Status::Open);
+            for finding in said {
+                prop_assert!(finding.since <= finding.last && finding.last <= finding.at);
+            }
+        }
+    }
+}
