@@ -15,11 +15,32 @@ use zerocopy::FromBytes;
 
 use crate::{
     count::Grow,
-    {kernel::OWNED, owner::path, table::Bounded},
+    {owner::path, table::Bounded},
 };
 
 /// Control groups whose answer is kept at once; a host has as many as it has services and containers.
 const MAX_GROUPS: usize = 16_384;
+
+/// Kinds of records that begin with a header, a socket and its owner.
+const OWNED: [u16; 17] = [
+    kind::CONNECT,
+    kind::ACCEPT,
+    kind::STATE,
+    kind::RETRANSMIT,
+    kind::RETRANSMITS,
+    kind::UNDO,
+    kind::SYNACK,
+    kind::SYN,
+    kind::RESET,
+    kind::DROP,
+    kind::EARLY_DROP,
+    kind::PROBE,
+    kind::SNAPSHOT,
+    kind::IDLE,
+    kind::SEED,
+    kind::FAILURE,
+    kind::CLOSE,
+];
 
 /// Conditions on owners; empty ones ask for nothing, and any of a kind will do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -19,25 +19,19 @@ use crate::owner::{cgroup::Cgroups, netns::Names, process};
 /// Owners told of; beyond it all are told again.
 const MAX_TOLD: usize = 16_384;
 
-/// Kinds of records that begin with a header, a socket and its owner.
-pub(crate) const OWNED: [u16; 17] = [
-    kind::CONNECT,
-    kind::ACCEPT,
-    kind::STATE,
-    kind::RETRANSMIT,
-    kind::RETRANSMITS,
-    kind::UNDO,
-    kind::SYNACK,
-    kind::SYN,
-    kind::RESET,
-    kind::DROP,
-    kind::EARLY_DROP,
-    kind::PROBE,
-    kind::SNAPSHOT,
-    kind::IDLE,
-    kind::SEED,
-    kind::FAILURE,
-    kind::CLOSE,
+/// Kinds of records that do not begin with a header, a socket and its owner: all others do.
+const WITHOUT_OWNER: [u16; 11] = [
+    kind::TICK,
+    kind::CHECKPOINT,
+    kind::LOSS,
+    kind::SOURCES,
+    kind::NETNS,
+    kind::PROCESS,
+    kind::HOLDERS,
+    kind::SEEDED,
+    kind::IDLE_TOTALS,
+    kind::HALF_CLOSED,
+    kind::CLOCK,
 ];
 
 /// Which owner, and in which namespace its socket is.
@@ -163,7 +157,7 @@ impl OwnerNames {
 fn owner(record: &[u8]) -> Option<(Owner, u32, u64)> {
     const NETNS: usize = offset_of!(Socket, netns);
     let (header, rest) = Header::read_from_prefix(record).ok()?;
-    if !OWNED.contains(&header.kind) {
+    if WITHOUT_OWNER.contains(&header.kind) {
         return None;
     }
     let netns = u32::from_ne_bytes(*rest.get(NETNS..)?.first_chunk()?);
@@ -206,7 +200,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{decode::decode, event::Body, testing::any_record};
+    use crate::{decode::decode, testing::any_record};
 
     fn connect(pid: u32, started_ms: u32, source: u8) -> Connect {
         Connect {
@@ -293,13 +287,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_owner_of_every_record_about_a_socket_is_named(bytes in any_record()) {
-            let named = owner(&bytes).map(|(owner, netns, _)| (owner.pid, netns));
-            let told = decode(&bytes).ok().filter(|event| !matches!(event.body, Body::Holders(_)));
-            let told = told.and_then(|event| {
-                Some((event.body.owner()?.pid, event.body.socket()?.netns))
-            });
-            prop_assert!(told.is_none() || told == named);
+        fn the_owner_of_every_record_about_a_socket_is_named_and_no_other(bytes in any_record()) {
+            let Ok(event) = decode(&bytes) else { return Ok(()) };
+            let about = event.body.owner().zip(event.body.socket());
+            let named = owner(&bytes).filter(|(owner, ..)| owner.source != owner_source::UNKNOWN);
+            prop_assert_eq!(
+                named.map(|(owner, netns, _)| (owner.pid, netns)),
+                about.map(|(owner, socket)| (owner.pid, socket.netns))
+            );
         }
     }
 }

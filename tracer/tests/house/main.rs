@@ -59,11 +59,6 @@ const NOT_YET: &[Known] = &[
         "a filter that reads events",
     ),
     (
-        "conntracer::filter",
-        "conntracer::kernel::names",
-        "a filter that reads events",
-    ),
-    (
         "conntracer::cli::filter",
         "conntracer::cli",
         "a filter that reads events",
