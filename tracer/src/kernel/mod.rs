@@ -35,11 +35,10 @@ use aya::{
 use conntracer_common::filter::Filter;
 use log::debug;
 
-pub(crate) use self::processes::OWNED;
 use self::{attach::Attached, btf::Btf};
 pub use self::{error::CannotTrace, live::Kernel};
 use crate::{
-    filter::Owners,
+    conditions::Owners,
     host::Host,
     plan::{HookMode, Plan, Transport},
 };

@@ -20,7 +20,7 @@ use crate::owner::{cgroup::Cgroups, netns::Names, process};
 const MAX_TOLD: usize = 16_384;
 
 /// Kinds of records that begin with a header, a socket and its owner.
-pub(crate) const OWNED: [u16; 17] = [
+const OWNED: [u16; 17] = [
     kind::CONNECT,
     kind::ACCEPT,
     kind::STATE,

@@ -157,7 +157,7 @@ impl Kernel {
         let netns_look = map(&mut ebpf, "NETNS_LOOK")?;
         let sketches = hash(&mut ebpf, "SKETCHES")?;
         let logger = options.verbose.then(|| logger(&mut ebpf)).flatten();
-        let groups = if options.owners.asks_for_groups() {
+        let groups = if options.owners.has_groups() {
             let (verdicts, met) = (map(&mut ebpf, "GROUPS")?, map(&mut ebpf, "GROUPS_MET")?);
             Some(Groups::new(&options.owners, verdicts, met))
         } else {
