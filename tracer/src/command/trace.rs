@@ -6,7 +6,7 @@ use anyhow::Context;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Builder;
 
-use super::{Outcome, prepare};
+use super::prepare::{Outcome, prepare};
 use crate::{
     cli::{
         RunArguments,
