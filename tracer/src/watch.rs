@@ -13,11 +13,11 @@ use crate::{
     detect::Thresholds,
     emit::Emits,
     event::Body,
-    filter::{self, Records},
+    filter::EventFilter,
     finding::{Finding, FindingKind, Status},
     host::Host,
     pipeline::{Output, Pipeline, Tallies},
-    sink::{Account, Line, queue::Refused},
+    sink::{Account, Line, SinkAccount},
     source::Watched,
     time::Ktime,
 };
@@ -25,7 +25,6 @@ use crate::{
 /// See the module.
 #[derive(Debug)]
 pub struct Watch {
-    records: Records,
     pipeline: Pipeline,
     shown: Shown,
 }
@@ -41,8 +40,6 @@ struct Shown {
 struct AllTallies {
     #[serde(flatten)]
     pipeline: Tallies,
-    #[serde(flatten)]
-    filter: filter::Tallies,
     sink_events_lost: u64,
     sink_lines_lost: u64,
     polls_failed: u64,
@@ -50,10 +47,9 @@ struct AllTallies {
 
 impl Watch {
     #[must_use]
-    pub fn new(thresholds: Thresholds, host: Arc<Host>, emits: Emits, records: Records) -> Self {
+    pub fn new(thresholds: Thresholds, host: Arc<Host>, emits: Emits, filter: EventFilter) -> Self {
         Self {
-            records,
-            pipeline: Pipeline::new(thresholds, host),
+            pipeline: Pipeline::filtered(thresholds, host, filter),
             shown: Shown {
                 emits,
                 findings: BTreeMap::new(),
@@ -61,16 +57,11 @@ impl Watch {
         }
     }
 
-    /// Whether a record is asked for; what is not is neither judged nor kept.
-    pub fn takes(&mut self, record: &[u8]) -> bool {
-        self.records.take(record)
-    }
-
-    /// Judges one record.
-    pub fn feed(&mut self, record: &[u8], lines: &mut dyn FnMut(Line)) {
+    /// Judges one record; false of one that does not match the filter, and is not to be kept.
+    pub fn feed(&mut self, record: &[u8], lines: &mut dyn FnMut(Line)) -> bool {
         let shown = &mut self.shown;
         self.pipeline
-            .feed(record, &mut |output| shown.take(output, lines));
+            .feed(record, &mut |output| shown.take(output, lines))
     }
 
     /// The end of input: last figures of what is still open.
@@ -112,14 +103,18 @@ impl Watch {
     pub fn account(
         &self,
         hooks: Vec<(&'static str, HookCounters)>,
-        refused: Refused,
+        sinks: Vec<SinkAccount>,
         polls_failed: u64,
     ) -> Account {
+        let sum = |lost: fn(&SinkAccount) -> u64| {
+            sinks
+                .iter()
+                .fold(0, |sum: u64, sink| sum.saturating_add(lost(sink)))
+        };
         let tallies = AllTallies {
             pipeline: self.pipeline.tallies(),
-            filter: self.records.tallies(),
-            sink_events_lost: refused.events,
-            sink_lines_lost: refused.others,
+            sink_events_lost: sum(|sink| sink.events_lost),
+            sink_lines_lost: sum(|sink| sink.lines_lost),
             polls_failed,
         };
         let (listeners, listeners_left_out) = self.pipeline.listeners();
@@ -131,6 +126,8 @@ impl Watch {
             findings: self.shown.findings.clone(),
             tallies: named(&tallies),
             reconciliation: self.pipeline.reconciliation(),
+            // Of one the totals tell.
+            sinks: if sinks.len() > 1 { sinks } else { Vec::new() },
         }
     }
 }

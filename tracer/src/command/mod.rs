@@ -1,5 +1,6 @@
 //! The commands: one function each, and the way from their results to an exit status.
 
+mod prepare;
 mod replay;
 mod trace;
 
@@ -13,17 +14,15 @@ use anyhow::{Context, anyhow};
 use clap::{CommandFactory, Parser};
 use conntracer_common::filter::Filter;
 
+use self::prepare::{Outcome, prepare};
 use crate::{
-    cli::{
-        Arguments, Command, CommonArguments, ConfigArguments, DoctorArguments, ReportArguments,
-        settings::{self, resolve},
-    },
-    config::{Config, Format},
+    cli::{Arguments, Command, ConfigArguments, DoctorArguments, ReportArguments, settings},
+    conditions::Owners,
+    config::Config,
     detect,
-    filter::Owners,
     kernel::{self, CannotTrace},
     privileges,
-    sink::escape::Escaped,
+    sink::{Format, destination::standard_output, escape::Escaped},
     telemetry,
     view::{doctor, explain, report},
 };
@@ -33,13 +32,6 @@ use crate::{
 const FOUND: u8 = 1;
 const WRONG: u8 = 2;
 const CANNOT_TRACE: u8 = 3;
-
-/// What a tracing command came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Outcome {
-    /// Findings were shown, and that was to be an error.
-    failed: bool,
-}
 
 /// Runs the process's command line.
 #[must_use]
@@ -143,12 +135,6 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<Outcome> {
     }
 }
 
-/// Logging and config: what every tracing command does first.
-fn prepare(common: &CommonArguments) -> anyhow::Result<Config> {
-    telemetry::install(common.verbose);
-    Ok(Config::load(common.config.as_deref())?)
-}
-
 fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
     let config = prepare(&typed.common)?;
     let trace = settings::trace(&typed.kernel, &config);
@@ -166,7 +152,7 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
         verbose: false,
     })?;
     let host = Arc::new(detect::with_coverage(host));
-    match resolve(typed.format, io::stdout().is_terminal()) {
+    match typed.format.settled(io::stdout().is_terminal()) {
         Format::Json => {
             let mut json = serde_json::to_vec(&doctor::Json::new(&host))
                 .context("writing the host's facts as JSON")?;
@@ -208,7 +194,7 @@ fn print(text: &str) -> anyhow::Result<()> {
 }
 
 fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
-    let mut output = settings::standard_output().context("opening standard output")?;
+    let mut output = standard_output().context("opening standard output")?;
     output
         .write_all(bytes)
         .context("writing to standard output")

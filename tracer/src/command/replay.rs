@@ -12,22 +12,18 @@ use anyhow::{Context, bail};
 use conntracer_common::record::Header;
 use zerocopy::FromBytes;
 
-use super::{Outcome, prepare};
+use super::prepare::{Outcome, prepare};
 use crate::{
     cli::{
         ReplayArguments, ReportArguments,
-        filter::{Asked, Roots, resolve},
-        settings::{self, Destination},
+        conditions::{Roots, resolve},
+        settings,
     },
     detect::{self, Thresholds},
     emit::{Emit, Emits},
-    filter::Records,
+    filter::EventFilter,
     recording::{Reader, RecordingError},
-    sink::{
-        Line, Reason,
-        json::Json,
-        queue::{Refused, Sink, WhenFull},
-    },
+    sink::{Line, Reason, Sinks, WhenFull, json::Json},
     time::Ktime,
     view::report::Report,
     watch::Watch,
@@ -39,12 +35,15 @@ const MAX_LINE_BYTES: u64 = 1 << 20;
 /// Feeds a recording to the pipeline as the run that made it was fed.
 pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
     let config = prepare(&typed.output.common)?;
-    let Asked { sockets, owners } = resolve(&typed.filter, &Roots::default())?;
-    let emits = settings::emits(&typed.output, &config);
+    let conditions = resolve(&typed.filter, &Roots::default())?;
+    let output = settings::output(&typed.output, &config);
+    let emits = output.selection.emits;
     let file = open(&typed.file)?;
     let mut reader = Reader::new(BufReader::new(&file)).with_context(|| said(&typed.file))?;
-    let destination = Destination::open(&typed.output, &config)?;
-    if is_same(&file, &destination.file).with_context(|| said(&typed.file))? {
+    let output = output.open()?;
+    if let Some(written) = output.file()
+        && is_same(&file, written).with_context(|| said(&typed.file))?
+    {
         bail!(
             "the output would be appended to the recording itself, {}: name another file",
             typed.file.display()
@@ -52,15 +51,14 @@ pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
     }
 
     let host = Arc::new(detect::with_coverage(reader.host().clone()));
-    let renderer = destination.renderer(Arc::clone(&host));
-    let mut sink = Sink::spawn(destination.file, renderer, WhenFull::Wait)
+    let mut sinks = Sinks::spawn(vec![output], &host, WhenFull::Wait)
         .context("starting the output's thread")?;
-    let records = Records::recorded(sockets, owners);
-    let mut watch = Watch::new(config.detect, host, emits, records);
+    let filter = EventFilter::recorded(conditions);
+    let mut watch = Watch::new(config.detect, host, emits, filter);
     let end = feed(&mut reader, &mut watch, &mut |line| {
-        sink.push(line);
+        sinks.push(line);
     });
-    sink.close(None).context("writing the output")?;
+    sinks.close(None)?;
     end.with_context(|| said(&typed.file))?;
     Ok(Outcome {
         failed: typed.output.fail_on_finding && watch.found(),
@@ -84,9 +82,7 @@ fn feed<R: Read>(
                         time: ktime(record),
                     });
                 }
-                if watch.takes(record) {
-                    watch.feed(record, lines);
-                }
+                watch.feed(record, lines);
             }
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
@@ -96,7 +92,7 @@ fn feed<R: Read>(
         lines(Line::Start { time: Ktime(0) });
     }
     watch.finish(lines);
-    let account = Box::new(watch.account(Vec::new(), Refused::default(), 0));
+    let account = Box::new(watch.account(Vec::new(), Vec::new(), 0));
     lines(Line::Stop {
         reason: Reason::EndOfInput,
         account,
@@ -134,7 +130,12 @@ fn summarise_recording<R: Read>(
 ) -> (Report, Result<(), RecordingError>) {
     let host = Arc::new(detect::with_coverage(reader.host().clone()));
     let mut json = Json::new(Arc::clone(&host));
-    let mut watch = Watch::new(thresholds, host, Emits::of(&[Emit::All]), Records::all());
+    let mut watch = Watch::new(
+        thresholds,
+        host,
+        Emits::of(&[Emit::All]),
+        EventFilter::all(),
+    );
     let mut report = Report::default();
     let mut bytes = Vec::new();
     let end = feed(&mut reader, &mut watch, &mut |line| {

@@ -5,25 +5,23 @@ use std::{fs::File, io, path::Path, sync::Arc, time::Duration};
 use anyhow::Context;
 use tokio::runtime::Builder;
 
-use super::{Outcome, prepare};
+use super::prepare::{Outcome, prepare};
 use crate::{
     cli::{
         RunArguments,
-        filter::{self, Asked, Roots},
-        settings::{self, Destination},
+        conditions::{self, Roots},
+        settings,
     },
+    conditions::Conditions,
     config::Config,
     detect,
     emit::Emits,
-    filter::Records,
+    filter::EventFilter,
     kernel::{self, LiveKernel},
     privileges,
     recording::Writer,
     run::{self, Signals},
-    sink::{
-        Line,
-        queue::{Sink, WhenFull},
-    },
+    sink::{Line, Output, Sinks, WhenFull, sinks::Opened},
     watch::Watch,
 };
 
@@ -35,21 +33,27 @@ struct Prepared {
     config: Config,
     options: kernel::Options,
     emits: Emits,
-    destination: Destination,
+    outputs: Vec<Opened>,
 }
 
 impl Prepared {
     fn new(typed: &RunArguments) -> anyhow::Result<Self> {
         let config = prepare(&typed.output.common)?;
         let roots = Roots::default();
-        let Asked { sockets, owners } = filter::resolve(&typed.filter, &roots)?;
-        filter::check_groups(&owners, &roots)?;
-        for pid in filter::absent(&owners, &roots) {
+        let Conditions { sockets, owners } = conditions::resolve(&typed.filter, &roots)?;
+        conditions::check_groups(&owners, &roots)?;
+        for pid in conditions::absent(&owners, &roots) {
             log::warn!(
                 "--pid {pid}: there is no such process; nothing is shown until one gets that number"
             );
         }
-        let emits = settings::emits(&typed.output, &config);
+        let mut outputs = vec![settings::output(&typed.output, &config)];
+        for also in &config.output.also {
+            outputs.push(also.output().map_err(anyhow::Error::msg)?);
+        }
+        let emits = outputs.iter().fold(Emits::default(), |emits, output| {
+            emits.and(output.selection.emits)
+        });
         let trace = settings::trace(&typed.kernel, &config);
         let options = kernel::Options {
             btf: trace.btf,
@@ -65,12 +69,15 @@ impl Prepared {
             verbose: typed.output.common.verbose > 0,
         };
         privileges::check()?;
-        let destination = Destination::open(&typed.output, &config)?;
+        let outputs = outputs
+            .into_iter()
+            .map(Output::open)
+            .collect::<anyhow::Result<_>>()?;
         Ok(Self {
             config,
             options,
             emits,
-            destination,
+            outputs,
         })
     }
 }
@@ -104,32 +111,31 @@ async fn trace(
         .map(|file| Writer::new(io::BufWriter::new(file), &host))
         .transpose()
         .context("writing the recording")?;
-    let renderer = prepared.destination.renderer(Arc::clone(&host));
-    let mut sink = Sink::spawn(prepared.destination.file, renderer, WhenFull::Refuse)
+    let mut sinks = Sinks::spawn(prepared.outputs, &host, WhenFull::Drop)
         .context("starting the output's thread")?;
     // The hooks are attached: whoever reads this line may act on it.
-    sink.push(Line::Start {
+    sinks.push(Line::Start {
         time: kernel::now(),
     });
-    sink.flush();
+    sinks.flush();
 
     let mut watch = Watch::new(
         prepared.config.detect,
         host,
         prepared.emits,
-        Records::live(prepared.options.owners),
+        EventFilter::live(prepared.options.owners),
     );
     let ran = run::run(
         kernel,
         &mut watch,
-        &mut sink,
+        &mut sinks,
         recorder.as_mut(),
         typed.duration,
         signals,
     )
     .await;
     // What was found is printed, whatever ended the run.
-    let closed = sink.close(Some(PATIENCE)).context("writing the output");
+    let closed = sinks.close(Some(PATIENCE));
     ran?;
     closed?;
     Ok(Outcome {

@@ -24,13 +24,7 @@ pub(crate) trait Case {
     type Rules;
 
     /// The words for it; `None` where there is nothing left to tell of.
-    fn draft(
-        &self,
-        key: &Self::Key,
-        status: Status,
-        rules: &Self::Rules,
-        cx: &Context<'_>,
-    ) -> Option<Draft>;
+    fn draft(&self, key: &Self::Key, at: &Saying<'_, '_, Self>) -> Option<Draft>;
 
     /// Changes with everything that is worth an update.
     fn news(&self) -> u64;
@@ -46,6 +40,11 @@ pub(crate) trait Case {
     /// A tick: whether it is over.
     fn is_over(&mut self, key: &Self::Key, rules: &Self::Rules, cx: &Context<'_>) -> bool;
 
+    /// It was never worth a finding, and will not be for what is known of it.
+    fn is_idle(&self, _rules: &Self::Rules, _now: Ktime) -> bool {
+        false
+    }
+
     /// The table has no room for it any more.
     fn forget(&mut self) {}
 
@@ -53,6 +52,13 @@ pub(crate) trait Case {
     fn begins_anew(&mut self, _now: Ktime) -> bool {
         false
     }
+}
+
+/// When and by what a case is told of.
+pub(crate) struct Saying<'a, 'b, C: Case + ?Sized> {
+    pub(crate) status: Status,
+    pub(crate) rules: &'a C::Rules,
+    pub(crate) cx: &'a Context<'b>,
 }
 
 /// An open finding: its id and what was last said of it.
@@ -102,7 +108,7 @@ impl<C> DerefMut for Entry<C> {
 impl<C: Case> Entry<C> {
     /// Says it, as what it is by now; without words nothing is said, and nothing changes.
     fn say(&mut self, key: &C::Key, status: Status, rules: &C::Rules, cx: &mut Context<'_>) {
-        let Some(draft) = self.case.draft(key, status, rules, cx) else {
+        let Some(draft) = self.case.draft(key, &Saying { status, rules, cx }) else {
             return;
         };
         let id = match self.life {
@@ -278,33 +284,17 @@ impl<C: Case> Cases<C> {
         }
         self.close(key, entry, cx);
     }
-
-    /// Forgets the oldest cases that never were worth a finding, as long as they are past caring.
-    pub(crate) fn forget_oldest(&mut self, is_idle: impl Fn(&C) -> bool) {
-        while let Some((_, entry)) = self.table.oldest()
-            && !entry.is_open()
-            && is_idle(entry)
-        {
-            self.table.pop_oldest();
-        }
-    }
-
-    /// Says what has news since a second or more, and resolves what is over.
-    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
-        tick(&mut [self], cx);
-    }
-
-    /// Says what is open: what has news, or all of it.
-    pub(crate) fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
-        say_open(&mut [self], all, cx);
-    }
 }
 
 /// Cases whose findings go with those of others, in the order in which all of them were opened.
 pub(crate) trait Open {
+    /// Their findings.
     fn ids(&self) -> Vec<u64>;
+    /// Says one that has news since a second or more, and resolves one that is over.
     fn tick_one(&mut self, id: u64, cx: &mut Context<'_>);
     fn say_one(&mut self, id: u64, even_without_news: bool, cx: &mut Context<'_>);
+    /// Forgets the oldest cases, as long as they are idle.
+    fn forget_idle(&mut self, now: Ktime);
 }
 
 impl<C: Case> Open for Cases<C> {
@@ -339,28 +329,13 @@ impl<C: Case> Open for Cases<C> {
             entry.say(key, Status::Update, &self.rules, cx);
         }
     }
-}
 
-/// [`Cases::tick`] of several sorts of cases.
-pub(crate) fn tick(all: &mut [&mut dyn Open], cx: &mut Context<'_>) {
-    for id in ids(all) {
-        for cases in &mut *all {
-            cases.tick_one(id, cx);
+    fn forget_idle(&mut self, now: Ktime) {
+        while let Some((_, entry)) = self.table.oldest()
+            && !entry.is_open()
+            && entry.is_idle(&self.rules, now)
+        {
+            self.table.pop_oldest();
         }
     }
-}
-
-/// [`Cases::say_open`] of several sorts of cases.
-pub(crate) fn say_open(all: &mut [&mut dyn Open], even_without_news: bool, cx: &mut Context<'_>) {
-    for id in ids(all) {
-        for cases in &mut *all {
-            cases.say_one(id, even_without_news, cx);
-        }
-    }
-}
-
-fn ids(all: &[&mut dyn Open]) -> Vec<u64> {
-    let mut ids: Vec<u64> = all.iter().flat_map(|cases| cases.ids()).collect();
-    ids.sort_unstable();
-    ids
 }

@@ -289,7 +289,8 @@ mod tests {
         #[test]
         fn the_owner_of_every_record_about_a_socket_is_named_and_no_other(bytes in any_record()) {
             let Ok(event) = decode(&bytes) else { return Ok(()) };
-            let about = event.body.owner().zip(event.body.socket());
+            let about = event.body.about();
+            let about = about.owner.zip(about.socket);
             let named = owner(&bytes).filter(|(owner, ..)| owner.source != owner_source::UNKNOWN);
             prop_assert_eq!(
                 named.map(|(owner, netns, _)| (owner.pid, netns)),

@@ -8,7 +8,8 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use super::{
     escape::JsonSafe,
-    line::{Account, Line, Occasion, Reason, SharedHost, Time, Wall},
+    fields::Named,
+    line::{Account, Line, Occasion, Reason, SharedHost, SinkAccount, Time, Wall},
 };
 use crate::{
     finding::{Certainty, Evidence, Finding, FindingKind, Owner, Status, Subject},
@@ -52,8 +53,11 @@ impl Json {
             Line::Event(event) => Self::write(
                 into,
                 self.wall.time(event.time),
-                event.body.kind_name(),
-                &event.named(&self.host),
+                event.body.about().name,
+                &Named {
+                    event,
+                    host: &self.host,
+                },
             ),
             Line::Gap { time, hook, lost } => {
                 Self::write(
@@ -260,6 +264,8 @@ struct Totals<'a> {
     findings: &'a BTreeMap<FindingKind, u64>,
     tallies: &'a BTreeMap<String, u64>,
     reconciliation: &'a Reconciliation,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    sinks: &'a [SinkAccount],
 }
 
 fn totals(account: &Account) -> Totals<'_> {
@@ -268,6 +274,7 @@ fn totals(account: &Account) -> Totals<'_> {
         findings: &account.findings,
         tallies: &account.tallies,
         reconciliation: &account.reconciliation,
+        sinks: &account.sinks,
     }
 }
 

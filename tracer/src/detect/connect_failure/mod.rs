@@ -25,19 +25,8 @@ use conntracer_common::stats::hook;
 
 use self::attempts::{Attempts, Cause, Key};
 pub(super) use self::thresholds::Thresholds;
-use super::{
-    case::{Case, Cases},
-    context::{Context, Draft},
-    limits::Limits,
-    room::Room,
-    spec::Spec,
-};
-use crate::{
-    event::Failure as Event,
-    finding::{FindingKind, Status},
-    table::Bounded,
-    time::Ktime,
-};
+use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
+use crate::{event::Failure as Event, finding::FindingKind, table::Bounded, time::Ktime};
 
 pub(super) static SPEC: Spec = Spec {
     detector: "connect_failure",
@@ -86,8 +75,8 @@ impl Case for Attempts {
     type Key = Key;
     type Rules = Thresholds;
 
-    fn draft(&self, key: &Key, _: Status, _: &Thresholds, cx: &Context<'_>) -> Option<Draft> {
-        Some(words::draft(&SPEC, key, self, cx))
+    fn draft(&self, key: &Key, at: &Saying<'_, '_, Self>) -> Option<Draft> {
+        Some(words::draft(&SPEC, key, self, at.cx))
     }
 
     fn news(&self) -> u64 {
@@ -149,12 +138,8 @@ impl ConnectFailure {
 }
 
 impl Room for ConnectFailure {
-    fn tick(&mut self, cx: &mut Context<'_>) {
-        self.attempts.tick(cx);
-    }
-
-    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
-        self.attempts.say_open(all, cx);
+    fn cases(&mut self) -> Vec<&mut dyn Open> {
+        vec![&mut self.attempts]
     }
 
     fn evicted(&self) -> (&'static str, u64) {

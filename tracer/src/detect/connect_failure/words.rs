@@ -7,11 +7,8 @@ use conntracer_common::record::failure_how;
 use super::attempts::{Attempts, Cause, Key};
 use crate::{
     detect::{
-        context::{Context, Draft},
         errno,
-        facts::Facts,
-        phrase::{plural, said_seconds, who},
-        spec::Spec,
+        room::{Context, Draft, Facts, Spec, plural, said_seconds, who},
     },
     finding::Subject,
 };

@@ -27,16 +27,10 @@ use conntracer_common::stats::hook;
 
 use self::deaths::{Deaths, How, Key, Place};
 pub(super) use self::thresholds::Thresholds;
-use super::{
-    case::{Case, Cases},
-    context::{Context, Draft},
-    limits::Limits,
-    room::Room,
-    spec::Spec,
-};
+use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::{Close as Event, Role},
-    finding::{FindingKind, Status},
+    finding::FindingKind,
 };
 
 pub(super) static SPEC: Spec = Spec {
@@ -59,8 +53,8 @@ impl Case for Deaths {
     type Key = Key;
     type Rules = Thresholds;
 
-    fn draft(&self, key: &Key, _: Status, rules: &Thresholds, cx: &Context<'_>) -> Option<Draft> {
-        Some(words::draft(&SPEC, key, self, rules, cx))
+    fn draft(&self, key: &Key, at: &Saying<'_, '_, Self>) -> Option<Draft> {
+        Some(words::draft(&SPEC, key, self, at.rules, at.cx))
     }
 
     fn news(&self) -> u64 {
@@ -115,12 +109,8 @@ impl ConnectionDrop {
 }
 
 impl Room for ConnectionDrop {
-    fn tick(&mut self, cx: &mut Context<'_>) {
-        self.deaths.tick(cx);
-    }
-
-    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
-        self.deaths.say_open(all, cx);
+    fn cases(&mut self) -> Vec<&mut dyn Open> {
+        vec![&mut self.deaths]
     }
 
     fn evicted(&self) -> (&'static str, u64) {

@@ -10,11 +10,8 @@ use super::{
 };
 use crate::{
     detect::{
-        context::{Context, Draft},
         errno,
-        facts::Facts,
-        phrase::{plural, said_seconds, who},
-        spec::Spec,
+        room::{Context, Draft, Facts, Spec, plural, said_seconds, who},
     },
     event::Close,
     finding::Subject,

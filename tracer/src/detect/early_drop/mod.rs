@@ -34,17 +34,12 @@ use self::{
     drops::{Drops, NetnsKey, Scan, SpotKey},
 };
 use super::{
-    case::{self, Case, Cases},
-    context::{Context, Draft},
-    limits::Limits,
-    room::Room,
-    spec::Spec,
+    room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec},
     syn_drop::{self, thresholds::Thresholds},
 };
 use crate::{
     count::Grow,
     event::{EarlyDrop as Event, Path},
-    finding::Status,
     table::Bounded,
     time::Ktime,
 };
@@ -98,8 +93,8 @@ impl Case for Drops {
     type Key = SpotKey;
     type Rules = Thresholds;
 
-    fn draft(&self, key: &SpotKey, _: Status, _: &Thresholds, cx: &Context<'_>) -> Option<Draft> {
-        Some(words::spot(&SPEC, key, self, cx))
+    fn draft(&self, key: &SpotKey, at: &Saying<'_, '_, Self>) -> Option<Draft> {
+        Some(words::spot(&SPEC, key, self, at.cx))
     }
 
     fn news(&self) -> u64 {
@@ -115,8 +110,8 @@ impl Case for Scan {
     type Key = NetnsKey;
     type Rules = Thresholds;
 
-    fn draft(&self, key: &NetnsKey, _: Status, _: &Thresholds, cx: &Context<'_>) -> Option<Draft> {
-        Some(words::scan(&SPEC, *key, self, cx))
+    fn draft(&self, key: &NetnsKey, at: &Saying<'_, '_, Self>) -> Option<Draft> {
+        Some(words::scan(&SPEC, *key, self, at.cx))
     }
 
     fn news(&self) -> u64 {
@@ -221,6 +216,12 @@ impl EarlyDrop {
             push(&mut self.touched_scans, key);
         }
     }
+}
+
+impl Room for EarlyDrop {
+    fn cases(&mut self) -> Vec<&mut dyn Open> {
+        vec![&mut self.spots, &mut self.scans]
+    }
 
     /// Opens what has become worth a finding: a scan before the spots that it is not.
     fn judge(&mut self, cx: &mut Context<'_>) {
@@ -254,19 +255,6 @@ impl EarlyDrop {
             }
             self.spots.raise(&key, cx);
         }
-    }
-}
-
-impl Room for EarlyDrop {
-    /// Judges what came since the last tick, too.
-    fn tick(&mut self, cx: &mut Context<'_>) {
-        self.judge(cx);
-        case::tick(&mut [&mut self.spots, &mut self.scans], cx);
-    }
-
-    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
-        self.judge(cx);
-        case::say_open(&mut [&mut self.spots, &mut self.scans], all, cx);
     }
 
     fn evicted(&self) -> (&'static str, u64) {

@@ -10,12 +10,7 @@ use super::{
     drops::{Drops, NetnsKey, Scan, SpotKey},
 };
 use crate::{
-    detect::{
-        context::{Context, Draft},
-        facts::Facts,
-        phrase::plural,
-        spec::Spec,
-    },
+    detect::room::{Context, Draft, Facts, Spec, plural},
     event::{Owner, Path},
     finding::Subject,
 };

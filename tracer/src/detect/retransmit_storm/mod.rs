@@ -34,6 +34,7 @@ mod course;
 mod explain;
 mod interfaces;
 mod scope;
+mod scoped;
 mod segments;
 mod spurious;
 #[cfg(test)]
@@ -41,34 +42,28 @@ mod tests;
 mod thresholds;
 mod words;
 
-use std::time::Duration;
+use std::{iter, time::Duration};
 
 use conntracer_common::{
     record::{RetransmitTotals, SynTotals, syn_outcome},
-    retransmit::advanced,
     stats::hook,
 };
 
 pub(super) use self::thresholds::Thresholds;
 use self::{
-    activity::{Activity, Rates},
+    activity::Rates,
     cause::Cause,
     course::Course,
     interfaces::Interfaces,
     scope::{LEVELS, Scope, Wider, levels},
+    scoped::{OfConnection, Scoped},
     segments::Segments,
     spurious::{Spurious, Undone},
 };
-use super::{
-    case::{self, Case, Cases},
-    context::{Context, Draft},
-    limits::Limits,
-    room::Room,
-    spec::Spec,
-};
+use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::{Owner, Retransmit, RetransmitType, SynAck, TcpState, Undo},
-    finding::{FindingKind, Status},
+    finding::FindingKind,
     table::{
         Bounded,
         connection::{Change, Connection, ConnectionKey},
@@ -112,15 +107,6 @@ const MAX_TOTALS: usize = 32_768;
 /// Up to this age everything a connection sent belongs to its first retransmission's ratio.
 const YOUNG: Duration = Duration::from_secs(10);
 
-#[derive(Debug)]
-struct OfConnection {
-    /// As of its last retransmission: other records tell of it meanwhile, a timeout's before each of these.
-    connection: Connection,
-    course: Course,
-    activity: Activity,
-    spurious: Spurious,
-}
-
 /// Cumulative records of one connection as last told.
 #[derive(Debug, Default)]
 struct LastTotals {
@@ -128,66 +114,16 @@ struct LastTotals {
     undone: Undone,
 }
 
-/// One scope of many connections.
-#[derive(Debug)]
-struct OfMany {
-    activity: Activity,
-    /// Where all of it is one's.
-    owner: Option<Owner>,
-}
-
-impl OfConnection {
-    /// What became of it between its last record and `body`. What is told of an event alone is compared with
-    /// what the socket counted.
-    fn since_last(&mut self, body: &Retransmit, segments: &mut Segments) {
-        let (before, now) = (&self.connection.tcp, &body.tcp);
-        segments.sent = now
-            .data_segs_out
-            .saturating_sub(before.data_segs_out)
-            .into();
-        segments.spurious = self.spurious.doubled(body.duplicates);
-        if body.is_cumulative {
-            return;
-        }
-        segments.progress = advanced(before.snd_una, now.snd_una).into();
-        segments.peer_spoke = advanced(before.rcv_nxt, now.rcv_nxt).into();
-        let counted = now.total_retrans.wrapping_sub(before.total_retrans);
-        // Of two records the newer may come first, when they are of two CPUs.
-        let counted = if counted < 1 << 31 { counted } else { 0 };
-        let unseen = counted.saturating_sub(body.counted());
-        segments.unseen(unseen.into(), body.failures_traced);
-    }
-}
-
-/// What a storm of such segments needs to be told exactly.
-fn spec(activity: &Activity) -> &'static Spec {
-    match activity.cause() {
-        Cause::Reordering => &REORDERING,
-        _ => &SPEC,
-    }
-}
-
-impl Case for OfConnection {
-    type Key = ConnectionKey;
+impl Case for Scoped {
+    type Key = Scope;
     type Rules = Thresholds;
 
-    fn draft(
-        &self,
-        _: &ConnectionKey,
-        status: Status,
-        _: &Thresholds,
-        cx: &Context<'_>,
-    ) -> Option<Draft> {
-        let (connection, course) = (&self.connection, &self.course);
-        let spec = spec(&self.activity);
-        Some(words::connection(
-            spec,
-            connection,
-            course,
-            &self.activity,
-            status,
-            cx,
-        ))
+    fn draft(&self, key: &Scope, at: &Saying<'_, '_, Self>) -> Option<Draft> {
+        let spec = match self.activity.cause() {
+            Cause::Reordering => &REORDERING,
+            _ => &SPEC,
+        };
+        words::draft(spec, key, self, at.status, at.cx)
     }
 
     fn news(&self) -> u64 {
@@ -198,48 +134,12 @@ impl Case for OfConnection {
         self.activity.told = Some(self.activity.cause());
     }
 
-    fn is_over(&mut self, _: &ConnectionKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
+    fn is_over(&mut self, _: &Scope, rules: &Thresholds, cx: &Context<'_>) -> bool {
         self.activity.is_over(rules.quiet(), cx.now)
     }
 
-    fn begins_anew(&mut self, now: Ktime) -> bool {
-        self.activity.renew(now);
-        true
-    }
-}
-
-impl Case for OfMany {
-    type Key = Wider;
-    type Rules = Thresholds;
-
-    fn draft(
-        &self,
-        key: &Wider,
-        status: Status,
-        _: &Thresholds,
-        cx: &Context<'_>,
-    ) -> Option<Draft> {
-        let spec = spec(&self.activity);
-        Some(words::wider(
-            spec,
-            key,
-            self.owner,
-            &self.activity,
-            status,
-            cx,
-        ))
-    }
-
-    fn news(&self) -> u64 {
-        self.activity.news()
-    }
-
-    fn told(&mut self) {
-        self.activity.told = Some(self.activity.cause());
-    }
-
-    fn is_over(&mut self, _: &Wider, rules: &Thresholds, cx: &Context<'_>) -> bool {
-        self.activity.is_over(rules.quiet(), cx.now)
+    fn is_idle(&self, rules: &Thresholds, now: Ktime) -> bool {
+        now.since(self.activity.last) >= rules.quiet()
     }
 
     fn begins_anew(&mut self, now: Ktime) -> bool {
@@ -253,8 +153,8 @@ impl Case for OfMany {
 pub(crate) struct RetransmitStorm {
     /// Kept when a connection's activity is over: what it retransmits later adds to them.
     totals: Bounded<ConnectionKey, LastTotals>,
-    connections: Cases<OfConnection>,
-    wider: Cases<OfMany>,
+    connections: Cases<Scoped>,
+    wider: Cases<Scoped>,
     /// Retransmitted SYN-ACKs counted as records, and as the listeners' totals tell.
     syn_acks: [u64; 2],
 }
@@ -297,8 +197,9 @@ impl RetransmitStorm {
             self.widen(&levels, owner, &segments, None, cx);
             return;
         }
-        if let Some(entry) = self.connections.get_mut(&key) {
-            entry.since_last(body, &mut segments);
+        let known = self.connections.get_mut(&Scope::Connection(key));
+        if let Some(of) = known.and_then(|entry| entry.connection.as_mut()) {
+            of.since_last(body, &mut segments);
         } else if !connection.older && cx.now.since(key.id.born) <= YOUNG {
             segments.sent = body.tcp.data_segs_out.into();
         } else {
@@ -338,26 +239,35 @@ impl RetransmitStorm {
         let gained = self
             .last_totals(key)
             .map_or(body.totals, |last| last.undone.gained(body));
-        let Some(entry) = self.connections.get_mut(&key) else {
+        let connection = Scope::Connection(key);
+        let known = self.connections.get_mut(&connection);
+        let Some(of) = known.and_then(|entry| entry.connection.as_mut()) else {
             return;
         };
-        let doubled = entry.spurious.doubled(body.duplicates);
-        let undone = entry.spurious.undone(gained.segments);
+        let doubled = of.spurious.doubled(body.duplicates);
+        let undone = of.spurious.undone(gained.segments);
         let segments = Segments {
             spurious: doubled.saturating_add(undone),
             undone,
             undos: gained.undos(),
             ..Segments::default()
         };
-        let is_open = entry.is_open();
-        let quiet = self.wider.rules.quiet();
-        entry.activity.learned(&segments, is_open, quiet, cx.now);
-        let owner = entry.connection.owner;
-        for wider in levels(&body.socket, owner.as_ref()).iter().flatten() {
-            if let Some(entry) = self.wider.get_mut(wider) {
+        let levels = levels(&body.socket, of.connection.owner.as_ref());
+        let wider = levels.into_iter().flatten().map(Scope::Wider);
+        for scope in iter::once(connection).chain(wider) {
+            let cases = self.cases_of(&scope);
+            let quiet = cases.rules.quiet();
+            if let Some(entry) = cases.get_mut(&scope) {
                 let is_open = entry.is_open();
                 entry.activity.learned(&segments, is_open, quiet, cx.now);
             }
+        }
+    }
+
+    fn cases_of(&mut self, scope: &Scope) -> &mut Cases<Scoped> {
+        match scope {
+            Scope::Connection(_) => &mut self.connections,
+            Scope::Wider(_) => &mut self.wider,
         }
     }
 
@@ -378,7 +288,7 @@ impl RetransmitStorm {
         }
         *counted = *total;
         let segments = Segments::of_type(RetransmitType::SynAck, uncounted);
-        self.add(Wider::Host, None, &segments, false, cx);
+        self.add(Scope::Wider(Wider::Host), None, &segments, false, cx);
     }
 
     /// Counts for the connection; says which it is and whether its activity just began.
@@ -388,59 +298,52 @@ impl RetransmitStorm {
         connection: &Connection,
         duplicates: u32,
         cx: &mut Context<'_>,
-    ) -> (ConnectionKey, bool) {
-        let (key, now) = (connection.key, cx.now);
-        let rates = Rates {
-            floor: self.connections.rules.connection_per_s,
-            quiet: self.connections.rules.quiet(),
-        };
+    ) -> (Scope, bool) {
+        let (scope, now) = (Scope::Connection(connection.key), cx.now);
+        let begun = self.add(scope, connection.owner, segments, false, cx);
         let course = Course::new(&connection.tcp, segments.min_rtt_us, now);
-        let new = || OfConnection {
-            connection: *connection,
-            course,
-            activity: Activity::new(now),
-            spurious: Spurious::new(duplicates),
-        };
-        let Some(entry) = self.connections.begin(key, cx, new) else {
-            return (key, false);
-        };
-        entry.connection = *connection;
-        let is_open = entry.is_open();
-        let begun = entry.activity.add(segments, false, is_open, rates, now);
-        if begun {
-            entry.course = course;
+        if let Some(entry) = self.connections.get_mut(&scope) {
+            let of = entry.connection.get_or_insert_with(|| {
+                Box::new(OfConnection {
+                    connection: *connection,
+                    course,
+                    spurious: Spurious::new(duplicates),
+                })
+            });
+            of.connection = *connection;
+            if begun {
+                of.course = course;
+            }
+            of.course.goes_on(segments.progress > 0, now);
         }
-        entry.course.goes_on(segments.progress > 0, now);
-        (key, begun)
+        (scope, begun)
     }
 
-    /// Counts for one wider scope.
+    /// Counts for one scope; says whether its activity just began.
     fn add(
         &mut self,
-        wider: Wider,
+        scope: Scope,
         owner: Option<Owner>,
         segments: &Segments,
         first_of_connection: bool,
         cx: &mut Context<'_>,
-    ) {
+    ) -> bool {
         let now = cx.now;
+        let cases = self.cases_of(&scope);
         let rates = Rates {
-            floor: wider.floor(&self.wider.rules),
-            quiet: self.wider.rules.quiet(),
+            floor: scope.floor(&cases.rules),
+            quiet: cases.rules.quiet(),
         };
-        let new = || OfMany {
-            activity: Activity::new(now),
-            owner: None,
+        let Some(entry) = cases.begin(scope, cx, || Scoped::new(now)) else {
+            return false;
         };
-        if let Some(entry) = self.wider.begin(wider, cx, new) {
-            if wider.is_owned() {
-                entry.owner = owner.or(entry.owner);
-            }
-            let is_open = entry.is_open();
-            entry
-                .activity
-                .add(segments, first_of_connection, is_open, rates, now);
+        if scope.is_owned() {
+            entry.owner = owner.or(entry.owner);
         }
+        let is_open = entry.is_open();
+        entry
+            .activity
+            .add(segments, first_of_connection, is_open, rates, now)
     }
 
     /// Counts for all scopes that a connection is in, then opens or updates what crossed.
@@ -449,36 +352,36 @@ impl RetransmitStorm {
         levels: &[Option<Wider>; LEVELS],
         owner: Option<Owner>,
         segments: &Segments,
-        child: Option<(ConnectionKey, bool)>,
+        child: Option<(Scope, bool)>,
         cx: &mut Context<'_>,
     ) {
         let first_of_connection = child.is_some_and(|(_, begun)| begun);
         // The narrower scope with the most segments; of equals the narrowest.
-        let mut most = child.and_then(|(key, _)| {
-            let entry = self.connections.get(&key)?;
-            Some((Scope::Connection(key), entry.activity.moved()))
+        let mut most = child.and_then(|(scope, _)| {
+            let entry = self.connections.get(&scope)?;
+            Some((scope, entry.activity.moved()))
         });
-        for wider in levels.iter().flatten() {
-            self.add(*wider, owner, segments, first_of_connection, cx);
-            let Some(entry) = self.wider.get_mut(wider) else {
+        for scope in levels.iter().flatten().copied().map(Scope::Wider) {
+            self.add(scope, owner, segments, first_of_connection, cx);
+            let Some(entry) = self.wider.get_mut(&scope) else {
                 continue;
             };
-            if let Some((scope, count)) = most {
-                entry.activity.contributed(scope, count);
+            if let Some((narrower, count)) = most {
+                entry.activity.contributed(narrower, count);
             }
             let moved = entry.activity.moved();
             if most.is_none_or(|(_, count)| moved > count) {
-                most = Some((Scope::Wider(*wider), moved));
+                most = Some((scope, moved));
             }
         }
-        self.judge(levels, child.map(|(key, _)| key), cx);
+        self.judge_all(levels, child.map(|(scope, _)| scope), cx);
     }
 
     /// A scope may open when nothing narrower explains it, and nothing wider is open or about to.
-    fn judge(
+    fn judge_all(
         &mut self,
         levels: &[Option<Wider>; LEVELS],
-        child: Option<ConnectionKey>,
+        child: Option<Scope>,
         cx: &mut Context<'_>,
     ) {
         let now = cx.now;
@@ -486,51 +389,44 @@ impl RetransmitStorm {
         let mut may_open = [false; LEVELS];
         let mut is_part = false;
         for (wider, may_open) in levels.iter().zip(&mut may_open).rev() {
-            let Some((wider, entry)) =
-                wider.and_then(|wider| Some((wider, self.wider.get(&wider)?)))
-            else {
+            let Some(scope) = wider.map(Scope::Wider) else {
                 continue;
             };
-            let storms = entry.activity.storms(wider.floor(storm), storm, now)
-                && !entry.activity.is_explained(storm.explained);
-            *may_open = storms && !is_part;
-            is_part |= storms || entry.is_open();
-        }
-        if let Some(key) = child
-            && let Some(entry) = self.connections.get_mut(&key)
-        {
-            let may_open = !is_part && entry.activity.storms(storm.connection_per_s, storm, now);
-            if may_open && !entry.is_open() {
-                entry.activity.onset_per_s = entry.activity.rate(now);
+            if let Some(entry) = self.wider.get(&scope) {
+                let storms = entry.activity.storms(scope.floor(storm), storm, now)
+                    && !entry.activity.is_explained(storm.explained);
+                *may_open = storms && !is_part;
+                is_part |= storms || entry.is_open();
             }
-            self.connections.judge(&key, may_open, cx);
+        }
+        if let Some(scope) = child
+            && let Some(entry) = self.connections.get(&scope)
+        {
+            let storms = entry.activity.storms(scope.floor(storm), storm, now);
+            self.judge_one(scope, storms && !is_part, cx);
         }
         for (wider, may_open) in levels.iter().zip(may_open) {
-            let Some((wider, entry)) =
-                wider.and_then(|wider| Some((wider, self.wider.get_mut(&wider)?)))
-            else {
-                continue;
-            };
-            if may_open && !entry.is_open() {
-                entry.activity.onset_per_s = entry.activity.rate(now);
+            if let Some(wider) = wider {
+                self.judge_one(Scope::Wider(*wider), may_open, cx);
             }
-            self.wider.judge(&wider, may_open, cx);
         }
+    }
+
+    fn judge_one(&mut self, scope: Scope, may_open: bool, cx: &mut Context<'_>) {
+        let cases = self.cases_of(&scope);
+        if may_open
+            && let Some(entry) = cases.get_mut(&scope)
+            && !entry.is_open()
+        {
+            entry.activity.onset_per_s = entry.activity.rate(cx.now);
+        }
+        cases.judge(&scope, may_open, cx);
     }
 }
 
 impl Room for RetransmitStorm {
-    fn tick(&mut self, cx: &mut Context<'_>) {
-        case::tick(&mut [&mut self.connections, &mut self.wider], cx);
-        let (now, quiet) = (cx.now, self.wider.rules.quiet());
-        self.connections
-            .forget_oldest(|entry| now.since(entry.activity.last) >= quiet);
-        self.wider
-            .forget_oldest(|entry| now.since(entry.activity.last) >= quiet);
-    }
-
-    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
-        case::say_open(&mut [&mut self.connections, &mut self.wider], all, cx);
+    fn cases(&mut self) -> Vec<&mut dyn Open> {
+        vec![&mut self.connections, &mut self.wider]
     }
 
     fn evicted(&self) -> (&'static str, u64) {

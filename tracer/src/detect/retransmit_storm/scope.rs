@@ -42,7 +42,7 @@ pub(super) enum Wider {
 }
 
 /// Any scope.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Scope {
     Connection(ConnectionKey),
     Wider(Wider),
@@ -92,24 +92,26 @@ fn network(address: IpAddr) -> (IpAddr, u8) {
     }
 }
 
-impl Wider {
+impl Scope {
     /// Segments a second from which on it storms.
     pub(super) const fn floor(&self, storm: &Thresholds) -> f64 {
         match self {
-            Self::Remote { .. } => storm.remote_per_s,
-            Self::Prefix { .. }
-            | Self::Listener { .. }
-            | Self::Process { .. }
-            | Self::Netns { .. }
-            | Self::Host => storm.host_per_s,
+            Self::Connection(_) => storm.connection_per_s,
+            Self::Wider(Wider::Remote { .. }) => storm.remote_per_s,
+            Self::Wider(_) => storm.host_per_s,
         }
     }
 
     /// Whether all of it is one owner's.
     pub(super) const fn is_owned(&self) -> bool {
-        matches!(self, Self::Listener { .. } | Self::Process { .. })
+        matches!(
+            self,
+            Self::Connection(_) | Self::Wider(Wider::Listener { .. } | Wider::Process { .. })
+        )
     }
+}
 
+impl Wider {
     pub(super) fn subject(&self) -> Subject {
         match *self {
             Self::Remote { netns, remote } => Subject::Remote { netns, remote },

@@ -2,75 +2,30 @@
 
 use std::borrow::Cow;
 
-use super::{
-    activity::Activity,
-    cause::Cause,
-    course::Course,
-    scope::{Scope, Wider},
-    segments::Segments,
-};
+use super::{cause::Cause, scope::Scope, scoped::Scoped, segments::Segments};
 use crate::{
-    detect::{
-        context::{Context, Draft},
-        facts::Facts,
-        phrase::plural,
-        spec::Spec,
-    },
-    event::{Owner, RetransmitType},
+    detect::room::{Context, Draft, Facts, Spec, plural},
+    event::RetransmitType,
     finding::{Status, Subject},
-    table::connection::Connection,
 };
 
-pub(super) fn connection(
+pub(super) fn draft(
     spec: &'static Spec,
-    connection: &Connection,
-    course: &Course,
-    activity: &Activity,
+    scope: &Scope,
+    scoped: &Scoped,
     status: Status,
     cx: &Context<'_>,
-) -> Draft {
-    let to = connection.remote.to_string();
-    let mut draft = draft(
-        spec,
-        connection.subject(),
-        connection.owner,
-        &to,
-        activity,
-        status,
-        cx,
-    );
-    draft.evidence = course.facts(draft.evidence, &connection.tcp);
-    draft
-}
-
-pub(super) fn wider(
-    spec: &'static Spec,
-    scope: &Wider,
-    owner: Option<Owner>,
-    activity: &Activity,
-    status: Status,
-    cx: &Context<'_>,
-) -> Draft {
-    draft(
-        spec,
-        scope.subject(),
-        owner,
-        &scope.said(),
-        activity,
-        status,
-        cx,
-    )
-}
-
-fn draft(
-    spec: &'static Spec,
-    subject: Subject,
-    owner: Option<Owner>,
-    to: &str,
-    activity: &Activity,
-    status: Status,
-    cx: &Context<'_>,
-) -> Draft {
+) -> Option<Draft> {
+    let activity = &scoped.activity;
+    let of = scoped.connection.as_deref();
+    let (subject, owner, to) = match (scope, of) {
+        (Scope::Wider(wider), _) => (wider.subject(), scoped.owner, wider.said()),
+        (Scope::Connection(_), of) => {
+            let connection = &of?.connection;
+            let to = connection.remote.to_string();
+            (connection.subject(), connection.owner, to)
+        }
+    };
     let total = activity.total();
     let sum = &total.sum;
     let cause = activity.cause();
@@ -110,6 +65,9 @@ fn draft(
     if let Some((Scope::Wider(top), count)) = activity.top() {
         facts = facts.text("top", top.said()).count("top_segments", count);
     }
+    if let Some(of) = of {
+        facts = of.course.facts(facts, &of.connection.tcp);
+    }
     let segments = plural(sum.count(), "segment");
     let ratio = sum.ratio().map_or_else(String::new, |ratio| {
         format!(" ({:.1} % of what was sent)", ratio * 100.0)
@@ -120,7 +78,7 @@ fn draft(
         ""
     };
     let advice = advice(cause, sum, &subject, cx);
-    Draft {
+    Some(Draft {
         spec,
         cause: cause.name(),
         stage: Some(match status {
@@ -142,7 +100,7 @@ fn draft(
         ),
         evidence: facts,
         advice,
-    }
+    })
 }
 
 const fn kind_key(kind: RetransmitType) -> &'static str {

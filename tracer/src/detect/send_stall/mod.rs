@@ -27,18 +27,13 @@ use conntracer_common::stats::hook;
 
 use self::stall::{Cause, Stage, Stall, has_room, is_stalled};
 pub(super) use self::thresholds::Thresholds;
-use super::{
-    case::{Case, Cases},
-    context::{Context, Draft},
-    limits::Limits,
-    room::Room,
-    spec::Spec,
-};
+use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::{Body, Close, Event, Probe, State, TcpState},
-    finding::{FindingKind, Status},
+    finding::FindingKind,
     id::SocketId,
     table::connection::{Change, ConnectionKey},
+    time::Ktime,
 };
 
 pub(super) static SPEC: Spec = Spec {
@@ -62,14 +57,8 @@ impl Case for Stall {
     type Key = ConnectionKey;
     type Rules = Thresholds;
 
-    fn draft(
-        &self,
-        _: &ConnectionKey,
-        _: Status,
-        _: &Thresholds,
-        cx: &Context<'_>,
-    ) -> Option<Draft> {
-        Some(words::draft(&SPEC, self, cx))
+    fn draft(&self, _: &ConnectionKey, at: &Saying<'_, '_, Self>) -> Option<Draft> {
+        Some(words::draft(&SPEC, self, at.cx))
     }
 
     fn news(&self) -> u64 {
@@ -82,6 +71,10 @@ impl Case for Stall {
             self.forget();
         }
         is_over
+    }
+
+    fn is_idle(&self, _: &Thresholds, now: Ktime) -> bool {
+        now.since(self.last) > FORGOTTEN_AFTER
     }
 
     fn forget(&mut self) {
@@ -186,15 +179,8 @@ impl SendStall {
 }
 
 impl Room for SendStall {
-    fn tick(&mut self, cx: &mut Context<'_>) {
-        self.stalls.tick(cx);
-        let now = cx.now;
-        self.stalls
-            .forget_oldest(|stall| now.since(stall.last) > FORGOTTEN_AFTER);
-    }
-
-    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
-        self.stalls.say_open(all, cx);
+    fn cases(&mut self) -> Vec<&mut dyn Open> {
+        vec![&mut self.stalls]
     }
 
     fn evicted(&self) -> (&'static str, u64) {

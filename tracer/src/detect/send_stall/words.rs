@@ -3,12 +3,7 @@
 use std::borrow::Cow;
 
 use super::stall::{Cause, Stage, Stall};
-use crate::detect::{
-    context::{Context, Draft},
-    facts::Facts,
-    phrase::{plural, who},
-    spec::Spec,
-};
+use crate::detect::room::{Context, Draft, Facts, Spec, plural, who};
 
 pub(super) fn draft(spec: &'static Spec, stall: &Stall, cx: &Context<'_>) -> Draft {
     let tcp = &stall.connection.tcp;

@@ -35,16 +35,10 @@ use self::{
     drops::{Cause, DropKey, Drops},
     scene::Scene,
 };
-use super::{
-    case::{Case, Cases},
-    context::{Context, Draft},
-    limits::Limits,
-    room::Room,
-    spec::Spec,
-};
+use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::Syn,
-    finding::{FindingKind, Status},
+    finding::FindingKind,
     table::listener::{Applied, ListenerKey, Service},
 };
 
@@ -96,8 +90,8 @@ impl Case for Drops {
     type Key = DropKey;
     type Rules = Thresholds;
 
-    fn draft(&self, key: &DropKey, _: Status, _: &Thresholds, cx: &Context<'_>) -> Option<Draft> {
-        Some(self.draft_at(key, cx.listeners.get(&key.0)?, cx))
+    fn draft(&self, key: &DropKey, at: &Saying<'_, '_, Self>) -> Option<Draft> {
+        Some(self.draft_at(key, at.cx.listeners.get(&key.0)?, at.cx))
     }
 
     fn news(&self) -> u64 {
@@ -199,12 +193,8 @@ impl SynDrop {
 }
 
 impl Room for SynDrop {
-    fn tick(&mut self, cx: &mut Context<'_>) {
-        self.drops.tick(cx);
-    }
-
-    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
-        self.drops.say_open(all, cx);
+    fn cases(&mut self) -> Vec<&mut dyn Open> {
+        vec![&mut self.drops]
     }
 
     fn evicted(&self) -> (&'static str, u64) {

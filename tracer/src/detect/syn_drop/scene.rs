@@ -2,7 +2,7 @@
 
 use super::drops::Drops;
 use crate::{
-    detect::context::Context,
+    detect::room::Context,
     event::{Owner, Syn},
     host::Host,
     plan::HookType,

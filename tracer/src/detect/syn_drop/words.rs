@@ -6,12 +6,7 @@ use conntracer_common::record::syn_outcome;
 
 use super::{drops::Cause, scene::Scene};
 use crate::{
-    detect::{
-        context::{Context, Draft},
-        facts::Facts,
-        phrase::{plural, said_seconds, who},
-        spec::Spec,
-    },
+    detect::room::{Context, Draft, Facts, Spec, plural, said_seconds, who},
     event::Syn,
     finding::Subject,
     table::listener::{AcceptCoverage, Acceptor, takes},

@@ -3,15 +3,19 @@
 //! Times are UTC. Colour is the caller's decision ([`Text::new`]); everything that a process or a
 //! peer chose goes through [`Escaped`].
 
+pub mod fill;
 mod words;
 
 use std::fmt::{self, Write as _};
 
 use conntracer_common::netns::KERNEL;
 
-use self::words::{
-    Clock, Day, Ends, EvidenceText, OR_A_DESCENDANT, OwnerText, Paint, Segments, SubjectText,
-    Words, errno, held, reason, sharers,
+use self::{
+    fill::fill,
+    words::{
+        Clock, Day, Ends, EvidenceText, OR_A_DESCENDANT, OwnerText, Paint, Segments, SubjectText,
+        Words, errno, held, reason, sharers,
+    },
 };
 use super::{
     escape::Escaped,
@@ -23,7 +27,6 @@ use crate::{
     reconcile::Reconciliation,
     table::listener::Summary,
     time::Ktime,
-    view::{fill::fill, plan},
 };
 
 /// Columns of a line: what fits most windows, and a mail.
@@ -80,8 +83,8 @@ impl Text {
             Escaped(&host.arch),
             Day(self.wall.time(time)),
         )?;
-        writeln!(text, "  {}", plan::in_one_line(&host.plan))?;
-        for limit in plan::limits(&host.plan) {
+        writeln!(text, "  {}", host.plan.in_one_line())?;
+        for limit in host.plan.limits() {
             let limit = Escaped(&limit).to_string();
             let limit = fill(&limit, LINE_CHARS, INDENT, 2 * INDENT);
             writeln!(text, "  {}{limit}{}", self.paint.yellow(), self.paint.off())?;
@@ -149,12 +152,13 @@ impl Text {
 
     fn event(&self, text: &mut String, event: &Event) -> fmt::Result {
         let clock = Clock(self.wall.time(event.time));
-        write!(text, "{clock} {:<10}", event.body.kind_name())?;
-        if let Some(socket) = event.body.socket() {
+        let about = event.body.about();
+        write!(text, "{clock} {:<10}", about.name)?;
+        if let Some(socket) = about.socket {
             write!(text, " {}", Ends(socket))?;
         }
         text.push_str(&self.detail(event.time, &event.body));
-        if let Some(owner) = event.body.owner() {
+        if let Some(owner) = about.owner {
             write!(text, "  {}[{}]", Escaped(&owner.comm.to_text()), owner.pid)?;
             if owner.source == OwnerSource::Forked {
                 text.push_str(OR_A_DESCENDANT);
@@ -168,17 +172,6 @@ impl Text {
 
     fn detail(&self, time: Ktime, body: &Body) -> String {
         match body {
-            Body::Connect(_)
-            | Body::Accept(_)
-            | Body::Tick
-            | Body::Checkpoint
-            | Body::Netns(_)
-            | Body::Seeded(_)
-            | Body::IdleTotals(_)
-            | Body::HalfClosed(_)
-            | Body::Clock(_)
-            | Body::Process(_)
-            | Body::Holders(_) => String::new(),
             Body::State(state) => {
                 format!("  {:?} → {:?}{}", state.old, state.new, errno(state.errno))
             }
@@ -237,12 +230,12 @@ impl Text {
                 "  ×{}  errno {} after {} SYNs",
                 failure.count, failure.errno, failure.syns
             ),
-            Body::Close(ending) => format!(
+            Body::Close(close) => format!(
                 "  from {:?}  {} bytes sent, {} received{}",
-                ending.old,
-                ending.bytes_sent(),
-                ending.bytes_received(),
-                errno(ending.errno),
+                close.old,
+                close.bytes_sent(),
+                close.bytes_received(),
+                errno(close.errno),
             ),
             Body::Probe(probe) => format!(
                 "  {} unanswered {} result {}",
@@ -267,6 +260,7 @@ impl Text {
             ),
             Body::Sources(sources) => format!("  {} SYNs in trouble", sources.syns),
             Body::Loss(loss) => format!(" {} lost {}", loss.hook_name(), loss.lost),
+            _ => String::new(),
         }
     }
 
@@ -428,6 +422,18 @@ fn totals(text: &mut String, account: &Account) -> fmt::Result {
     let tallies = account.tallies.iter().filter(|(_, count)| **count > 0);
     for line in wrap(tallies.map(|(name, count)| format!("{} {count}", Words(name)))) {
         writeln!(text, "  {line}")?;
+    }
+    for sink in &account.sinks {
+        let (events, lines) = (sink.events_lost, sink.lines_lost);
+        let name = Escaped(&sink.sink);
+        write!(
+            text,
+            "  output {name}: {events} events and {lines} other lines lost"
+        )?;
+        match &sink.failed {
+            Some(error) => writeln!(text, ", failed: {}", Escaped(error))?,
+            None => writeln!(text)?,
+        }
     }
     Ok(())
 }

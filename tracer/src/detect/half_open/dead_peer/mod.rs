@@ -41,15 +41,8 @@ use self::{
 use super::{KIND, thresholds::Thresholds};
 use crate::{
     count::Grow,
-    detect::{
-        case::{Case, Cases, Entry},
-        context::{Context, Draft},
-        limits::Limits,
-        room::Room,
-        spec::Spec,
-    },
+    detect::room::{Case, Cases, Context, Draft, Entry, Limits, Open, Room, Saying, Spec},
     event::{Body, Close, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState},
-    finding::Status,
     id::SocketId,
     table::connection::{Change, Connection, ConnectionKey},
     time::Ktime,
@@ -78,14 +71,8 @@ impl Case for Silence {
     type Key = ConnectionKey;
     type Rules = Thresholds;
 
-    fn draft(
-        &self,
-        _: &ConnectionKey,
-        _: Status,
-        _: &Thresholds,
-        cx: &Context<'_>,
-    ) -> Option<Draft> {
-        Some(words::draft(&SPEC, self, cx))
+    fn draft(&self, _: &ConnectionKey, at: &Saying<'_, '_, Self>) -> Option<Draft> {
+        Some(words::draft(&SPEC, self, at.cx))
     }
 
     fn news(&self) -> u64 {
@@ -106,6 +93,10 @@ impl Case for Silence {
             None => {}
         }
         self.stage != Stage::Suspected
+    }
+
+    fn is_idle(&self, _: &Thresholds, now: Ktime) -> bool {
+        self.gone.is_some() || now.since(self.last) > FORGOTTEN_AFTER
     }
 
     fn forget(&mut self) {
@@ -353,16 +344,8 @@ impl DeadPeer {
 }
 
 impl Room for DeadPeer {
-    fn tick(&mut self, cx: &mut Context<'_>) {
-        self.silences.tick(cx);
-        let now = cx.now;
-        self.silences.forget_oldest(|silence| {
-            silence.gone.is_some() || now.since(silence.last) > FORGOTTEN_AFTER
-        });
-    }
-
-    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
-        self.silences.say_open(all, cx);
+    fn cases(&mut self) -> Vec<&mut dyn Open> {
+        vec![&mut self.silences]
     }
 
     fn evicted(&self) -> (&'static str, u64) {

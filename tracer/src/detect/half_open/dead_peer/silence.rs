@@ -6,7 +6,7 @@ use super::{
     stage::{End, Stage},
 };
 use crate::{
-    detect::context::Context,
+    detect::room::Context,
     event::Tcp,
     table::connection::{Change, Connection},
     time::Ktime,

@@ -8,11 +8,8 @@ use super::{
     stage::Stage,
 };
 use crate::detect::{
-    context::{Context, Draft},
     errno,
-    facts::Facts,
-    phrase::{plural, said_seconds},
-    spec::Spec,
+    room::{Context, Draft, Facts, Spec, plural, said_seconds},
 };
 
 pub(super) fn draft(spec: &'static Spec, silence: &Silence, cx: &Context<'_>) -> Draft {

@@ -33,13 +33,7 @@ use self::group::{Group, GroupKey, Oldest};
 use super::{KIND, thresholds::Thresholds};
 use crate::{
     count::Grow,
-    detect::{
-        case::{Case, Cases},
-        context::{Context, Draft},
-        limits::Limits,
-        room::Room,
-        spec::Spec,
-    },
+    detect::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec},
     event::{HalfClosed as Unlisted, Snapshot, TcpState},
     finding::Status,
     id::SocketId,
@@ -62,19 +56,13 @@ impl Case for Group {
     type Key = GroupKey;
     type Rules = Thresholds;
 
-    fn draft(
-        &self,
-        key: &GroupKey,
-        status: Status,
-        rules: &Thresholds,
-        cx: &Context<'_>,
-    ) -> Option<Draft> {
-        let count = if status == Status::Resolved {
+    fn draft(&self, key: &GroupKey, at: &Saying<'_, '_, Self>) -> Option<Draft> {
+        let count = if at.status == Status::Resolved {
             self.peak
         } else {
             self.count
         };
-        Some(words::draft(&SPEC, key, self, count, rules, cx))
+        Some(words::draft(&SPEC, key, self, count, at.rules, at.cx))
     }
 
     fn news(&self) -> u64 {
@@ -187,8 +175,8 @@ impl Room for HalfClosed {
         }
     }
 
-    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
-        self.groups.say_open(all, cx);
+    fn cases(&mut self) -> Vec<&mut dyn Open> {
+        vec![&mut self.groups]
     }
 
     fn evicted(&self) -> (&'static str, u64) {

@@ -5,11 +5,8 @@ use std::{borrow::Cow, time::Duration};
 use super::group::{Group, GroupKey, Reading};
 use crate::{
     detect::{
-        context::{Context, Draft},
-        facts::Facts,
         half_open::thresholds::Thresholds,
-        phrase::{plural, process, said_seconds, who},
-        spec::Spec,
+        room::{Context, Draft, Facts, Spec, plural, process, said_seconds, who},
     },
     event::TcpState,
     time::Ktime,

@@ -39,15 +39,8 @@ use conntracer_common::{
 use self::waiting::{Arrivals, Looks, Stretches, Waiting, overflowed};
 use super::{KIND, thresholds::Thresholds};
 use crate::{
-    detect::{
-        case::{Case, Cases, Entry},
-        context::{Context, Draft},
-        limits::Limits,
-        room::Room,
-        spec::Spec,
-    },
+    detect::room::{Case, Cases, Context, Draft, Entry, Limits, Open, Room, Saying, Spec},
     event::{Sources, Syn, SynAck},
-    finding::Status,
     id::SocketId,
     table::listener::{Applied, ListenerKey},
     time::Ktime,
@@ -105,15 +98,15 @@ impl Case for Listener {
     type Key = ListenerKey;
     type Rules = Rules;
 
-    fn draft(
-        &self,
-        key: &ListenerKey,
-        _: Status,
-        rules: &Rules,
-        cx: &Context<'_>,
-    ) -> Option<Draft> {
+    fn draft(&self, key: &ListenerKey, at: &Saying<'_, '_, Self>) -> Option<Draft> {
         let waiting = self.waiting.as_ref()?;
-        Some(words::draft(&SPEC, key, waiting, &rules.half_open, cx))
+        Some(words::draft(
+            &SPEC,
+            key,
+            waiting,
+            &at.rules.half_open,
+            at.cx,
+        ))
     }
 
     fn news(&self) -> u64 {
@@ -233,12 +226,8 @@ impl Handshake {
 }
 
 impl Room for Handshake {
-    fn tick(&mut self, cx: &mut Context<'_>) {
-        self.listeners.tick(cx);
-    }
-
-    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
-        self.listeners.say_open(all, cx);
+    fn cases(&mut self) -> Vec<&mut dyn Open> {
+        vec![&mut self.listeners]
     }
 
     fn evicted(&self) -> (&'static str, u64) {

@@ -7,11 +7,8 @@ use conntracer_common::record::syn_outcome;
 use super::waiting::{Looks, Waiting};
 use crate::{
     detect::{
-        context::{Context, Draft},
-        facts::Facts,
         half_open::thresholds::Thresholds,
-        phrase::{plural, who},
-        spec::Spec,
+        room::{Context, Draft, Facts, Spec, plural, who},
     },
     finding::Subject,
     plan::HookType,

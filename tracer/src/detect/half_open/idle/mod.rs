@@ -26,13 +26,7 @@ use conntracer_common::stats::hook;
 use self::group::{Found, Group, GroupKey};
 use super::{KIND, thresholds::Thresholds};
 use crate::{
-    detect::{
-        case::{Case, Cases},
-        context::{Context, Draft},
-        limits::Limits,
-        room::Room,
-        spec::Spec,
-    },
+    detect::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec},
     event::{Idle as Event, IdleTotals},
     finding::Status,
 };
@@ -52,19 +46,13 @@ impl Case for Group {
     type Key = GroupKey;
     type Rules = Thresholds;
 
-    fn draft(
-        &self,
-        key: &GroupKey,
-        status: Status,
-        _: &Thresholds,
-        cx: &Context<'_>,
-    ) -> Option<Draft> {
-        let count = if status == Status::Resolved {
+    fn draft(&self, key: &GroupKey, at: &Saying<'_, '_, Self>) -> Option<Draft> {
+        let count = if at.status == Status::Resolved {
             self.peak
         } else {
             self.found.count
         };
-        Some(words::draft(&SPEC, key, self, count, cx))
+        Some(words::draft(&SPEC, key, self, count, at.cx))
     }
 
     fn news(&self) -> u64 {
@@ -136,11 +124,8 @@ impl Idle {
 }
 
 impl Room for Idle {
-    /// Only an audit has news.
-    fn tick(&mut self, _: &mut Context<'_>) {}
-
-    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
-        self.groups.say_open(all, cx);
+    fn cases(&mut self) -> Vec<&mut dyn Open> {
+        vec![&mut self.groups]
     }
 
     fn evicted(&self) -> (&'static str, u64) {

@@ -3,12 +3,7 @@
 use std::borrow::Cow;
 
 use super::group::{Group, GroupKey};
-use crate::detect::{
-    context::{Context, Draft},
-    facts::Facts,
-    phrase::{plural, process, said_seconds, who},
-    spec::Spec,
-};
+use crate::detect::room::{Context, Draft, Facts, Spec, plural, process, said_seconds, who};
 
 pub(super) fn draft(
     spec: &'static Spec,

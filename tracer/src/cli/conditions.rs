@@ -1,11 +1,10 @@
-//! Filters: what was typed becomes what is told from a socket ([`Filter`]) and from its owner ([`Owners`]).
+//! Filters: what was typed becomes conditions on a socket ([`Filter`]) and on its owner ([`Owners`]).
 //!
 //! Both are tested in the kernel, before a record costs anything; where they cannot be, and in a replay, by
 //! [`crate::filter`].
 
 use std::{
     fs, io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
 };
@@ -13,16 +12,13 @@ use std::{
 use conntracer_common::filter::{Filter, ListenerEnd, MAX_OF_A_KIND, Network, Used, comm_words};
 use thiserror::Error;
 
-use super::{Cidr, FilterArguments, Listening};
-use crate::filter::Owners;
+use super::{FilterArguments, value::COMM_BYTES};
+use crate::conditions::{Conditions, Owners};
 
 /// `f_type` of namespace files (include/uapi/linux/magic.h).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 /// The same of control groups of version 2.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
-
-/// Bytes of a process's name that the kernel keeps (`TASK_COMM_LEN` less the NUL).
-const COMM_BYTES: usize = 15;
 
 /// What the files a filter names live under; tests put their own here.
 #[derive(Clone, Debug)]
@@ -66,132 +62,8 @@ pub enum FilterError {
     NoGroups { root: PathBuf },
 }
 
-/// Parses `ADDRESS` or `ADDRESS/BITS`.
-pub fn parse_cidr(text: &str) -> Result<Cidr, String> {
-    let (address, bits) = match text.split_once('/') {
-        Some((address, bits)) => (address, Some(bits)),
-        None => (text, None),
-    };
-    let address: IpAddr = address
-        .parse()
-        .map_err(|_| "write an address such as 10.1.2.3, 10.0.0.0/8 or 2001:db8::/32".to_owned())?;
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    let prefix_bits = match bits {
-        None => most,
-        Some(bits) => bits
-            .parse()
-            .ok()
-            .filter(|bits| *bits <= most)
-            .ok_or_else(|| format!("the prefix length must be 0 to {most}"))?,
-    };
-    Ok(Cidr {
-        address,
-        prefix_bits,
-    })
-}
-
-/// Parses `PORT`, `ADDRESS:PORT` or `[ADDRESS]:PORT`; `*` is any address.
-pub fn parse_listener(text: &str) -> Result<Listening, String> {
-    let wrong =
-        || "write a port such as 443, or 10.1.2.3:443, [2001:db8::1]:443 or 0.0.0.0:443".to_owned();
-    let end = match text.rsplit_once(':') {
-        None | Some(("*", _)) => Listening {
-            address: None,
-            port: text.trim_start_matches("*:").parse().map_err(|_| wrong())?,
-        },
-        Some(_) => {
-            let end: SocketAddr = text.parse().map_err(|_| wrong())?;
-            Listening {
-                address: Some(end.ip()),
-                port: end.port(),
-            }
-        }
-    };
-    if end.port == 0 {
-        return Err("nothing listens at port 0: write one of 1 to 65535".to_owned());
-    }
-    Ok(end)
-}
-
-/// Parses the name of a process.
-pub fn parse_comm(text: &str) -> Result<String, String> {
-    match text.len() {
-        0 => Err("write the name of a process, as `ps -o comm` shows it".to_owned()),
-        1..=COMM_BYTES => Ok(text.to_owned()),
-        _ => {
-            let mut kept = text;
-            while kept.len() > COMM_BYTES {
-                kept = &kept[..kept.char_indices().next_back().map_or(0, |(at, _)| at)];
-            }
-            Err(format!(
-                "the kernel keeps {COMM_BYTES} bytes of a name: write {kept}"
-            ))
-        }
-    }
-}
-
-/// Parses the first characters of a container's id or name.
-pub fn parse_container(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.contains(['/', ' ']) {
-        return Err(
-            "write the first characters of a container's id, as `docker ps` shows it, or of the name of \
-             one of `machinectl`"
-                .to_owned(),
-        );
-    }
-    Ok(text.to_owned())
-}
-
-impl Cidr {
-    /// As records carry addresses: network order words, IPv4 mapped into IPv6.
-    #[must_use]
-    pub fn network(self) -> Network {
-        let (address, bits) = match self.address {
-            IpAddr::V4(v4) => (v4.to_ipv6_mapped(), u32::from(self.prefix_bits) + 96),
-            IpAddr::V6(v6) => (v6, self.prefix_bits.into()),
-        };
-        let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
-        Network {
-            addr: words(Ipv6Addr::from_bits(address.to_bits() & mask)),
-            mask: words(Ipv6Addr::from_bits(mask)),
-        }
-    }
-}
-
-impl Listening {
-    /// The same for where something listens.
-    #[must_use]
-    pub fn end(self) -> ListenerEnd {
-        let address = match self.address {
-            Some(IpAddr::V4(v4)) => v4.to_ipv6_mapped(),
-            Some(IpAddr::V6(v6)) => v6,
-            None => Ipv6Addr::UNSPECIFIED,
-        };
-        ListenerEnd {
-            addr: words(address),
-            port: self.port,
-            has_addr: self.address.is_some().into(),
-        }
-    }
-}
-
-fn words(address: Ipv6Addr) -> [u32; 4] {
-    let mut words = [0; 4];
-    for (word, octets) in words.iter_mut().zip(address.octets().as_chunks().0) {
-        *word = u32::from_ne_bytes(*octets);
-    }
-    words
-}
-
-/// What was asked for.
-#[derive(Clone, Debug)]
-pub struct Asked {
-    pub sockets: Filter,
-    pub owners: Owners,
-}
-
 /// What was typed, looked up where it is a name.
-pub fn resolve(typed: &FilterArguments, roots: &Roots) -> Result<Asked, FilterError> {
+pub fn resolve(typed: &FilterArguments, roots: &Roots) -> Result<Conditions, FilterError> {
     let inodes = typed
         .netns
         .iter()
@@ -234,7 +106,7 @@ pub fn resolve(typed: &FilterArguments, roots: &Roots) -> Result<Asked, FilterEr
         },
         owner: owners.conditions(),
     };
-    Ok(Asked { sockets, owners })
+    Ok(Conditions { sockets, owners })
 }
 
 /// How many places values take; more than there are was refused before.
@@ -305,18 +177,18 @@ fn unified(roots: &Roots) -> PathBuf {
 }
 
 /// Whether owners can be told by control group on this host at all.
-pub fn check_groups(asked: &Owners, roots: &Roots) -> Result<(), FilterError> {
+pub fn check_groups(owners: &Owners, roots: &Roots) -> Result<(), FilterError> {
     let root = unified(roots);
     let is_there = || rustix::fs::statfs(&root).is_ok_and(|found| found.f_type == CGROUP2_MAGIC);
-    if asked.asks_for_groups() && !is_there() {
+    if owners.has_groups() && !is_there() {
         return Err(FilterError::NoGroups { root });
     }
     Ok(())
 }
 
-/// Processes asked for that do not exist. Another may get the number, which nobody can have meant.
-pub fn absent(asked: &Owners, roots: &Roots) -> impl Iterator<Item = u32> {
-    asked
+/// Processes named that do not exist. Another may get the number, which nobody can have meant.
+pub fn absent(owners: &Owners, roots: &Roots) -> impl Iterator<Item = u32> {
+    owners
         .pids
         .iter()
         .copied()
@@ -354,12 +226,13 @@ fn netns_inode(netns: &str, roots: &Roots) -> Result<u32, FilterError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{net::IpAddr, os::unix::fs::symlink};
 
     use conntracer_common::{filter::Plain, record::Socket};
     use rstest::rstest;
 
     use super::*;
+    use crate::cli::value::{Cidr, parse_cidr};
 
     #[rstest]
     #[case("10.0.0.0/8", "10.9.8.7", true)]
@@ -401,21 +274,11 @@ mod tests {
             ..Roots::default()
         };
         fs::create_dir(directory.path().join("7")).unwrap();
-        let asked = Owners {
+        let owners = Owners {
             pids: vec![7, 8],
             ..Owners::default()
         };
-        assert_eq!(absent(&asked, &roots).collect::<Vec<_>>(), [8]);
-    }
-
-    #[rstest]
-    #[case("10.0.0.0/33")]
-    #[case("2001:db8::/129")]
-    #[case("10.0.0")]
-    #[case("10.0.0.0/")]
-    #[case("")]
-    fn wrong_cidr_is_refused(#[case] cidr: &str) {
-        assert!(parse_cidr(cidr).is_err());
+        assert_eq!(absent(&owners, &roots).collect::<Vec<_>>(), [8]);
     }
 
     #[test]
@@ -453,60 +316,6 @@ mod tests {
             netns_inode("none", &roots),
             Err(FilterError::Netns { .. })
         ));
-    }
-
-    #[rstest]
-    #[case("443", None, 443)]
-    #[case("*:443", None, 443)]
-    #[case("10.0.0.1:443", Some("10.0.0.1"), 443)]
-    #[case("0.0.0.0:443", Some("0.0.0.0"), 443)]
-    #[case("[::]:443", Some("::"), 443)]
-    #[case("[2001:db8::1]:1", Some("2001:db8::1"), 1)]
-    fn listeners_are_written_as_ss_shows_them(
-        #[case] text: &str,
-        #[case] address: Option<&str>,
-        #[case] port: u16,
-    ) {
-        let address = address.map(|address| address.parse().unwrap());
-        assert_eq!(parse_listener(text), Ok(Listening { address, port }));
-    }
-
-    #[test]
-    fn a_mapped_address_is_the_ipv4_address() {
-        let end = |text| parse_listener(text).unwrap().end();
-        assert_eq!(end("[::ffff:10.0.0.1]:80"), end("10.0.0.1:80"));
-        assert_ne!(end("0.0.0.0:80"), end("[::]:80"));
-        assert_ne!(end("[::]:80"), end("80"));
-        let network = |text| parse_cidr(text).unwrap().network();
-        assert_eq!(network("::ffff:10.0.0.0/104"), network("10.0.0.0/8"));
-    }
-
-    #[rstest]
-    #[case("")]
-    #[case("0")]
-    #[case("65536")]
-    #[case("10.0.0.1")]
-    #[case("10.0.0.1:")]
-    #[case("2001:db8::1:80")]
-    #[case("host:80")]
-    fn wrong_listeners_are_refused(#[case] text: &str) {
-        assert!(parse_listener(text).is_err());
-    }
-
-    #[test]
-    fn a_name_longer_than_the_kernel_keeps_is_refused_with_what_it_keeps() {
-        assert_eq!(
-            parse_comm("fifteen-bytes-x"),
-            Ok("fifteen-bytes-x".to_owned())
-        );
-        let refused = parse_comm("sixteen-bytes-xy").unwrap_err();
-        assert!(refused.ends_with("write sixteen-bytes-x"), "{refused}");
-        assert!(
-            parse_comm("fourteen-byteséé")
-                .unwrap_err()
-                .ends_with("write fourteen-bytes")
-        );
-        assert!(parse_comm("").is_err());
     }
 
     #[rstest]
