@@ -278,6 +278,10 @@ pub struct Totals {
     /// Which checkpoint it answers, the first being 1; whoever reads the lines counts.
     #[serde(skip)]
     pub checkpoint: u64,
+    /// How far a second witness is ahead of what was seen, hook by hook: when the question was sent, and when the answer
+    /// was read. Both began to count at another time, so only its growth means something.
+    #[serde(skip)]
+    pub ahead: BTreeMap<&'static str, [i64; 2]>,
 }
 
 impl Totals {

@@ -108,8 +108,16 @@ pub struct Run {
     pub lines: Vec<Line>,
     /// The accounts are those of all namespaces and of the whole time; see [`Run::lost`].
     pub totals: Totals,
-    /// Events lost, hook by hook, before the first of `lines`.
-    pub(crate) lost_before: BTreeMap<String, u64>,
+    pub(crate) before: Before,
+}
+
+/// What was before the first line that a reader is given.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Before {
+    /// Events lost, hook by hook.
+    pub(crate) lost: BTreeMap<String, u64>,
+    /// How far the second witness was ahead; see [`Totals::ahead`].
+    pub(crate) ahead: BTreeMap<&'static str, i64>,
 }
 
 impl Run {
@@ -160,7 +168,27 @@ impl Run {
             .hooks
             .get(hook)
             .map_or(0, |account| account.lost);
-        lost - self.lost_before.get(hook).unwrap_or(&0).min(&lost)
+        lost - self.before.lost.get(hook).unwrap_or(&0).min(&lost)
+    }
+
+    /// The same, with those that the kernel skipped and did not count: a second witness did.
+    #[must_use]
+    pub fn missed(&self, hook: &str) -> u64 {
+        let mut hooks = self.start.plan.hooks.iter();
+        let is_witnessed = hooks.any(|plan| plan.hook == hook && plan.hook_type == "tracepoint");
+        let ahead = [
+            self.before.ahead.get(hook).copied(),
+            self.totals.ahead.get(hook).map(|[_, now]| *now),
+        ];
+        let [Some(before), Some(now)] = ahead else {
+            return self.lost(hook);
+        };
+        let unseen = if is_witnessed {
+            u64::try_from(now - before).unwrap_or_default()
+        } else {
+            0
+        };
+        self.lost(hook) + unseen
     }
 
     /// Whether conntracer has ended.

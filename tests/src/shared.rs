@@ -5,7 +5,6 @@
 //! are. Without it the first test that needs one starts it, and it ends with the process.
 
 use std::{
-    collections::BTreeMap,
     env,
     ffi::OsString,
     io::{BufRead, BufReader, Read},
@@ -23,7 +22,7 @@ use rustix::process::Pid;
 use crate::{
     line::{Line, Start},
     netns::NetNs,
-    output::Lines,
+    output::{Before, Lines},
     raw::{is_checkpoint, kind_of, netns_of, of_namespaces},
     tail::Tail,
     tracer::{Binary, NotStarted, Process, first_of},
@@ -71,9 +70,12 @@ impl Kind {
     pub fn of_this_process(self, binary: &Binary) -> Result<&'static Shared, &'static NotStarted> {
         static SHARED: [OnceLock<Result<Shared, NotStarted>>; 2] = [const { OnceLock::new() }; 2];
         SHARED[self as usize]
-            .get_or_init(|| match env::var_os(self.variable()) {
-                Some(place) => Shared::find(&place),
-                None => Shared::start(binary, self),
+            .get_or_init(|| {
+                match env::var_os(self.variable()) {
+                    Some(place) => Shared::find(&place),
+                    None => Shared::start(binary, self),
+                }
+                .and_then(Shared::begun)
             })
             .as_ref()
     }
@@ -143,13 +145,23 @@ impl Shared {
         }
     }
 
+    /// The same with what the first readers need to know of the time before.
+    fn begun(self) -> Result<Self, NotStarted> {
+        self.watch_inode(0, &[]).checkpoint()?;
+        Ok(self)
+    }
+
     /// What is said of a namespace from now on, with the events of `kinds`.
     #[must_use]
     pub fn watch(&self, netns: &NetNs, kinds: &[&str]) -> Watch {
+        self.watch_inode(netns.inode(), kinds)
+    }
+
+    fn watch_inode(&self, netns: u32, kinds: &[&str]) -> Watch {
         let (sender, lines) = channel();
         let mut readers = lock(&self.readers);
         readers.all.push(Reader {
-            netns: netns.inode(),
+            netns,
             kinds: kinds.iter().map(|&kind| kind.to_owned()).collect(),
             lines: sender,
         });
@@ -157,7 +169,7 @@ impl Shared {
             start: Arc::clone(&self.start),
             lines: Lines::new(lines),
             asker: Arc::clone(&self.asker),
-            lost_before: readers.lost.clone(),
+            before: readers.before.clone(),
             own: None,
         }
     }
@@ -176,8 +188,8 @@ fn parse(place: &OsString) -> Result<(Pid, PathBuf)> {
 #[derive(Debug, Default)]
 struct Readers {
     all: Vec<Reader>,
-    /// Events that were lost so far, hook by hook, as gaps told.
-    lost: BTreeMap<String, u64>,
+    /// Whoever reads from now on: what gaps and the last checkpoint told.
+    before: Before,
 }
 
 #[derive(Debug)]
@@ -206,44 +218,30 @@ fn share(output: impl Read, asker: &Asker, readers: &Mutex<Readers>, start: &Sen
         let line = match line {
             Ok(line) => line,
             Err(error) => {
-                let error = format!("reading from conntracer: {error}");
-                give(
-                    &mut lock(readers),
-                    |_| true,
-                    || Err(anyhow::anyhow!("{error}")),
-                );
+                let error = anyhow::Error::new(error).context("reading from conntracer");
+                give(&mut lock(readers), |_| true, || Err(error));
                 break;
             }
         };
         match kind_of(&line) {
             "start" => drop(start.send(Line::parse(&line))),
             "gap" => {
+                let line = Line::parse(&line);
                 let mut readers = lock(readers);
-                let parsed = Line::parse(&line);
-                if let Ok(Line::Gap(gap)) = &parsed {
-                    *readers.lost.entry(gap.hook.clone()).or_default() += gap.lost;
+                if let Ok(Line::Gap(gap)) = &line {
+                    *readers.before.lost.entry(gap.hook.clone()).or_default() += gap.lost;
                 }
-                give(&mut readers, |_| true, || Line::parse(&line));
+                give(&mut readers, |_| true, || line);
             }
             "stats" if is_checkpoint(&line) => {
-                let number = asker.answered();
                 let mut readers = lock(readers);
                 let watched: Vec<u32> = readers.all.iter().map(|reader| reader.netns).collect();
-                let line = of_namespaces(&line, &watched);
-                give(
-                    &mut readers,
-                    |_| true,
-                    || {
-                        let mut line = Line::parse(&line)?;
-                        if let Line::Checkpoint(totals) = &mut line {
-                            totals.checkpoint = match &number {
-                                Ok(number) => *number,
-                                Err(error) => anyhow::bail!("{error:#}"),
-                            };
-                        }
-                        Ok(line)
-                    },
-                );
+                let line = answer(&of_namespaces(&line, &watched), asker);
+                if let Ok(Line::Checkpoint(totals)) = &line {
+                    let ahead = totals.ahead.iter();
+                    readers.before.ahead = ahead.map(|(hook, [then, _])| (*hook, *then)).collect();
+                }
+                give(&mut readers, |_| true, || line);
             }
             kind => {
                 if let Some(netns) = netns_of(&line) {
@@ -257,17 +255,29 @@ fn share(output: impl Read, asker: &Asker, readers: &Mutex<Readers>, start: &Sen
     lock(readers).all.clear();
 }
 
-/// Gives a line to the readers that want it, and forgets those that have gone.
-fn give(readers: &mut Readers, wants: impl Fn(&Reader) -> bool, line: impl Fn() -> Result<Line>) {
-    let mut parsed: Option<Line> = None;
+fn answer(line: &str, asker: &Asker) -> Result<Line> {
+    let mut line = Line::parse(line)?;
+    if let Line::Checkpoint(totals) = &mut line {
+        asker.answered(totals)?;
+    }
+    Ok(line)
+}
+
+/// Gives a line to the readers that want it, where any does, and forgets those that have gone.
+fn give(
+    readers: &mut Readers,
+    wants: impl Fn(&Reader) -> bool,
+    line: impl FnOnce() -> Result<Line>,
+) {
+    if !readers.all.iter().any(&wants) {
+        return;
+    }
+    let line = line();
     readers.all.retain(|reader| {
-        if !wants(reader) {
-            return true;
-        }
-        let line = match &parsed {
-            Some(line) => Ok(line.clone()),
-            None => line().inspect(|line| parsed = Some(line.clone())),
+        let copy = match &line {
+            Ok(line) => Ok(line.clone()),
+            Err(error) => Err(anyhow::anyhow!("{error:#}")),
         };
-        reader.lines.send(line).is_ok()
+        !wants(reader) || reader.lines.send(copy).is_ok()
     });
 }

@@ -1,7 +1,6 @@
 //! A conntracer that is started, stopped or killed by its one reader, scoped to a network namespace.
 
 use std::{
-    collections::BTreeMap,
     env,
     ffi::OsString,
     fs::{self, File, Permissions},
@@ -25,8 +24,9 @@ use tempfile::TempDir;
 use crate::{
     line::{Line, Start},
     netns::NetNs,
-    output::{Lines, Run},
-    watch::{Asker, Watch},
+    output::{Before, Lines, Run},
+    watch::{Asker, Watch, ahead},
+    witness,
 };
 
 /// Exit status by which conntracer says that it cannot trace here.
@@ -209,6 +209,7 @@ impl Tracer {
 
     /// Starts a `run` or `record` of a [`Binary`], and waits until its hooks are attached.
     pub fn of(command: &mut Command) -> Result<Self, NotStarted> {
+        let hits = witness::hits();
         let mut process = Process::spawn(command.args(["--format", "json"]))?;
         let stdout = process.stdout()?;
         let asker = Arc::new(Asker::new(process.pid()));
@@ -221,7 +222,14 @@ impl Tracer {
                 start: Arc::new(start),
                 lines: Lines::new(lines),
                 asker,
-                lost_before: BTreeMap::new(),
+                // It has seen nothing yet.
+                before: Before {
+                    ahead: hits
+                        .into_iter()
+                        .map(|(hook, hits)| (hook, hits.cast_signed()))
+                        .collect(),
+                    ..Before::default()
+                },
                 own: None,
             },
             process,
@@ -263,13 +271,18 @@ impl Tracer {
             .join()
             .unwrap_or_else(|payload| std::panic::resume_unwind(payload));
         ensure!(status.success(), "conntracer ended with {status}: {stderr}");
-        let Watch { start, lines, .. } = self.watch;
+        let Watch {
+            start,
+            lines,
+            before,
+            ..
+        } = self.watch;
         let (lines, totals) = lines.into_whole().with_context(|| stderr)?;
         Ok(Run {
             start,
             lines,
             totals,
-            lost_before: BTreeMap::new(),
+            before,
         })
     }
 
@@ -386,8 +399,10 @@ fn read_lines(stdout: ChildStdout, asker: &Asker, sender: &Sender<Result<Line>>)
             .context("reading from conntracer")
             .and_then(|line| Line::parse(&line))
             .and_then(|mut line| {
-                if let Line::Checkpoint(totals) = &mut line {
-                    totals.checkpoint = asker.answered()?;
+                match &mut line {
+                    Line::Checkpoint(totals) => asker.answered(totals)?,
+                    Line::Stop(totals) => totals.ahead = ahead(totals, &witness::hits()),
+                    _ => {}
                 }
                 Ok(line)
             });

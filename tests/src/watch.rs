@@ -11,9 +11,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::{
-    line::{Detector, Finding, Line, Start},
-    output::{Lines, Run},
+    line::{Detector, Finding, Line, Start, Totals},
+    output::{Before, Lines, Run},
     tracer::Process,
+    witness::{self, Hits},
 };
 
 /// Longest wait for the answer to SIGUSR1: the namespaces of all tests are compared, on an emulated CPU.
@@ -27,7 +28,7 @@ pub struct Watch {
     pub(crate) lines: Lines,
     pub(crate) asker: Arc<Asker>,
     /// See [`Run`].
-    pub(crate) lost_before: BTreeMap<String, u64>,
+    pub(crate) before: Before,
     /// A conntracer that runs for this reader alone, and no longer than it.
     #[expect(dead_code, reason = "held until the reader is dropped, which ends it")]
     pub(crate) own: Option<Process>,
@@ -108,12 +109,12 @@ impl Watch {
         Ok(self.run(lines, totals))
     }
 
-    pub(crate) fn run(&self, lines: Vec<Line>, totals: crate::line::Totals) -> Run {
+    fn run(&self, lines: Vec<Line>, totals: Totals) -> Run {
         Run {
             start: Arc::clone(&self.start),
             lines,
             totals,
-            lost_before: self.lost_before.clone(),
+            before: self.before.clone(),
         }
     }
 }
@@ -129,6 +130,8 @@ pub(crate) struct Asker {
 struct Asked {
     sent: u64,
     answered: u64,
+    /// By the second witness, when it was sent last.
+    hits: Hits,
     /// Somebody asked while one was on its way, which may have begun before.
     again: bool,
 }
@@ -142,7 +145,7 @@ impl Asker {
     }
 
     /// The number of the first checkpoint that begins from now on.
-    fn ask(&self) -> Result<u64> {
+    pub(crate) fn ask(&self) -> Result<u64> {
         let mut state = self.lock();
         if state.sent > state.answered {
             state.again = true;
@@ -152,18 +155,20 @@ impl Asker {
         Ok(state.sent)
     }
 
-    /// Takes in an answer, and says which it is.
-    pub(crate) fn answered(&self) -> Result<u64> {
+    /// Takes in an answer: which it is, and what the second witness says to it.
+    pub(crate) fn answered(&self, totals: &mut Totals) -> Result<()> {
         let mut state = self.lock();
         state.answered += 1;
-        let number = state.answered;
+        totals.checkpoint = state.answered;
+        totals.ahead = ahead(totals, &state.hits);
         if state.again {
             self.send(&mut state)?;
         }
-        Ok(number)
+        Ok(())
     }
 
     fn send(&self, state: &mut Asked) -> Result<()> {
+        state.hits = witness::hits();
         kill_process(self.pid, Signal::USR1).context("sending SIGUSR1 to conntracer")?;
         state.sent += 1;
         state.again = false;
@@ -174,4 +179,16 @@ impl Asker {
     fn lock(&self) -> MutexGuard<'_, Asked> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the second witness counted beyond what was seen: from `hits` on, and until now.
+pub(crate) fn ahead(totals: &Totals, hits: &Hits) -> BTreeMap<&'static str, [i64; 2]> {
+    let now = witness::hits();
+    hits.iter()
+        .filter_map(|(hook, then)| {
+            let seen = totals.hooks.get(*hook)?.seen;
+            let [then, now] = [then, now.get(hook)?].map(|hits| hits.wrapping_sub(seen));
+            Some((*hook, [then.cast_signed(), now.cast_signed()]))
+        })
+        .collect()
 }

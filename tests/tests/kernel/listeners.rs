@@ -23,7 +23,7 @@ use rstest::rstest;
 use serde_json::Value;
 use socket2::Socket;
 
-use crate::support::{assert_said, assert_sound, binary, lost_of, trace};
+use crate::support::{assert_said, assert_sound, binary, missed_of, trace};
 
 /// What one socket of a group, or the only one, is asked to queue: one less than it takes.
 const SMALL: i32 = 1;
@@ -445,7 +445,7 @@ fn assert_overflows(run: &Run, netns: &NetNs, address: SocketAddr, counted: &Cou
         .iter()
         .map(|finding| number(finding, "third_acks_refused").unwrap_or(finding.count))
         .sum();
-    let lost = lost_of(run, "ListenOverflows");
+    let lost = missed_of(run, "ListenOverflows");
     let counted = counted.listen_overflows;
     assert!(
         (overflows..=overflows + lost).contains(&counted),

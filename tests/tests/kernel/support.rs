@@ -163,7 +163,7 @@ const UNSHARED: &str = "CONNTRACER_UNSHARED";
 /// same.
 #[track_caller]
 pub(crate) fn assert_counted(run: &Run, counter: &str, told: u64, by_kernel: u64) {
-    let missing = lost_of(run, counter) * compared::most_of_an_event(counter);
+    let missing = missed_of(run, counter) * compared::most_of_an_event(counter);
     assert!(
         (by_kernel.saturating_sub(missing)..=by_kernel).contains(&told),
         "{counter}: told {told} of {by_kernel}, at most {missing} of them lost: {run:#?}"
@@ -173,7 +173,7 @@ pub(crate) fn assert_counted(run: &Run, counter: &str, told: u64, by_kernel: u64
 /// The same of what `hooks` see one by one.
 #[track_caller]
 pub(crate) fn assert_seen(run: &Run, hooks: &[&str], told: u64, happened: u64) {
-    let missing: u64 = hooks.iter().map(|hook| run.lost(hook)).sum();
+    let missing: u64 = hooks.iter().map(|hook| run.missed(hook)).sum();
     assert!(
         (happened.saturating_sub(missing)..=happened).contains(&told),
         "told {told} of {happened}, at most {missing} of them lost by {hooks:?}: {run:#?}"
@@ -225,7 +225,7 @@ pub(crate) fn assert_reconciled(run: &Run, netns: &NetNs, before: &Counters) {
         );
         // What the kernel skipped while a program was running (see `assert_sound`) is the residue then: of the
         // hooks that count the same, and of no other.
-        let lost = lost_of(run, name);
+        let lost = missed_of(run, name);
         let missing = lost * compared::most_of_an_event(name);
         assert!(
             u64::try_from(figures.residue).is_ok_and(|residue| residue <= missing),
@@ -252,13 +252,13 @@ pub(crate) fn assert_reconciled(run: &Run, netns: &NetNs, before: &Counters) {
     }
 }
 
-/// Events that were lost of the hooks that count what a counter counts.
+/// Events that the hooks that count what a counter counts have missed.
 #[track_caller]
-pub(crate) fn lost_of(run: &Run, counter: &str) -> u64 {
+pub(crate) fn missed_of(run: &Run, counter: &str) -> u64 {
     compared::hooks_of(counter)
         .unwrap_or_else(|| panic!("{counter} is compared, and no hook is known that counts it"))
         .iter()
-        .map(|hook| run.lost(hook))
+        .map(|hook| run.missed(hook))
         .sum()
 }
 
