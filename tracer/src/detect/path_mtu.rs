@@ -15,7 +15,7 @@ const MTU_PROBING: &str = "net.ipv4.tcp_mtu_probing";
 /// Of one connection or of many.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sizes {
-    /// The smallest full-sized segment that was repeated while it was the first that is not acknowledged, in
+    /// The smallest full-sized segment that was retransmitted while it was the first that is not acknowledged, in
     /// bytes.
     full_bytes: Option<u32>,
     /// The smallest path MTU that the kernel believes in, and the smallest that ICMP told of.

@@ -55,7 +55,7 @@ impl Cause {
 
 /// Who failed to reach whom, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub(super) struct AttemptKey {
     pub(super) netns: u32,
     /// 0 when the owner is unknown.
     pub(super) pid: u32,

@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 
 use conntracer_common::stats::hook;
 
-use self::attempts::{Attempts, Cause, Key};
+use self::attempts::{AttemptKey, Attempts, Cause};
 pub(super) use self::thresholds::Thresholds;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{event::Failure as Event, finding::FindingKind, table::Bounded, time::Ktime};
@@ -72,10 +72,10 @@ impl EntryKey {
 }
 
 impl Case for Attempts {
-    type Key = Key;
+    type Key = AttemptKey;
     type Rules = Thresholds;
 
-    fn draft(&self, key: &Key, at: &Saying<'_, '_, Self>) -> Option<Draft> {
+    fn draft(&self, key: &AttemptKey, at: &Saying<'_, '_, Self>) -> Option<Draft> {
         Some(words::draft(&SPEC, key, self, at.cx))
     }
 
@@ -83,7 +83,7 @@ impl Case for Attempts {
         self.count
     }
 
-    fn is_over(&mut self, _: &Key, rules: &Thresholds, cx: &Context<'_>) -> bool {
+    fn is_over(&mut self, _: &AttemptKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
         cx.now.since(self.last) >= rules.quiet()
     }
 }
@@ -117,7 +117,7 @@ impl ConnectFailure {
         } else {
             failure.last
         };
-        let key = Key {
+        let key = AttemptKey {
             netns: failure.socket.netns,
             pid: failure.owner.map_or(0, |owner| owner.pid),
             remote: failure.socket.remote,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use conntracer_common::record::failure_how;
 
-use super::attempts::{Attempts, Cause, Key};
+use super::attempts::{AttemptKey, Attempts, Cause};
 use crate::{
     detect::{
         errno,
@@ -15,7 +15,7 @@ use crate::{
 
 pub(super) fn draft(
     spec: &'static Spec,
-    key: &Key,
+    key: &AttemptKey,
     attempts: &Attempts,
     cx: &Context<'_>,
 ) -> Draft {
@@ -88,7 +88,7 @@ fn facts(attempts: &Attempts) -> Facts {
     facts.text("last_local", latest.socket.local.to_string())
 }
 
-fn summary(key: &Key, attempts: &Attempts) -> String {
+fn summary(key: &AttemptKey, attempts: &Attempts) -> String {
     let tries = plural(attempts.count, "connection attempt");
     let to = if key.remote.port() == 0 {
         "several remote ends".to_owned()
@@ -124,7 +124,7 @@ fn summary(key: &Key, attempts: &Attempts) -> String {
     }
 }
 
-fn advice(key: &Key, attempts: &Attempts, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
+fn advice(key: &AttemptKey, attempts: &Attempts, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
     let (peer, port) = (key.remote.ip(), key.remote.port());
     let owner = who(attempts.latest.owner.as_ref());
     let at_once = has(attempts, failure_how::AT_ONCE);

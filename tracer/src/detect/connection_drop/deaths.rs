@@ -156,7 +156,7 @@ pub(super) enum Place {
 
 /// Which deaths are alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub(super) struct DeathKey {
     pub(super) netns: u32,
     /// 0 when the owner is unknown.
     pub(super) pid: u32,

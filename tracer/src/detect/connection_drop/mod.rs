@@ -25,7 +25,7 @@ mod words;
 
 use conntracer_common::stats::hook;
 
-use self::deaths::{Deaths, How, Key, Place};
+use self::deaths::{DeathKey, Deaths, How, Place};
 pub(super) use self::thresholds::Thresholds;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
@@ -50,10 +50,10 @@ pub(super) static SPEC: Spec = Spec {
 };
 
 impl Case for Deaths {
-    type Key = Key;
+    type Key = DeathKey;
     type Rules = Thresholds;
 
-    fn draft(&self, key: &Key, at: &Saying<'_, '_, Self>) -> Option<Draft> {
+    fn draft(&self, key: &DeathKey, at: &Saying<'_, '_, Self>) -> Option<Draft> {
         Some(words::draft(&SPEC, key, self, at.rules, at.cx))
     }
 
@@ -61,7 +61,7 @@ impl Case for Deaths {
         self.count
     }
 
-    fn is_over(&mut self, _: &Key, rules: &Thresholds, cx: &Context<'_>) -> bool {
+    fn is_over(&mut self, _: &DeathKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
         cx.now.since(self.last) >= rules.quiet()
     }
 }
@@ -84,7 +84,7 @@ impl ConnectionDrop {
             return;
         };
         let socket = &ending.socket;
-        let key = Key {
+        let key = DeathKey {
             netns: socket.netns,
             pid: ending.owner.map_or(0, |owner| owner.pid),
             place: match socket.role {

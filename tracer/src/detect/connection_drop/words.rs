@@ -5,7 +5,7 @@ use std::{borrow::Cow, time::Duration};
 use conntracer_common::record::close_flag;
 
 use super::{
-    deaths::{Deaths, How, Key, Place},
+    deaths::{DeathKey, Deaths, How, Place},
     thresholds::Thresholds,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
 
 pub(super) fn draft(
     spec: &'static Spec,
-    key: &Key,
+    key: &DeathKey,
     deaths: &Deaths,
     thresholds: &Thresholds,
     cx: &Context<'_>,
@@ -56,7 +56,12 @@ pub(super) fn draft(
 }
 
 /// The kernel names no cause for these: they are concluded from the fields that it judges by.
-fn doubt(spec: &Spec, key: &Key, latest: &Close, cx: &Context<'_>) -> Option<Cow<'static, str>> {
+fn doubt(
+    spec: &Spec,
+    key: &DeathKey,
+    latest: &Close,
+    cx: &Context<'_>,
+) -> Option<Cow<'static, str>> {
     let concluded = match key.how {
         How::ResetReceived => !latest.has(close_flag::RST_RECEIVED),
         How::Orphan | How::Disconnect => latest.reason.is_none(),
@@ -83,7 +88,7 @@ fn doubt(spec: &Spec, key: &Key, latest: &Close, cx: &Context<'_>) -> Option<Cow
     cx.doubt(spec)
 }
 
-fn facts(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> Facts {
+fn facts(key: &DeathKey, deaths: &Deaths, cx: &Context<'_>) -> Facts {
     let latest = &deaths.latest;
     let mut facts = Facts::default().text("how", key.how.name());
     if let Some(name) = errno::name(latest.errno) {
@@ -117,7 +122,7 @@ fn facts(key: &Key, deaths: &Deaths, cx: &Context<'_>) -> Facts {
         .count("last_probes_unanswered", latest.tcp.probes_out)
 }
 
-fn summary(key: &Key, deaths: &Deaths, pattern: Option<Duration>) -> String {
+fn summary(key: &DeathKey, deaths: &Deaths, pattern: Option<Duration>) -> String {
     let count = plural(deaths.count, "connection");
     let (whose, by) = match key.place {
         Place::Service(remote) => (format!("{count} to {remote}"), remote.to_string()),
@@ -163,7 +168,7 @@ fn summary(key: &Key, deaths: &Deaths, pattern: Option<Duration>) -> String {
 }
 
 fn advice(
-    key: &Key,
+    key: &DeathKey,
     deaths: &Deaths,
     pattern: Option<Duration>,
     cx: &Context<'_>,

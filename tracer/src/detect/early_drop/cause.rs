@@ -90,7 +90,7 @@ fn named(name: &str, early_drop: &Event) -> Option<Cause> {
         "TCP_AUTH_HDR" => Cause::Auth,
         name if name.starts_with("TCP_MD5") || name.starts_with("TCP_AO") => Cause::Auth,
         "TCP_MINTTL" | "TCP_FLAGS" | "XFRM_POLICY" | "CPU_BACKLOG" => Cause::Other,
-        // A repeated SYN, or one within a connection: answered, and then freed.
+        // A retransmitted SYN, or one within a connection: answered, and then freed.
         "NOT_SPECIFIED" | "SKB_CONSUMED" | "SKB_NOT_DROPPED_YET" => return None,
         name if name.starts_with("TCP_") || name.starts_with("SOCKET_") => return None,
         name if name.starts_with("IP_") || name.starts_with("IPV6") => Cause::Other,
@@ -137,7 +137,7 @@ fn concluded(early_drop: &Event) -> Option<(Cause, Because)> {
     {
         Some((Cause::NoListener, NOBODY))
     } else {
-        // Most likely a repeated SYN.
+        // Most likely a retransmitted SYN.
         None
     }
 }

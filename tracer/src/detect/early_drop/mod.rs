@@ -14,7 +14,7 @@
 //! counters and from the function that dropped the SYN, and the finding says so.
 //!
 //! **False positives.** A scanner that tries one port again and again: the last remote and the number
-//! of remotes tell. Not judged: SYNs freed without a reason at a listener (a repeated SYN of a request
+//! of remotes tell. Not judged: SYNs freed without a reason at a listener (a retransmitted SYN of a request
 //! that is waiting), within a connection (answered with an ACK), and on their way through this host
 //! unless netfilter dropped them.
 

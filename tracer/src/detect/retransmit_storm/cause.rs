@@ -3,7 +3,7 @@
 use super::segments::Segments;
 use crate::event::RetransmitType;
 
-/// Why segments have to be repeated.
+/// Why segments have to be retransmitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
     PeerUnreachable,
@@ -17,10 +17,10 @@ pub(super) enum Cause {
 
 impl Cause {
     /// From most to least certain. A segment that this host could not send needs no theory, nor one that
-    /// was sent into a shut window. What the peer, or the kernel, says was repeated for nothing was not lost. Where the first segment that
+    /// was sent into a shut window. What the peer, or the kernel, says was retransmitted unnecessarily was not lost. Where the first segment that
     /// is not acknowledged is a full-sized one each time, and does not come through although the peer still
     /// talks, or has what came after it, size is what tells them apart, unless that is full-sized too. Where the
-    /// peer acknowledges anything, or its duplicate ACKs called for the repeats, the path works and loses. Timeouts
+    /// peer acknowledges anything, or its duplicate ACKs called for the retransmissions, the path works and loses. Timeouts
     /// alone mean silence.
     pub(super) fn of(sum: &Segments) -> Self {
         if sum.failed > sum.count() {

@@ -8,7 +8,7 @@ use crate::{detect::facts::Facts, event::Tcp, time::Ktime};
 /// Since the connection's activity began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Course {
-    /// As the first retransmission left them: a repeated segment is no sample of the round trip (Karn), so
+    /// As the first retransmission left them: a retransmitted segment is no sample of the round trip (Karn), so
     /// that this is the round trip before.
     before: Tcp,
     min_rtt_before_us: Option<u32>,

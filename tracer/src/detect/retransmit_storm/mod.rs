@@ -12,12 +12,12 @@
 //! **Count.** Every segment the scope sent again since its activity began, from before the opening to
 //! the end, so that it equals `Tcp RetransSegs` of a namespace that has just this storm. What did not
 //! leave the host (`tcp_retransmit_skb` with an error, or before Linux 6.17 only `total_retrans`) is counted
-//! apart, and so is what was repeated for nothing, which is part of the count: the peer says that it came twice
+//! apart, and so is what was retransmitted unnecessarily, which is part of the count: the peer says that it came twice
 //! (duplicate SACKs, RFC 2883), or the kernel finds out first and takes back what it did about the loss.
 //! Connections are counted in the kernel, and their records cumulative: a record that is lost takes nothing
 //! away. What the eBPF side missed is in the count by `total_retrans`, without a type; before Linux 6.17 it cannot be
 //! told from what did not leave the host.
-//! Repeated SYN-ACKs count, but open nothing: `half_open` / `handshake` tells what they mean. Those
+//! Retransmitted SYN-ACKs count, but open nothing: `half_open` / `handshake` tells what they mean. Those
 //! of a flood, of which not every one is a record, are in the host's count from the listeners' totals, and
 //! in no other.
 //!
@@ -233,7 +233,7 @@ impl RetransmitStorm {
         self.totals.get_mut(&key)
     }
 
-    /// The kernel found that it had repeated segments for nothing. That neither opens nor prolongs anything.
+    /// The kernel found that it had retransmitted segments unnecessarily. That neither opens nor prolongs anything.
     pub(crate) fn undo(&mut self, body: &Undo, cx: &mut Context<'_>) {
         let key = ConnectionKey::of(&body.socket);
         let gained = self
@@ -278,7 +278,7 @@ impl RetransmitStorm {
         self.widen(&levels, body.owner, &segments, None, cx);
     }
 
-    /// What a listener's totals gained: repeated SYN-ACKs of which no record came.
+    /// What a listener's totals gained: retransmitted SYN-ACKs of which no record came.
     pub(crate) fn syn_acks(&mut self, gained: &SynTotals, cx: &mut Context<'_>) {
         let [counted, total] = &mut self.syn_acks;
         *total = total.saturating_add(gained[syn_outcome::REPEATED]);

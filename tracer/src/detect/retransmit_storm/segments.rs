@@ -12,14 +12,14 @@ pub(super) struct Segments {
     pub(super) types: [u64; RetransmitType::ALL.len()],
     pub(super) failed: u64,
     /// Of those that left: full-sized ones (one MSS or more), ones into a window that is shut, where its kernel
-    /// repeats in place of probing, and ones that were repeated for nothing.
+    /// retransmits in place of probing, and ones that were retransmitted unnecessarily.
     pub(super) full: u64,
     pub(super) shut: u64,
     pub(super) spurious: u64,
     /// Of the latter, those that an undo told of; and how often the kernel took a loss back.
     pub(super) undone: u64,
     pub(super) undos: u64,
-    /// Repeats of the first segment that is not acknowledged, how many of them were full-sized, and what is known
+    /// Retransmissions of the first segment that is not acknowledged, how many of them were full-sized, and what is known
     /// of the path that those are for.
     pub(super) heads: u64,
     pub(super) full_heads: u64,
@@ -30,7 +30,7 @@ pub(super) struct Segments {
     pub(super) min_rtt_us: Option<u32>,
     /// Data segments their connections sent meanwhile.
     pub(super) sent: u64,
-    /// Repeats before which the peer acknowledged, or sent, something.
+    /// Retransmissions before which the peer acknowledged, or sent, something.
     pub(super) progress: u64,
     pub(super) peer_spoke: u64,
     /// Records by which the peer has some of what came after the first segment that is not acknowledged.
@@ -129,7 +129,7 @@ impl Segments {
             .saturating_sub(self.of_kind(RetransmitType::SynAck))
     }
 
-    /// Whether timeouts repeat the same segments over and over, with next to nothing acknowledged.
+    /// Whether timeouts retransmit the same segments over and over, with next to nothing acknowledged.
     pub(super) const fn is_stuck(&self) -> bool {
         self.of_kind(RetransmitType::Timeout) > 0 && self.progress <= self.heads / 10
     }

@@ -1,4 +1,4 @@
-//! What one connection repeated for nothing, as its peer says (duplicate SACKs, RFC 2883) and as the kernel
+//! What one connection retransmitted unnecessarily, as its peer says (duplicate SACKs, RFC 2883) and as the kernel
 //! finds out before the peer does, or where the peer does not say (an undo).
 
 use conntracer_common::record::UndoTotals;

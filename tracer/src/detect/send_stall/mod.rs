@@ -11,7 +11,7 @@
 //! **Count.** Probes since the stall began, as the kernel counts them in `icsk_backoff`; those that a queue dropped are
 //! not among these (`tcp_send_probe0`), and a record each.
 //!
-//! **False positives.** A peer that is paused on purpose. Nothing is repeated and nothing is lost: this is
+//! **False positives.** A peer that is paused on purpose. Nothing is retransmitted and nothing is lost: this is
 //! never a `retransmit_storm`.
 
 mod explain;

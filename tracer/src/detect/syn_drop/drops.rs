@@ -93,7 +93,7 @@ impl Cause {
         match self {
             Self::AcceptQueueFull => totals[syn_outcome::ACCEPT_QUEUE_FULL],
             Self::AckOverflow => totals[syn_outcome::VICTIMS],
-            // A client that is sent a RST does not repeat its ACK: each is another one.
+            // A client that is sent a RST does not retransmit its ACK: each is another one.
             Self::AbortOnOverflow => totals[syn_outcome::ABORTED],
             Self::NoRoute => totals[syn_outcome::NO_ROUTE],
             Self::SynQueueFull => totals[syn_outcome::SYN_QUEUE_FULL],
@@ -112,7 +112,7 @@ pub(super) type DropKey = (ListenerKey, Cause);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Drops {
     pub(super) count: u64,
-    /// Third ACKs refused, those that clients repeated among them.
+    /// Third ACKs refused, those that clients retransmitted among them.
     pub(super) acks: u64,
     pub(super) since: Ktime,
     pub(super) last: Ktime,

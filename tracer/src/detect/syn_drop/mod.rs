@@ -5,7 +5,7 @@
 //! of that cause since the finding began, so that rate-limited records lose nothing.
 //!
 //! **Causes.** `accept_queue_full` (the SYN found the accept queue full), `ack_overflow` (the third
-//! ACK did: the client believes it is connected, and counts once however often it repeats its ACK),
+//! ACK did: the client believes it is connected, and counts once however often it retransmits its ACK),
 //! `abort_on_overflow` (the same where `tcp_abort_on_overflow` answers with a RST), `syn_queue_full`,
 //! `syn_queue_pressure` (the last quarter of `tcp_max_syn_backlog`), `no_route` (back to the client),
 //! `no_memory` (no socket was made of a third ACK that found room in the queue), `other` (a SYN refused by a
@@ -24,7 +24,7 @@ mod explain;
 mod scene;
 #[cfg(test)]
 mod tests;
-pub(in crate::detect) mod thresholds;
+pub(crate) mod thresholds;
 mod words;
 
 use conntracer_common::{record::syn_outcome, stats::hook};

@@ -48,7 +48,7 @@ use crate::{
     time::Ktime,
 };
 
-pub(in crate::detect) static SPEC: Spec = Spec {
+pub(crate) static SPEC: Spec = Spec {
     detector: "half_open.dead_peer",
     kind: KIND,
     causes: &["dead_peer"],

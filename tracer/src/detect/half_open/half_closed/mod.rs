@@ -39,7 +39,7 @@ use crate::{
     id::SocketId,
 };
 
-pub(in crate::detect) static SPEC: Spec = Spec {
+pub(crate) static SPEC: Spec = Spec {
     detector: "half_open.half_closed",
     kind: KIND,
     causes: &["half_closed"],

@@ -1,10 +1,10 @@
 //! `half_open` / `handshake`: our SYN-ACKs go unanswered, or their answers are thrown away.
 //!
-//! **Rule.** Every repeated SYN-ACK counts. Opens at the second repeat of one request, or when several
-//! requests of one listener need a repeat within 4 s; also when a listener's SYN queue overflows and it
-//! looks like a flood. Resolves once no repeat came for twice the time in which the last request was
+//! **Rule.** Every retransmitted SYN-ACK counts. Opens at the second of one request, or when several
+//! requests of one listener need one within 4 s; also when a listener's SYN queue overflows and it
+//! looks like a flood. Resolves once none came for twice the time in which the last request was
 //! due for one, and the queue did not overflow for `syn_drop.quiet_s`. The count is the
-//! number of repeats, from the eBPF side's own totals: the SYN-ACK part of `TcpExt TCPSynRetrans`.
+//! number of retransmissions, from the eBPF side's own totals: the SYN-ACK part of `TcpExt TCPSynRetrans`.
 //!
 //! **Reading** (`looks_like`). Where most requests are marked `acked`, the third ACK did arrive and this
 //! host discarded it: `overflow_victims`, or `deferred` (`TCP_DEFER_ACCEPT`) where neither the listener's totals
@@ -46,7 +46,7 @@ use crate::{
     time::Ktime,
 };
 
-pub(in crate::detect) static SPEC: Spec = Spec {
+pub(crate) static SPEC: Spec = Spec {
     detector: "half_open.handshake",
     kind: KIND,
     causes: &["handshake"],
@@ -57,7 +57,7 @@ pub(in crate::detect) static SPEC: Spec = Spec {
 };
 
 /// Handshakes begun so long before the first sign of trouble are held against it, at most twice this:
-/// a request's last repeat comes 31 s after its SYN.
+/// a request's last retransmission comes 31 s after its SYN.
 const LOOKBACK: Duration = Duration::from_secs(31);
 
 /// One listener address.
@@ -65,7 +65,7 @@ const LOOKBACK: Duration = Duration::from_secs(31);
 struct Listener {
     /// Arrivals in this and in the last stretch of [`LOOKBACK`].
     arrivals: Stretches<Arrivals>,
-    /// Most repeats of one request, as its totals last told.
+    /// Most retransmissions of one request, as its totals last told.
     most_repeats: u8,
     waiting: Option<Box<Waiting>>,
     /// No socket listens there any more.

@@ -13,7 +13,7 @@ use crate::{
     time::Ktime,
 };
 
-/// How long first repeats count together: one request repeats at 1 and 3 s, so that 4 s hold both.
+/// How long first retransmissions count together: one request has them at 1 and 3 s, so that 4 s hold both.
 const TOGETHER: Duration = Duration::from_secs(4);
 
 /// `TCP_TIMEOUT_INIT`, from which SYN-ACK timeouts double, and `TCP_RTO_MAX` (include/net/tcp.h).
@@ -138,10 +138,10 @@ impl Queues {
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) owner: Option<Owner>,
-    pub(super) repeats: TwiceCounted,
-    /// Repeats of requests whose third ACK was discarded.
+    pub(super) retransmits: TwiceCounted,
+    /// Retransmissions of requests whose third ACK was discarded.
     pub(super) discarded: TwiceCounted,
-    /// Requests that needed a repeat.
+    /// Requests that needed a retransmission.
     pub(super) requests: TwiceCounted,
     /// The same in this and in the last stretch of [`TOGETHER`].
     pub(super) together: Stretches<TwiceCounted>,
@@ -163,7 +163,7 @@ impl Waiting {
     pub(super) fn new(arrivals: Arrivals, now: Ktime) -> Self {
         Self {
             owner: None,
-            repeats: TwiceCounted::default(),
+            retransmits: TwiceCounted::default(),
             discarded: TwiceCounted::default(),
             requests: TwiceCounted::default(),
             together: Stretches::new(now),
@@ -185,7 +185,7 @@ impl Waiting {
         self.owner = body.owner.or(self.owner);
         self.last_remote = Some(body.socket.remote);
         self.last = now;
-        self.repeats.by_records.grow(1);
+        self.retransmits.by_records.grow(1);
         self.discarded.by_records.grow(u64::from(body.acked));
         self.most_repeats = self.most_repeats.max(body.num_retrans.saturating_add(1));
         self.together.turn(now, TOGETHER);
@@ -225,7 +225,7 @@ impl Waiting {
             );
         }
         self.together.turn(now, TOGETHER);
-        self.repeats.by_totals = self.totals[syn_outcome::REPEATED];
+        self.retransmits.by_totals = self.totals[syn_outcome::REPEATED];
         self.discarded.by_totals = self.totals[syn_outcome::REPEATED_ACKED];
         self.requests.by_totals = self.totals[syn_outcome::REQUESTS_REPEATED];
         let together = &mut self.together.this.by_totals;
@@ -240,10 +240,10 @@ impl Waiting {
         }
     }
 
-    /// The next repeat of a request that had so many is due within a time; twice that is quiet.
-    pub(super) fn expect(&mut self, repeats: u8, now: Ktime) {
+    /// The next retransmission of a request that had so many is due within a time; twice that is quiet.
+    pub(super) fn expect(&mut self, retransmits: u8, now: Ktime) {
         let next = FIRST_TIMEOUT
-            .saturating_mul(1_u32.checked_shl(repeats.into()).unwrap_or(u32::MAX))
+            .saturating_mul(1_u32.checked_shl(retransmits.into()).unwrap_or(u32::MAX))
             .min(LONGEST_TIMEOUT);
         self.quiet_from = self.quiet_from.max(now.after(next.saturating_mul(2)));
     }
@@ -278,7 +278,7 @@ impl Waiting {
     }
 
     pub(super) fn unanswered(&self) -> u64 {
-        self.repeats.get().saturating_sub(self.discarded.get())
+        self.retransmits.get().saturating_sub(self.discarded.get())
     }
 
     pub(super) fn looks(&self, thresholds: &Thresholds) -> Looks {
@@ -327,7 +327,7 @@ impl Waiting {
             syn_outcome::VICTIMS,
         ]
         .iter()
-        .fold(self.repeats.get(), |sum, total| {
+        .fold(self.retransmits.get(), |sum, total| {
             sum.saturating_add(self.totals[*total])
         })
         .saturating_add(overflowed(&self.totals))

@@ -36,7 +36,7 @@ pub(super) fn draft(
         sample: None,
         since: waiting.since,
         last: waiting.last,
-        count: waiting.repeats.get(),
+        count: waiting.retransmits.get(),
         summary: summary(key, waiting, looks),
         evidence: evidence(waiting, looks, cx),
         advice: advice(key, waiting, looks, cx),
@@ -105,7 +105,7 @@ fn from(waiting: &Waiting) -> String {
 
 fn summary(key: &ListenerKey, waiting: &Waiting, looks: Looks) -> String {
     let local = key.local;
-    let repeats = plural(waiting.repeats.get(), "SYN-ACK");
+    let repeats = plural(waiting.retransmits.get(), "SYN-ACK");
     let requests = plural(waiting.requests.get(), "request");
     let from = from(waiting);
     let reading = match looks {

@@ -31,7 +31,7 @@ use crate::{
     finding::Status,
 };
 
-pub(in crate::detect) static SPEC: Spec = Spec {
+pub(crate) static SPEC: Spec = Spec {
     detector: "half_open.idle",
     kind: KIND,
     causes: &["idle_without_keepalive", "idle_without_timer"],
