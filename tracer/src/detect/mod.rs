@@ -39,7 +39,7 @@ use self::{
 };
 pub use self::{
     limits::Limits,
-    spec::{Spec, Word},
+    spec::{Spec, words},
 };
 use crate::{
     count::Grow,

@@ -26,15 +26,17 @@ pub struct Spec {
     pub losses: &'static [u32],
     /// The table of the config file that it judges by.
     pub section: Section,
-    /// What `explain` says of its kind and causes: each word once, in the room that comes first.
-    pub words: &'static [Word],
+    /// What `explain` says of its kind and causes: each word once, in the room that comes first. See [`words`].
+    pub explain: &'static str,
 }
 
-/// A word of the output, and what `explain` says of it, in paragraphs.
-#[derive(Clone, Copy, Debug)]
-pub struct Word {
-    pub word: &'static str,
-    pub text: &'static str,
+/// The words of a text, and what is said of each: a heading (`## word`), and paragraphs.
+pub fn words(text: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    text.strip_prefix("## ")
+        .into_iter()
+        .flat_map(|text| text.split("\n## "))
+        .filter_map(|entry| entry.split_once("\n\n"))
+        .map(|(word, text)| (word, text.trim_end()))
 }
 
 impl Spec {

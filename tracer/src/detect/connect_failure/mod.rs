@@ -13,7 +13,6 @@
 //! answer. Not judged: attempts dropped within a second, which is how clients race IPv6 against IPv4.
 
 mod attempts;
-mod explain;
 #[cfg(test)]
 mod tests;
 mod thresholds;
@@ -44,7 +43,7 @@ pub(super) static SPEC: Spec = Spec {
     hooks: &[hook::STATE, hook::FAILURE, hook::RESET_RECEIVED],
     losses: &[],
     section: Thresholds::SECTION,
-    words: explain::WORDS,
+    explain: include_str!("explain.md"),
 };
 
 /// Which of the eBPF side's counts: an entry that was removed for being idle and came again is another.

@@ -17,7 +17,6 @@
 //! Not judged: a RST in answer to the last FIN, when the peer had acknowledged all data.
 
 mod deaths;
-mod explain;
 #[cfg(test)]
 mod tests;
 mod thresholds;
@@ -46,7 +45,7 @@ pub(super) static SPEC: Spec = Spec {
     hooks: &[hook::STATE, hook::RESET_RECEIVED],
     losses: &[],
     section: Thresholds::SECTION,
-    words: explain::WORDS,
+    explain: include_str!("explain.md"),
 };
 
 impl Case for Deaths {

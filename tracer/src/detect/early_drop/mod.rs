@@ -20,7 +20,6 @@
 
 mod cause;
 mod drops;
-mod explain;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -60,7 +59,7 @@ pub(super) static SPEC: Spec = Spec {
     hooks: &[hook::DROP],
     losses: &[],
     section: Thresholds::SECTION,
-    words: explain::WORDS,
+    explain: include_str!("explain.md"),
 };
 
 /// Which of the eBPF side's counts: an entry that was removed for being idle and came again is another.

@@ -17,34 +17,22 @@ use crate::{
 
 /// One address and port.
 pub(super) fn spot(spec: &'static Spec, key: &SpotKey, drops: &Drops, cx: &Context<'_>) -> Draft {
-    let latest = &drops.latest;
     let before = key.before(cx.listeners);
-    let mut facts = facts(drops, key.cause, cx);
-    if let Some(listener) = latest.listener {
-        facts = facts.text("listener", listener.to_string());
+    let to = key.local.to_string();
+    let mut draft = draft(spec, (key.netns, key.local, key.cause), &to, drops, cx);
+    if let Some(listener) = drops.latest.listener {
+        draft.evidence = draft.evidence.text("listener", listener.to_string());
     }
     if let Some(before) = before {
-        facts = facts
+        draft.evidence = draft
+            .evidence
             .count("was_listening_pid", before.pid)
             .text("was_listening_command", before.comm.to_text());
     }
-    let mut advice = advice(key.cause, drops, key.netns);
     if key.cause == Cause::NoListener {
-        advice.insert(0, whose_job(key.local, before));
+        draft.advice.insert(0, whose_job(key.local, before));
     }
-    draft(
-        spec,
-        key.cause,
-        drops,
-        Subject::Listener {
-            netns: key.netns,
-            local: key.local,
-        },
-        summary(key.cause, drops, &key.local.to_string()),
-        facts,
-        advice,
-        cx,
-    )
+    draft
 }
 
 /// Many of a namespace.
@@ -54,48 +42,29 @@ pub(super) fn scan(spec: &'static Spec, key: NetnsKey, scan: &Scan, cx: &Context
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     });
-    let where_to = match scan.address {
-        Some(address) => format!("{} of {address}", plural(scan.spots, "port")),
-        None => format!("{} of several addresses", plural(scan.spots, "port")),
+    let ports = plural(scan.spots, "port");
+    let to = match scan.address {
+        Some(address) => format!("{ports} of {address}"),
+        None => format!("{ports} of several addresses"),
     };
-    let mut advice = advice(key.cause, drops, key.netns);
-    advice.insert(
-        0,
-        if drops.remotes.is_power_of_two() {
-            format!(
-                "it reads like a scan by {}: leave it, or have it blocked upstream",
-                drops.latest.socket.remote.ip()
-            )
-            .into()
-        } else {
-            "it reads like a scan, from several addresses: leave it, or have it blocked upstream"
-                .into()
-        },
-    );
-    draft(
-        spec,
-        key.cause,
-        drops,
-        Subject::Listener {
-            netns: key.netns,
-            local: SocketAddr::new(address, 0),
-        },
-        summary(key.cause, drops, &where_to),
-        facts(drops, key.cause, cx).count("ports", scan.spots),
-        advice,
-        cx,
-    )
+    let by = if drops.remotes.is_power_of_two() {
+        format!(" by {}", drops.latest.socket.remote.ip())
+    } else {
+        ", from several addresses".to_owned()
+    };
+    let local = SocketAddr::new(address, 0);
+    let mut draft = draft(spec, (key.netns, local, key.cause), &to, drops, cx);
+    draft.evidence = draft.evidence.count("ports", scan.spots);
+    let advice = format!("it reads like a scan{by}: leave it, or have it blocked upstream");
+    draft.advice.insert(0, advice.into());
+    draft
 }
 
-#[expect(clippy::too_many_arguments, reason = "the parts of a draft")]
 fn draft(
     spec: &'static Spec,
-    cause: Cause,
+    (netns, local, cause): (u32, SocketAddr, Cause),
+    to: &str,
     drops: &Drops,
-    subject: Subject,
-    summary: String,
-    evidence: Facts,
-    advice: Vec<Cow<'static, str>>,
     cx: &Context<'_>,
 ) -> Draft {
     Draft {
@@ -103,15 +72,15 @@ fn draft(
         cause: cause.name(),
         stage: None,
         doubt: drops.because.map(Cow::Borrowed).or_else(|| cx.doubt(spec)),
-        subject,
+        subject: Subject::Listener { netns, local },
         owner: drops.latest.owner,
         sample: None,
         since: drops.since,
         last: drops.last,
         count: drops.count,
-        summary,
-        evidence,
-        advice,
+        summary: summary(cause, drops, to),
+        evidence: facts(drops, cause, cx),
+        advice: advice(cause, drops, netns),
     }
 }
 

@@ -31,7 +31,6 @@
 mod activity;
 mod cause;
 mod course;
-mod explain;
 mod interfaces;
 mod scope;
 mod scoped;
@@ -88,7 +87,7 @@ pub(super) static SPEC: Spec = Spec {
     hooks: &[hook::RETRANSMIT, hook::SYNACK],
     losses: &[],
     section: Thresholds::SECTION,
-    words: explain::WORDS,
+    explain: include_str!("explain.md"),
 };
 
 pub(super) static REORDERING: Spec = Spec {
@@ -98,7 +97,7 @@ pub(super) static REORDERING: Spec = Spec {
     hooks: &[hook::RETRANSMIT, hook::SYNACK, hook::UNDO],
     losses: &[],
     section: Thresholds::SECTION,
-    words: &[],
+    explain: "",
 };
 
 /// Four times what the eBPF side keeps: what is still counted there is not forgotten here.

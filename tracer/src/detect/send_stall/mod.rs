@@ -14,7 +14,6 @@
 //! **False positives.** A peer that is paused on purpose. Nothing is retransmitted and nothing is lost: this is
 //! never a `retransmit_storm`.
 
-mod explain;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -43,7 +42,7 @@ pub(super) static SPEC: Spec = Spec {
     hooks: &[hook::PROBE],
     losses: &[],
     section: Thresholds::SECTION,
-    words: explain::WORDS,
+    explain: include_str!("explain.md"),
 };
 
 /// A stall that nobody asks about, and without a probe for twice as long as probes can be apart (`TCP_RTO_MAX`), is

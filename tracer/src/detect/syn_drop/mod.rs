@@ -20,7 +20,6 @@
 //! not reported where `tcp_syncookies` is 2, which asks for them always.
 
 mod drops;
-mod explain;
 mod scene;
 #[cfg(test)]
 mod tests;
@@ -61,7 +60,7 @@ pub(super) static SPEC: Spec = Spec {
     hooks: &[hook::SYN, hook::ACK, hook::SEED],
     losses: &[],
     section: Thresholds::SECTION,
-    words: explain::WORDS,
+    explain: include_str!("explain.md"),
 };
 
 pub(super) static COOKIES: Spec = Spec {
@@ -72,7 +71,7 @@ pub(super) static COOKIES: Spec = Spec {
     hooks: &[hook::SYN, hook::ACK, hook::SEED],
     losses: &[],
     section: Thresholds::SECTION,
-    words: &[],
+    explain: "",
 };
 
 impl Drops {

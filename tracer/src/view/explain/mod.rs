@@ -4,10 +4,11 @@
 //! The words are those of the output contract. A cause with one spelling in two findings
 //! (`syn_queue_full`) has one entry that speaks of both.
 
-mod general;
-
 use super::fill::fill;
-use crate::detect::{SPECS, Word};
+use crate::detect::{self, SPECS};
+
+/// Words that are of no finding.
+const GENERAL: &str = include_str!("general.md");
 
 /// Columns of the explanations: what is read easily, with room for a command and what it shows.
 const COLUMNS: usize = 96;
@@ -22,23 +23,19 @@ pub fn text(word: &str) -> Option<String> {
         .unwrap_or(word)
         .to_ascii_lowercase()
         .replace(['-', ' '], "_");
-    let word = entries().find(|entry| entry.word == word)?;
-    let of = match kinds_with(word.word).as_slice() {
+    let (word, text) = entries().find(|(known, _)| *known == word)?;
+    let of = match kinds_with(word).as_slice() {
         [] => String::new(),
         kinds => format!(", a cause of {}", kinds.join(" and ")),
     };
-    let causes = causes(word.word);
+    let causes = causes(word);
     let causes = if causes.is_empty() {
         String::new()
     } else {
         let causes = format!("Causes: {}. Ask for each by name.", causes.join(", "));
         format!("\n\n{}", fill(&causes, COLUMNS, 0, 0))
     };
-    Some(format!(
-        "{}{of}\n\n{}{causes}\n",
-        word.word,
-        filled(word.text)
-    ))
+    Some(format!("{}{of}\n\n{}{causes}\n", word, filled(text)))
 }
 
 /// Paragraphs filled to [`COLUMNS`]; one that begins with a space is a table or a list of commands, and
@@ -59,29 +56,27 @@ fn filled(text: &str) -> String {
 
 /// Every word that can be explained, for shells.
 pub fn every_word() -> impl Iterator<Item = &'static str> {
-    entries().map(|entry| entry.word)
+    entries().map(|(word, _)| word)
 }
 
 /// Every word that can be explained, for reading: the findings with their causes.
 #[must_use]
 pub fn words() -> String {
     let rows = entries()
-        .filter(|entry| kinds_with(entry.word).is_empty())
-        .map(|entry| {
-            let causes = fill(&causes(entry.word).join(", "), COLUMNS, 20, 20);
-            format!("{}\n", format!("  {:<18}{causes}", entry.word).trim_end())
+        .filter(|(word, _)| kinds_with(word).is_empty())
+        .map(|(word, _)| {
+            let causes = fill(&causes(word).join(", "), COLUMNS, 20, 20);
+            format!("{}\n", format!("  {word:<18}{causes}").trim_end())
         });
     std::iter::once("conntracer explain WORD, with one of:\n".to_owned())
         .chain(rows)
         .collect()
 }
 
-/// The words of the detectors' rooms, and those that are of none.
-fn entries() -> impl Iterator<Item = &'static Word> {
-    SPECS
-        .iter()
-        .flat_map(|spec| spec.words)
-        .chain(general::WORDS)
+/// The words of the detectors' rooms, and those that are of none, with what is said of each.
+fn entries() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let rooms = SPECS.iter().flat_map(|spec| detect::words(spec.explain));
+    rooms.chain(detect::words(GENERAL))
 }
 
 /// The findings that `word` is a cause of.
@@ -181,10 +176,10 @@ mod tests {
 
     #[test]
     fn text_fits_a_terminal() {
-        for entry in entries() {
-            let text = text(entry.word).unwrap();
+        for word in every_word() {
+            let text = text(word).unwrap();
             for line in text.lines() {
-                assert!(line.chars().count() <= COLUMNS, "{}: {line}", entry.word);
+                assert!(line.chars().count() <= COLUMNS, "{word}: {line}");
             }
         }
     }

@@ -20,7 +20,6 @@
 //! `recovered` or `reset`. A peer with a closed window answers probes and opens nothing. An idle
 //! connection without keepalive shows nothing and cannot be seen.
 
-mod explain;
 mod narrow;
 mod patience;
 mod silence;
@@ -61,7 +60,7 @@ pub(crate) static SPEC: Spec = Spec {
     ],
     losses: &[],
     section: Thresholds::SECTION,
-    words: explain::WORDS,
+    explain: include_str!("explain.md"),
 };
 
 /// A silence that nobody asks about is over after as long as the longest RTO twice over without a record.
@@ -140,8 +139,15 @@ impl DeadPeer {
         match &event.body {
             Body::Retransmit(body) => self.retransmit(event.time, body, change, cx),
             Body::Probe(body) => self.probe(event.time, body, change, cx),
-            Body::Snapshot(body) => self.snapshot(event.time, body, change, cx),
-            Body::Seed(body) => self.seed(event.time, body, change, cx),
+            Body::Snapshot(body) if body.socket.state == TcpState::Close => {
+                self.gone(event.time, change.connection.key);
+            }
+            Body::Snapshot(Snapshot { socket, tcp, .. }) | Body::Seed(Seed { socket, tcp, .. })
+                if !matches!(socket.state, TcpState::SynSent | TcpState::SynRecv)
+                    && self.observe(event.time, tcp, change, cx).is_some() =>
+            {
+                self.judge(change.connection.key, cx);
+            }
             _ => {}
         }
     }
@@ -180,25 +186,6 @@ impl DeadPeer {
             silence.not_sent.grow(1);
         }
         self.judge(change.connection.key, cx);
-    }
-
-    fn snapshot(&mut self, at: Ktime, body: &Snapshot, change: &Change<'_>, cx: &mut Context<'_>) {
-        if body.socket.state == TcpState::Close {
-            self.gone(at, change.connection.key);
-        } else if !matches!(body.socket.state, TcpState::SynSent | TcpState::SynRecv)
-            && self.observe(at, &body.tcp, change, cx).is_some()
-        {
-            self.judge(change.connection.key, cx);
-        }
-    }
-
-    /// A connection that was silent before conntracer began.
-    fn seed(&mut self, at: Ktime, body: &Seed, change: &Change<'_>, cx: &mut Context<'_>) {
-        if !matches!(body.socket.state, TcpState::SynSent | TcpState::SynRecv)
-            && self.observe(at, &body.tcp, change, cx).is_some()
-        {
-            self.judge(change.connection.key, cx);
-        }
     }
 
     /// The socket was not found. Why it went may still wait in a ring, behind the poll's answer.

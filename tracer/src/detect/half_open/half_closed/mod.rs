@@ -18,7 +18,6 @@
 //! **False positives.** Protocols that half-close by design (rsh, some proxies) stay so for as long
 //! as the other direction sends; raise the age there.
 
-mod explain;
 mod group;
 #[cfg(test)]
 mod tests;
@@ -46,7 +45,7 @@ pub(crate) static SPEC: Spec = Spec {
     hooks: &[hook::STATE, hook::DESTROY, hook::SEED],
     losses: &[],
     section: Thresholds::SECTION,
-    words: explain::WORDS,
+    explain: include_str!("explain.md"),
 };
 
 /// Sockets of one poll that are told apart: four times the eBPF side's default table.

@@ -23,7 +23,6 @@
 //! SYN-ACKs reach anybody looks flooded, if it is busy enough.
 
 mod crowd;
-mod explain;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -53,7 +52,7 @@ pub(crate) static SPEC: Spec = Spec {
     hooks: &[hook::SYNACK, hook::REQUEST, hook::SEED],
     losses: &[],
     section: Thresholds::SECTION,
-    words: explain::WORDS,
+    explain: include_str!("explain.md"),
 };
 
 /// Handshakes begun so long before the first sign of trouble are held against it, at most twice this:

@@ -13,7 +13,6 @@
 //! **False positives.** Protocols that speak seldom and check their peers by themselves (a heartbeat slower than
 //! the limit); raise the limit there.
 
-mod explain;
 mod group;
 #[cfg(test)]
 mod tests;
@@ -39,7 +38,7 @@ pub(crate) static SPEC: Spec = Spec {
     // A connection that they had no room for is not looked at.
     losses: &[hook::CONNECT, hook::ACK],
     section: Thresholds::SECTION,
-    words: explain::WORDS,
+    explain: include_str!("explain.md"),
 };
 
 impl Case for Group {
