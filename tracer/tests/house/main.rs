@@ -31,7 +31,7 @@ const CRATES: [(&str, &str); 6] = [
 const FLOORS: [(&str, &str); 10] = [
     (
         "ground",
-        "count emit event finding host id owner::path plan source time",
+        "count emit event finding host id owner::path plan section source time",
     ),
     ("kernel", "kernel owner"),
     ("decode", "decode recording"),
@@ -80,41 +80,6 @@ const NOT_YET: &[Known] = &[
         "events and sinks",
     ),
     (
-        "conntracer::detect::connect_failure",
-        "conntracer::detect::connect_failure",
-        "the detectors' rooms",
-    ),
-    (
-        "conntracer::detect::connection_drop",
-        "conntracer::detect::connection_drop",
-        "the detectors' rooms",
-    ),
-    (
-        "conntracer::detect::early_drop",
-        "conntracer::detect::early_drop",
-        "the detectors' rooms",
-    ),
-    (
-        "conntracer::detect::half_open::dead_peer",
-        "conntracer::detect::half_open::dead_peer",
-        "the detectors' rooms",
-    ),
-    (
-        "conntracer::detect::half_open::handshake",
-        "conntracer::detect::half_open::handshake",
-        "the detectors' rooms",
-    ),
-    (
-        "conntracer::detect::retransmit_storm::words",
-        "conntracer::detect::retransmit_storm::activity",
-        "the detectors' rooms",
-    ),
-    (
-        "conntracer::detect::syn_drop",
-        "conntracer::detect::syn_drop",
-        "the detectors' rooms",
-    ),
-    (
         "conntracer_common::retransmit",
         "conntracer_common::record::retransmit",
         "the eBPF side",
@@ -137,6 +102,11 @@ const NOT_YET: &[Known] = &[
     (
         "conntracer_tests::netns",
         "conntracer_tests::link",
+        "the suite",
+    ),
+    (
+        "conntracer_tests::watch",
+        "conntracer_tests::tracer",
         "the suite",
     ),
     ("xtask::vm::trial", "xtask::vm", "the suite"),
