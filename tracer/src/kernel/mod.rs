@@ -5,9 +5,9 @@
 
 mod accounts;
 mod attach;
+mod blind;
 mod btf;
 mod clock;
-mod detectors;
 mod error;
 mod facts;
 mod header;
@@ -77,9 +77,9 @@ fn attach(options: &Options) -> Result<(Attached, Host), CannotTrace> {
         Ok(_) => debug!("the kernel's counters: this kernel lacks one that is compared"),
         Err(reason) => debug!("the kernel's per-CPU counters: {reason}"),
     }
-    detectors::note_resets(&mut attached.hooks, resolved.facts.args_tcp_send_reset);
-    detectors::note_counters(&mut attached.hooks, counters.as_ref().err());
-    detectors::note_reasons(&mut attached.hooks, &resolved.drop_reasons);
+    blind::note_resets(&mut attached.hooks, resolved.facts.args_tcp_send_reset);
+    blind::note_counters(&mut attached.hooks, counters.as_ref().err());
+    blind::note_reasons(&mut attached.hooks, &resolved.drop_reasons);
     let plan = Plan {
         mode: options.mode,
         transport: options.transport,
