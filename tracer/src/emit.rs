@@ -1,5 +1,6 @@
 //! The kinds of lines that are printed only when asked for, and what they ask of the eBPF side.
 
+use clap::ValueEnum;
 use conntracer_common::{filter::emit_bit, record::kind};
 use serde::{Deserialize, Serialize};
 
@@ -7,17 +8,7 @@ use crate::event::Body;
 
 /// Kinds of lines that are printed only when asked for.
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    clap::ValueEnum,
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Emit {
@@ -80,44 +71,11 @@ impl Emits {
     /// a loss is told by its gap.
     #[must_use]
     pub const fn prints(self, body: &Body) -> bool {
-        let kind = match body {
-            Body::Connect(_) => kind::CONNECT,
-            Body::Accept(_) => kind::ACCEPT,
-            Body::State(_) => kind::STATE,
-            // The answer to a poll repeats what its connection's records tell one by one.
-            Body::Retransmit(body) if body.is_polled() => return false,
-            Body::Retransmit(_) => kind::RETRANSMIT,
-            Body::SynAck(_) => kind::SYNACK,
-            Body::Syn(_) => kind::SYN,
-            Body::Reset(_) => kind::RESET,
-            Body::Drop(_) => kind::DROP,
-            Body::EarlyDrop(_) => kind::EARLY_DROP,
-            Body::Failure(_) => kind::FAILURE,
-            Body::Close(_) => kind::CLOSE,
-            Body::Probe(_) => kind::PROBE,
-            Body::Seed(_) => kind::SEED,
-            Body::Undo(_)
-            | Body::Sources(_)
-            | Body::Snapshot(_)
-            | Body::Tick
-            | Body::Checkpoint
-            | Body::Loss(_)
-            | Body::Netns(_)
-            | Body::Seeded(_)
-            | Body::Idle(_)
-            | Body::IdleTotals(_)
-            | Body::HalfClosed(_)
-            | Body::Clock(_)
-            | Body::Process(_)
-            | Body::Holders(_) => {
-                return false;
-            }
-        };
-        self.records & emit_bit(kind) != 0
+        self.records & emit_bit(body.about().kind) != 0
     }
 }
 
-const fn record_bits(kind: Emit) -> u32 {
+fn record_bits(kind: Emit) -> u32 {
     match kind {
         Emit::Connect => emit_bit(kind::CONNECT),
         Emit::Accept => emit_bit(kind::ACCEPT),
@@ -132,19 +90,9 @@ const fn record_bits(kind: Emit) -> u32 {
         Emit::Probe => emit_bit(kind::PROBE),
         Emit::Seed => emit_bit(kind::SEED),
         Emit::Stats => 0,
-        Emit::All => {
-            record_bits(Emit::Connect)
-                | record_bits(Emit::Accept)
-                | record_bits(Emit::State)
-                | record_bits(Emit::Retransmit)
-                | record_bits(Emit::Syn)
-                | record_bits(Emit::Reset)
-                | record_bits(Emit::Drop)
-                | record_bits(Emit::EarlyDrop)
-                | record_bits(Emit::Failure)
-                | record_bits(Emit::Connection)
-                | record_bits(Emit::Probe)
-                | record_bits(Emit::Seed)
-        }
+        Emit::All => Emit::value_variants()
+            .iter()
+            .filter(|kind| **kind != Emit::All)
+            .fold(0, |bits, kind| bits | record_bits(*kind)),
     }
 }

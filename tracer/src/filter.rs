@@ -1,147 +1,72 @@
-//! Which records are judged: those of sockets and owners that are asked for.
+//! Which events are judged: those of sockets and owners that match the filter.
 //!
 //! The eBPF side leaves out what it can tell of. What remains to be decided here: sockets whose owner it
-//! did not know, and control groups that it met a moment ago; and everything in a replay. Records go through
+//! did not know, and control groups that it met a moment ago; and everything in a replay. Events go through
 //! before they are kept or judged, so that a recording holds what its run has judged, and its replay finds
 //! the same. What was left out is counted.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use conntracer_common::{
-    filter::{Filter, Plain, comm_words, owner_condition},
-    record::{Header, Owner, Process, Socket, kind, owner_source, process_flag, role},
-    tcp::state,
+    filter::{Filter, Plain, comm_words},
+    record::{self, role},
 };
 use serde::Serialize;
-use zerocopy::FromBytes;
 
 use crate::{
+    conditions::{Conditions, Owners},
     count::Grow,
-    {kernel::OWNED, owner::path, table::Bounded},
+    event::{Body, Event, Owner, Process, Role, Socket, TcpState},
+    table::Bounded,
 };
 
 /// Control groups whose answer is kept at once; a host has as many as it has services and containers.
 const MAX_GROUPS: usize = 16_384;
 
-/// Conditions on owners; empty ones ask for nothing, and any of a kind will do.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Owners {
-    pub pids: Vec<u32>,
-    /// As `conntracer_common::filter::comm_words` gives them.
-    pub comms: Vec<[u64; 2]>,
-    /// Control groups by their path below the root, as in `/system.slice/nginx.service`.
-    pub groups: Vec<String>,
-    /// First characters of containers' ids, or of the names of systemd's machines.
-    pub containers: Vec<String>,
-}
-
-impl Owners {
-    /// Bits of [`owner_condition`].
-    #[must_use]
-    pub fn conditions(&self) -> u32 {
-        let bit = |asked: bool, bit: u32| if asked { bit } else { 0 };
-        bit(!self.pids.is_empty(), owner_condition::PID)
-            | bit(!self.comms.is_empty(), owner_condition::COMM)
-            | bit(self.asks_for_groups(), owner_condition::GROUP)
-    }
-
-    /// Whether anything is asked about control groups.
-    #[must_use]
-    pub fn asks_for_groups(&self) -> bool {
-        !self.groups.is_empty() || !self.containers.is_empty()
-    }
-
-    /// Whether processes of a control group are asked for, by its path below the root.
-    #[must_use]
-    pub fn wants_group(&self, path: &str) -> bool {
-        let within = self.groups.iter().any(|group| is_within(group, path));
-        let contained = || {
-            path::container(path)
-                .is_some_and(|(_, id)| self.containers.iter().any(|asked| id.starts_with(asked)))
-        };
-        (self.groups.is_empty() || within) && (self.containers.is_empty() || contained())
-    }
-
-    /// What is asked for and is none of the control groups that there are, as it is typed.
-    #[must_use]
-    pub fn missing(&self, there: &[String]) -> Vec<String> {
-        let lacks = |asked: Self| !there.iter().any(|path| asked.wants_group(path));
-        let group = |group: &String| {
-            let groups = vec![group.clone()];
-            lacks(Self {
-                groups,
-                ..Self::default()
-            })
-            .then(|| format!("--cgroup {group}"))
-        };
-        let container = |container: &String| {
-            let containers = vec![container.clone()];
-            lacks(Self {
-                containers,
-                ..Self::default()
-            })
-            .then(|| format!("--container {container}"))
-        };
-        let groups = self.groups.iter().filter_map(group);
-        groups
-            .chain(self.containers.iter().filter_map(container))
-            .collect()
-    }
-}
-
-/// Whether a control group is `group`, or lies below it.
-fn is_within(group: &str, path: &str) -> bool {
-    path.strip_prefix(group.trim_end_matches('/'))
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 /// What was left out, and what the bound of the groups cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Tallies {
-    /// Records of sockets or owners that are not asked for.
+pub struct LeftOut {
+    /// Records of sockets or owners that do not match.
     pub records_filtered: u64,
-    /// Records that nobody could say of whether they are asked for: their owner was not known.
+    /// Records of which nobody could say whether they match: their owner was not known.
     pub records_owner_unknown: u64,
     pub groups_evicted: u64,
 }
 
-enum Answer {
-    Asked,
-    Refused,
-    Unknown,
-}
-
 /// See the module.
 #[derive(Debug)]
-pub struct Records {
+pub struct EventFilter {
     /// `None` where the eBPF side has told already.
     sockets: Option<Filter>,
     owners: Owners,
-    /// What was said of each control group, by id.
+    /// Whether each control group matches, by id.
     groups: Bounded<u64, bool>,
-    tallies: Tallies,
+    left_out: LeftOut,
 }
 
-impl Records {
-    /// Of a live kernel, whose own half knows the sockets that are asked for.
+impl EventFilter {
+    /// Of a live kernel, whose eBPF side knows the sockets that match.
     #[must_use]
     pub fn live(owners: Owners) -> Self {
         Self {
             sockets: None,
             owners,
             groups: Bounded::new(MAX_GROUPS),
-            tallies: Tallies::default(),
+            left_out: LeftOut::default(),
         }
     }
 
     /// Of a recording.
     #[must_use]
-    pub fn recorded(sockets: Filter, owners: Owners) -> Self {
+    pub fn recorded(conditions: Conditions) -> Self {
+        let Conditions { sockets, owners } = conditions;
         Self {
             sockets: (sockets != Filter::NONE).then_some(sockets),
             ..Self::live(owners)
         }
     }
 
-    /// All of them.
+    /// That everything matches.
     #[must_use]
     pub fn all() -> Self {
         Self::live(Owners::default())
@@ -149,185 +74,196 @@ impl Records {
 
     /// What was left out so far.
     #[must_use]
-    pub fn tallies(&self) -> Tallies {
-        Tallies {
+    pub fn left_out(&self) -> LeftOut {
+        LeftOut {
             groups_evicted: self.groups.evicted(),
-            ..self.tallies
+            ..self.left_out
         }
     }
 
-    /// Whether a record is to be judged. What is of no socket always is, and so is what is no record: it is
-    /// counted elsewhere.
-    pub fn take(&mut self, record: &[u8]) -> bool {
+    /// Whether an event is to be judged. What is of no socket always is.
+    pub fn passes(&mut self, event: &Event) -> bool {
         let by_owner = self.owners.conditions() != 0;
         if self.sockets.is_none() && !by_owner {
             return true;
         }
-        let Ok((header, rest)) = Header::read_from_prefix(record) else {
-            return true;
-        };
-        if header.kind == kind::PROCESS {
-            self.learn(record);
-            return true;
-        }
-        // Sockets that are counted and not listed have no addresses to go by; where none of their process passes,
-        // they are nobody's.
-        if header.kind == kind::HALF_CLOSED && self.sockets.is_some() {
-            self.tallies.records_filtered.grow(1);
-            return false;
-        }
-        let is_owned = OWNED.contains(&header.kind);
-        if !is_owned && header.kind != kind::SOURCES {
-            return true;
-        }
-        let Ok((socket, rest)) = Socket::read_from_prefix(rest) else {
-            return true;
-        };
-        if is_all_that_is_left(&socket) {
-            return true;
-        }
-        if !self.wants_socket(socket) {
-            self.tallies.records_filtered.grow(1);
-            return false;
-        }
-        if !is_owned || !by_owner {
-            return true;
-        }
-        let Ok((owner, _)) = Owner::read_from_prefix(rest) else {
-            return true;
-        };
-        match self.answer(&owner) {
-            Answer::Asked => true,
-            Answer::Refused => {
-                self.tallies.records_filtered.grow(1);
-                false
+        match &event.body {
+            Body::Process(process) => self.learn(process),
+            // Sockets that are counted and not listed have no addresses to go by; where none of their process
+            // passes, they are nobody's.
+            Body::HalfClosed(_) if self.sockets.is_some() => {
+                self.left_out.records_filtered.grow(1);
+                return false;
             }
-            Answer::Unknown => {
-                self.tallies.records_owner_unknown.grow(1);
-                false
-            }
+            _ => {}
         }
+        let about = event.body.about();
+        let Some(socket) = about.socket.filter(|socket| !is_all_that_is_left(socket)) else {
+            return true;
+        };
+        // Who sent a listener's SYNs is told without whose the listener is.
+        let by_owner = by_owner && !matches!(event.body, Body::Sources(_));
+        let matches = if !self.matches_socket(socket) {
+            Some(false)
+        } else if by_owner {
+            about.owner.and_then(|owner| self.matches_owner(owner))
+        } else {
+            Some(true)
+        };
+        match matches {
+            Some(true) => {}
+            Some(false) => self.left_out.records_filtered.grow(1),
+            None => self.left_out.records_owner_unknown.grow(1),
+        }
+        matches == Some(true)
     }
 
-    fn wants_socket(&self, mut socket: Socket) -> bool {
+    fn matches_socket(&self, socket: &Socket) -> bool {
         let Some(filter) = &self.sockets else {
             return true;
         };
-        // Its record names the last client, and stands for all.
-        if socket.role == role::LISTENER {
-            socket.remote_addr = [0; 4];
-            socket.remote_port = 0;
+        let mut raw = record::Socket {
+            netns: socket.netns,
+            local_addr: words(socket.local.ip()),
+            local_port: socket.local.port(),
+            ..record::Socket::default()
+        };
+        raw.role = match socket.role {
+            Role::Unknown => role::UNKNOWN,
+            Role::Active => role::ACTIVE,
+            Role::Passive => role::PASSIVE,
+            Role::Listener => role::LISTENER,
+        };
+        // A listener's record names the last client, and stands for all.
+        if socket.role != Role::Listener {
+            raw.remote_addr = words(socket.remote.ip());
+            raw.remote_port = socket.remote.port();
         }
-        filter.matches::<Plain>(&socket)
+        filter.matches::<Plain>(&raw)
     }
 
-    fn answer(&mut self, owner: &Owner) -> Answer {
-        let asked = &self.owners;
-        if owner.source == owner_source::UNKNOWN {
-            return Answer::Unknown;
-        }
-        if !(asked.pids.is_empty() || asked.pids.contains(&owner.pid))
-            || !(asked.comms.is_empty() || asked.comms.contains(&comm_words(&owner.comm)))
+    /// `None` of a control group that nobody named yet.
+    fn matches_owner(&mut self, owner: &Owner) -> Option<bool> {
+        let Owners { pids, comms, .. } = &self.owners;
+        if !(pids.is_empty() || pids.contains(&owner.pid))
+            || !(comms.is_empty() || comms.contains(&comm_words(&owner.comm.0)))
         {
-            return Answer::Refused;
+            return Some(false);
         }
-        if !asked.asks_for_groups() {
-            return Answer::Asked;
+        if !self.owners.has_groups() {
+            return Some(true);
         }
-        match self.groups.touch(&owner.cgroup_id) {
-            Some(true) => Answer::Asked,
-            Some(false) => Answer::Refused,
-            None => Answer::Unknown,
-        }
+        self.groups.touch(&owner.cgroup_id).copied()
     }
 
     /// Takes an answer from the name of an owner, which goes before its first record.
-    fn learn(&mut self, record: &[u8]) {
-        let Ok((process, _)) = Process::read_from_prefix(record) else {
-            return;
-        };
+    fn learn(&mut self, process: &Process) {
         let path = process.cgroup.split(|byte| *byte == 0).next();
         let path = String::from_utf8_lossy(path.unwrap_or_default());
-        if path.is_empty() || !self.owners.asks_for_groups() {
+        if path.is_empty() || !self.owners.has_groups() {
             return;
         }
-        let wants = self.owners.wants_group(&path);
+        let matches = self.owners.matches_group(&path);
         // Of the end of a path one cannot tell what it lies in, nor that it is no container.
-        let is_cut = process.flags & process_flag::CGROUP_CUT != 0;
-        if !is_cut || (wants && self.owners.groups.is_empty()) {
-            self.groups.insert(process.cgroup_id, wants);
+        if !process.cgroup_cut || (matches && self.owners.groups.is_empty()) {
+            self.groups.insert(process.cgroup_id, matches);
         }
     }
+}
+
+/// An address as records and filters carry it: network order words, IPv4 mapped into IPv6.
+#[must_use]
+pub fn words(address: IpAddr) -> [u32; 4] {
+    let address: Ipv6Addr = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    };
+    let mut words = [0; 4];
+    for (word, octets) in words.iter_mut().zip(address.octets().as_chunks().0) {
+        *word = u32::from_ne_bytes(*octets);
+    }
+    words
 }
 
 /// Whether a record says no more than that a socket is gone.
 const fn is_all_that_is_left(socket: &Socket) -> bool {
-    socket.state == state::CLOSE && socket.netns == 0 && socket.local_port == 0
+    matches!(socket.state, TcpState::Close) && socket.netns == 0 && socket.local.port() == 0
 }
 
 #[cfg(test)]
 mod tests {
-    use conntracer_common::record::{Connect, Snapshot, Sources, Syn, Tick};
+    use conntracer_common::{
+        record::{Connect, Snapshot, Sources, Syn, Tick, kind, owner_source, process_flag},
+        tcp::state,
+    };
     use rstest::rstest;
-    use zerocopy::{FromZeros, IntoBytes};
+    use zerocopy::{FromZeros, Immutable, IntoBytes};
 
     use super::*;
+    use crate::decode::decode;
 
     const CONTAINER: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-    fn owner(pid: u32, cgroup_id: u64) -> Owner {
-        Owner {
+    fn owner(pid: u32, cgroup_id: u64) -> record::Owner {
+        record::Owner {
             cgroup_id,
             comm: *b"nginx\0old\0\0\0\0\0\0\0",
             pid,
             source: owner_source::CONNECT,
-            ..Owner::default()
+            ..record::Owner::default()
         }
     }
 
-    fn header(kind: u16) -> Header {
-        Header {
-            kind,
-            ..Header::default()
-        }
+    fn event<T: IntoBytes + Immutable>(kind: u16, record: &T) -> Event {
+        let mut bytes = record.as_bytes().to_vec();
+        bytes[8..10].copy_from_slice(&kind.to_ne_bytes());
+        let size = u16::try_from(bytes.len()).unwrap();
+        bytes[10..12].copy_from_slice(&size.to_ne_bytes());
+        decode(&bytes).unwrap()
     }
 
-    fn socket() -> Socket {
-        Socket {
+    fn socket() -> record::Socket {
+        record::Socket {
             netns: 7,
             local_port: 80,
             remote_port: 40_000,
-            ..Socket::default()
+            ..record::Socket::default()
         }
     }
 
-    fn connect(owner: Owner) -> Vec<u8> {
+    fn connect(owner: record::Owner) -> Event {
         let record = Connect {
-            header: header(kind::CONNECT),
             socket: socket(),
             owner,
+            ..Connect::default()
         };
-        record.as_bytes().to_vec()
+        event(kind::CONNECT, &record)
     }
 
-    fn named(cgroup_id: u64, cgroup: &str, flags: u8) -> Vec<u8> {
-        let mut record = Process::new_zeroed();
-        record.header = header(kind::PROCESS);
+    fn named(cgroup_id: u64, cgroup: &str, flags: u8) -> Event {
+        let mut record = record::Process::new_zeroed();
         record.cgroup_id = cgroup_id;
         record.flags = flags;
         record.cgroup[..cgroup.len()].copy_from_slice(cgroup.as_bytes());
-        record.as_bytes().to_vec()
+        event(kind::PROCESS, &record)
     }
 
-    fn port(port: u16) -> Filter {
-        let mut filter = Filter::NONE;
-        filter.ports[0] = port;
-        filter.used.ports = 1;
-        filter
+    fn by_socket(sockets: &Filter) -> EventFilter {
+        EventFilter::recorded(Conditions {
+            sockets: *sockets,
+            owners: Owners::default(),
+        })
+    }
+
+    fn by_port(port: u16) -> EventFilter {
+        let mut sockets = Filter::NONE;
+        sockets.ports[0] = port;
+        sockets.used.ports = 1;
+        by_socket(&sockets)
     }
 
     #[rstest]
-    #[case::nothing_asked(&[], &[], true)]
+    #[case::no_condition(&[], &[], true)]
     #[case::pid(&[9, 7], &[], true)]
     #[case::other_pid(&[8], &[], false)]
     #[case::both(&[7], &["nginx"], true)]
@@ -343,45 +279,45 @@ mod tests {
             bytes[..comm.len()].copy_from_slice(comm.as_bytes());
             comm_words(&bytes)
         };
-        let mut records = Records::live(Owners {
+        let mut filter = EventFilter::live(Owners {
             pids: pids.to_vec(),
             comms: comms.iter().map(words).collect(),
             ..Owners::default()
         });
-        assert_eq!(records.take(&connect(owner(7, 1))), passes);
-        assert_eq!(records.tallies().records_filtered, u64::from(!passes));
+        assert_eq!(filter.passes(&connect(owner(7, 1))), passes);
+        assert_eq!(filter.left_out().records_filtered, u64::from(!passes));
     }
 
     #[test]
-    fn an_owner_that_is_not_known_is_none_of_those_asked_for_and_counted_apart() {
-        let mut records = Records::live(Owners {
+    fn an_owner_that_is_not_known_does_not_match_and_is_counted_apart() {
+        let mut filter = EventFilter::live(Owners {
             pids: vec![7],
             ..Owners::default()
         });
-        assert!(!records.take(&connect(Owner::default())));
-        assert!(!records.take(&connect(owner(8, 1))));
-        let tallies = records.tallies();
+        assert!(!filter.passes(&connect(record::Owner::default())));
+        assert!(!filter.passes(&connect(owner(8, 1))));
+        let left_out = filter.left_out();
         assert_eq!(
-            (tallies.records_owner_unknown, tallies.records_filtered),
+            (left_out.records_owner_unknown, left_out.records_filtered),
             (1, 1)
         );
-        assert!(Records::all().take(&connect(Owner::default())));
+        assert!(EventFilter::all().passes(&connect(record::Owner::default())));
     }
 
     #[test]
     fn a_control_group_is_told_by_the_name_of_its_owner() {
-        let mut records = Records::live(Owners {
+        let mut filter = EventFilter::live(Owners {
             groups: vec!["/web".to_owned()],
             ..Owners::default()
         });
-        assert!(!records.take(&connect(owner(7, 1))));
-        assert_eq!(records.tallies().records_owner_unknown, 1);
+        assert!(!filter.passes(&connect(owner(7, 1))));
+        assert_eq!(filter.left_out().records_owner_unknown, 1);
         for (id, path) in [(1, "/web"), (2, "/web/a/b"), (3, "/website"), (4, "/")] {
-            assert!(records.take(&named(id, path, 0)));
+            assert!(filter.passes(&named(id, path, 0)));
         }
-        let passed = [1, 2, 3, 4].map(|id| records.take(&connect(owner(7, id))));
+        let passed = [1, 2, 3, 4].map(|id| filter.passes(&connect(owner(7, id))));
         assert_eq!(passed, [true, true, false, false]);
-        assert_eq!(records.tallies().records_filtered, 2);
+        assert_eq!(filter.left_out().records_filtered, 2);
     }
 
     #[test]
@@ -395,101 +331,75 @@ mod tests {
             groups: vec!["/system.slice".to_owned()],
             ..by_container.clone()
         };
-        for (asked, passes) in [(by_container, true), (by_both, false)] {
-            let mut records = Records::live(asked);
-            records.take(&named(1, &scope, process_flag::CGROUP_CUT));
-            assert_eq!(records.take(&connect(owner(7, 1))), passes);
-            assert_eq!(records.tallies().records_owner_unknown, u64::from(!passes));
+        for (owners, passes) in [(by_container, true), (by_both, false)] {
+            let mut filter = EventFilter::live(owners);
+            filter.passes(&named(1, &scope, process_flag::CGROUP_CUT));
+            assert_eq!(filter.passes(&connect(owner(7, 1))), passes);
+            assert_eq!(filter.left_out().records_owner_unknown, u64::from(!passes));
         }
-    }
-
-    #[rstest]
-    #[case::container(&[], &["0123456789ab"], true)]
-    #[case::other_container(&[], &["123456789ab"], false)]
-    #[case::any_container(&[], &["f", "0"], true)]
-    #[case::within(&["/system.slice"], &["0"], true)]
-    #[case::not_within(&["/user.slice"], &["0"], false)]
-    #[case::everything(&["/"], &[], true)]
-    fn groups_are_wanted_when_every_kind_is_met(
-        #[case] groups: &[&str],
-        #[case] containers: &[&str],
-        #[case] wanted: bool,
-    ) {
-        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-        let asked = Owners {
-            groups: texts(groups),
-            containers: texts(containers),
-            ..Owners::default()
-        };
-        let path = format!("/system.slice/docker-{CONTAINER}.scope");
-        assert_eq!(asked.wants_group(&path), wanted);
-    }
-
-    #[test]
-    fn what_is_asked_for_and_not_there_is_said_as_it_is_typed() {
-        let asked = Owners {
-            groups: vec!["/web".to_owned(), "/db".to_owned()],
-            containers: vec!["abc".to_owned()],
-            ..Owners::default()
-        };
-        let there = ["/db/1".to_owned()];
-        assert_eq!(asked.missing(&there), ["--cgroup /web", "--container abc"]);
     }
 
     #[test]
     fn a_recording_is_filtered_by_socket_as_the_kernel_would_have() {
-        let mut records = Records::recorded(port(80), Owners::default());
-        assert!(records.take(&connect(owner(7, 1))));
-        let mut records = Records::recorded(port(81), Owners::default());
-        assert!(!records.take(&connect(owner(7, 1))));
-        assert_eq!(records.tallies().records_filtered, 1);
+        let mut filter = by_port(80);
+        assert!(filter.passes(&connect(owner(7, 1))));
+        let mut filter = by_port(81);
+        assert!(!filter.passes(&connect(owner(7, 1))));
+        assert_eq!(filter.left_out().records_filtered, 1);
         let sources = Sources {
-            header: header(kind::SOURCES),
             socket: socket(),
             ..Sources::new_zeroed()
         };
-        assert!(!records.take(sources.as_bytes()));
+        assert!(!filter.passes(&event(kind::SOURCES, &sources)));
+    }
+
+    #[rstest]
+    #[case("10.0.0.1")]
+    #[case("0.0.0.0")]
+    #[case("::")]
+    #[case("fd00::1")]
+    fn an_address_is_as_its_record_had_it(#[case] address: IpAddr) {
+        let record = Connect {
+            socket: record::Socket {
+                local_addr: words(address),
+                ..socket()
+            },
+            ..Connect::default()
+        };
+        let event = event(kind::CONNECT, &record);
+        assert_eq!(event.body.about().socket.unwrap().local.ip(), address);
     }
 
     #[test]
     fn the_last_client_of_a_listener_stands_for_all() {
-        let mut filter = Filter::NONE;
-        filter.remote_ports[0] = 9;
-        filter.used.remote_ports = 1;
-        let mut records = Records::recorded(filter, Owners::default());
+        let mut sockets = Filter::NONE;
+        sockets.remote_ports[0] = 9;
+        sockets.used.remote_ports = 1;
         let syn = Syn {
-            header: header(kind::SYN),
-            socket: Socket {
+            socket: record::Socket {
                 role: role::LISTENER,
                 ..socket()
             },
+            outcome: u8::MAX,
             ..Syn::default()
         };
-        assert!(records.take(syn.as_bytes()));
+        assert!(by_socket(&sockets).passes(&event(kind::SYN, &syn)));
     }
 
     #[test]
     fn what_is_of_no_socket_always_passes() {
-        let owners = Owners {
-            pids: vec![7],
-            ..Owners::default()
-        };
-        let mut records = Records::recorded(port(81), owners);
-        let tick = Tick {
-            header: header(kind::TICK),
-        };
-        assert!(records.take(tick.as_bytes()));
-        assert!(records.take(&[1, 2, 3]));
+        let mut filter = by_port(81);
+        filter.owners.pids = vec![7];
+        assert!(filter.passes(&event(kind::TICK, &Tick::default())));
         // What was watched is gone: whoever watched it asked for it.
         let gone = Snapshot {
-            header: header(kind::SNAPSHOT),
-            socket: Socket {
+            socket: record::Socket {
                 state: state::CLOSE,
-                ..Socket::default()
+                ..record::Socket::default()
             },
             ..Snapshot::default()
         };
-        assert!(records.take(gone.as_bytes()));
-        assert_eq!(records.tallies(), Tallies::default());
+        assert!(filter.passes(&event(kind::SNAPSHOT, &gone)));
+        assert_eq!(filter.left_out(), LeftOut::default());
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod cli;
 pub mod command;
+pub mod conditions;
 pub mod config;
 mod count;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]

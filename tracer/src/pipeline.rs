@@ -1,5 +1,5 @@
-//! One thread's work between ring and sinks: a record is decoded, folded into the tables, judged by
-//! the detectors, and what they find is handed on.
+//! One thread's work between ring and sinks: a record is decoded, held against the filter, folded into the tables,
+//! judged by the detectors, and what they find is handed on.
 //!
 //! Reads no clock, opens no file, and treats a live record and a recorded one alike. Called by the
 //! run loop and by `replay`.
@@ -14,6 +14,7 @@ use crate::{
     decode::decode,
     detect::{self, Context, Detectors, Thresholds},
     event::{Body, Event, TcpState},
+    filter::{EventFilter, LeftOut},
     finding::Finding,
     host::Host,
     reconcile::{Reconciler, Reconciliation},
@@ -67,12 +68,15 @@ pub struct Tallies {
     pub netns_counts_untracked: u64,
     #[serde(flatten)]
     pub seeds: Seeds,
+    #[serde(flatten)]
+    pub left_out: LeftOut,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct Pipeline {
     host: Arc<Host>,
+    filter: EventFilter,
     connections: Connections,
     listeners: Listeners,
     processes: Processes,
@@ -89,9 +93,15 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// An empty pipeline that judges by `thresholds` and names things as `host` does.
+    /// An empty pipeline that judges everything by `thresholds`, and names things as `host` does.
     #[must_use]
     pub fn new(thresholds: Thresholds, host: Arc<Host>) -> Self {
+        Self::filtered(thresholds, host, EventFilter::all())
+    }
+
+    /// The same of what passes `filter`.
+    #[must_use]
+    pub fn filtered(thresholds: Thresholds, host: Arc<Host>, filter: EventFilter) -> Self {
         let limits = &thresholds.limits;
         Self {
             connections: Connections::new(limits.connections),
@@ -102,6 +112,7 @@ impl Pipeline {
             detectors: Detectors::new(thresholds),
             reconciler: Reconciler::new(),
             host,
+            filter,
             now: Ktime(0),
             last_id: 0,
             lost: [0; HOOKS.len()],
@@ -111,17 +122,23 @@ impl Pipeline {
         }
     }
 
-    /// Takes one record through to its findings. Bytes that are no record are counted.
-    pub fn feed(&mut self, record: &[u8], out: &mut dyn FnMut(Output<'_>)) {
+    /// Takes one record through to its findings; false of one that does not match the filter, which is neither
+    /// judged nor to be kept. Bytes that are no record are counted, and kept.
+    pub fn feed(&mut self, record: &[u8], out: &mut dyn FnMut(Output<'_>)) -> bool {
+        match decode(record) {
+            Ok(event) if self.filter.passes(&event) => self.judge(&event, out),
+            Ok(_) => return false,
+            Err(_) => self.decode_errors.grow(1),
+        }
         self.records.grow(1);
-        let Ok(event) = decode(record) else {
-            self.decode_errors.grow(1);
-            return;
-        };
+        true
+    }
+
+    fn judge(&mut self, event: &Event, out: &mut dyn FnMut(Output<'_>)) {
         // Never backwards: rings of two CPUs may be a little out of order.
         self.now = self.now.max(event.time);
-        self.learn(&event, out);
-        let change = self.connections.apply(&event);
+        self.learn(event, out);
+        let change = self.connections.apply(event);
         let applied = match &event.body {
             Body::Syn(body) => Some(self.listeners.apply(body, self.now)),
             Body::Tick => {
@@ -147,7 +164,7 @@ impl Pipeline {
             },
         };
         self.detectors
-            .event(&event, change.as_ref(), applied.as_ref(), &mut cx);
+            .event(event, change.as_ref(), applied.as_ref(), &mut cx);
         match &event.body {
             Body::State(body) if body.new == TcpState::Close => {
                 self.connections.forget(&body.socket);
@@ -269,6 +286,7 @@ impl Pipeline {
             netns_evicted: self.reconciler.evicted(),
             netns_counts_untracked,
             seeds: self.seeds,
+            left_out: self.filter.left_out(),
         }
     }
 

@@ -13,7 +13,7 @@ use crate::{
     detect::Thresholds,
     emit::Emits,
     event::Body,
-    filter::{self, Records},
+    filter::EventFilter,
     finding::{Finding, FindingKind, Status},
     host::Host,
     pipeline::{Output, Pipeline, Tallies},
@@ -25,7 +25,6 @@ use crate::{
 /// See the module.
 #[derive(Debug)]
 pub struct Watch {
-    records: Records,
     pipeline: Pipeline,
     shown: Shown,
 }
@@ -41,8 +40,6 @@ struct Shown {
 struct AllTallies {
     #[serde(flatten)]
     pipeline: Tallies,
-    #[serde(flatten)]
-    filter: filter::Tallies,
     sink_events_lost: u64,
     sink_lines_lost: u64,
     polls_failed: u64,
@@ -50,10 +47,9 @@ struct AllTallies {
 
 impl Watch {
     #[must_use]
-    pub fn new(thresholds: Thresholds, host: Arc<Host>, emits: Emits, records: Records) -> Self {
+    pub fn new(thresholds: Thresholds, host: Arc<Host>, emits: Emits, filter: EventFilter) -> Self {
         Self {
-            records,
-            pipeline: Pipeline::new(thresholds, host),
+            pipeline: Pipeline::filtered(thresholds, host, filter),
             shown: Shown {
                 emits,
                 findings: BTreeMap::new(),
@@ -61,16 +57,11 @@ impl Watch {
         }
     }
 
-    /// Whether a record is asked for; what is not is neither judged nor kept.
-    pub fn takes(&mut self, record: &[u8]) -> bool {
-        self.records.take(record)
-    }
-
-    /// Judges one record.
-    pub fn feed(&mut self, record: &[u8], lines: &mut dyn FnMut(Line)) {
+    /// Judges one record; false of one that does not match the filter, and is not to be kept.
+    pub fn feed(&mut self, record: &[u8], lines: &mut dyn FnMut(Line)) -> bool {
         let shown = &mut self.shown;
         self.pipeline
-            .feed(record, &mut |output| shown.take(output, lines));
+            .feed(record, &mut |output| shown.take(output, lines))
     }
 
     /// The end of input: last figures of what is still open.
@@ -117,7 +108,6 @@ impl Watch {
     ) -> Account {
         let tallies = AllTallies {
             pipeline: self.pipeline.tallies(),
-            filter: self.records.tallies(),
             sink_events_lost: refused.events,
             sink_lines_lost: refused.others,
             polls_failed,

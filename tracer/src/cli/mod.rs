@@ -1,10 +1,10 @@
 //! The command line: what was typed ([`Arguments`]) and where it leads.
 //!
-//! Not here: what the flags resolve to ([`filter`], [`settings`]) and what the commands do
+//! Not here: what the flags resolve to ([`conditions`], [`settings`]) and what the commands do
 //! ([`crate::command`]).
 
+pub mod conditions;
 pub mod duration;
-pub mod filter;
 pub mod settings;
 mod word;
 
@@ -185,7 +185,7 @@ pub struct FilterArguments {
     /// Local or remote address, such as 10.0.0.0/8 or 2001:db8::1; up to eight.
     ///
     /// A listener has no remote address, and passes.
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = filter::parse_cidr)]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = conditions::parse_cidr)]
     pub addr: Vec<Cidr>,
     /// Listener and the connections that came in there, as `ss -ltn` shows it; up to eight.
     ///
@@ -193,7 +193,7 @@ pub struct FilterArguments {
     /// address, 0.0.0.0 and [::] included. A connection belongs to it when its local end is that address, or any
     /// address for 0.0.0.0 (IPv4) and [::] (both), and this host did not open it. An IPv4-mapped address is the
     /// IPv4 address.
-    #[arg(long, value_name = "[ADDR:]PORT", value_delimiter = ',', value_parser = filter::parse_listener)]
+    #[arg(long, value_name = "[ADDR:]PORT", value_delimiter = ',', value_parser = conditions::parse_listener)]
     pub listener: Vec<Listening>,
     /// Owning process.
     ///
@@ -206,7 +206,7 @@ pub struct FilterArguments {
     /// Name of the owning process, exactly as `ps -o comm` shows it (15 bytes at most).
     ///
     /// The owner as for --pid, by the name it had when it became the owner.
-    #[arg(long, value_delimiter = ',', value_parser = filter::parse_comm)]
+    #[arg(long, value_delimiter = ',', value_parser = conditions::parse_comm)]
     pub comm: Vec<String>,
     /// Control group of the owning process, as a path below /sys/fs/cgroup; with all groups below it.
     ///
@@ -218,7 +218,7 @@ pub struct FilterArguments {
     ///
     /// Told by the control group, as for --cgroup: Docker, containerd, CRI-O, Podman, BuildKit, and
     /// systemd-nspawn. One that does not exist yet is waited for.
-    #[arg(long, value_name = "ID", value_delimiter = ',', value_parser = filter::parse_container)]
+    #[arg(long, value_name = "ID", value_delimiter = ',', value_parser = conditions::parse_container)]
     pub container: Vec<String>,
 }
 

@@ -16,12 +16,12 @@ use super::{Outcome, prepare};
 use crate::{
     cli::{
         ReplayArguments, ReportArguments,
-        filter::{Asked, Roots, resolve},
+        conditions::{Roots, resolve},
         settings::{self, Destination},
     },
     detect::{self, Thresholds},
     emit::{Emit, Emits},
-    filter::Records,
+    filter::EventFilter,
     recording::{Reader, RecordingError},
     sink::{
         Line, Reason,
@@ -39,7 +39,7 @@ const MAX_LINE_BYTES: u64 = 1 << 20;
 /// Feeds a recording to the pipeline as the run that made it was fed.
 pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
     let config = prepare(&typed.output.common)?;
-    let Asked { sockets, owners } = resolve(&typed.filter, &Roots::default())?;
+    let conditions = resolve(&typed.filter, &Roots::default())?;
     let emits = settings::emits(&typed.output, &config);
     let file = open(&typed.file)?;
     let mut reader = Reader::new(BufReader::new(&file)).with_context(|| said(&typed.file))?;
@@ -55,8 +55,8 @@ pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
     let renderer = destination.renderer(Arc::clone(&host));
     let mut sink = Sink::spawn(destination.file, renderer, WhenFull::Wait)
         .context("starting the output's thread")?;
-    let records = Records::recorded(sockets, owners);
-    let mut watch = Watch::new(config.detect, host, emits, records);
+    let filter = EventFilter::recorded(conditions);
+    let mut watch = Watch::new(config.detect, host, emits, filter);
     let end = feed(&mut reader, &mut watch, &mut |line| {
         sink.push(line);
     });
@@ -84,9 +84,7 @@ fn feed<R: Read>(
                         time: ktime(record),
                     });
                 }
-                if watch.takes(record) {
-                    watch.feed(record, lines);
-                }
+                watch.feed(record, lines);
             }
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
@@ -134,7 +132,12 @@ fn summarise_recording<R: Read>(
 ) -> (Report, Result<(), RecordingError>) {
     let host = Arc::new(detect::with_coverage(reader.host().clone()));
     let mut json = Json::new(Arc::clone(&host));
-    let mut watch = Watch::new(thresholds, host, Emits::of(&[Emit::All]), Records::all());
+    let mut watch = Watch::new(
+        thresholds,
+        host,
+        Emits::of(&[Emit::All]),
+        EventFilter::all(),
+    );
     let mut report = Report::default();
     let mut bytes = Vec::new();
     let end = feed(&mut reader, &mut watch, &mut |line| {

@@ -9,13 +9,14 @@ use super::{Outcome, prepare};
 use crate::{
     cli::{
         RunArguments,
-        filter::{self, Asked, Roots},
+        conditions::{self, Roots},
         settings::{self, Destination},
     },
+    conditions::Conditions,
     config::Config,
     detect,
     emit::Emits,
-    filter::Records,
+    filter::EventFilter,
     kernel::{self, LiveKernel},
     privileges,
     recording::Writer,
@@ -42,9 +43,9 @@ impl Prepared {
     fn new(typed: &RunArguments) -> anyhow::Result<Self> {
         let config = prepare(&typed.output.common)?;
         let roots = Roots::default();
-        let Asked { sockets, owners } = filter::resolve(&typed.filter, &roots)?;
-        filter::check_groups(&owners, &roots)?;
-        for pid in filter::absent(&owners, &roots) {
+        let Conditions { sockets, owners } = conditions::resolve(&typed.filter, &roots)?;
+        conditions::check_groups(&owners, &roots)?;
+        for pid in conditions::absent(&owners, &roots) {
             log::warn!(
                 "--pid {pid}: there is no such process; nothing is shown until one gets that number"
             );
@@ -117,7 +118,7 @@ async fn trace(
         prepared.config.detect,
         host,
         prepared.emits,
-        Records::live(prepared.options.owners),
+        EventFilter::live(prepared.options.owners),
     );
     let ran = run::run(
         kernel,

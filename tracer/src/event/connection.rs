@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
-use conntracer_common::record::close_flag;
+use conntracer_common::record::{self, close_flag};
 use serde::Serialize;
 
-use super::{Owner, Role, Socket, Tcp, TcpState};
+use super::{
+    owner::Owner,
+    raw::{DecodeError, reason},
+    socket::{Role, Socket, TcpState},
+    tcp::Tcp,
+};
 use crate::time::Ktime;
 
 /// Body of `connect` and `accept`.
@@ -13,6 +18,18 @@ use crate::time::Ktime;
 pub struct Opened {
     pub socket: Socket,
     pub owner: Option<Owner>,
+}
+
+impl Opened {
+    pub(super) fn decode(
+        socket: &record::Socket,
+        owner: &record::Owner,
+    ) -> Result<Self, DecodeError> {
+        Ok(Self {
+            socket: Socket::decode(socket),
+            owner: Owner::decode(owner)?,
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +44,20 @@ pub struct State {
     pub probes_out: u8,
 }
 
+impl State {
+    pub(super) fn decode(raw: &record::State) -> Result<Self, DecodeError> {
+        Ok(Self {
+            socket: Socket::decode(&raw.socket),
+            owner: Owner::decode(&raw.owner)?,
+            old: raw.old_state.into(),
+            new: raw.new_state.into(),
+            errno: raw.error,
+            retransmits: raw.retransmits,
+            probes_out: raw.probes_out,
+        })
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reset {
     pub socket: Socket,
@@ -35,6 +66,18 @@ pub struct Reset {
     pub reason: Option<u32>,
     pub received: bool,
     pub retransmits: u8,
+}
+
+impl Reset {
+    pub(super) fn decode(raw: &record::Reset) -> Result<Self, DecodeError> {
+        Ok(Self {
+            socket: Socket::decode(&raw.socket),
+            owner: Owner::decode(&raw.owner)?,
+            reason: reason(raw.reason),
+            received: raw.received != 0,
+            retransmits: raw.retransmits,
+        })
+    }
 }
 
 /// Attempts to connect that failed, cumulative by process, remote end and error. `socket` is the last one's;
@@ -55,6 +98,22 @@ pub struct Failure {
     pub syns: u32,
     /// Bits of [`conntracer_common::record::failure_how`].
     pub how: u8,
+}
+
+impl Failure {
+    pub(super) fn decode(raw: &record::Failure) -> Result<Self, DecodeError> {
+        Ok(Self {
+            socket: Socket::decode(&raw.socket),
+            owner: Owner::decode(&raw.owner)?,
+            count: raw.count,
+            first: Ktime(raw.first_ns),
+            last: Ktime(raw.last_ns),
+            longest: Duration::from_nanos(raw.longest_ns),
+            errno: raw.error,
+            syns: raw.syns,
+            how: raw.how,
+        })
+    }
 }
 
 /// How an established connection ended.
@@ -103,6 +162,25 @@ impl Closer {
 }
 
 impl Close {
+    pub(super) fn decode(raw: &record::Close) -> Result<Self, DecodeError> {
+        let socket = Socket::decode(&raw.socket);
+        let is_whole = socket.id.born != Ktime(0) && !socket.older && socket.role != Role::Unknown;
+        Ok(Self {
+            socket,
+            owner: Owner::decode(&raw.owner)?,
+            tcp: Tcp::decode(&raw.tcp),
+            octets_received: raw.bytes_received,
+            age: is_whole.then(|| Ktime(raw.header.ktime_ns).since(socket.id.born)),
+            idle: (raw.idle_ns != u64::MAX).then(|| Duration::from_nanos(raw.idle_ns)),
+            errno: raw.error,
+            soft_errno: raw.soft_error,
+            reason: reason(raw.reason),
+            unread_bytes: raw.unread,
+            old: raw.old_state.into(),
+            flags: raw.flags,
+        })
+    }
+
     #[must_use]
     pub const fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
@@ -171,6 +249,16 @@ pub struct Probe {
 }
 
 impl Probe {
+    pub(super) fn decode(raw: &record::Probe) -> Result<Self, DecodeError> {
+        Ok(Self {
+            socket: Socket::decode(&raw.socket),
+            owner: Owner::decode(&raw.owner)?,
+            tcp: Tcp::decode(&raw.tcp),
+            result: raw.result,
+            keepalive: raw.keepalive != 0,
+        })
+    }
+
     /// Whether it left this host: otherwise the result is an error (negative), or the verdict of a queue that
     /// dropped it (positive, `net_xmit_eval`).
     #[must_use]

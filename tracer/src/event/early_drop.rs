@@ -2,9 +2,15 @@
 
 use std::net::SocketAddr;
 
+use conntracer_common::record::{self, early_drop_place, path};
 use serde::Serialize;
 
-use super::{Device, Owner, Socket};
+use super::{
+    device::Device,
+    owner::Owner,
+    raw::{DecodeError, reason},
+    socket::{Socket, address},
+};
 use crate::time::Ktime;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +23,19 @@ pub struct Drop {
     /// `enum skb_drop_reason`, where the kernel gives one.
     pub reason: Option<u32>,
     pub tcp_flags: u8,
+}
+
+impl Drop {
+    pub(super) fn decode(raw: &record::Drop) -> Result<Self, DecodeError> {
+        Ok(Self {
+            socket: Socket::decode(&raw.socket),
+            owner: Owner::decode(&raw.owner)?,
+            location: raw.location,
+            seq: raw.seq,
+            reason: reason(raw.reason),
+            tcp_flags: raw.tcp_flags,
+        })
+    }
 }
 
 /// How far a received packet had come, by its route.
@@ -79,4 +98,51 @@ pub struct EarlyDrop {
     pub place: Option<Place>,
     /// Bits of [`conntracer_common::record::early_drop_hint`].
     pub hints: u8,
+}
+
+impl EarlyDrop {
+    pub(super) fn decode(raw: &record::EarlyDrop) -> Result<Self, DecodeError> {
+        let path = match raw.path {
+            path::UNKNOWN => None,
+            path::PREROUTING => Some(Path::Prerouting),
+            path::INPUT => Some(Path::Input),
+            path::FORWARD => Some(Path::Forward),
+            value => {
+                return Err(DecodeError::Value {
+                    field: "path of an early drop",
+                    value: value.into(),
+                });
+            }
+        };
+        let place = match raw.place {
+            early_drop_place::UNKNOWN => None,
+            early_drop_place::NETFILTER => Some(Place::Netfilter),
+            early_drop_place::ROUTE => Some(Place::Route),
+            early_drop_place::TCP => Some(Place::Tcp),
+            value => {
+                return Err(DecodeError::Value {
+                    field: "place of an early drop",
+                    value: value.into(),
+                });
+            }
+        };
+        let port = raw.socket.local_port;
+        Ok(Self {
+            socket: Socket::decode(&raw.socket),
+            owner: Owner::decode(&raw.owner)?,
+            count: raw.count,
+            first: Ktime(raw.first_ns),
+            last: Ktime(raw.last_ns),
+            location: raw.location,
+            remotes: raw.remotes,
+            listener: (raw.socket.sk != 0)
+                .then(|| SocketAddr::new(address(&raw.listener_addr, raw.socket.family), port)),
+            device: (raw.device[0] != 0).then_some(Device(raw.device)),
+            ifindex: raw.ifindex,
+            reason: reason(raw.reason),
+            path,
+            place,
+            hints: raw.hints,
+        })
+    }
 }

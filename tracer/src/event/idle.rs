@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Owner, Socket, Tcp};
+use conntracer_common::record::{self, idle_flag};
+
+use super::{owner::Owner, raw::DecodeError, socket::Socket, tcp::Tcp};
 
 /// An established connection on which nothing has passed for long, and that nothing will tell that its peer
 /// is gone.
@@ -15,4 +17,16 @@ pub struct Idle {
     pub idle: Duration,
     /// Bytes wait to be sent or acknowledged, and no timer will try; otherwise keepalive is off.
     pub without_timer: bool,
+}
+
+impl Idle {
+    pub(super) fn decode(raw: &record::Idle) -> Result<Self, DecodeError> {
+        Ok(Self {
+            socket: Socket::decode(&raw.socket),
+            owner: Owner::decode(&raw.owner)?,
+            tcp: Tcp::decode(&raw.tcp),
+            idle: Duration::from_nanos(raw.idle_ns),
+            without_timer: raw.flags & idle_flag::NO_TIMER != 0,
+        })
+    }
 }

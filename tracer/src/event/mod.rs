@@ -2,36 +2,33 @@
 //!
 //! Made by [`crate::decode`], read by the tables and detectors, and serialised by the sinks as the
 //! fields of one output line. Plain and `Copy`: a healthy event costs no allocation. Kernel numbers
-//! that only the running kernel can name (drop and reset reasons) stay numbers until
-//! [`Event::named`] is given the [`Host`](crate::host::Host).
+//! that only the running kernel can name (drop and reset reasons) stay numbers until a sink names them.
+//!
+//! What a record of each kind says, and how it is read, is in the file of its subject; here is which kinds there
+//! are, and what they have in common ([`About`]).
 
 mod connection;
+mod device;
 mod early_drop;
-mod fields;
 mod idle;
 mod listener;
+mod owner;
+mod raw;
 mod retransmit;
 mod seed;
 mod snapshot;
+mod socket;
+mod tcp;
 mod userspace;
 
-use std::{borrow::Cow, net::SocketAddr, time::Duration};
+use conntracer_common::record::{self, Header, kind};
 
-use conntracer_common::tcp::{ca, state};
-use serde::Serialize;
-
+use self::raw::read;
 pub use self::{
-    connection::{Close, Closer, Failure, Opened, Probe, Reset, State},
-    early_drop::{Drop, EarlyDrop, Path, Place},
-    fields::Named,
-    idle::Idle,
-    listener::{Sources, Syn, SynAck},
-    retransmit::{Egress, Retransmit, RetransmitType, Undo},
-    seed::Seed,
-    snapshot::Snapshot,
-    userspace::{Clock, HalfClosed, Holders, IdleTotals, Loss, Netns, Process, Seeded},
+    connection::*, device::*, early_drop::*, idle::*, listener::*, owner::*, raw::DecodeError,
+    retransmit::*, seed::*, snapshot::*, socket::*, tcp::*, userspace::*,
 };
-use crate::{finding, id::SocketId, time::Ktime};
+use crate::time::Ktime;
 
 /// One decoded record.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,346 +70,136 @@ pub enum Body {
     Holders(Holders),
 }
 
-/// `TCP_*` states of include/net/tcp_states.h, spelled as OpenTelemetry's `network.connection.state`
-/// when serialised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TcpState {
-    Established,
-    SynSent,
-    #[serde(rename = "syn_received")]
-    SynRecv,
-    #[serde(rename = "fin_wait_1")]
-    FinWait1,
-    #[serde(rename = "fin_wait_2")]
-    FinWait2,
-    TimeWait,
-    #[serde(rename = "closed")]
-    Close,
-    CloseWait,
-    LastAck,
-    Listen,
-    Closing,
-    /// A request socket before its third ACK; the kernel shows it as SYN_RECV.
-    NewSynRecv,
-    /// No socket, or a number no supported kernel uses.
-    Unknown,
+/// What all kinds have, as far as each has it.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    /// The `kind` of the output contract. A repeated SYN-ACK is a `retransmit` of type `syn_ack`.
+    pub name: &'static str,
+    /// One of [`kind`], by which its lines are asked for.
+    pub kind: u16,
+    /// The socket that the kernel tells of; `None` of what userspace adds.
+    pub socket: Option<&'a Socket>,
+    /// That socket's, where it is known.
+    pub owner: Option<&'a Owner>,
 }
 
-impl From<u8> for TcpState {
-    fn from(number: u8) -> Self {
-        match number {
-            state::ESTABLISHED => Self::Established,
-            state::SYN_SENT => Self::SynSent,
-            state::SYN_RECV => Self::SynRecv,
-            state::FIN_WAIT1 => Self::FinWait1,
-            state::FIN_WAIT2 => Self::FinWait2,
-            state::TIME_WAIT => Self::TimeWait,
-            state::CLOSE => Self::Close,
-            state::CLOSE_WAIT => Self::CloseWait,
-            state::LAST_ACK => Self::LastAck,
-            state::LISTEN => Self::Listen,
-            state::CLOSING => Self::Closing,
-            state::NEW_SYN_RECV => Self::NewSynRecv,
-            _ => Self::Unknown,
-        }
-    }
-}
-
-/// Which side opened a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    Unknown,
-    Active,
-    Passive,
-    Listener,
-}
-
-/// Where an owner was learned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OwnerSource {
-    Connect,
-    Accept,
-    Listener,
-    Seeded,
-    Passed,
-    Forked,
-}
-
-impl OwnerSource {
-    /// The word of the output contract.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Accept => "accept",
-            Self::Listener => "listener",
-            Self::Seeded => "seeded",
-            Self::Passed => "passed",
-            Self::Forked => "forked",
-        }
-    }
-}
-
-/// `task_struct.comm`: at most 15 bytes of any value, NUL-padded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Comm(pub [u8; 16]);
-
-impl Comm {
-    /// The bytes before the first NUL; what is not UTF-8 becomes U+FFFD.
-    #[must_use]
-    pub fn to_text(self) -> Cow<'static, str> {
-        let end = self
-            .0
-            .iter()
-            .position(|byte| *byte == 0)
-            .unwrap_or(self.0.len());
-        Cow::Owned(String::from_utf8_lossy(&self.0[..end]).into_owned())
-    }
-}
-
-/// The process a socket belongs to, as the record carries it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Owner {
-    pub cgroup_id: u64,
-    pub comm: Comm,
-    pub pid: u32,
-    pub uid: u32,
-    /// When the process started, milliseconds since boot modulo 2^32: with the pid an identity. 0 when not
-    /// known.
-    pub started_ms: u32,
-    pub source: OwnerSource,
-    /// Processes that hold the socket; `None` where nobody looked since it became this one's.
-    pub holders: Option<u8>,
-}
-
-impl From<Owner> for finding::Owner {
-    fn from(owner: Owner) -> Self {
+impl<'a> About<'a> {
+    #[expect(clippy::ref_option, reason = "one line a kind")]
+    const fn of(
+        name: &'static str,
+        kind: u16,
+        socket: &'a Socket,
+        owner: &'a Option<Owner>,
+    ) -> Self {
         Self {
-            pid: owner.pid,
-            comm: owner.comm.to_text().into_owned(),
-            uid: owner.uid,
-            cgroup_id: owner.cgroup_id,
-            source: owner.source.name().into(),
-            started_ms: owner.started_ms,
-            names: finding::Names::default(),
+            name,
+            kind,
+            socket: Some(socket),
+            owner: owner.as_ref(),
         }
     }
-}
 
-/// Which socket, and where it stands. A remote end that is not known is the any-address with port 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Socket {
-    pub id: SocketId,
-    pub netns: u32,
-    pub local: SocketAddr,
-    pub remote: SocketAddr,
-    pub state: TcpState,
-    pub role: Role,
-    /// Its birth was not seen: it is older than conntracer.
-    pub older: bool,
-}
-
-/// The fields of `struct tcp_sock` that detectors judge by; 0 where the kernel has none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tcp {
-    pub bytes_acked: u64,
-    pub bytes_retrans: u64,
-    pub snd_una: u32,
-    pub snd_nxt: u32,
-    pub write_seq: u32,
-    pub rcv_nxt: u32,
-    pub snd_wnd_bytes: u32,
-    pub packets_out: u32,
-    pub lost_out: u32,
-    pub retrans_out: u32,
-    pub total_retrans: u32,
-    pub data_segs_out: u32,
-    pub srtt: Duration,
-    pub rto_jiffies: u32,
-    pub mss_bytes: u32,
-    /// `TCP_USER_TIMEOUT`, where it is set.
-    pub user_timeout: Option<Duration>,
-    pub retransmits: u8,
-    pub backoff: u8,
-    pub probes_out: u8,
-    pub ca_state: u8,
-    pub pending: u8,
-    /// Whether `SO_KEEPALIVE` is set, where that is known.
-    pub keepalive: Option<bool>,
-    pub shutdown: u8,
-    /// The application has closed the socket; what it wrote may still be under way.
-    pub orphan: bool,
-}
-
-impl Tcp {
-    /// Sent and not acknowledged. Sequence numbers wrap; their difference does not.
-    #[must_use]
-    pub const fn unacked_bytes(&self) -> u32 {
-        self.snd_nxt.wrapping_sub(self.snd_una)
-    }
-
-    /// Written by the application and not acknowledged, whether it was sent or not.
-    #[must_use]
-    pub const fn waiting_bytes(&self) -> u32 {
-        self.write_seq.wrapping_sub(self.snd_una)
-    }
-
-    /// Whether the peer has some of what was sent after the first segment that is not acknowledged, as a timeout
-    /// tells that is not the first: it takes all for lost that the peer has not (`tcp_timeout_mark_lost`), but for
-    /// what was sent within the last round trip, and nothing was since the timeout before.
-    #[must_use]
-    pub const fn peer_has_later(&self) -> bool {
-        self.ca_state == ca::LOSS && self.retransmits > 1 && self.packets_out > self.lost_out
-    }
-
-    /// Whether some of that is as large as segments get, for certain and within an eighth: all that the segments in
-    /// flight lack of an MSS each is the most that those may lack which the peer has.
-    #[must_use]
-    pub const fn peer_has_full_sized_later(&self) -> bool {
-        let mss = self.mss_bytes as u64;
-        // More than that are of a larger MSS, and their sizes not known.
-        let Some(lacking) = (self.packets_out as u64)
-            .saturating_mul(mss)
-            .checked_sub(self.unacked_bytes() as u64)
-        else {
-            return false;
-        };
-        let has = self.packets_out.saturating_sub(self.lost_out) as u64;
-        self.peer_has_later() && lacking.saturating_mul(8) < has.saturating_mul(mss)
-    }
-}
-
-/// `net_device.name`: at most 15 bytes, NUL-padded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Device(pub [u8; 16]);
-
-impl Device {
-    /// The bytes before the first NUL; what is not UTF-8 becomes U+FFFD.
-    #[must_use]
-    pub fn to_text(self) -> Cow<'static, str> {
-        Comm(self.0).to_text()
+    const fn nobody(name: &'static str, kind: u16) -> Self {
+        Self {
+            name,
+            kind,
+            socket: None,
+            owner: None,
+        }
     }
 }
 
 impl Body {
-    /// The `kind` of the output contract. A repeated SYN-ACK is a `retransmit` of type `syn_ack`.
     #[must_use]
-    pub const fn kind_name(&self) -> &'static str {
+    pub const fn about(&self) -> About<'_> {
         match self {
-            Self::Connect(_) => "connect",
-            Self::Accept(_) => "accept",
-            Self::State(_) => "state",
-            Self::Retransmit(_) | Self::SynAck(_) => "retransmit",
-            Self::Undo(_) => "undo",
-            Self::Syn(_) => "syn",
-            Self::Sources(_) => "sources",
-            Self::Reset(_) => "reset",
-            Self::Drop(_) => "drop",
-            Self::EarlyDrop(_) => "early_drop",
-            Self::Failure(_) => "failure",
-            Self::Close(_) => "connection",
-            Self::Probe(_) => "probe",
-            Self::Snapshot(_) => "snapshot",
-            Self::Tick => "tick",
-            Self::Checkpoint => "checkpoint",
-            Self::Loss(_) => "gap",
-            Self::Netns(_) => "netns",
-            Self::Seed(_) => "seed",
-            Self::Seeded(_) => "seeded",
-            Self::Idle(_) => "idle",
-            Self::IdleTotals(_) => "idle_totals",
-            Self::HalfClosed(_) => "half_closed",
-            Self::Clock(_) => "clock",
-            Self::Process(_) => "process",
-            Self::Holders(_) => "holders",
+            Self::Connect(body) => About::of("connect", kind::CONNECT, &body.socket, &body.owner),
+            Self::Accept(body) => About::of("accept", kind::ACCEPT, &body.socket, &body.owner),
+            Self::State(body) => About::of("state", kind::STATE, &body.socket, &body.owner),
+            // The answer to a poll repeats what its connection's records tell one by one.
+            Self::Retransmit(body) if body.is_polled() => {
+                About::of("retransmit", kind::RETRANSMITS, &body.socket, &body.owner)
+            }
+            Self::Retransmit(body) => {
+                About::of("retransmit", kind::RETRANSMIT, &body.socket, &body.owner)
+            }
+            Self::Undo(body) => About::of("undo", kind::UNDO, &body.socket, &body.owner),
+            Self::SynAck(body) => About::of("retransmit", kind::SYNACK, &body.socket, &body.owner),
+            Self::Syn(body) => About::of("syn", kind::SYN, &body.socket, &body.owner),
+            Self::Sources(body) => About {
+                socket: Some(&body.socket),
+                ..About::nobody("sources", kind::SOURCES)
+            },
+            Self::Reset(body) => About::of("reset", kind::RESET, &body.socket, &body.owner),
+            Self::Drop(body) => About::of("drop", kind::DROP, &body.socket, &body.owner),
+            Self::EarlyDrop(body) => {
+                About::of("early_drop", kind::EARLY_DROP, &body.socket, &body.owner)
+            }
+            Self::Failure(body) => About::of("failure", kind::FAILURE, &body.socket, &body.owner),
+            Self::Close(body) => About::of("connection", kind::CLOSE, &body.socket, &body.owner),
+            Self::Probe(body) => About::of("probe", kind::PROBE, &body.socket, &body.owner),
+            Self::Snapshot(body) => {
+                About::of("snapshot", kind::SNAPSHOT, &body.socket, &body.owner)
+            }
+            Self::Seed(body) => About::of("seed", kind::SEED, &body.socket, &body.owner),
+            Self::Idle(body) => About::of("idle", kind::IDLE, &body.socket, &body.owner),
+            Self::Tick => About::nobody("tick", kind::TICK),
+            Self::Checkpoint => About::nobody("checkpoint", kind::CHECKPOINT),
+            Self::Loss(_) => About::nobody("gap", kind::LOSS),
+            Self::Netns(_) => About::nobody("netns", kind::NETNS),
+            Self::Seeded(_) => About::nobody("seeded", kind::SEEDED),
+            Self::IdleTotals(_) => About::nobody("idle_totals", kind::IDLE_TOTALS),
+            Self::HalfClosed(_) => About::nobody("half_closed", kind::HALF_CLOSED),
+            Self::Clock(_) => About::nobody("clock", kind::CLOCK),
+            Self::Process(_) => About::nobody("process", kind::PROCESS),
+            Self::Holders(_) => About::nobody("holders", kind::HOLDERS),
         }
     }
 
-    /// The socket it is about; `None` for what is about none.
-    #[must_use]
-    pub const fn socket(&self) -> Option<&Socket> {
-        match self {
-            Self::Connect(body) | Self::Accept(body) => Some(&body.socket),
-            Self::State(body) => Some(&body.socket),
-            Self::Retransmit(body) => Some(&body.socket),
-            Self::Undo(body) => Some(&body.socket),
-            Self::SynAck(body) => Some(&body.socket),
-            Self::Syn(body) => Some(&body.socket),
-            Self::Sources(body) => Some(&body.socket),
-            Self::Reset(body) => Some(&body.socket),
-            Self::Drop(body) => Some(&body.socket),
-            Self::EarlyDrop(body) => Some(&body.socket),
-            Self::Failure(body) => Some(&body.socket),
-            Self::Close(body) => Some(&body.socket),
-            Self::Probe(body) => Some(&body.socket),
-            Self::Snapshot(body) => Some(&body.socket),
-            Self::Seed(body) => Some(&body.socket),
-            Self::Holders(body) => Some(&body.socket),
-            Self::Idle(body) => Some(&body.socket),
-            Self::Tick
-            | Self::Checkpoint
-            | Self::Loss(_)
-            | Self::Netns(_)
-            | Self::Seeded(_)
-            | Self::IdleTotals(_)
-            | Self::HalfClosed(_)
-            | Self::Clock(_)
-            | Self::Process(_) => None,
-        }
-    }
-
-    /// The owner, where it is known.
-    #[must_use]
-    pub const fn owner(&self) -> Option<&Owner> {
-        match self {
-            Self::Connect(body) | Self::Accept(body) => body.owner.as_ref(),
-            Self::State(body) => body.owner.as_ref(),
-            Self::Retransmit(body) => body.owner.as_ref(),
-            Self::Undo(body) => body.owner.as_ref(),
-            Self::SynAck(body) => body.owner.as_ref(),
-            Self::Syn(body) => body.owner.as_ref(),
-            Self::Reset(body) => body.owner.as_ref(),
-            Self::Drop(body) => body.owner.as_ref(),
-            Self::EarlyDrop(body) => body.owner.as_ref(),
-            Self::Failure(body) => body.owner.as_ref(),
-            Self::Close(body) => body.owner.as_ref(),
-            Self::Probe(body) => body.owner.as_ref(),
-            Self::Snapshot(body) => body.owner.as_ref(),
-            Self::Seed(body) => body.owner.as_ref(),
-            Self::Idle(body) => body.owner.as_ref(),
-            Self::HalfClosed(body) => body.owner.as_ref(),
-            Self::Sources(_)
-            | Self::Tick
-            | Self::Checkpoint
-            | Self::Loss(_)
-            | Self::Netns(_)
-            | Self::Seeded(_)
-            | Self::IdleTotals(_)
-            | Self::Clock(_)
-            | Self::Process(_)
-            | Self::Holders(_) => None,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Fields of a damaged record, whose product goes beyond 64 bits.
-    #[test]
-    fn a_peer_is_said_to_have_nothing_full_sized_where_the_numbers_are_absurd() {
-        let tcp = Tcp {
-            packets_out: u32::MAX,
-            mss_bytes: u32::MAX,
-            lost_out: 0,
-            retransmits: 2,
-            ca_state: ca::LOSS,
-            ..Tcp::default()
-        };
-        assert!(!tcp.peer_has_full_sized_later());
+    /// Reads a record of any kind; `bytes` are as many as its header says.
+    pub(crate) fn decode(header: &Header, bytes: &[u8]) -> Result<Self, DecodeError> {
+        Ok(match header.kind {
+            kind::CONNECT => {
+                let raw: record::Connect = read(bytes, header)?;
+                Self::Connect(Opened::decode(&raw.socket, &raw.owner)?)
+            }
+            kind::ACCEPT => {
+                let raw: record::Accept = read(bytes, header)?;
+                Self::Accept(Opened::decode(&raw.socket, &raw.owner)?)
+            }
+            kind::STATE => Self::State(State::decode(&read(bytes, header)?)?),
+            kind::RESET => Self::Reset(Reset::decode(&read(bytes, header)?)?),
+            kind::FAILURE => Self::Failure(Failure::decode(&read(bytes, header)?)?),
+            kind::CLOSE => Self::Close(Close::decode(&read(bytes, header)?)?),
+            kind::PROBE => Self::Probe(Probe::decode(&read(bytes, header)?)?),
+            kind::RETRANSMIT => Self::Retransmit(Retransmit::decode(&read(bytes, header)?)?),
+            kind::RETRANSMITS => Self::Retransmit(Retransmit::decode_all(bytes, header)?),
+            kind::UNDO => Self::Undo(Undo::decode(&read(bytes, header)?)?),
+            kind::SYNACK => Self::SynAck(SynAck::decode(&read(bytes, header)?)?),
+            kind::SYN => Self::Syn(Syn::decode(&read(bytes, header)?)?),
+            kind::SOURCES => Self::Sources(Sources::decode(&read(bytes, header)?)),
+            kind::DROP => Self::Drop(Drop::decode(&read(bytes, header)?)?),
+            kind::EARLY_DROP => Self::EarlyDrop(EarlyDrop::decode(&read(bytes, header)?)?),
+            kind::SNAPSHOT => Self::Snapshot(Snapshot::decode(&read(bytes, header)?)?),
+            kind::SEED => Self::Seed(Seed::decode(&read(bytes, header)?)?),
+            kind::IDLE => Self::Idle(Idle::decode(&read(bytes, header)?)?),
+            kind::TICK => {
+                let _: record::Tick = read(bytes, header)?;
+                Self::Tick
+            }
+            kind::CHECKPOINT => {
+                let _: record::Checkpoint = read(bytes, header)?;
+                Self::Checkpoint
+            }
+            kind::LOSS => Self::Loss(Loss::decode(&read(bytes, header)?)?),
+            kind::SEEDED => Self::Seeded(Seeded::decode(&read(bytes, header)?)),
+            kind::IDLE_TOTALS => Self::IdleTotals(IdleTotals::decode(&read(bytes, header)?)),
+            kind::CLOCK => Self::Clock(Clock::decode(&read(bytes, header)?)),
+            kind::HALF_CLOSED => Self::HalfClosed(HalfClosed::decode(&read(bytes, header)?)?),
+            kind::PROCESS => Self::Process(Process::decode(&read(bytes, header)?)),
+            kind::HOLDERS => Self::Holders(Holders::decode(&read(bytes, header)?)?),
+            kind::NETNS => Self::Netns(Netns::decode(bytes, header)?),
+            kind => return Err(DecodeError::Kind { kind }),
+        })
     }
 }

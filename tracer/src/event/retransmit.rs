@@ -1,12 +1,19 @@
 //! What a connection sent again, and what of it was for nothing.
 
 use conntracer_common::{
-    record::{RetransmitTotals, UndoTotals},
-    retransmit::counted,
+    record::{self, Header, RetransmitTotals, UndoTotals},
+    retransmit::{Attempt, class, counted},
 };
 use serde::Serialize;
+use zerocopy::IntoBytes;
 
-use super::{Device, Owner, Socket, Tcp};
+use super::{
+    device::Device,
+    owner::Owner,
+    raw::{DecodeError, read, when},
+    socket::Socket,
+    tcp::Tcp,
+};
 use crate::time::Ktime;
 
 /// Why a segment was repeated: OpenTelemetry's words, then conntracer's.
@@ -31,6 +38,20 @@ impl RetransmitType {
         Self::SynAck,
         Self::Unknown,
     ];
+
+    /// The type of a segment, by what sent it again. What follows a retransmission timeout is `Timeout` like its
+    /// first segment: it is repeated because a timer expired, not because an ACK told of a hole.
+    #[must_use]
+    pub const fn of(class: u8) -> Self {
+        match class {
+            class::SYN => Self::Syn,
+            class::SYN_ACK => Self::SynAck,
+            class::TIMEOUT | class::SLOW_START => Self::Timeout,
+            class::FAST => Self::Fast,
+            class::LOSS_PROBE => Self::TailLossProbe,
+            _ => Self::Unknown,
+        }
+    }
 
     /// The word of the output contract.
     #[must_use]
@@ -77,6 +98,47 @@ pub struct Egress {
 }
 
 impl Retransmit {
+    pub(super) fn decode(raw: &record::Retransmit) -> Result<Self, DecodeError> {
+        Ok(Self {
+            socket: Socket::decode(&raw.socket),
+            owner: Owner::decode(&raw.owner)?,
+            tcp: Tcp::decode(&raw.tcp),
+            kind: RetransmitType::of(class(&Attempt::of(raw))),
+            seq: raw.seq,
+            end_seq: raw.end_seq,
+            segments: raw.segs.max(1),
+            errno: raw.error,
+            failures_traced: raw.failures_traced != 0,
+            duplicates: raw.dsack_dups,
+            totals: RetransmitTotals::of(raw),
+            is_cumulative: false,
+            egress: None,
+        })
+    }
+
+    /// A recording of an earlier conntracer does not tell the interface.
+    pub(super) fn decode_all(bytes: &[u8], header: &Header) -> Result<Self, DecodeError> {
+        const OLDER: usize = size_of::<record::Retransmits>() - size_of::<record::Egress>();
+        let raw: record::Retransmits = if bytes.len() == OLDER {
+            read(
+                &[bytes, record::Egress::default().as_bytes()].concat(),
+                header,
+            )?
+        } else {
+            read(bytes, header)?
+        };
+        let egress = raw.egress;
+        Ok(Self {
+            totals: raw.totals,
+            is_cumulative: true,
+            egress: (egress.device[0] != 0).then_some(Egress {
+                device: Device(egress.device),
+                ifindex: egress.ifindex,
+            }),
+            ..Self::decode(&raw.last)?
+        })
+    }
+
     /// Segments that this attempt added to `total_retrans`.
     #[must_use]
     pub const fn counted(&self) -> u32 {
@@ -114,4 +176,62 @@ pub struct Undo {
     pub totals: UndoTotals,
     /// Segments that the peer said came twice, in the socket's life.
     pub duplicates: u32,
+}
+
+impl Undo {
+    pub(super) fn decode(raw: &record::Undo) -> Result<Self, DecodeError> {
+        Ok(Self {
+            socket: Socket::decode(&raw.socket),
+            owner: Owner::decode(&raw.owner)?,
+            began: when(raw.first_ns),
+            totals: raw.totals,
+            duplicates: raw.dsack_dups,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use conntracer_common::record::kind;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::{
+        decode::decode,
+        event::{Body, Event},
+    };
+
+    #[rstest]
+    #[case::syn(class::SYN, RetransmitType::Syn)]
+    #[case::simultaneous_open(class::SYN_ACK, RetransmitType::SynAck)]
+    #[case::timer(class::TIMEOUT, RetransmitType::Timeout)]
+    #[case::after_the_timer(class::SLOW_START, RetransmitType::Timeout)]
+    #[case::fast(class::FAST, RetransmitType::Fast)]
+    #[case::probe(class::LOSS_PROBE, RetransmitType::TailLossProbe)]
+    #[case::anything_else(class::OTHER, RetransmitType::Unknown)]
+    fn what_sent_a_segment_again_is_its_type(#[case] class: u8, #[case] expected: RetransmitType) {
+        assert_eq!(RetransmitType::of(class), expected);
+    }
+
+    #[test]
+    fn an_older_recording_does_not_tell_the_interface() {
+        let mut now = record::Retransmits::default();
+        now.egress.device[..4].copy_from_slice(b"eth0");
+        now.totals.events = 3;
+        now.last.header.kind = kind::RETRANSMITS;
+        let egress = |size: usize| {
+            let mut record = now;
+            record.last.header.size = u16::try_from(size).unwrap();
+            match decode(&record.as_bytes()[..size]) {
+                Ok(Event {
+                    body: Body::Retransmit(body),
+                    ..
+                }) => (body.totals.events, body.egress.map(|egress| egress.device)),
+                other => panic!("{other:?}"),
+            }
+        };
+        let whole = size_of::<record::Retransmits>();
+        assert_eq!(egress(whole), (3, Some(Device(now.egress.device))));
+        assert_eq!(egress(whole - size_of::<record::Egress>()), (3, None));
+    }
 }

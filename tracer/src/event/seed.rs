@@ -1,6 +1,13 @@
 //! Sockets that were there before the tracer.
 
-use super::{Owner, Socket, Tcp};
+use conntracer_common::record;
+
+use super::{
+    owner::Owner,
+    raw::{DecodeError, when},
+    socket::Socket,
+    tcp::Tcp,
+};
 use crate::time::Ktime;
 
 /// A socket that was there before conntracer.
@@ -22,4 +29,21 @@ pub struct Seed {
     pub holders: u32,
     /// Of a request: SYN-ACKs repeated so far.
     pub num_retrans: u8,
+}
+
+impl Seed {
+    pub(super) fn decode(raw: &record::Seed) -> Result<Self, DecodeError> {
+        Ok(Self {
+            socket: Socket::decode(&raw.socket),
+            owner: Owner::decode(&raw.owner)?,
+            tcp: Tcp::decode(&raw.tcp),
+            bytes_received: raw.bytes_received,
+            active: when(raw.active_ns),
+            since: when(raw.since_ns),
+            ack_backlog: raw.ack_backlog,
+            max_ack_backlog: raw.max_ack_backlog,
+            holders: raw.holders,
+            num_retrans: raw.num_retrans,
+        })
+    }
 }

@@ -3,12 +3,19 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    netns::{KernelCounts, NetnsId},
-    record::{CGROUP_BYTES, EXECUTABLE_BYTES, MAX_HOLDERS, NETNS_NAME_BYTES},
+    netns::{KernelCounts, NetnsId, kernel},
+    record::{
+        self, CGROUP_BYTES, EXECUTABLE_BYTES, Header, MAX_HOLDERS, NETNS_NAME_BYTES, netns_flag,
+        process_flag,
+    },
     stats::HOOKS,
 };
 
-use super::{Owner, Socket, TcpState};
+use super::{
+    owner::Owner,
+    raw::{DecodeError, read},
+    socket::{Socket, TcpState},
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loss {
@@ -40,6 +47,54 @@ pub struct Netns {
     pub told: usize,
 }
 
+impl Netns {
+    /// A recording of an earlier conntracer has fewer counters, and the same ones first.
+    #[cfg_attr(
+        not(test),
+        expect(
+            clippy::arithmetic_side_effects,
+            reason = "sizes of types, and of bytes that are fewer than these"
+        )
+    )]
+    pub(super) fn decode(bytes: &[u8], header: &Header) -> Result<Self, DecodeError> {
+        const LISTS: usize = 3;
+        const AROUND: usize = size_of::<record::Netns>() - LISTS * size_of::<KernelCounts>();
+        let told = match bytes.len().checked_sub(AROUND) {
+            Some(figures) if figures < LISTS * size_of::<KernelCounts>() => {
+                figures / (LISTS * size_of::<u64>())
+            }
+            // The size of today, or of no record.
+            _ => return Ok(Self::compared(&read(bytes, header)?, kernel::COUNT)),
+        };
+        let list = told * size_of::<u64>();
+        let mut whole = bytes.to_vec();
+        for lists in (1..=LISTS).rev() {
+            let end = size_of::<Header>() + lists * list;
+            whole.splice(
+                end..end,
+                [0; size_of::<KernelCounts>()].into_iter().skip(list),
+            );
+        }
+        Ok(Self::compared(&read(&whole, header)?, told))
+    }
+
+    const fn compared(raw: &record::Netns, told: usize) -> Self {
+        Self {
+            id: raw.id,
+            kernel: raw.kernel,
+            before: raw.before,
+            after: raw.after,
+            born: raw.flags & netns_flag::BORN != 0,
+            filtered: raw.flags & netns_flag::FILTERED != 0,
+            unreadable: raw.flags & netns_flag::UNREADABLE != 0,
+            failures_untraced: raw.flags & netns_flag::FAILURES_UNTRACED != 0,
+            uncompared: raw.uncompared,
+            untracked: raw.untracked,
+            told,
+        }
+    }
+}
+
 /// The walk at start is over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seeded {
@@ -49,6 +104,17 @@ pub struct Seeded {
     /// Network namespaces walked, and those that nothing leads into.
     pub namespaces: u32,
     pub not_entered: u32,
+}
+
+impl Seeded {
+    pub(super) const fn decode(raw: &record::Seeded) -> Self {
+        Self {
+            untracked: raw.untracked,
+            took: Duration::from_nanos(raw.took_ns),
+            namespaces: raw.namespaces,
+            not_entered: raw.not_entered,
+        }
+    }
 }
 
 /// The audit is over: the [`Idle`](super::Idle) events since the last one are all there are.
@@ -62,11 +128,30 @@ pub struct IdleTotals {
     pub limit: Duration,
 }
 
+impl IdleTotals {
+    pub(super) const fn decode(raw: &record::IdleTotals) -> Self {
+        Self {
+            asked: raw.asked,
+            said: raw.said,
+            lost: raw.lost,
+            limit: Duration::from_nanos(raw.limit_ns),
+        }
+    }
+}
+
 /// The wall clock was set, or the machine slept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clock {
     /// CLOCK_REALTIME − CLOCK_MONOTONIC from now on, nanoseconds.
     pub realtime_offset_ns: i64,
+}
+
+impl Clock {
+    pub(super) const fn decode(raw: &record::Clock) -> Self {
+        Self {
+            realtime_offset_ns: raw.realtime_offset_ns,
+        }
+    }
 }
 
 /// Half-closed sockets of one process that a poll counts beyond those of which it shows a [`Snapshot`](super::Snapshot).
@@ -77,7 +162,31 @@ pub struct HalfClosed {
     pub state: TcpState,
 }
 
+impl HalfClosed {
+    pub(super) fn decode(raw: &record::HalfClosed) -> Result<Self, DecodeError> {
+        Ok(Self {
+            owner: Owner::decode(&raw.owner)?,
+            count: raw.count,
+            state: raw.state.into(),
+        })
+    }
+}
+
 impl Loss {
+    pub(super) fn decode(raw: &record::Loss) -> Result<Self, DecodeError> {
+        let hook = usize::try_from(raw.hook)
+            .ok()
+            .filter(|hook| *hook < HOOKS.len())
+            .ok_or(DecodeError::Value {
+                field: "hook",
+                value: raw.hook.into(),
+            })?;
+        Ok(Self {
+            hook,
+            lost: raw.lost,
+        })
+    }
+
     /// The hook's name.
     #[must_use]
     pub fn hook_name(&self) -> &'static str {
@@ -97,19 +206,17 @@ pub struct Holders {
 }
 
 impl Holders {
-    #[must_use]
-    pub const fn new(
-        socket: Socket,
-        first: [Option<Owner>; MAX_HOLDERS],
-        count: u32,
-        said_pid: u32,
-    ) -> Self {
-        Self {
-            socket,
-            first,
-            count,
-            said_pid,
+    pub(super) fn decode(raw: &record::Holders) -> Result<Self, DecodeError> {
+        let mut first = [None; MAX_HOLDERS];
+        for (place, raw) in first.iter_mut().zip(&raw.owners) {
+            *place = Owner::decode(raw)?;
         }
+        Ok(Self {
+            socket: Socket::decode(&raw.socket),
+            first,
+            count: raw.count,
+            said_pid: raw.said_pid,
+        })
     }
 
     /// The first of them: the owner, and others by their pids.
@@ -127,10 +234,72 @@ pub struct Process {
     pub started_unix_ms: u64,
     /// The namespace that `netns_name` names.
     pub netns: u32,
+    /// As in its [`Owner`].
+    pub cgroup_id: u64,
     pub executable: [u8; EXECUTABLE_BYTES],
     /// The beginning is missing.
     pub executable_cut: bool,
     pub cgroup: [u8; CGROUP_BYTES],
     pub cgroup_cut: bool,
     pub netns_name: [u8; NETNS_NAME_BYTES],
+}
+
+impl Process {
+    pub(super) const fn decode(raw: &record::Process) -> Self {
+        Self {
+            pid: raw.pid,
+            started_ms: raw.started_ms,
+            started_unix_ms: raw.started_unix_ms,
+            netns: raw.netns,
+            cgroup_id: raw.cgroup_id,
+            executable: raw.executable,
+            executable_cut: raw.flags & process_flag::EXECUTABLE_CUT != 0,
+            cgroup: raw.cgroup,
+            cgroup_cut: raw.flags & process_flag::CGROUP_CUT != 0,
+            netns_name: raw.netns_name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use conntracer_common::record::kind;
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::{
+        decode::decode,
+        event::{Body, Event},
+    };
+
+    #[test]
+    fn an_older_recording_has_fewer_counters() {
+        const FEWER: usize = kernel::ATTEMPT_FAILS;
+        let mut now = record::Netns {
+            kernel: std::array::from_fn(|at| at as u64),
+            before: [100; kernel::COUNT],
+            after: [200; kernel::COUNT],
+            untracked: 9,
+            ..record::Netns::default()
+        };
+        now.header.kind = kind::NETNS;
+        let words = |figures: &KernelCounts| figures[..FEWER].as_bytes().to_vec();
+        let body = [&now.kernel, &now.before, &now.after].map(words).concat();
+        let tail_at = size_of::<Header>() + 3 * size_of::<KernelCounts>();
+        let tail = now.as_bytes()[tail_at..].to_vec();
+        now.header.size = u16::try_from(size_of::<Header>() + body.len() + tail.len()).unwrap();
+        let older = [now.header.as_bytes(), &body, &tail].concat();
+        let Ok(Event {
+            body: Body::Netns(netns),
+            ..
+        }) = decode(&older)
+        else {
+            panic!("{:?}", decode(&older));
+        };
+        assert_eq!(netns.told, FEWER);
+        assert_eq!(netns.kernel[FEWER - 1], FEWER as u64 - 1);
+        assert_eq!(netns.kernel[FEWER], 0);
+        assert_eq!((netns.before[0], netns.after[FEWER - 1]), (100, 200));
+        assert_eq!(netns.untracked, 9);
+    }
 }

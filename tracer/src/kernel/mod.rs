@@ -36,7 +36,6 @@ use std::fs;
 use aya::{Btf as AyaBtf, Endianness};
 use log::debug;
 
-pub(crate) use self::names::OWNED;
 use self::{attach::Attached, btf::Btf};
 pub use self::{clock::now, error::CannotTrace, live::LiveKernel, options::Options};
 use crate::{host::Host, plan::Plan};

@@ -20,7 +20,7 @@ use crate::owner::{cgroup::Cgroups, netns::Names, process};
 const MAX_TOLD: usize = 16_384;
 
 /// Kinds of records that begin with a header, a socket and its owner.
-pub(crate) const OWNED: [u16; 17] = [
+const OWNED: [u16; 17] = [
     kind::CONNECT,
     kind::ACCEPT,
     kind::STATE,
@@ -297,7 +297,8 @@ mod tests {
             let named = owner(&bytes).map(|(owner, netns, _)| (owner.pid, netns));
             let told = decode(&bytes).ok().filter(|event| !matches!(event.body, Body::Holders(_)));
             let told = told.and_then(|event| {
-                Some((event.body.owner()?.pid, event.body.socket()?.netns))
+                let about = event.body.about();
+                Some((about.owner?.pid, about.socket?.netns))
             });
             prop_assert!(told.is_none() || told == named);
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use conntracer_common::filter::Filter;
 
 use crate::{
-    filter::Owners,
+    conditions::Owners,
     plan::{HookMode, Transport},
 };
 

@@ -10,7 +10,7 @@ use aya::{
 use conntracer_common::filter::verdict;
 
 use super::{error::CannotTrace, maps, names::OwnerNames};
-use crate::{filter::Owners, owner::cgroup::Cgroups};
+use crate::{conditions::Owners, owner::cgroup::Cgroups};
 
 /// Control groups the eBPF side knows at once, as many as names are kept of.
 pub(super) const MAX_GROUPS: u32 = 16_384;
@@ -18,11 +18,7 @@ pub(super) const MAX_GROUPS: u32 = 16_384;
 /// How many entries a map of the eBPF side needs.
 pub(super) fn sizes(asked: &Owners) -> [(&'static str, u32); 3] {
     let places = |count: usize| u32::try_from(count.max(1)).unwrap_or(u32::MAX);
-    let groups = if asked.asks_for_groups() {
-        MAX_GROUPS
-    } else {
-        1
-    };
+    let groups = if asked.has_groups() { MAX_GROUPS } else { 1 };
     [
         ("ASKED_PIDS", places(asked.pids.len())),
         ("ASKED_COMMS", places(asked.comms.len())),
@@ -34,10 +30,10 @@ pub(super) fn sizes(asked: &Owners) -> [(&'static str, u32); 3] {
 pub(super) fn fill(ebpf: &mut Ebpf, asked: &Owners) -> Result<(), CannotTrace> {
     fill_one(ebpf, "ASKED_PIDS", asked.pids.iter().copied())?;
     fill_one(ebpf, "ASKED_COMMS", asked.comms.iter().copied())?;
-    if asked.asks_for_groups() {
+    if asked.has_groups() {
         let mut groups = keyed::<u64>(ebpf, "GROUPS")?;
         for (id, path) in Cgroups::of_host().all().take(MAX_GROUPS as usize) {
-            let wants = asked.wants_group(&String::from_utf8_lossy(path));
+            let wants = asked.matches_group(&String::from_utf8_lossy(path));
             groups.insert(id, verdict_of(wants), 0).map_err(failed)?;
         }
     }
@@ -92,7 +88,7 @@ pub(super) struct GroupVerdicts {
 impl GroupVerdicts {
     /// `None` where the filter asks for no control group.
     pub(super) fn new(ebpf: &mut Ebpf, asked: &Owners) -> Result<Option<Self>, CannotTrace> {
-        if !asked.asks_for_groups() {
+        if !asked.has_groups() {
             return Ok(None);
         }
         let mut groups = Cgroups::of_host();
@@ -137,7 +133,7 @@ impl GroupVerdicts {
             .collect();
         let mut told = Vec::new();
         let all = names.find_groups(&open, |id, path| {
-            told.push((id, path.map(|path| self.asked.wants_group(path))));
+            told.push((id, path.map(|path| self.asked.matches_group(path))));
         });
         for (id, wants) in told {
             match wants {

@@ -323,15 +323,13 @@ impl Step<'_> {
     }
 
     fn take(&mut self, record: &[u8]) {
-        if !self.watch.takes(record) {
-            return;
-        }
+        let kept = self.watch.feed(record, &mut |line| self.sink.push(line));
         if let Some(recorder) = &mut self.recorder
+            && kept
             && self.failed.is_none()
         {
             self.failed = recorder.record(record).err();
         }
-        self.watch.feed(record, &mut |line| self.sink.push(line));
     }
 
     /// The kernel may have its reasons for a while; a recording that cannot be written stays so.

@@ -17,7 +17,7 @@ use super::*;
 use crate::{
     detect::Thresholds,
     emit::Emits,
-    filter::Records,
+    filter::EventFilter,
     recording::Reader,
     sink::{Renderer, json::Json, queue::WhenFull},
     source::Watched,
@@ -157,7 +157,7 @@ fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) 
         Thresholds::default(),
         host,
         Emits::default(),
-        Records::all(),
+        EventFilter::all(),
     );
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

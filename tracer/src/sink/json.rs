@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use super::{
     escape::JsonSafe,
+    fields::Named,
     line::{Account, Line, Occasion, Reason, SharedHost, Time, Wall},
 };
 use crate::{
@@ -52,8 +53,11 @@ impl Json {
             Line::Event(event) => Self::write(
                 into,
                 self.wall.time(event.time),
-                event.body.kind_name(),
-                &event.named(&self.host),
+                event.body.about().name,
+                &Named {
+                    event,
+                    host: &self.host,
+                },
             ),
             Line::Gap { time, hook, lost } => {
                 Self::write(

@@ -4,6 +4,7 @@
 //! it off the pipeline's thread. Nothing here judges.
 
 pub mod escape;
+mod fields;
 pub mod json;
 pub mod line;
 pub mod queue;

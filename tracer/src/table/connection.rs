@@ -125,8 +125,8 @@ impl Connections {
 
     /// Folds an event in; `None` when it is about no connection in trouble.
     pub fn apply(&mut self, event: &Event) -> Option<Change<'_>> {
-        let socket = event.body.socket()?;
-        let owner = event.body.owner().copied();
+        let about = event.body.about();
+        let (socket, owner) = (about.socket?, about.owner.copied());
         let (tcp, begins) = match &event.body {
             // The answer to a poll may come when the socket is gone.
             Body::Retransmit(body) => (Some(&body.tcp), !body.is_polled()),
@@ -137,27 +137,7 @@ impl Connections {
             }
             Body::Seed(body) => (Some(&body.tcp), in_trouble(&body.tcp)),
             Body::Snapshot(_) | Body::State(_) | Body::Reset(_) => (None, false),
-            Body::Connect(_)
-            | Body::Accept(_)
-            | Body::Undo(_)
-            | Body::SynAck(_)
-            | Body::Syn(_)
-            | Body::Sources(_)
-            | Body::Drop(_)
-            | Body::EarlyDrop(_)
-            | Body::Failure(_)
-            | Body::Close(_)
-            | Body::Tick
-            | Body::Checkpoint
-            | Body::Loss(_)
-            | Body::Netns(_)
-            | Body::Seeded(_)
-            | Body::Idle(_)
-            | Body::IdleTotals(_)
-            | Body::HalfClosed(_)
-            | Body::Clock(_)
-            | Body::Process(_)
-            | Body::Holders(_) => return None,
+            _ => return None,
         };
         let key = ConnectionKey::of(socket);
         if self.table.touch(&key).is_none() {

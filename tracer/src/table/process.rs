@@ -130,6 +130,7 @@ mod tests {
             started_ms,
             started_unix_ms: 1_700_000_000_010,
             netns: 4026,
+            cgroup_id: 1,
             executable: padded::<EXECUTABLE_BYTES>("/usr/sbin/nginx"),
             executable_cut: false,
             cgroup: padded::<CGROUP_BYTES>("/system.slice/nginx.service"),

@@ -114,11 +114,13 @@ fn judged(bytes: &[u8], config: &Config) -> (Vec<String>, Result<(), RecordingEr
     let mut said = Vec::new();
     loop {
         match reader.next_record() {
-            Ok(Some(record)) => pipeline.feed(record, &mut |output| {
-                if let Output::Finding(finding) = output {
-                    said.push(format!("{finding:?}"));
-                }
-            }),
+            Ok(Some(record)) => {
+                pipeline.feed(record, &mut |output| {
+                    if let Output::Finding(finding) = output {
+                        said.push(format!("{finding:?}"));
+                    }
+                });
+            }
             Ok(None) => break (said, Ok(())),
             Err(error) => break (said, Err(error)),
         }

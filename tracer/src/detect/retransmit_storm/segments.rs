@@ -3,7 +3,7 @@
 use conntracer_common::record::RetransmitTotals;
 
 use super::interfaces::Interfaces;
-use crate::{decode::retransmit_type, detect::path_mtu::Sizes, event::RetransmitType};
+use crate::{detect::path_mtu::Sizes, event::RetransmitType};
 
 /// Retransmissions (and what failed to be one), for every scope they belong to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,7 +55,7 @@ impl Segments {
             ..Self::default()
         };
         for (class, count) in (0..).zip(gained.segments) {
-            segments.left(retransmit_type(class), count);
+            segments.left(RetransmitType::of(class), count);
         }
         segments.unseen(gained.unseen, failures_traced);
         segments

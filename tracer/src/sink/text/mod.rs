@@ -149,12 +149,13 @@ impl Text {
 
     fn event(&self, text: &mut String, event: &Event) -> fmt::Result {
         let clock = Clock(self.wall.time(event.time));
-        write!(text, "{clock} {:<10}", event.body.kind_name())?;
-        if let Some(socket) = event.body.socket() {
+        let about = event.body.about();
+        write!(text, "{clock} {:<10}", about.name)?;
+        if let Some(socket) = about.socket {
             write!(text, " {}", Ends(socket))?;
         }
         text.push_str(&self.detail(event.time, &event.body));
-        if let Some(owner) = event.body.owner() {
+        if let Some(owner) = about.owner {
             write!(text, "  {}[{}]", Escaped(&owner.comm.to_text()), owner.pid)?;
             if owner.source == OwnerSource::Forked {
                 text.push_str(OR_A_DESCENDANT);
@@ -168,17 +169,6 @@ impl Text {
 
     fn detail(&self, time: Ktime, body: &Body) -> String {
         match body {
-            Body::Connect(_)
-            | Body::Accept(_)
-            | Body::Tick
-            | Body::Checkpoint
-            | Body::Netns(_)
-            | Body::Seeded(_)
-            | Body::IdleTotals(_)
-            | Body::HalfClosed(_)
-            | Body::Clock(_)
-            | Body::Process(_)
-            | Body::Holders(_) => String::new(),
             Body::State(state) => {
                 format!("  {:?} → {:?}{}", state.old, state.new, errno(state.errno))
             }
@@ -267,6 +257,7 @@ impl Text {
             ),
             Body::Sources(sources) => format!("  {} SYNs in trouble", sources.syns),
             Body::Loss(loss) => format!(" {} lost {}", loss.hook_name(), loss.lost),
+            _ => String::new(),
         }
     }
 

@@ -11,37 +11,19 @@ use serde::{
     ser::{Error as _, SerializeMap},
 };
 
-use super::{
-    Body, Close, Event, Owner, Probe, RetransmitType, Role, Seed, Socket, Syn, Tcp, TcpState,
+use crate::{
+    event::{
+        Body, Close, Event, Owner, Probe, RetransmitType, Role, Seed, Socket, Syn, Tcp, TcpState,
+    },
+    host::Host,
+    time::Ktime,
 };
-use crate::{host::Host, time::Ktime};
-
-impl Event {
-    /// The same fields, with drop and reset reasons named as the traced kernel names them.
-    #[must_use]
-    pub const fn named<'a>(&'a self, host: &'a Host) -> Named<'a> {
-        Named {
-            event: self,
-            host: Some(host),
-        }
-    }
-}
 
 /// An [`Event`] and the host whose kernel names its numbers.
 #[derive(Clone, Copy, Debug)]
-pub struct Named<'a> {
-    event: &'a Event,
-    host: Option<&'a Host>,
-}
-
-impl Serialize for Event {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Named {
-            event: self,
-            host: None,
-        }
-        .serialize(serializer)
-    }
+pub(super) struct Named<'a> {
+    pub(super) event: &'a Event,
+    pub(super) host: &'a Host,
 }
 
 impl Serialize for Named<'_> {
@@ -50,10 +32,11 @@ impl Serialize for Named<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("cpu", &self.event.cpu)?;
-        if let Some(socket) = self.event.body.socket() {
+        let about = self.event.body.about();
+        if let Some(socket) = about.socket {
             socket_entries(&mut map, socket)?;
         }
-        if let Some(owner) = self.event.body.owner() {
+        if let Some(owner) = about.owner {
             owner_entries(&mut map, owner)?;
             // A seed says it itself, with or without an owner.
             if let Some(holders) = owner.holders
@@ -70,17 +53,6 @@ impl Serialize for Named<'_> {
 impl Named<'_> {
     fn body_entries<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
         match &self.event.body {
-            Body::Connect(_)
-            | Body::Accept(_)
-            | Body::Tick
-            | Body::Checkpoint
-            | Body::Netns(_)
-            | Body::Seeded(_)
-            | Body::IdleTotals(_)
-            | Body::HalfClosed(_)
-            | Body::Clock(_)
-            | Body::Process(_)
-            | Body::Holders(_) => Ok(()),
             Body::State(body) => {
                 map.serialize_entry("old_state", &body.old)?;
                 map.serialize_entry("new_state", &body.new)?;
@@ -115,12 +87,12 @@ impl Named<'_> {
                 let direction = if body.received { "receive" } else { "transmit" };
                 map.serialize_entry("network.io.direction", direction)?;
                 map.serialize_entry("consecutive_timeouts", &body.retransmits)?;
-                reason_entry(map, body.reason, self.host.map(|host| &host.reset_reasons))
+                reason_entry(map, body.reason, &self.host.reset_reasons)
             }
             Body::Drop(body) => {
                 map.serialize_entry("seq", &body.seq)?;
                 map.serialize_entry("tcp_flags", &body.tcp_flags)?;
-                reason_entry(map, body.reason, self.host.map(|host| &host.drop_reasons))
+                reason_entry(map, body.reason, &self.host.drop_reasons)
             }
             Body::EarlyDrop(body) => {
                 map.serialize_entry("count", &body.count)?;
@@ -135,7 +107,7 @@ impl Named<'_> {
                     map.serialize_entry("interface", &device.to_text())?;
                 }
                 map.serialize_entry("ifindex", &body.ifindex)?;
-                reason_entry(map, body.reason, self.host.map(|host| &host.drop_reasons))
+                reason_entry(map, body.reason, &self.host.drop_reasons)
             }
             Body::Failure(body) => {
                 map.serialize_entry("count", &body.count)?;
@@ -155,6 +127,7 @@ impl Named<'_> {
                 map.serialize_entry("hook", body.hook_name())?;
                 map.serialize_entry("lost", &body.lost)
             }
+            _ => Ok(()),
         }
     }
 
@@ -174,7 +147,7 @@ impl Named<'_> {
             map.serialize_entry("idle_ms", &idle.as_millis())?;
         }
         errno_entry(map, body.errno)?;
-        reason_entry(map, body.reason, self.host.map(|host| &host.reset_reasons))?;
+        reason_entry(map, body.reason, &self.host.reset_reasons)?;
         tcp_entries(map, &body.tcp)
     }
 }
@@ -289,10 +262,10 @@ fn errno_entry<M: SerializeMap>(map: &mut M, errno: u32) -> Result<(), M::Error>
 fn reason_entry<M: SerializeMap>(
     map: &mut M,
     reason: Option<u32>,
-    names: Option<&BTreeMap<u32, String>>,
+    names: &BTreeMap<u32, String>,
 ) -> Result<(), M::Error> {
     let Some(reason) = reason else { return Ok(()) };
-    match names.and_then(|names| names.get(&reason)) {
+    match names.get(&reason) {
         Some(name) => map.serialize_entry("reason", name),
         None => map.serialize_entry("reason", &reason),
     }
@@ -302,6 +275,7 @@ fn reason_entry<M: SerializeMap>(
 mod tests {
     use serde_json::Value;
 
+    use super::Named;
     use crate::{
         pipeline::Output,
         testing::{Run, host, listener, socket},
@@ -330,8 +304,9 @@ mod tests {
         for record in &source.fed {
             run.pipeline.feed(record, &mut |output| {
                 if let Output::Event(event) = output {
-                    let fields = serde_json::to_value(event.named(&host)).expect("flat fields");
-                    lines.push(serde_json::json!([event.body.kind_name(), fields]));
+                    let fields =
+                        serde_json::to_value(Named { event, host: &host }).expect("flat fields");
+                    lines.push(serde_json::json!([event.body.about().name, fields]));
                 }
             });
         }

@@ -1,4 +1,4 @@
-//! Filters: what was typed becomes what is told from a socket ([`Filter`]) and from its owner ([`Owners`]).
+//! Filters: what was typed becomes conditions on a socket ([`Filter`]) and on its owner ([`Owners`]).
 //!
 //! Both are tested in the kernel, before a record costs anything; where they cannot be, and in a replay, by
 //! [`crate::filter`].
@@ -14,7 +14,10 @@ use conntracer_common::filter::{Filter, ListenerEnd, MAX_OF_A_KIND, Network, Use
 use thiserror::Error;
 
 use super::{Cidr, FilterArguments, Listening};
-use crate::filter::Owners;
+use crate::{
+    conditions::{Conditions, Owners},
+    filter::words,
+};
 
 /// `f_type` of namespace files (include/uapi/linux/magic.h).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
@@ -152,8 +155,8 @@ impl Cidr {
         };
         let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
         Network {
-            addr: words(Ipv6Addr::from_bits(address.to_bits() & mask)),
-            mask: words(Ipv6Addr::from_bits(mask)),
+            addr: words(Ipv6Addr::from_bits(address.to_bits() & mask).into()),
+            mask: words(Ipv6Addr::from_bits(mask).into()),
         }
     }
 }
@@ -162,36 +165,16 @@ impl Listening {
     /// The same for where something listens.
     #[must_use]
     pub fn end(self) -> ListenerEnd {
-        let address = match self.address {
-            Some(IpAddr::V4(v4)) => v4.to_ipv6_mapped(),
-            Some(IpAddr::V6(v6)) => v6,
-            None => Ipv6Addr::UNSPECIFIED,
-        };
         ListenerEnd {
-            addr: words(address),
+            addr: self.address.map_or([0; 4], words),
             port: self.port,
             has_addr: self.address.is_some().into(),
         }
     }
 }
 
-fn words(address: Ipv6Addr) -> [u32; 4] {
-    let mut words = [0; 4];
-    for (word, octets) in words.iter_mut().zip(address.octets().as_chunks().0) {
-        *word = u32::from_ne_bytes(*octets);
-    }
-    words
-}
-
-/// What was asked for.
-#[derive(Clone, Debug)]
-pub struct Asked {
-    pub sockets: Filter,
-    pub owners: Owners,
-}
-
 /// What was typed, looked up where it is a name.
-pub fn resolve(typed: &FilterArguments, roots: &Roots) -> Result<Asked, FilterError> {
+pub fn resolve(typed: &FilterArguments, roots: &Roots) -> Result<Conditions, FilterError> {
     let inodes = typed
         .netns
         .iter()
@@ -234,7 +217,7 @@ pub fn resolve(typed: &FilterArguments, roots: &Roots) -> Result<Asked, FilterEr
         },
         owner: owners.conditions(),
     };
-    Ok(Asked { sockets, owners })
+    Ok(Conditions { sockets, owners })
 }
 
 /// How many places values take; more than there are was refused before.
@@ -305,18 +288,18 @@ fn unified(roots: &Roots) -> PathBuf {
 }
 
 /// Whether owners can be told by control group on this host at all.
-pub fn check_groups(asked: &Owners, roots: &Roots) -> Result<(), FilterError> {
+pub fn check_groups(owners: &Owners, roots: &Roots) -> Result<(), FilterError> {
     let root = unified(roots);
     let is_there = || rustix::fs::statfs(&root).is_ok_and(|found| found.f_type == CGROUP2_MAGIC);
-    if asked.asks_for_groups() && !is_there() {
+    if owners.has_groups() && !is_there() {
         return Err(FilterError::NoGroups { root });
     }
     Ok(())
 }
 
-/// Processes asked for that do not exist. Another may get the number, which nobody can have meant.
-pub fn absent(asked: &Owners, roots: &Roots) -> impl Iterator<Item = u32> {
-    asked
+/// Processes named that do not exist. Another may get the number, which nobody can have meant.
+pub fn absent(owners: &Owners, roots: &Roots) -> impl Iterator<Item = u32> {
+    owners
         .pids
         .iter()
         .copied()
@@ -401,11 +384,11 @@ mod tests {
             ..Roots::default()
         };
         fs::create_dir(directory.path().join("7")).unwrap();
-        let asked = Owners {
+        let owners = Owners {
             pids: vec![7, 8],
             ..Owners::default()
         };
-        assert_eq!(absent(&asked, &roots).collect::<Vec<_>>(), [8]);
+        assert_eq!(absent(&owners, &roots).collect::<Vec<_>>(), [8]);
     }
 
     #[rstest]
