@@ -1,5 +1,5 @@
 //! conntracer's userspace: records from the kernel become events, events change connections,
-//! detectors judge the changes, sinks print the findings.
+//! detectors judge the changes, owners are told, sinks print the findings.
 //!
 //! Dependencies point one way: [`kernel`] and [`decode`] know nothing of the [`table`]; [`detect`]
 //! knows nothing of the kernel or of sinks; a [`recording`] re-enters at [`decode`]. [`command`] is
@@ -8,6 +8,8 @@
 //! What is right of the ring takes any bytes (law 7): its arithmetic saturates or is checked, which the
 //! lint on these modules holds.
 
+#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+mod attribute;
 pub mod cli;
 pub mod command;
 pub mod conditions;

@@ -1,5 +1,5 @@
 //! One thread's work between ring and sinks: a record is decoded, held against the filter, folded into the tables,
-//! judged by the detectors, and what they find is handed on.
+//! judged by the detectors, and what they find is told whose it is and handed on.
 //!
 //! Reads no clock, opens no file, and treats a live record and a recorded one alike. Called by the
 //! run loop and by `replay`.
@@ -10,10 +10,11 @@ use conntracer_common::stats::HOOKS;
 use serde::Serialize;
 
 use crate::{
+    attribute::Attribution,
     count::Grow,
     decode::decode,
     detect::{self, Context, Detectors, Thresholds},
-    event::{Body, Event, TcpState},
+    event::{Body, Event},
     filter::{EventFilter, LeftOut},
     finding::Finding,
     host::Host,
@@ -21,9 +22,7 @@ use crate::{
     source::Watched,
     table::{
         connection::Connections,
-        holder::Holders,
         listener::{Listeners, Summary},
-        process::Processes,
         seed::Seeds,
     },
     time::Ktime,
@@ -79,11 +78,10 @@ pub struct Pipeline {
     filter: EventFilter,
     connections: Connections,
     listeners: Listeners,
-    processes: Processes,
-    holders: Holders,
+    reconciler: Reconciler,
     detectors: Detectors,
     half_closed_ns: u64,
-    reconciler: Reconciler,
+    attribution: Attribution,
     now: Ktime,
     last_id: u64,
     lost: [u64; HOOKS.len()],
@@ -106,11 +104,10 @@ impl Pipeline {
         Self {
             connections: Connections::new(limits.connections),
             listeners: Listeners::new(limits.listeners),
-            processes: Processes::default(),
-            holders: Holders::default(),
+            reconciler: Reconciler::new(),
             half_closed_ns: thresholds.half_open.half_closed_ns(),
             detectors: Detectors::new(thresholds),
-            reconciler: Reconciler::new(),
+            attribution: Attribution::default(),
             host,
             filter,
             now: Ktime(0),
@@ -126,7 +123,7 @@ impl Pipeline {
     /// judged nor to be kept. Bytes that are no record are counted, and kept.
     pub fn feed(&mut self, record: &[u8], out: &mut dyn FnMut(Output<'_>)) -> bool {
         match decode(record) {
-            Ok(event) if self.filter.passes(&event) => self.judge(&event, out),
+            Ok(event) if self.filter.passes(&event) => self.event(&event, out),
             Ok(_) => return false,
             Err(_) => self.decode_errors.grow(1),
         }
@@ -134,20 +131,52 @@ impl Pipeline {
         true
     }
 
-    fn judge(&mut self, event: &Event, out: &mut dyn FnMut(Output<'_>)) {
+    fn event(&mut self, event: &Event, out: &mut dyn FnMut(Output<'_>)) {
         // Never backwards: rings of two CPUs may be a little out of order.
         self.now = self.now.max(event.time);
-        self.learn(event, out);
-        let change = self.connections.apply(event);
-        let applied = match &event.body {
-            Body::Syn(body) => Some(self.listeners.apply(body, self.now)),
-            Body::Tick => {
-                self.listeners.tick(self.now);
-                None
+        self.account(&event.body, out);
+        out(Output::Event(event));
+        self.attribution.learn(event, self.now, &mut |finding| {
+            out(Output::Finding(finding));
+        });
+        self.judge(Some(event), out);
+        self.connections.forget_closed(&event.body);
+    }
+
+    /// What a record tells of others: what was lost, what the kernel counts, what was there before.
+    fn account(&mut self, body: &Body, out: &mut dyn FnMut(Output<'_>)) {
+        match body {
+            Body::Loss(loss) => {
+                if let Some(lost) = self.lost.get_mut(loss.hook) {
+                    lost.grow(loss.lost);
+                }
+                if loss.lost > 0 {
+                    out(Output::Gap {
+                        at: self.now,
+                        hook: loss.hook_name(),
+                        lost: loss.lost,
+                    });
+                }
             }
-            _ => None,
-        };
-        let (processes, holders) = (&self.processes, &mut self.holders);
+            Body::Netns(netns) => {
+                let inherits = self.reconciler.netns(netns);
+                if inherits {
+                    self.attribution.forget_netns(netns.id.inode);
+                    self.listeners.forget_netns(netns.id.inode);
+                }
+            }
+            Body::Seed(seed) => self.seeds.found(seed),
+            Body::Seeded(seeded) => self.seeds.over(seeded),
+            _ => {}
+        }
+    }
+
+    /// Folds an event into the tables, and has the detectors judge it; without one they give the last figures of what
+    /// is open. What they say goes out by way of attribution.
+    fn judge(&mut self, event: Option<&Event>, out: &mut dyn FnMut(Output<'_>)) {
+        let change = event.and_then(|event| self.connections.apply(event));
+        let applied = event.and_then(|event| self.listeners.event(&event.body, self.now));
+        let attribution = &mut self.attribution;
         let mut cx = Context {
             now: self.now,
             host: &self.host,
@@ -156,76 +185,21 @@ impl Pipeline {
             reconciler: &self.reconciler,
             last_id: &mut self.last_id,
             out: &mut |finding| {
-                let mut finding = finding.clone();
-                holders.share(&mut finding);
-                processes.name(&mut finding);
-                holders.said(&finding);
-                out(Output::Finding(&finding));
+                attribution.pass(finding, &mut |finding| out(Output::Finding(finding)));
             },
         };
-        self.detectors
-            .event(event, change.as_ref(), applied.as_ref(), &mut cx);
-        match &event.body {
-            Body::State(body) if body.new == TcpState::Close => {
-                self.connections.forget(&body.socket);
+        match event {
+            Some(event) => {
+                self.detectors
+                    .event(event, change.as_ref(), applied.as_ref(), &mut cx);
             }
-            Body::Seed(body) => self.seeds.found(body),
-            Body::Seeded(body) => self.seeds.over(body),
-            _ => {}
-        }
-    }
-
-    /// What a record tells of others: what was lost, what the kernel counts, who is called what and holds what.
-    fn learn(&mut self, event: &Event, out: &mut dyn FnMut(Output<'_>)) {
-        if let Body::Loss(loss) = &event.body
-            && let Some(lost) = self.lost.get_mut(loss.hook)
-        {
-            *lost = lost.saturating_add(loss.lost);
-            if loss.lost > 0 {
-                out(Output::Gap {
-                    at: self.now,
-                    hook: loss.hook_name(),
-                    lost: loss.lost,
-                });
-            }
-        }
-        if let Body::Netns(netns) = &event.body
-            && self.reconciler.netns(netns)
-        {
-            self.processes.forget_netns(netns.id.inode);
-            self.listeners.forget_netns(netns.id.inode);
-        }
-        if let Body::Process(process) = &event.body {
-            self.processes.apply(process);
-        }
-        out(Output::Event(event));
-        if let Body::Holders(holders) = &event.body {
-            self.holders
-                .apply(holders, self.now, &self.processes, &mut |finding| {
-                    out(Output::Finding(finding));
-                });
+            None => self.detectors.say_open(false, &mut cx),
         }
     }
 
     /// The end of input: the last figures of every finding that is still open.
     pub fn finish(&mut self, out: &mut dyn FnMut(Output<'_>)) {
-        let (processes, holders) = (&self.processes, &mut self.holders);
-        let mut cx = Context {
-            now: self.now,
-            host: &self.host,
-            listeners: &self.listeners,
-            lost: &self.lost,
-            reconciler: &self.reconciler,
-            last_id: &mut self.last_id,
-            out: &mut |finding| {
-                let mut finding = finding.clone();
-                holders.share(&mut finding);
-                processes.name(&mut finding);
-                holders.said(&finding);
-                out(Output::Finding(&finding));
-            },
-        };
-        self.detectors.say_open(false, &mut cx);
+        self.judge(None, out);
     }
 
     /// What the next poll is to show: silent and stalled connections, whose recovery no hook tells, and
@@ -257,7 +231,7 @@ impl Pipeline {
         let (mut summaries, left_out) = detect::summaries(&self.listeners, &self.host, self.now);
         for summary in &mut summaries {
             if let Some(owner) = &mut summary.owner {
-                self.processes.name_owner(owner, Some(summary.netns));
+                self.attribution.name(owner, summary.netns);
             }
         }
         (summaries, left_out)
@@ -279,8 +253,8 @@ impl Pipeline {
                 .fold(0, |sum, lost| sum.saturating_add(*lost)),
             connections_evicted: self.connections.evicted(),
             evicted,
-            names_evicted: self.processes.evicted(),
-            holders_evicted: self.holders.evicted(),
+            names_evicted: self.attribution.names_evicted(),
+            holders_evicted: self.attribution.holders_evicted(),
             unwatched: self.detectors.unwatched(),
             netns_uncompared,
             netns_evicted: self.reconciler.evicted(),

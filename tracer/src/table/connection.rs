@@ -173,9 +173,13 @@ impl Connections {
         })
     }
 
-    /// The socket is gone.
-    pub fn forget(&mut self, socket: &Socket) {
-        self.table.remove(&ConnectionKey::of(socket));
+    /// Forgets the connection whose end this was, once it is judged.
+    pub fn forget_closed(&mut self, body: &Body) {
+        if let Body::State(state) = body
+            && state.new == TcpState::Close
+        {
+            self.table.remove(&ConnectionKey::of(&state.socket));
+        }
     }
 }
 

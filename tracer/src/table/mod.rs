@@ -1,14 +1,11 @@
 //! What is remembered between events, all of it bounded.
 //!
 //! [`Bounded`] is the map every table is made of; [`connection`] and [`listener`] fold events into
-//! what detectors judge, [`process`] keeps what owners are called, [`holder`] who shares a socket, [`seed`] counts. Nothing here makes
-//! findings.
+//! what detectors judge, [`seed`] counts. Nothing here makes findings.
 
 mod bounded;
 pub mod connection;
-pub mod holder;
 pub mod listener;
-pub mod process;
 pub mod seed;
 
 pub use bounded::Bounded;

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 pub use self::service::{AcceptCoverage, Acceptor, Member, Service};
 use crate::{
-    event::{Owner, Socket, Syn, TcpState},
+    event::{Body, Owner, Socket, Syn, TcpState},
     finding,
     id::SocketId,
     table::Bounded,
@@ -253,8 +253,18 @@ impl Listeners {
         }
     }
 
+    /// Folds an event in; `None` when it changes no listener.
+    pub(crate) fn event(&mut self, body: &Body, now: Ktime) -> Option<Applied> {
+        match body {
+            Body::Syn(body) => return Some(self.apply(body, now)),
+            Body::Tick => self.tick(now),
+            _ => {}
+        }
+        None
+    }
+
     /// Time goes on, also where nothing happens.
-    pub(crate) fn tick(&mut self, now: Ktime) {
+    fn tick(&mut self, now: Ktime) {
         self.services.for_each(|_, service| {
             let (seen, inferred) = (service.seen.total, service.inferred.total);
             service.seen.at(now, seen);

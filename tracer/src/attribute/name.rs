@@ -16,14 +16,14 @@ const MAX_PROCESSES: usize = 16_384;
 /// Namespaces that names are kept of.
 const MAX_NETNS: usize = 4_096;
 
-/// The table.
+/// See the module.
 #[derive(Debug)]
-pub struct Processes {
+pub(super) struct OwnerNames {
     names: Bounded<(u32, u32), Names>,
     netns: Bounded<u32, String>,
 }
 
-impl Default for Processes {
+impl Default for OwnerNames {
     fn default() -> Self {
         Self {
             names: Bounded::new(MAX_PROCESSES),
@@ -32,15 +32,14 @@ impl Default for Processes {
     }
 }
 
-impl Processes {
+impl OwnerNames {
     /// Names that had to make room.
-    #[must_use]
-    pub const fn evicted(&self) -> u64 {
+    pub(super) const fn evicted(&self) -> u64 {
         self.names.evicted().saturating_add(self.netns.evicted())
     }
 
     /// Learns what a record tells; what it does not tell stays.
-    pub fn apply(&mut self, process: &Process) {
+    pub(super) fn apply(&mut self, process: &Process) {
         if let Some(name) = text(&process.netns_name, false) {
             self.netns.insert(process.netns, name);
         } else if process.started_unix_ms != 0 {
@@ -68,12 +67,12 @@ impl Processes {
     }
 
     /// Another namespace has this inode by now.
-    pub fn forget_netns(&mut self, inode: u32) {
+    pub(super) fn forget_netns(&mut self, inode: u32) {
         self.netns.remove(&inode);
     }
 
     /// Names the owners of a finding.
-    pub fn name(&self, finding: &mut Finding) {
+    pub(super) fn name(&self, finding: &mut Finding) {
         let netns = finding.subject.netns();
         for owner in finding.owner.iter_mut().chain(&mut finding.owners) {
             self.name_owner(owner, netns);
@@ -81,7 +80,7 @@ impl Processes {
     }
 
     /// Names the owner of a socket in `netns`.
-    pub fn name_owner(&self, owner: &mut Owner, netns: Option<u32>) {
+    pub(super) fn name_owner(&self, owner: &mut Owner, netns: Option<u32>) {
         if let Some(names) = self.names.get(&(owner.pid, owner.started_ms)) {
             owner.names = names.clone();
         }
@@ -139,7 +138,7 @@ mod tests {
         }
     }
 
-    fn named(processes: &Processes, pid: u32, started_ms: u32) -> Names {
+    fn named(known: &OwnerNames, pid: u32, started_ms: u32) -> Names {
         let mut owner = Owner {
             pid,
             comm: "nginx".to_owned(),
@@ -149,59 +148,59 @@ mod tests {
             started_ms,
             names: Names::default(),
         };
-        processes.name_owner(&mut owner, Some(4026));
+        known.name_owner(&mut owner, Some(4026));
         owner.names
     }
 
     #[test]
     fn a_process_that_is_gone_keeps_its_names() {
-        let mut processes = Processes::default();
-        processes.apply(&process(1));
-        processes.apply(&Process {
+        let mut names = OwnerNames::default();
+        names.apply(&process(1));
+        names.apply(&Process {
             started_unix_ms: 0,
             executable: [0; EXECUTABLE_BYTES],
             cgroup: [0; CGROUP_BYTES],
             netns_name: [0; NETNS_NAME_BYTES],
             ..process(1)
         });
-        let names = named(&processes, 7, 1);
-        assert_eq!(names.executable.as_deref(), Some("/usr/sbin/nginx"));
-        assert_eq!(names.unit.as_deref(), Some("nginx.service"));
-        assert_eq!(names.netns_name.as_deref(), Some("blue"));
-        assert_eq!(names.started.as_deref(), Some("2023-11-14T22:13:20.010Z"));
+        let kept = named(&names, 7, 1);
+        assert_eq!(kept.executable.as_deref(), Some("/usr/sbin/nginx"));
+        assert_eq!(kept.unit.as_deref(), Some("nginx.service"));
+        assert_eq!(kept.netns_name.as_deref(), Some("blue"));
+        assert_eq!(kept.started.as_deref(), Some("2023-11-14T22:13:20.010Z"));
     }
 
     #[test]
     fn a_namespace_does_not_inherit_a_name_with_its_inode() {
-        let mut processes = Processes::default();
-        processes.apply(&process(1));
-        processes.apply(&Process {
+        let mut names = OwnerNames::default();
+        names.apply(&process(1));
+        names.apply(&Process {
             netns_name: [0; NETNS_NAME_BYTES],
             ..process(2)
         });
-        assert_eq!(named(&processes, 7, 2).netns_name, None);
-        processes.apply(&process(1));
-        assert!(named(&processes, 7, 1).netns_name.is_some());
-        processes.forget_netns(4026);
-        assert_eq!(named(&processes, 7, 1).netns_name, None);
+        assert_eq!(named(&names, 7, 2).netns_name, None);
+        names.apply(&process(1));
+        assert!(named(&names, 7, 1).netns_name.is_some());
+        names.forget_netns(4026);
+        assert_eq!(named(&names, 7, 1).netns_name, None);
     }
 
     #[test]
     fn a_pid_alone_has_no_name() {
-        let mut processes = Processes::default();
-        processes.apply(&process(1));
-        assert_eq!(named(&processes, 7, 2).executable, None);
-        assert_eq!(named(&processes, 8, 1).executable, None);
+        let mut names = OwnerNames::default();
+        names.apply(&process(1));
+        assert_eq!(named(&names, 7, 2).executable, None);
+        assert_eq!(named(&names, 8, 1).executable, None);
     }
 
     #[test]
     fn what_was_cut_says_so() {
-        let mut processes = Processes::default();
-        processes.apply(&Process {
+        let mut names = OwnerNames::default();
+        names.apply(&Process {
             executable_cut: true,
             ..process(1)
         });
-        let executable = named(&processes, 7, 1).executable;
+        let executable = named(&names, 7, 1).executable;
         assert_eq!(executable.as_deref(), Some("…/usr/sbin/nginx"));
     }
 }

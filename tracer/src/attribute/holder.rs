@@ -3,11 +3,12 @@
 
 use std::net::SocketAddr;
 
+use super::name::OwnerNames;
 use crate::{
     event::{self, Role},
     finding::{Finding, Owner, Status, Subject},
     id::SocketId,
-    table::{Bounded, process::Processes},
+    table::Bounded,
     time::Ktime,
 };
 
@@ -22,15 +23,15 @@ type ListenerKey = (u32, SocketAddr, u32);
 /// What a search found, and when.
 type Found = (event::Holders, Ktime);
 
-/// The table.
+/// See the module.
 #[derive(Debug)]
-pub struct Holders {
+pub(super) struct SocketHolders {
     connections: Bounded<SocketId, Found>,
     listeners: Bounded<ListenerKey, Found>,
     said: Bounded<u64, Finding>,
 }
 
-impl Default for Holders {
+impl Default for SocketHolders {
     fn default() -> Self {
         Self {
             connections: Bounded::new(MAX_SOCKETS),
@@ -40,10 +41,9 @@ impl Default for Holders {
     }
 }
 
-impl Holders {
+impl SocketHolders {
     /// Sockets and findings that had to make room.
-    #[must_use]
-    pub const fn evicted(&self) -> u64 {
+    pub(super) const fn evicted(&self) -> u64 {
         self.connections
             .evicted()
             .saturating_add(self.listeners.evicted())
@@ -51,11 +51,11 @@ impl Holders {
     }
 
     /// Learns what a search found, and says again what it changes.
-    pub fn apply(
+    pub(super) fn apply(
         &mut self,
         holders: &event::Holders,
         now: Ktime,
-        processes: &Processes,
+        names: &OwnerNames,
         out: &mut dyn FnMut(&Finding),
     ) {
         let socket = &holders.socket;
@@ -77,12 +77,12 @@ impl Holders {
             .cloned()
             .collect();
         for mut finding in about {
-            let before = told(&finding);
+            let before = attributed(&finding);
             self.share(&mut finding);
-            if told(&finding) != before {
+            if attributed(&finding) != before {
                 finding.status = Status::Update;
                 finding.at = now;
-                processes.name(&mut finding);
+                names.name(&mut finding);
                 self.said.insert(finding.id, finding.clone());
                 out(&finding);
             }
@@ -90,7 +90,7 @@ impl Holders {
     }
 
     /// Completes a finding's owner by those who hold its socket with it, or instead of it.
-    pub fn share(&self, finding: &mut Finding) {
+    pub(super) fn share(&self, finding: &mut Finding) {
         let Some((held, at)) = self.of(finding) else {
             return;
         };
@@ -121,7 +121,7 @@ impl Holders {
     }
 
     /// Remembers what was said, as long as the finding is open.
-    pub fn said(&mut self, finding: &Finding) {
+    pub(super) fn said(&mut self, finding: &Finding) {
         if finding.status == Status::Resolved {
             self.said.remove(&finding.id);
         } else {
@@ -165,9 +165,9 @@ fn is_forked(owner: &Owner) -> bool {
 }
 
 /// What a finding says of whose it is: an owner for certain or not, the first of several, and how many.
-type Told = (Option<(u32, bool)>, Vec<u32>, Option<u32>);
+type Attributed = (Option<(u32, bool)>, Vec<u32>, Option<u32>);
 
-fn told(finding: &Finding) -> Told {
+fn attributed(finding: &Finding) -> Attributed {
     (
         finding
             .owner
@@ -206,7 +206,7 @@ mod tests {
             });
         }
         let acceptor = Some((testing::owner().pid, true));
-        assert_eq!(told(run.only()), (acceptor, vec![], None));
+        assert_eq!(attributed(run.only()), (acceptor, vec![], None));
         run
     }
 
@@ -225,12 +225,16 @@ mod tests {
         let mut run = silent();
         run.holders(testing::socket(LOCAL, REMOTE), &[acceptor, 7], 12);
         let shared = (Some((acceptor, true)), vec![acceptor, 7], Some(12));
-        assert_eq!(told(run.only()), shared);
+        assert_eq!(attributed(run.only()), shared);
         assert_eq!(run.only().owner.as_ref().unwrap().source, "accept");
         run.holders(testing::socket(LOCAL, REMOTE), &[acceptor, 7], 12);
         assert_eq!(run.statuses(), [Status::Open, Status::Update], "no news");
         again(&mut run, 4, |_| ());
-        assert_eq!(told(run.only()), shared, "as long as nobody looks again");
+        assert_eq!(
+            attributed(run.only()),
+            shared,
+            "as long as nobody looks again"
+        );
         run.assert_replays(Thresholds::default());
     }
 
@@ -238,7 +242,7 @@ mod tests {
     fn a_connection_that_its_acceptor_holds_no_longer_is_its_holders() {
         let mut run = silent();
         run.holders(testing::socket(LOCAL, REMOTE), &[7], 1);
-        assert_eq!(told(run.only()), (Some((7, true)), vec![], None));
+        assert_eq!(attributed(run.only()), (Some((7, true)), vec![], None));
         assert_eq!(run.only().owner.as_ref().unwrap().source, "seeded");
         assert_eq!(run.only().holders, Some(1));
         // Passed on since: whoever received it is the last to be known of.
@@ -246,7 +250,7 @@ mod tests {
             owner.pid = 9;
             owner.source = owner_source::PASSED;
         });
-        assert_eq!(told(run.only()).0, Some((9, true)));
+        assert_eq!(attributed(run.only()).0, Some((9, true)));
         assert_eq!(run.only().holders, None);
         run.assert_replays(Thresholds::default());
     }
@@ -257,17 +261,20 @@ mod tests {
         let mut run = silent();
         let forked = |owner: &mut record::Owner| owner.source = owner_source::FORKED;
         again(&mut run, 4, forked);
-        assert_eq!(told(run.only()).0, Some((acceptor, false)));
+        assert_eq!(attributed(run.only()).0, Some((acceptor, false)));
         run.holders(testing::socket(LOCAL, REMOTE), &[acceptor], 1);
-        assert_eq!(told(run.only()), (Some((acceptor, true)), vec![], None));
+        assert_eq!(
+            attributed(run.only()),
+            (Some((acceptor, true)), vec![], None)
+        );
         assert_eq!(run.only().holders, Some(1));
         // It forks again: what was found before does not tell.
         again(&mut run, 5, forked);
-        assert_eq!(told(run.only()).0, Some((acceptor, false)));
+        assert_eq!(attributed(run.only()).0, Some((acceptor, false)));
         assert_eq!(run.only().holders, None);
         run.holders(testing::socket(LOCAL, REMOTE), &[acceptor, 7], 2);
         let shared = (Some((acceptor, false)), vec![acceptor, 7], Some(2));
-        assert_eq!(told(run.only()), shared);
+        assert_eq!(attributed(run.only()), shared);
         run.assert_replays(Thresholds::default());
     }
 
@@ -280,11 +287,15 @@ mod tests {
             syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1;
             syn.owner.source = owner_source::FORKED;
         });
-        assert_eq!(told(run.only()), (Some((maker, false)), vec![], None));
+        assert_eq!(attributed(run.only()), (Some((maker, false)), vec![], None));
         run.holders_instead_of(maker, listener, &[7], 1);
-        assert_eq!(told(run.only()), (Some((7, true)), vec![], None));
+        assert_eq!(attributed(run.only()), (Some((7, true)), vec![], None));
         run.holders_instead_of(7, listener, &[7, 9], 2);
-        assert_eq!(told(run.only()).1, [7, 9], "said to be the holder's by now");
+        assert_eq!(
+            attributed(run.only()).1,
+            [7, 9],
+            "said to be the holder's by now"
+        );
         run.assert_replays(Thresholds::default());
     }
 
@@ -302,9 +313,9 @@ mod tests {
         run.tick();
         run.holders(other, &[parent, 9], 2);
         run.holders(oldest, &[7], 1);
-        assert_eq!(told(run.only()), (Some((parent, true)), vec![], None));
+        assert_eq!(attributed(run.only()), (Some((parent, true)), vec![], None));
         run.holders(oldest, &[parent, 7], 2);
-        assert_eq!(told(run.only()).1, [parent, 7]);
+        assert_eq!(attributed(run.only()).1, [parent, 7]);
         assert_eq!(run.only().holders, None, "it is about two sockets");
         run.assert_replays(Thresholds::default());
     }
