@@ -14,9 +14,10 @@ use thiserror::Error;
 
 use crate::{
     detect::{self, Thresholds},
-    emit::Emit,
+    emit::{Emit, Emits},
     plan::{HookMode, Transport},
     section::{Section, section},
+    sink::{self, Format, Selection, To},
 };
 
 /// Where the package puts the file, and where it is looked for when `--config` names none.
@@ -82,20 +83,51 @@ section! {
         /// Kinds of lines to print beyond findings and gaps: connect, accept, state, retransmit, syn, reset,
         /// drop, early_drop, connection, failure, probe, seed, stats, all. Each costs a record per event.
         emit: Vec<Emit> = Vec::new();
+        /// Further outputs of run and record, any number, each a table of its own like the one below. to: stdout, or
+        /// file: and a path to append to. format and emit as above; findings: kinds of findings it has, all where none
+        /// is named.
+        /// [[output.also]]
+        /// to = "file:/var/log/conntracer.ndjson"
+        /// format = "json"
+        /// emit = ["connection"]
+        /// findings = []
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        also: Vec<Also> = Vec::new();
     }
 }
 
-/// How output is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// Text on a terminal, JSON elsewhere.
-    #[default]
-    Auto,
-    /// Readable blocks.
-    Text,
-    /// One JSON object a line.
-    Json,
+/// `[[output.also]]`: a further output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Also {
+    /// As [`To::parse`] reads it.
+    pub to: String,
+    #[serde(default)]
+    pub format: Format,
+    #[serde(default)]
+    pub emit: Vec<Emit>,
+    #[serde(default)]
+    pub findings: Vec<String>,
+}
+
+impl Also {
+    /// The output that it asks for; otherwise what is wrong, and the remedy.
+    pub fn output(&self) -> Result<sink::Output, String> {
+        let kind = |name: &String| {
+            let mut kinds = detect::SPECS.iter().map(|spec| spec.kind);
+            kinds.find(|kind| kind.name() == name).ok_or_else(|| {
+                format!("output.also.findings has {name}: `conntracer explain` lists the findings")
+            })
+        };
+        Ok(sink::Output {
+            to: To::parse(&self.to).map_err(|error| format!("output.also.to: {error}"))?,
+            format: self.format,
+            selection: Selection {
+                emits: Emits::of(&self.emit),
+                findings: self.findings.iter().map(kind).collect::<Result<_, _>>()?,
+            },
+        })
+    }
 }
 
 /// Why a config file cannot be used; one sentence with the remedy.
@@ -164,6 +196,9 @@ impl Config {
                 "trace.ring_bytes is {ring}: set a power of two from {SMALLEST_RING} to {LARGEST_RING}"
             ));
         }
+        for also in &self.output.also {
+            also.output()?;
+        }
         self.detect.check()
     }
 
@@ -212,9 +247,8 @@ fn read(path: &Path) -> io::Result<String> {
 fn key_at(text: &str, line: usize) -> Option<String> {
     let (key, _) = text.lines().nth(line.checked_sub(1)?)?.split_once('=')?;
     let section = text.lines().take(line).filter_map(|line| {
-        line.trim()
-            .strip_prefix('[')
-            .and_then(|line| line.strip_suffix(']'))
+        let line = line.trim();
+        line.starts_with('[').then(|| line.trim_matches(['[', ']']))
     });
     let key = key.trim();
     Some(
@@ -278,6 +312,17 @@ mod tests {
         assert_eq!(parse(&text).unwrap(), config);
     }
 
+    #[test]
+    fn further_outputs_are_as_the_file_describes_them() {
+        let file = Config::default().annotated().unwrap();
+        let example = file.lines().skip_while(|line| *line != "# [[output.also]]");
+        let example = example.map_while(|line| line.strip_prefix("# "));
+        let example = example.collect::<Vec<_>>().join("\n");
+        let config = parse(&[&*example; 2].join("\n")).unwrap();
+        assert_eq!(config.output.also.len(), 2);
+        assert_eq!(parse(&config.annotated().unwrap()).unwrap(), config);
+    }
+
     #[rstest]
     #[case::unknown_key(
         "[trace]\nhoks = \"auto\"\n",
@@ -292,6 +337,18 @@ mod tests {
         "test.toml:2: output.format: unknown variant `xml`"
     )]
     #[case::syntax("[trace\n", "test.toml:1: ")]
+    #[case::unknown_key_of_a_further_output(
+        "[[output.also]]\nto = \"stdout\"\nfrom = 1\n",
+        "test.toml:3: output.also.from: unknown field `from`"
+    )]
+    #[case::no_destination(
+        "[[output.also]]\nto = \"printer\"\n",
+        "output.also.to: nothing is called `printer`: name one of stdout, file"
+    )]
+    #[case::no_finding(
+        "[[output.also]]\nto = \"stdout\"\nfindings = [\"rain\"]\n",
+        "output.also.findings has rain: "
+    )]
     #[case::senseless("[trace]\nmax_sockets = 0\n", "trace.max_sockets is 0")]
     #[case::no_power_of_two("[trace]\nring_bytes = 100000\n", "trace.ring_bytes is 100000")]
     #[case::share(

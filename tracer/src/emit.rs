@@ -61,6 +61,15 @@ impl Emits {
         })
     }
 
+    /// These and those.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            records: self.records | other.records,
+            stats: self.stats || other.stats,
+        }
+    }
+
     /// What the eBPF side is to write to the rings.
     #[must_use]
     pub const fn records(self) -> u32 {

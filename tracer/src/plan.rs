@@ -4,6 +4,8 @@
 //! Made by `kernel::attach` while it loads, printed by `doctor` and the `start` line, written into a
 //! recording's head so that a replay knows what was exact. Plain data; touches no kernel.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// A way of attaching a hook, best first.
@@ -18,6 +20,19 @@ pub enum HookType {
     Tracepoint,
     /// Nothing could be attached.
     Off,
+}
+
+impl HookType {
+    /// The word for a hook type, as `--hooks` and the JSON spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+            Self::Tracepoint => "tracepoint",
+            Self::Off => "off",
+        }
+    }
 }
 
 /// What was asked for with `--hooks`.
@@ -48,6 +63,17 @@ pub enum Transport {
     Ringbuf,
     /// Per-CPU perf ring buffers.
     Perf,
+}
+
+impl Transport {
+    /// The word for a transport, as `--transport` spells it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ringbuf => "ringbuf",
+            Self::Perf => "perf",
+        }
+    }
 }
 
 /// A hook type that was tried and did not work.
@@ -117,5 +143,40 @@ impl Plan {
     #[must_use]
     pub fn coverage(&self, detector: &str) -> Option<&DetectorPlan> {
         self.detectors.iter().find(|plan| plan.detector == detector)
+    }
+
+    /// "13 hooks (9 fentry, 4 tracepoint), records through ringbuf".
+    #[must_use]
+    pub fn in_one_line(&self) -> String {
+        let mut hook_types = BTreeMap::<HookType, usize>::new();
+        for hook in &self.hooks {
+            *hook_types.entry(hook.hook_type).or_default() += 1;
+        }
+        let hook_types: Vec<String> = hook_types
+            .iter()
+            .map(|(hook_type, hooks)| format!("{hooks} {}", hook_type.name()))
+            .collect();
+        format!(
+            "{} hooks ({}), records through {}",
+            self.hooks.len(),
+            hook_types.join(", "),
+            self.transport.name(),
+        )
+    }
+
+    /// One sentence for each detector that cannot see everything.
+    pub fn limits(&self) -> impl Iterator<Item = String> {
+        self.detectors.iter().filter_map(|detector| {
+            let state = match detector.coverage {
+                Coverage::Exact => return None,
+                Coverage::Degraded => "degraded",
+                Coverage::Off => "off",
+            };
+            let because = detector
+                .because
+                .as_deref()
+                .unwrap_or("no reason was recorded");
+            Some(format!("{} is {state}: {because}", detector.detector))
+        })
     }
 }

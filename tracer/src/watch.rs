@@ -17,7 +17,7 @@ use crate::{
     finding::{Finding, FindingKind, Status},
     host::Host,
     pipeline::{Output, Pipeline, Tallies},
-    sink::{Account, Line, queue::Refused},
+    sink::{Account, Line, SinkAccount},
     source::Watched,
     time::Ktime,
 };
@@ -103,13 +103,18 @@ impl Watch {
     pub fn account(
         &self,
         hooks: Vec<(&'static str, HookCounters)>,
-        refused: Refused,
+        sinks: Vec<SinkAccount>,
         polls_failed: u64,
     ) -> Account {
+        let sum = |lost: fn(&SinkAccount) -> u64| {
+            sinks
+                .iter()
+                .fold(0, |sum: u64, sink| sum.saturating_add(lost(sink)))
+        };
         let tallies = AllTallies {
             pipeline: self.pipeline.tallies(),
-            sink_events_lost: refused.events,
-            sink_lines_lost: refused.others,
+            sink_events_lost: sum(|sink| sink.events_lost),
+            sink_lines_lost: sum(|sink| sink.lines_lost),
             polls_failed,
         };
         let (listeners, listeners_left_out) = self.pipeline.listeners();
@@ -121,6 +126,8 @@ impl Watch {
             findings: self.shown.findings.clone(),
             tallies: named(&tallies),
             reconciliation: self.pipeline.reconciliation(),
+            // Of one the totals tell.
+            sinks: if sinks.len() > 1 { sinks } else { Vec::new() },
         }
     }
 }

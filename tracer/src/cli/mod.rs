@@ -14,9 +14,10 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
 use crate::{
-    config::{Audit, Format},
+    config::Audit,
     emit::Emit,
     plan::{HookMode, Transport},
+    sink::Format,
 };
 
 /// Says which TCP connections of this host fail, since when, whose they are, why, and what to change.

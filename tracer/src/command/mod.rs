@@ -16,14 +16,14 @@ use conntracer_common::filter::Filter;
 use crate::{
     cli::{
         Arguments, Command, CommonArguments, ConfigArguments, DoctorArguments, ReportArguments,
-        settings::{self, resolve},
+        settings,
     },
     conditions::Owners,
-    config::{Config, Format},
+    config::Config,
     detect,
     kernel::{self, CannotTrace},
     privileges,
-    sink::escape::Escaped,
+    sink::{Format, destination::standard_output, escape::Escaped},
     telemetry,
     view::{doctor, explain, report},
 };
@@ -166,7 +166,7 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
         verbose: false,
     })?;
     let host = Arc::new(detect::with_coverage(host));
-    match resolve(typed.format, io::stdout().is_terminal()) {
+    match typed.format.settled(io::stdout().is_terminal()) {
         Format::Json => {
             let mut json = serde_json::to_vec(&doctor::Json::new(&host))
                 .context("writing the host's facts as JSON")?;
@@ -208,7 +208,7 @@ fn print(text: &str) -> anyhow::Result<()> {
 }
 
 fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
-    let mut output = settings::standard_output().context("opening standard output")?;
+    let mut output = standard_output().context("opening standard output")?;
     output
         .write_all(bytes)
         .context("writing to standard output")

@@ -17,17 +17,13 @@ use crate::{
     cli::{
         ReplayArguments, ReportArguments,
         conditions::{Roots, resolve},
-        settings::{self, Destination},
+        settings,
     },
     detect::{self, Thresholds},
     emit::{Emit, Emits},
     filter::EventFilter,
     recording::{Reader, RecordingError},
-    sink::{
-        Line, Reason,
-        json::Json,
-        queue::{Refused, Sink, WhenFull},
-    },
+    sink::{Line, Reason, Sinks, WhenFull, json::Json},
     time::Ktime,
     view::report::Report,
     watch::Watch,
@@ -40,11 +36,14 @@ const MAX_LINE_BYTES: u64 = 1 << 20;
 pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
     let config = prepare(&typed.output.common)?;
     let conditions = resolve(&typed.filter, &Roots::default())?;
-    let emits = settings::emits(&typed.output, &config);
+    let output = settings::output(&typed.output, &config);
+    let emits = output.selection.emits;
     let file = open(&typed.file)?;
     let mut reader = Reader::new(BufReader::new(&file)).with_context(|| said(&typed.file))?;
-    let destination = Destination::open(&typed.output, &config)?;
-    if is_same(&file, &destination.file).with_context(|| said(&typed.file))? {
+    let output = output.open()?;
+    if let Some(written) = output.file()
+        && is_same(&file, written).with_context(|| said(&typed.file))?
+    {
         bail!(
             "the output would be appended to the recording itself, {}: name another file",
             typed.file.display()
@@ -52,15 +51,14 @@ pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
     }
 
     let host = Arc::new(detect::with_coverage(reader.host().clone()));
-    let renderer = destination.renderer(Arc::clone(&host));
-    let mut sink = Sink::spawn(destination.file, renderer, WhenFull::Wait)
+    let mut sinks = Sinks::spawn(vec![output], &host, WhenFull::Wait)
         .context("starting the output's thread")?;
     let filter = EventFilter::recorded(conditions);
     let mut watch = Watch::new(config.detect, host, emits, filter);
     let end = feed(&mut reader, &mut watch, &mut |line| {
-        sink.push(line);
+        sinks.push(line);
     });
-    sink.close(None).context("writing the output")?;
+    sinks.close(None)?;
     end.with_context(|| said(&typed.file))?;
     Ok(Outcome {
         failed: typed.output.fail_on_finding && watch.found(),
@@ -94,7 +92,7 @@ fn feed<R: Read>(
         lines(Line::Start { time: Ktime(0) });
     }
     watch.finish(lines);
-    let account = Box::new(watch.account(Vec::new(), Refused::default(), 0));
+    let account = Box::new(watch.account(Vec::new(), Vec::new(), 0));
     lines(Line::Stop {
         reason: Reason::EndOfInput,
         account,

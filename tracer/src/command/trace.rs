@@ -10,7 +10,7 @@ use crate::{
     cli::{
         RunArguments,
         conditions::{self, Roots},
-        settings::{self, Destination},
+        settings,
     },
     conditions::Conditions,
     config::Config,
@@ -21,10 +21,7 @@ use crate::{
     privileges,
     recording::Writer,
     run::{self, Signals},
-    sink::{
-        Line,
-        queue::{Sink, WhenFull},
-    },
+    sink::{Line, Output, Sinks, WhenFull, sinks::Opened},
     watch::Watch,
 };
 
@@ -36,7 +33,7 @@ struct Prepared {
     config: Config,
     options: kernel::Options,
     emits: Emits,
-    destination: Destination,
+    outputs: Vec<Opened>,
 }
 
 impl Prepared {
@@ -50,7 +47,13 @@ impl Prepared {
                 "--pid {pid}: there is no such process; nothing is shown until one gets that number"
             );
         }
-        let emits = settings::emits(&typed.output, &config);
+        let mut outputs = vec![settings::output(&typed.output, &config)];
+        for also in &config.output.also {
+            outputs.push(also.output().map_err(anyhow::Error::msg)?);
+        }
+        let emits = outputs.iter().fold(Emits::default(), |emits, output| {
+            emits.and(output.selection.emits)
+        });
         let trace = settings::trace(&typed.kernel, &config);
         let options = kernel::Options {
             btf: trace.btf,
@@ -66,12 +69,15 @@ impl Prepared {
             verbose: typed.output.common.verbose > 0,
         };
         privileges::check()?;
-        let destination = Destination::open(&typed.output, &config)?;
+        let outputs = outputs
+            .into_iter()
+            .map(Output::open)
+            .collect::<anyhow::Result<_>>()?;
         Ok(Self {
             config,
             options,
             emits,
-            destination,
+            outputs,
         })
     }
 }
@@ -105,14 +111,13 @@ async fn trace(
         .map(|file| Writer::new(io::BufWriter::new(file), &host))
         .transpose()
         .context("writing the recording")?;
-    let renderer = prepared.destination.renderer(Arc::clone(&host));
-    let mut sink = Sink::spawn(prepared.destination.file, renderer, WhenFull::Refuse)
+    let mut sinks = Sinks::spawn(prepared.outputs, &host, WhenFull::Drop)
         .context("starting the output's thread")?;
     // The hooks are attached: whoever reads this line may act on it.
-    sink.push(Line::Start {
+    sinks.push(Line::Start {
         time: kernel::now(),
     });
-    sink.flush();
+    sinks.flush();
 
     let mut watch = Watch::new(
         prepared.config.detect,
@@ -123,14 +128,14 @@ async fn trace(
     let ran = run::run(
         kernel,
         &mut watch,
-        &mut sink,
+        &mut sinks,
         recorder.as_mut(),
         typed.duration,
         signals,
     )
     .await;
     // What was found is printed, whatever ended the run.
-    let closed = sink.close(Some(PATIENCE)).context("writing the output");
+    let closed = sinks.close(Some(PATIENCE));
     ran?;
     closed?;
     Ok(Outcome {

@@ -1,7 +1,7 @@
 //! The event loop of a live run: wait, drain, poll, judge, print, until something ends it. SIGUSR1 asks how things
 //! stand: every open finding is said, then a `stats` line.
 //!
-//! Generic over [`Source`], so that its tests need no kernel. One thread; the sink has its own.
+//! Generic over [`Source`], so that its tests need no kernel. One thread; each sink has its own.
 
 use std::{
     fs::File,
@@ -20,7 +20,7 @@ use zerocopy::IntoBytes;
 
 use crate::{
     recording::Writer,
-    sink::{Line, Occasion, Reason, queue::Sink},
+    sink::{Line, Occasion, Reason, Sinks},
     source::Source,
     watch::Watch,
 };
@@ -95,7 +95,7 @@ pub type Recorder = Writer<BufWriter<File>>;
 pub async fn run<S: Source>(
     source: &mut S,
     watch: &mut Watch,
-    sink: &mut Sink,
+    sinks: &mut Sinks,
     mut recorder: Option<&mut Recorder>,
     duration: Option<Duration>,
     signals: &mut Signals,
@@ -104,7 +104,7 @@ pub async fn run<S: Source>(
     let reason = until_end(
         source,
         watch,
-        sink,
+        sinks,
         recorder.as_deref_mut(),
         &mut failures,
         duration,
@@ -113,29 +113,29 @@ pub async fn run<S: Source>(
     .await?;
     Step {
         watch,
-        sink,
+        sinks,
         recorder: recorder.as_deref_mut(),
         failures: &mut failures,
         failed: None,
     }
     .poll(source, true)?;
-    watch.finish(&mut |line| sink.push(line));
+    watch.finish(&mut |line| sinks.push(line));
     if let Some(recorder) = recorder {
         recorder.flush().context("writing the recording")?;
     }
     let hooks = source
         .accounts()
         .context("reading the eBPF side's counters")?;
-    let account = Box::new(watch.account(hooks, sink.refused(), failures.all));
-    sink.push(Line::Stop { reason, account });
-    sink.flush();
+    let account = Box::new(watch.account(hooks, sinks.accounts(), failures.all));
+    sinks.push(Line::Stop { reason, account });
+    sinks.flush();
     Ok(reason)
 }
 
 async fn until_end<S: Source>(
     source: &mut S,
     watch: &mut Watch,
-    sink: &mut Sink,
+    sinks: &mut Sinks,
     mut recorder: Option<&mut Recorder>,
     failures: &mut Failures,
     duration: Option<Duration>,
@@ -160,7 +160,12 @@ async fn until_end<S: Source>(
             biased;
             () = signals.ends.received() => return Ok(Reason::Signal),
             () = sleep_until_some(deadline) => return Ok(Reason::Duration),
-            () = sink.failed() => return Ok(Reason::BrokenPipe),
+            () = sinks.failed() => {
+                if sinks.are_over() {
+                    return Ok(Reason::BrokenPipe);
+                }
+                false
+            }
             _ = signals.checkpoint.recv() => {
                 asked = true;
                 true
@@ -175,7 +180,7 @@ async fn until_end<S: Source>(
         };
         let step = Step {
             watch,
-            sink,
+            sinks,
             recorder: recorder.as_deref_mut(),
             failures,
             failed: None,
@@ -188,22 +193,22 @@ async fn until_end<S: Source>(
             if asked {
                 if let Some(drained) = step.checkpoint(source)? {
                     more = drained;
-                    asked = !tell_stats(source, watch, sink, failures, Occasion::Signal)?;
+                    asked = !tell_stats(source, watch, sinks, failures, Occasion::Signal)?;
                 }
             } else {
                 more = step.poll(source, reconciles)?;
             }
-            if sink.reader_is_gone() {
+            if sinks.are_over() {
                 return Ok(Reason::BrokenPipe);
             }
             if watch.emits().stats && Instant::now() >= next_stats {
                 next_stats += STATS_INTERVAL;
-                tell_stats(source, watch, sink, failures, Occasion::Interval)?;
+                tell_stats(source, watch, sinks, failures, Occasion::Interval)?;
             }
         } else {
             more = step.drain(source)?;
         }
-        sink.flush();
+        sinks.flush();
     }
 }
 
@@ -211,7 +216,7 @@ async fn until_end<S: Source>(
 fn tell_stats<S: Source>(
     source: &S,
     watch: &Watch,
-    sink: &mut Sink,
+    sinks: &mut Sinks,
     failures: &mut Failures,
     occasion: Occasion,
 ) -> anyhow::Result<bool> {
@@ -221,8 +226,8 @@ fn tell_stats<S: Source>(
     let Some(hooks) = failures.forgive(hooks)? else {
         return Ok(false);
     };
-    let account = Box::new(watch.account(hooks, sink.refused(), failures.all));
-    sink.push(Line::Stats { occasion, account });
+    let account = Box::new(watch.account(hooks, sinks.accounts(), failures.all));
+    sinks.push(Line::Stats { occasion, account });
     Ok(true)
 }
 
@@ -264,7 +269,7 @@ impl Failures {
 /// One turn of the loop: records go to the recording, then through the pipeline.
 struct Step<'a> {
     watch: &'a mut Watch,
-    sink: &'a mut Sink,
+    sinks: &'a mut Sinks,
     recorder: Option<&'a mut Recorder>,
     failures: &'a mut Failures,
     /// The recording's first failure; the drain cannot be left in its middle.
@@ -323,7 +328,7 @@ impl Step<'_> {
     }
 
     fn take(&mut self, record: &[u8]) {
-        let kept = self.watch.feed(record, &mut |line| self.sink.push(line));
+        let kept = self.watch.feed(record, &mut |line| self.sinks.push(line));
         if let Some(recorder) = &mut self.recorder
             && kept
             && self.failed.is_none()

@@ -19,7 +19,7 @@ use crate::{
     emit::Emits,
     filter::EventFilter,
     recording::Reader,
-    sink::{Renderer, json::Json, queue::WhenFull},
+    sink::{Format, Output, Selection, To, WhenFull, destination::Stream, sinks::Opened},
     source::Watched,
     testing,
 };
@@ -150,12 +150,19 @@ fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) 
     );
     let host = Arc::new(testing::host());
     let file = output.unwrap_or_else(|| File::create(&path).unwrap());
-    let renderer = Renderer::Json(Json::new(Arc::clone(&host)));
+    let output = Opened {
+        output: Output {
+            to: To::file(None),
+            format: Format::Json,
+            selection: Selection::default(),
+        },
+        destination: Box::new(Stream::new(file)),
+    };
     let mut recorder =
         Writer::new(BufWriter::new(File::create(&recording).unwrap()), &host).unwrap();
     let mut watch = Watch::new(
         Thresholds::default(),
-        host,
+        Arc::clone(&host),
         Emits::default(),
         EventFilter::all(),
     );
@@ -169,19 +176,19 @@ fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) 
         if source.busy_drains == u64::MAX {
             tokio::time::resume();
         }
-        let mut sink = Sink::spawn(file, renderer, WhenFull::Refuse).unwrap();
+        let mut sinks = Sinks::spawn(vec![output], &host, WhenFull::Drop).unwrap();
         let mut signals = Signals::install().unwrap();
         let reason = run(
             source,
             &mut watch,
-            &mut sink,
+            &mut sinks,
             Some(&mut recorder),
             duration,
             &mut signals,
         )
         .await;
         // A reader that is gone is one of the cases.
-        drop(sink.close(None));
+        drop(sinks.close(None));
         reason
     });
     let lines = fs::read_to_string(&path).unwrap_or_default();

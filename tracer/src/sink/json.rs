@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 use super::{
     escape::JsonSafe,
     fields::Named,
-    line::{Account, Line, Occasion, Reason, SharedHost, Time, Wall},
+    line::{Account, Line, Occasion, Reason, SharedHost, SinkAccount, Time, Wall},
 };
 use crate::{
     finding::{Certainty, Evidence, Finding, FindingKind, Owner, Status, Subject},
@@ -264,6 +264,8 @@ struct Totals<'a> {
     findings: &'a BTreeMap<FindingKind, u64>,
     tallies: &'a BTreeMap<String, u64>,
     reconciliation: &'a Reconciliation,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    sinks: &'a [SinkAccount],
 }
 
 fn totals(account: &Account) -> Totals<'_> {
@@ -272,6 +274,7 @@ fn totals(account: &Account) -> Totals<'_> {
         findings: &account.findings,
         tallies: &account.tallies,
         reconciliation: &account.reconciliation,
+        sinks: &account.sinks,
     }
 }
 

@@ -93,6 +93,19 @@ pub struct Account {
     /// Everything else that was counted, by name.
     pub tallies: BTreeMap<String, u64>,
     pub reconciliation: Reconciliation,
+    /// What each sink could not take, where there are several.
+    pub sinks: Vec<SinkAccount>,
+}
+
+/// What one sink could not take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SinkAccount {
+    pub sink: String,
+    pub events_lost: u64,
+    /// Findings, gaps and totals.
+    pub lines_lost: u64,
+    /// Why it takes no more.
+    pub failed: Option<String>,
 }
 
 /// Turns record time into the wall's, with the offset as records told it last: the same in a replay.

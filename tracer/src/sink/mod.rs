@@ -1,33 +1,28 @@
 //! Sinks: what the pipeline found, as text for people or NDJSON for programs.
 //!
-//! [`line`] is what travels, [`text`] and [`json`] render it, [`escape`] makes it safe, [`queue`] takes
-//! it off the pipeline's thread. Nothing here judges.
+//! A sink is a destination ([`destination`]) with a format ([`text`], [`json`]), a choice of lines ([`selection`]) and a
+//! bounded queue that takes it off the pipeline's thread ([`queue`]); [`sinks`] are all of a run. [`line`] is what
+//! travels, [`escape`] makes it safe. Nothing here judges.
 
+pub mod destination;
 pub mod escape;
 mod fields;
+pub mod format;
 pub mod json;
 pub mod line;
 pub mod queue;
+pub mod selection;
+pub mod sinks;
 pub mod text;
 
-pub use line::{Account, Line, Occasion, Reason, SharedHost};
-
-/// A renderer of lines.
-#[derive(Debug)]
-pub enum Renderer {
-    Text(text::Text),
-    Json(json::Json),
-}
-
-impl Renderer {
-    /// Appends `line` as it is to be written.
-    pub fn render(&mut self, line: &Line, into: &mut Vec<u8>) {
-        match self {
-            Self::Text(text) => text.render(line, into),
-            Self::Json(json) => json.render(line, into),
-        }
-    }
-}
+pub use self::{
+    destination::To,
+    format::Format,
+    line::{Account, Line, Occasion, Reason, SharedHost, SinkAccount},
+    queue::WhenFull,
+    selection::Selection,
+    sinks::{Output, Sinks},
+};
 
 #[cfg(test)]
 mod tests;

@@ -6,19 +6,15 @@
 //! slow formatter or reader costs the pipeline nothing either.
 
 use std::{
-    fs::File,
-    io::{self, Write},
-    mem,
-    os::fd::{AsFd, OwnedFd},
+    io, mem,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::Notify;
 
-use super::{Line, Renderer};
+use super::{destination::Destination, format::Renderer, line::Line};
 use crate::count::Grow;
 
 /// Events that may wait: about 16 MB, or what a busy host makes in half a second of a stuck reader.
@@ -27,50 +23,56 @@ const BULK_LINES: usize = 65_536;
 const RESERVED_LINES: usize = 4_096;
 /// Lines collected before they are handed over in the middle of a drain.
 const BATCH_LINES: usize = 4_096;
-/// Rendered text is written when it reaches this, so that a batch of 65,536 lines never becomes one
-/// buffer of 30 MB.
-const WRITE_BYTES: usize = 64 << 10;
 
-/// Lines that a full queue or a failed output refused.
+/// Lines that found a full queue or a failed destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Refused {
+pub struct Lost {
     pub events: u64,
     /// Findings, gaps and totals.
     pub others: u64,
+}
+
+impl Lost {
+    fn count(&mut self, line: &Line) {
+        if line.is_bulk() {
+            self.events.grow(1);
+        } else {
+            self.others.grow(1);
+        }
+    }
 }
 
 /// What happens to lines when the queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
     /// They are counted: a live pipeline must keep up with the kernel.
-    Refuse,
+    Drop,
     /// They wait: a replay has nothing to keep up with, and loses nothing.
     Wait,
 }
 
-/// The pipeline's end of a sink.
+/// The pipeline's end of the queue.
 #[derive(Debug)]
-pub struct Sink {
+pub(super) struct Queue {
     when_full: WhenFull,
     shared: Arc<Shared>,
     batch: Vec<Line>,
-    /// A second handle on the output, to ask whether anybody still reads it.
-    output: OwnedFd,
-    writer: Option<JoinHandle<()>>,
+    writer: JoinHandle<()>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// The writer waits here for lines, [`Sink::close`] for the end.
+    /// The writer waits here for lines, [`Queue::close`] for the end.
     changed: Condvar,
-    failed: Notify,
+    /// Of all sinks.
+    failed: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     lines: Vec<Line>,
-    refused: Refused,
+    lost: Lost,
     closing: bool,
     finished: bool,
     failure: Option<io::Error>,
@@ -83,26 +85,33 @@ impl Shared {
     }
 }
 
-impl Sink {
-    /// Starts the writer thread over `output`.
-    pub fn spawn(output: File, renderer: Renderer, when_full: WhenFull) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
-        let handle = output.as_fd().try_clone_to_owned()?;
+impl Queue {
+    /// Starts the writer thread over `destination`; it tells `failed` when it fails.
+    pub(super) fn spawn(
+        destination: Box<dyn Destination>,
+        renderer: Renderer,
+        when_full: WhenFull,
+        failed: Arc<Notify>,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            failed,
+        });
         let theirs = Arc::clone(&shared);
         let writer = thread::Builder::new()
             .name("conntracer-sink".to_owned())
-            .spawn(move || write_lines(&theirs, output, renderer))?;
+            .spawn(move || write_lines(&theirs, destination, renderer))?;
         Ok(Self {
             when_full,
             shared,
             batch: Vec::new(),
-            output: handle,
-            writer: Some(writer),
+            writer,
         })
     }
 
-    /// Takes one line; it reaches the writer with the next [`Sink::flush`].
-    pub fn push(&mut self, line: Line) {
+    /// Takes one line; it reaches the writer with the next [`Queue::flush`].
+    pub(super) fn push(&mut self, line: Line) {
         self.batch.push(line);
         if self.batch.len() >= BATCH_LINES {
             self.flush();
@@ -110,7 +119,7 @@ impl Sink {
     }
 
     /// Hands over what was collected.
-    pub fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         if self.batch.is_empty() {
             return;
         }
@@ -131,48 +140,42 @@ impl Sink {
             } else {
                 BULK_LINES + RESERVED_LINES
             };
-            let refused = state.failure.is_some() || state.lines.len() >= bound;
-            match (refused, line.is_bulk()) {
-                (false, _) => state.lines.push(line),
-                (true, true) => state.refused.events.grow(1),
-                (true, false) => state.refused.others.grow(1),
+            let lost = state.failure.is_some() || state.lines.len() >= bound;
+            if lost {
+                state.lost.count(&line);
+            } else {
+                state.lines.push(line);
             }
         }
         drop(state);
         self.shared.changed.notify_all();
     }
 
-    /// What was refused so far.
-    #[must_use]
-    pub fn refused(&self) -> Refused {
-        self.shared.lock().refused
+    /// What was lost so far.
+    pub(super) fn lost(&self) -> Lost {
+        self.shared.lock().lost
     }
 
-    /// Completes when the output failed; at once if it already did. Cancel-safe.
-    pub async fn failed(&self) {
-        self.shared.failed.notified().await;
+    /// Why the destination takes no more.
+    pub(super) fn failure(&self) -> Option<io::Error> {
+        let state = self.shared.lock();
+        let error = state.failure.as_ref()?;
+        Some(match error.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(error.kind(), error.to_string()),
+        })
     }
 
-    /// Whether the reader of a pipe or socket is gone. Asked between lines, so that `| head -1` ends
-    /// conntracer although nothing more is written.
-    #[must_use]
-    pub fn reader_is_gone(&self) -> bool {
-        let mut fds = [PollFd::new(&self.output, PollFlags::empty())];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        matches!(poll(&mut fds, Some(&now)), Ok(1..)) && fds[0].revents().intersects(PollFlags::ERR)
-    }
-
-    /// Hands over the rest and waits until it is written, at most `patience` where one is given: a
-    /// reader that stopped reading then does not keep conntracer from ending.
-    pub fn close(mut self, patience: Option<Duration>) -> io::Result<()> {
+    /// Hands over the rest; nothing follows.
+    pub(super) fn end(&mut self) {
         self.flush();
-        let mut state = self.shared.lock();
-        state.closing = true;
+        self.shared.lock().closing = true;
         self.shared.changed.notify_all();
-        let start = Instant::now();
+    }
+
+    /// Waits until the rest is written, for `patience` from `start` on where one is given.
+    pub(super) fn close(self, start: Instant, patience: Option<Duration>) -> io::Result<()> {
+        let mut state = self.shared.lock();
         while !state.finished {
             let Some(patience) = patience else {
                 state = self
@@ -194,16 +197,14 @@ impl Sink {
         }
         let failure = state.failure.take();
         drop(state);
-        if let Some(writer) = self.writer.take()
-            && writer.join().is_err()
-        {
+        if self.writer.join().is_err() {
             return Err(io::Error::other("the writer of the output panicked"));
         }
         failure.map_or(Ok(()), Err)
     }
 }
 
-/// Says that the writer is done, also when it panics: [`Sink::close`] waits for it.
+/// Says that the writer is done, also when it panics: [`Queue::close`] waits for it.
 struct Finish<'a>(&'a Shared);
 
 impl Drop for Finish<'_> {
@@ -213,10 +214,10 @@ impl Drop for Finish<'_> {
     }
 }
 
-fn write_lines(shared: &Shared, mut output: File, mut renderer: Renderer) {
+fn write_lines(shared: &Shared, mut destination: Box<dyn Destination>, mut renderer: Renderer) {
     let _finish = Finish(shared);
     let mut lines = Vec::new();
-    let mut bytes = Vec::with_capacity(WRITE_BYTES);
+    let mut bytes = Vec::new();
     loop {
         let mut state = shared.lock();
         while state.lines.is_empty() && !state.closing {
@@ -232,49 +233,27 @@ fn write_lines(shared: &Shared, mut output: File, mut renderer: Renderer) {
         drop(state);
         shared.changed.notify_all();
 
-        let written = write_batch(&mut output, &mut renderer, &lines, &mut bytes);
-        lines.clear();
+        let written = lines
+            .drain(..)
+            .try_for_each(|line| {
+                bytes.clear();
+                renderer.render(&line, &mut bytes);
+                if bytes.is_empty() {
+                    return Ok(());
+                }
+                destination.write(&line, &bytes)
+            })
+            .and_then(|()| destination.flush());
         if let Err(error) = written {
             let mut state = shared.lock();
             state.failure = Some(error);
-            state.lines.clear();
+            let never_written = mem::take(&mut state.lines);
+            for line in &never_written {
+                state.lost.count(line);
+            }
             drop(state);
             shared.failed.notify_one();
             return;
         }
     }
-}
-
-fn write_batch(
-    output: &mut File,
-    renderer: &mut Renderer,
-    lines: &[Line],
-    bytes: &mut Vec<u8>,
-) -> io::Result<()> {
-    for line in lines {
-        renderer.render(line, bytes);
-        if bytes.len() >= WRITE_BYTES {
-            write_fully(output, bytes)?;
-            bytes.clear();
-        }
-    }
-    write_fully(output, bytes)?;
-    bytes.clear();
-    Ok(())
-}
-
-/// `write_all` that also takes an output which another process made non-blocking.
-fn write_fully(output: &mut File, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match output.write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                poll(&mut [PollFd::new(output, PollFlags::OUT)], None)?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

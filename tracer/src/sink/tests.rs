@@ -1,20 +1,25 @@
-//! Bounds of the queue: what is refused, what is kept, and that a stuck reader holds nothing up.
+//! Bounds of the queue: what is dropped, what is kept, and that a stuck reader holds nothing up. And several sinks,
+//! each with its own lines and its own end.
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, ErrorKind},
+    io::{self, BufRead, BufReader, ErrorKind, Read},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use super::{
-    Line, Renderer,
+    Format, Line, Output, Selection, Sinks, To, WhenFull,
+    destination::{Destination, Stream},
     json::Json,
-    queue::{Refused, Sink, WhenFull},
+    sinks::Opened,
 };
 use crate::{
+    emit::{Emit, Emits},
     event::{Body, Event},
-    testing,
+    finding::FindingKind,
+    testing::{self, Run, listener},
     time::Ktime,
 };
 
@@ -25,8 +30,17 @@ fn event() -> Line {
     Line::Event(Event {
         time: Ktime(1),
         cpu: 0,
-        body: Body::Tick,
+        body: connect(),
     })
+}
+
+fn connect() -> Body {
+    static CONNECT: std::sync::LazyLock<Body> = std::sync::LazyLock::new(|| {
+        let mut run = Run::new();
+        run.closed(testing::socket("10.0.0.1:80", "10.0.0.2:4000"), |_| {});
+        crate::decode::decode(&run.fed[0]).unwrap().body
+    });
+    *CONNECT
 }
 
 fn gap() -> Line {
@@ -37,11 +51,49 @@ fn gap() -> Line {
     }
 }
 
-fn sink(when_full: WhenFull) -> (BufReader<File>, Sink) {
+fn finding() -> Line {
+    let mut run = Run::new();
+    run.syn(listener("10.0.0.1:80", "10.0.0.2:4000"), |syn| {
+        syn.totals[conntracer_common::record::syn_outcome::ACCEPT_QUEUE_FULL] = 1;
+    });
+    Line::Finding(Box::new(run.only().clone()))
+}
+
+/// A sink with everything, as standard output or as a file.
+fn to(path: Option<&Path>, destination: Box<dyn Destination>) -> Opened {
+    Opened {
+        output: Output {
+            to: To::file(path),
+            format: Format::Json,
+            selection: Selection {
+                emits: Emits::of(&[Emit::All]),
+                findings: Vec::new(),
+            },
+        },
+        destination,
+    }
+}
+
+fn pipe() -> (BufReader<File>, Box<dyn Destination>) {
     let (reader, writer) = rustix::pipe::pipe().unwrap();
-    let renderer = Renderer::Json(Json::new(Arc::new(testing::host())));
-    let sink = Sink::spawn(writer.into(), renderer, when_full).unwrap();
-    (BufReader::new(reader.into()), sink)
+    let stream = Stream::new(writer.into());
+    (BufReader::new(reader.into()), Box::new(stream))
+}
+
+fn spawn(outputs: Vec<Opened>, when_full: WhenFull) -> Sinks {
+    Sinks::spawn(outputs, &Arc::new(testing::host()), when_full).unwrap()
+}
+
+/// One sink, in the format that costs least.
+fn sink(when_full: WhenFull) -> (BufReader<File>, Sinks) {
+    let (reader, stream) = pipe();
+    let mut output = to(None, stream);
+    output.output.format = Format::Text;
+    (reader, spawn(vec![output], when_full))
+}
+
+fn kind_of(error: &anyhow::Error) -> ErrorKind {
+    error.downcast_ref::<io::Error>().unwrap().kind()
 }
 
 #[test]
@@ -73,62 +125,170 @@ fn lines_after_a_clock_that_was_set_have_its_time() {
 
 #[test]
 fn a_stuck_reader_costs_events_before_findings() {
-    let (reader, mut sink) = sink(WhenFull::Refuse);
+    let (reader, mut sinks) = sink(WhenFull::Drop);
     // Twice, since the writer takes one whole queue before it is stuck.
     for _ in 0..2 * FLOOD {
-        sink.push(event());
+        sinks.push(event());
     }
-    sink.push(gap());
-    sink.flush();
-    let Refused { events, others } = sink.refused();
-    assert!(events > 0);
-    assert_eq!(others, 0);
+    sinks.push(gap());
+    sinks.flush();
+    let account = &sinks.accounts()[0];
+    assert!(account.events_lost > 0);
+    assert_eq!(account.lines_lost, 0);
     let lines = std::thread::spawn(move || {
         reader
             .lines()
             .map(Result::unwrap)
-            .filter(|line| line.contains("\"gap\""))
+            .filter(|line| line.contains("GAP"))
             .count()
     });
-    sink.close(None).unwrap();
+    sinks.close(None).unwrap();
     assert_eq!(lines.join().unwrap(), 1);
 }
 
 #[test]
-fn nothing_is_refused_where_there_is_time() {
-    let (reader, mut sink) = sink(WhenFull::Wait);
+fn nothing_is_dropped_where_there_is_time() {
+    let (reader, mut sinks) = sink(WhenFull::Wait);
     let lines = std::thread::spawn(move || reader.lines().map(Result::unwrap).count());
     for _ in 0..2 * FLOOD {
-        sink.push(event());
+        sinks.push(event());
     }
-    assert_eq!(sink.refused(), Refused::default());
-    sink.close(None).unwrap();
+    assert_eq!(sinks.accounts()[0].events_lost, 0);
+    sinks.close(None).unwrap();
     assert_eq!(lines.join().unwrap() as u64, 2 * FLOOD);
 }
 
 #[test]
 fn a_stuck_reader_does_not_keep_conntracer_from_ending() {
-    let (reader, mut sink) = sink(WhenFull::Refuse);
+    let (reader, mut sinks) = sink(WhenFull::Drop);
     for _ in 0..FLOOD {
-        sink.push(event());
+        sinks.push(event());
     }
-    let error = sink.close(Some(Duration::from_millis(1))).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    let error = sinks.close(Some(Duration::from_millis(1))).unwrap_err();
+    assert_eq!(kind_of(&error), ErrorKind::TimedOut);
     drop(reader);
 }
 
 #[test]
 fn a_reader_that_left_is_noticed_without_writing() {
-    let (reader, sink) = sink(WhenFull::Refuse);
-    assert!(!sink.reader_is_gone());
+    let (reader, mut sinks) = sink(WhenFull::Drop);
+    assert!(!sinks.are_over());
     drop(reader);
-    assert!(sink.reader_is_gone());
+    assert!(sinks.are_over());
 }
 
 #[test]
 fn writing_to_nobody_is_a_broken_pipe() {
-    let (reader, mut sink) = sink(WhenFull::Refuse);
+    let (reader, mut sinks) = sink(WhenFull::Drop);
     drop(reader);
-    sink.push(gap());
-    assert_eq!(sink.close(None).unwrap_err().kind(), ErrorKind::BrokenPipe);
+    sinks.push(gap());
+    let error = sinks.close(None).unwrap_err();
+    assert_eq!(kind_of(&error), ErrorKind::BrokenPipe);
+}
+
+/// A disk that is full.
+#[derive(Debug)]
+struct Full;
+
+impl Destination for Full {
+    fn write(&mut self, _line: &Line, _rendered: &[u8]) -> io::Result<()> {
+        Err(ErrorKind::StorageFull.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Waits until a destination has failed.
+fn failed(sinks: &Sinks) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.unwrap().block_on(sinks.failed());
+}
+
+#[test]
+fn one_of_several_that_fails_is_told_and_the_others_go_on() {
+    let (mut reader, stream) = pipe();
+    let full = to(Some(Path::new("/full")), Box::new(Full));
+    let mut sinks = spawn(vec![full, to(None, stream)], WhenFull::Drop);
+    sinks.push(gap());
+    sinks.flush();
+    failed(&sinks);
+    assert!(!sinks.are_over());
+    sinks.push(gap());
+    sinks.flush();
+    let accounts = sinks.accounts();
+    assert_eq!(accounts[0].sink, "file:/full");
+    assert_eq!((accounts[0].lines_lost, accounts[1].lines_lost), (1, 0));
+    assert!(accounts[0].failed.as_ref().unwrap().contains("storage"));
+    assert_eq!(accounts[1].failed, None);
+    let error = sinks.close(None).unwrap_err();
+    assert_eq!(kind_of(&error), ErrorKind::StorageFull);
+    assert!(error.to_string().ends_with("to file:/full"), "{error}");
+    let mut lines = String::new();
+    reader.read_to_string(&mut lines).unwrap();
+    assert_eq!(lines.lines().count(), 2);
+}
+
+#[test]
+fn when_all_have_failed_nothing_goes_on() {
+    let full = |path| to(Some(Path::new(path)), Box::new(Full));
+    let mut sinks = spawn(vec![full("/a"), full("/b")], WhenFull::Drop);
+    sinks.push(gap());
+    sinks.flush();
+    failed(&sinks);
+    while !sinks.are_over() {
+        failed(&sinks);
+    }
+}
+
+#[test]
+fn of_several_only_the_reader_of_standard_output_ends_all_by_leaving() {
+    let ((reader, stdout), (other_reader, other)) = (pipe(), pipe());
+    let other = to(Some(Path::new("/fifo")), other);
+    let mut sinks = spawn(vec![to(None, stdout), other], WhenFull::Drop);
+    drop(other_reader);
+    sinks.push(gap());
+    sinks.flush();
+    failed(&sinks);
+    assert!(!sinks.are_over());
+    drop(reader);
+    assert!(sinks.are_over());
+}
+
+#[test]
+fn each_of_several_has_its_lines() {
+    let ((everything, all), (storms, few)) = (pipe(), pipe());
+    let mut few = to(Some(Path::new("/few")), few);
+    few.output.selection = Selection {
+        emits: Emits::default(),
+        findings: vec![FindingKind::new(0, "another")],
+    };
+    let mut sinks = spawn(vec![few, to(None, all)], WhenFull::Wait);
+    for line in [event(), finding(), gap()] {
+        sinks.push(line);
+    }
+    sinks.close(None).unwrap();
+    let kinds = |lines: BufReader<File>| -> Vec<String> {
+        let kind = |line: io::Result<String>| {
+            let line: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+            line["kind"].as_str().unwrap().to_owned()
+        };
+        lines.lines().map(kind).collect()
+    };
+    assert_eq!(kinds(everything), ["state", "finding", "gap"]);
+    assert_eq!(kinds(storms), ["gap"]);
+}
+
+#[test]
+fn one_patience_is_for_all() {
+    let ((reader, one), (other_reader, other)) = (pipe(), pipe());
+    let other = to(Some(Path::new("/fifo")), other);
+    let mut sinks = spawn(vec![to(None, one), other], WhenFull::Drop);
+    for _ in 0..FLOOD {
+        sinks.push(event());
+    }
+    let error = sinks.close(Some(Duration::from_millis(1))).unwrap_err();
+    assert_eq!(kind_of(&error), ErrorKind::TimedOut);
+    drop((reader, other_reader));
 }

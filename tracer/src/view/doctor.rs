@@ -5,16 +5,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{
-    fill::fill,
-    plan::{hook_type_name, transport_name},
-};
 use crate::{
     host::Host,
     plan::{Coverage, HookType, Plan},
     sink::{
         escape::Escaped,
         json::{HostName, SCHEMA},
+        text::fill::fill,
     },
 };
 
@@ -34,7 +31,7 @@ pub fn text(host: &Host) -> String {
             Escaped(&host.hostname),
             Escaped(&host.kernel),
             Escaped(&host.arch),
-            transport_name(plan.transport),
+            plan.transport.name(),
         ),
         String::new(),
         "hooks".to_owned(),
@@ -45,11 +42,11 @@ pub fn text(host: &Host) -> String {
         } else {
             hook.attached.join(", ")
         };
-        let name = format!("  {:<15}{:<11}", hook.hook, hook_type_name(hook.hook_type));
+        let name = format!("  {:<15}{:<11}", hook.hook, hook.hook_type.name());
         lines.push(row(&name, HOOK_COLUMNS + 11, &attached));
         let blank = " ".repeat(HOOK_COLUMNS);
         for tried in &hook.refused {
-            let reason = format!("not {}: {}", hook_type_name(tried.hook_type), tried.reason);
+            let reason = format!("not {}: {}", tried.hook_type.name(), tried.reason);
             lines.push(row(&blank, HOOK_COLUMNS + 2, &reason));
         }
         if let Some(blind_to) = &hook.blind_to {

@@ -2,6 +2,6 @@
 
 pub mod doctor;
 pub mod explain;
-pub mod fill;
-pub mod plan;
 pub mod report;
+
+use crate::sink::text::fill;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use conntracer::{
     finding::{Container, Names},
-    sink::{Account, Line, Occasion, json::Json, text::Text},
+    sink::{Account, Line, Occasion, SinkAccount, json::Json, text::Text},
     table::listener::Summary,
     view::doctor,
 };
@@ -160,6 +160,14 @@ fn stats_keep_the_contract() {
     let account = Account {
         listeners: vec![busy, stalled, unknown],
         listeners_left_out: 1,
+        sinks: ["stdout", "file:/var/log/conntracer"]
+            .map(|sink| SinkAccount {
+                sink: sink.to_owned(),
+                events_lost: 3,
+                lines_lost: 1,
+                failed: (sink != "stdout").then(|| "no space".to_owned()),
+            })
+            .into(),
         ..Account::default()
     };
     let line = Line::Stats {

@@ -3,15 +3,19 @@
 //! Times are UTC. Colour is the caller's decision ([`Text::new`]); everything that a process or a
 //! peer chose goes through [`Escaped`].
 
+pub mod fill;
 mod words;
 
 use std::fmt::{self, Write as _};
 
 use conntracer_common::netns::KERNEL;
 
-use self::words::{
-    Clock, Day, Ends, EvidenceText, OR_A_DESCENDANT, OwnerText, Paint, Segments, SubjectText,
-    Words, errno, held, reason, sharers,
+use self::{
+    fill::fill,
+    words::{
+        Clock, Day, Ends, EvidenceText, OR_A_DESCENDANT, OwnerText, Paint, Segments, SubjectText,
+        Words, errno, held, reason, sharers,
+    },
 };
 use super::{
     escape::Escaped,
@@ -23,7 +27,6 @@ use crate::{
     reconcile::Reconciliation,
     table::listener::Summary,
     time::Ktime,
-    view::{fill::fill, plan},
 };
 
 /// Columns of a line: what fits most windows, and a mail.
@@ -80,8 +83,8 @@ impl Text {
             Escaped(&host.arch),
             Day(self.wall.time(time)),
         )?;
-        writeln!(text, "  {}", plan::in_one_line(&host.plan))?;
-        for limit in plan::limits(&host.plan) {
+        writeln!(text, "  {}", host.plan.in_one_line())?;
+        for limit in host.plan.limits() {
             let limit = Escaped(&limit).to_string();
             let limit = fill(&limit, LINE_CHARS, INDENT, 2 * INDENT);
             writeln!(text, "  {}{limit}{}", self.paint.yellow(), self.paint.off())?;
@@ -419,6 +422,18 @@ fn totals(text: &mut String, account: &Account) -> fmt::Result {
     let tallies = account.tallies.iter().filter(|(_, count)| **count > 0);
     for line in wrap(tallies.map(|(name, count)| format!("{} {count}", Words(name)))) {
         writeln!(text, "  {line}")?;
+    }
+    for sink in &account.sinks {
+        let (events, lines) = (sink.events_lost, sink.lines_lost);
+        let name = Escaped(&sink.sink);
+        write!(
+            text,
+            "  output {name}: {events} events and {lines} other lines lost"
+        )?;
+        match &sink.failed {
+            Some(error) => writeln!(text, ", failed: {}", Escaped(error))?,
+            None => writeln!(text)?,
+        }
     }
     Ok(())
 }
