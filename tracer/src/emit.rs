@@ -77,7 +77,7 @@ impl Emits {
     }
 
     /// Whether an event of this kind is printed. Snapshots, ticks and losses are between the two sides;
-    /// a loss is told by its gap.
+    /// a loss is shown by its gap.
     #[must_use]
     pub const fn prints(self, body: &Body) -> bool {
         self.records & emit_bit(body.about().kind) != 0

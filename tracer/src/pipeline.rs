@@ -50,7 +50,7 @@ pub struct Tallies {
     pub decode_errors: u64,
     /// Findings opened.
     pub findings: u64,
-    /// Records lost before decode, as `gap` lines told.
+    /// Records lost before decode, as `gap` lines say.
     pub lost: u64,
     /// Entries that had to make room in a full table, by its name.
     #[serde(flatten)]

@@ -93,8 +93,8 @@ const NEVER: [(&str, &str); 3] = [
 pub(crate) struct Reconciler {
     namespaces: Bounded<NetnsId, Netns>,
     of_all: Option<Netns>,
-    /// Counters that every record so far told: those that an older recording has not come last.
-    told: usize,
+    /// Counters that every record so far had: those that an older recording has not come last.
+    counters: usize,
 }
 
 impl Reconciler {
@@ -102,13 +102,13 @@ impl Reconciler {
         Self {
             namespaces: Bounded::new(MAX_NAMESPACES),
             of_all: None,
-            told: kernel::COUNT,
+            counters: kernel::COUNT,
         }
     }
 
     /// True of a namespace whose inode was another's.
     pub(crate) fn netns(&mut self, netns: &Netns) -> bool {
-        self.told = self.told.min(netns.told);
+        self.counters = self.counters.min(netns.counters);
         if netns.id.inode == 0 {
             self.of_all = Some(*netns);
         } else if let Some(known) = self.namespaces.touch(&netns.id) {
@@ -151,7 +151,7 @@ impl Reconciler {
     }
 
     /// Why nothing can be compared.
-    fn refused(&self) -> Option<&'static str> {
+    fn incomparable(&self) -> Option<&'static str> {
         let of_all = self.of_all?;
         if of_all.filtered {
             Some(
@@ -166,13 +166,13 @@ impl Reconciler {
 
     /// Why a counter cannot be compared.
     fn why_not(&self, plan: &Plan, counter: usize) -> Option<Cow<'static, str>> {
-        if let Some(refused) = self.refused() {
-            return Some(refused.into());
+        if let Some(reason) = self.incomparable() {
+            return Some(reason.into());
         }
         if counter == kernel::RETRANS_FAIL && self.of_all.is_some_and(|all| all.failures_untraced) {
             return Some("before Linux 6.17 only what was sent again is traced".into());
         }
-        if counter >= self.told {
+        if counter >= self.counters {
             return Some("the conntracer that made this recording did not compare it".into());
         }
         why_not(plan, counter)
@@ -430,7 +430,7 @@ mod tests {
             failures_untraced: false,
             uncompared: 0,
             untracked: 0,
-            told: kernel::COUNT,
+            counters: kernel::COUNT,
         }
     }
 
@@ -504,7 +504,7 @@ mod tests {
     #[test]
     fn what_an_older_recording_does_not_tell_is_not_compared() {
         let older = Netns {
-            told: kernel::ATTEMPT_FAILS,
+            counters: kernel::ATTEMPT_FAILS,
             ..netns(1, 3, 3, 3)
         };
         let mut reconciler = Reconciler::new();

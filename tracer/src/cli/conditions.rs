@@ -5,7 +5,6 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
 };
@@ -13,19 +12,13 @@ use std::{
 use conntracer_common::filter::{Filter, ListenerEnd, MAX_OF_A_KIND, Network, Used, comm_words};
 use thiserror::Error;
 
-use super::{Cidr, FilterArguments, Listening};
-use crate::{
-    conditions::{Conditions, Owners},
-    filter::words,
-};
+use super::{FilterArguments, value::COMM_BYTES};
+use crate::conditions::{Conditions, Owners};
 
 /// `f_type` of namespace files (include/uapi/linux/magic.h).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 /// The same of control groups of version 2.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
-
-/// Bytes of a process's name that the kernel keeps (`TASK_COMM_LEN` less the NUL).
-const COMM_BYTES: usize = 15;
 
 /// What the files a filter names live under; tests put their own here.
 #[derive(Clone, Debug)]
@@ -67,110 +60,6 @@ pub enum FilterError {
          use --pid or --comm, or boot with systemd.unified_cgroup_hierarchy=1", root = root.display()
     )]
     NoGroups { root: PathBuf },
-}
-
-/// Parses `ADDRESS` or `ADDRESS/BITS`.
-pub fn parse_cidr(text: &str) -> Result<Cidr, String> {
-    let (address, bits) = match text.split_once('/') {
-        Some((address, bits)) => (address, Some(bits)),
-        None => (text, None),
-    };
-    let address: IpAddr = address
-        .parse()
-        .map_err(|_| "write an address such as 10.1.2.3, 10.0.0.0/8 or 2001:db8::/32".to_owned())?;
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    let prefix_bits = match bits {
-        None => most,
-        Some(bits) => bits
-            .parse()
-            .ok()
-            .filter(|bits| *bits <= most)
-            .ok_or_else(|| format!("the prefix length must be 0 to {most}"))?,
-    };
-    Ok(Cidr {
-        address,
-        prefix_bits,
-    })
-}
-
-/// Parses `PORT`, `ADDRESS:PORT` or `[ADDRESS]:PORT`; `*` is any address.
-pub fn parse_listener(text: &str) -> Result<Listening, String> {
-    let wrong =
-        || "write a port such as 443, or 10.1.2.3:443, [2001:db8::1]:443 or 0.0.0.0:443".to_owned();
-    let end = match text.rsplit_once(':') {
-        None | Some(("*", _)) => Listening {
-            address: None,
-            port: text.trim_start_matches("*:").parse().map_err(|_| wrong())?,
-        },
-        Some(_) => {
-            let end: SocketAddr = text.parse().map_err(|_| wrong())?;
-            Listening {
-                address: Some(end.ip()),
-                port: end.port(),
-            }
-        }
-    };
-    if end.port == 0 {
-        return Err("nothing listens at port 0: write one of 1 to 65535".to_owned());
-    }
-    Ok(end)
-}
-
-/// Parses the name of a process.
-pub fn parse_comm(text: &str) -> Result<String, String> {
-    match text.len() {
-        0 => Err("write the name of a process, as `ps -o comm` shows it".to_owned()),
-        1..=COMM_BYTES => Ok(text.to_owned()),
-        _ => {
-            let mut kept = text;
-            while kept.len() > COMM_BYTES {
-                kept = &kept[..kept.char_indices().next_back().map_or(0, |(at, _)| at)];
-            }
-            Err(format!(
-                "the kernel keeps {COMM_BYTES} bytes of a name: write {kept}"
-            ))
-        }
-    }
-}
-
-/// Parses the first characters of a container's id or name.
-pub fn parse_container(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.contains(['/', ' ']) {
-        return Err(
-            "write the first characters of a container's id, as `docker ps` shows it, or of the name of \
-             one of `machinectl`"
-                .to_owned(),
-        );
-    }
-    Ok(text.to_owned())
-}
-
-impl Cidr {
-    /// As records carry addresses: network order words, IPv4 mapped into IPv6.
-    #[must_use]
-    pub fn network(self) -> Network {
-        let (address, bits) = match self.address {
-            IpAddr::V4(v4) => (v4.to_ipv6_mapped(), u32::from(self.prefix_bits) + 96),
-            IpAddr::V6(v6) => (v6, self.prefix_bits.into()),
-        };
-        let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
-        Network {
-            addr: words(Ipv6Addr::from_bits(address.to_bits() & mask).into()),
-            mask: words(Ipv6Addr::from_bits(mask).into()),
-        }
-    }
-}
-
-impl Listening {
-    /// The same for where something listens.
-    #[must_use]
-    pub fn end(self) -> ListenerEnd {
-        ListenerEnd {
-            addr: self.address.map_or([0; 4], words),
-            port: self.port,
-            has_addr: self.address.is_some().into(),
-        }
-    }
 }
 
 /// What was typed, looked up where it is a name.
@@ -337,12 +226,13 @@ fn netns_inode(netns: &str, roots: &Roots) -> Result<u32, FilterError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{net::IpAddr, os::unix::fs::symlink};
 
     use conntracer_common::{filter::Plain, record::Socket};
     use rstest::rstest;
 
     use super::*;
+    use crate::cli::value::{Cidr, parse_cidr};
 
     #[rstest]
     #[case("10.0.0.0/8", "10.9.8.7", true)]
@@ -391,16 +281,6 @@ mod tests {
         assert_eq!(absent(&owners, &roots).collect::<Vec<_>>(), [8]);
     }
 
-    #[rstest]
-    #[case("10.0.0.0/33")]
-    #[case("2001:db8::/129")]
-    #[case("10.0.0")]
-    #[case("10.0.0.0/")]
-    #[case("")]
-    fn wrong_cidr_is_refused(#[case] cidr: &str) {
-        assert!(parse_cidr(cidr).is_err());
-    }
-
     #[test]
     fn own_netns_has_the_inode_the_kernel_shows() {
         let link = fs::read_link("/proc/self/ns/net").unwrap();
@@ -436,60 +316,6 @@ mod tests {
             netns_inode("none", &roots),
             Err(FilterError::Netns { .. })
         ));
-    }
-
-    #[rstest]
-    #[case("443", None, 443)]
-    #[case("*:443", None, 443)]
-    #[case("10.0.0.1:443", Some("10.0.0.1"), 443)]
-    #[case("0.0.0.0:443", Some("0.0.0.0"), 443)]
-    #[case("[::]:443", Some("::"), 443)]
-    #[case("[2001:db8::1]:1", Some("2001:db8::1"), 1)]
-    fn listeners_are_written_as_ss_shows_them(
-        #[case] text: &str,
-        #[case] address: Option<&str>,
-        #[case] port: u16,
-    ) {
-        let address = address.map(|address| address.parse().unwrap());
-        assert_eq!(parse_listener(text), Ok(Listening { address, port }));
-    }
-
-    #[test]
-    fn a_mapped_address_is_the_ipv4_address() {
-        let end = |text| parse_listener(text).unwrap().end();
-        assert_eq!(end("[::ffff:10.0.0.1]:80"), end("10.0.0.1:80"));
-        assert_ne!(end("0.0.0.0:80"), end("[::]:80"));
-        assert_ne!(end("[::]:80"), end("80"));
-        let network = |text| parse_cidr(text).unwrap().network();
-        assert_eq!(network("::ffff:10.0.0.0/104"), network("10.0.0.0/8"));
-    }
-
-    #[rstest]
-    #[case("")]
-    #[case("0")]
-    #[case("65536")]
-    #[case("10.0.0.1")]
-    #[case("10.0.0.1:")]
-    #[case("2001:db8::1:80")]
-    #[case("host:80")]
-    fn wrong_listeners_are_refused(#[case] text: &str) {
-        assert!(parse_listener(text).is_err());
-    }
-
-    #[test]
-    fn a_name_longer_than_the_kernel_keeps_is_refused_with_what_it_keeps() {
-        assert_eq!(
-            parse_comm("fifteen-bytes-x"),
-            Ok("fifteen-bytes-x".to_owned())
-        );
-        let refused = parse_comm("sixteen-bytes-xy").unwrap_err();
-        assert!(refused.ends_with("write sixteen-bytes-x"), "{refused}");
-        assert!(
-            parse_comm("fourteen-byteséé")
-                .unwrap_err()
-                .ends_with("write fourteen-bytes")
-        );
-        assert!(parse_comm("").is_err());
     }
 
     #[rstest]

@@ -6,13 +6,15 @@
 pub mod conditions;
 pub mod duration;
 pub mod settings;
+mod value;
 mod word;
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
+use self::value::{Cidr, Listening};
 use crate::{
     config::Audit,
     emit::Emit,
@@ -186,7 +188,7 @@ pub struct FilterArguments {
     /// Local or remote address, such as 10.0.0.0/8 or 2001:db8::1; up to eight.
     ///
     /// A listener has no remote address, and passes.
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = conditions::parse_cidr)]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = value::parse_cidr)]
     pub addr: Vec<Cidr>,
     /// Listener and the connections that came in there, as `ss -ltn` shows it; up to eight.
     ///
@@ -194,7 +196,7 @@ pub struct FilterArguments {
     /// address, 0.0.0.0 and [::] included. A connection belongs to it when its local end is that address, or any
     /// address for 0.0.0.0 (IPv4) and [::] (both), and this host did not open it. An IPv4-mapped address is the
     /// IPv4 address.
-    #[arg(long, value_name = "[ADDR:]PORT", value_delimiter = ',', value_parser = conditions::parse_listener)]
+    #[arg(long, value_name = "[ADDR:]PORT", value_delimiter = ',', value_parser = value::parse_listener)]
     pub listener: Vec<Listening>,
     /// Owning process.
     ///
@@ -207,7 +209,7 @@ pub struct FilterArguments {
     /// Name of the owning process, exactly as `ps -o comm` shows it (15 bytes at most).
     ///
     /// The owner as for --pid, by the name it had when it became the owner.
-    #[arg(long, value_delimiter = ',', value_parser = conditions::parse_comm)]
+    #[arg(long, value_delimiter = ',', value_parser = value::parse_comm)]
     pub comm: Vec<String>,
     /// Control group of the owning process, as a path below /sys/fs/cgroup; with all groups below it.
     ///
@@ -219,20 +221,6 @@ pub struct FilterArguments {
     ///
     /// Told by the control group, as for --cgroup: Docker, containerd, CRI-O, Podman, BuildKit, and
     /// systemd-nspawn. One that does not exist yet is waited for.
-    #[arg(long, value_name = "ID", value_delimiter = ',', value_parser = conditions::parse_container)]
+    #[arg(long, value_name = "ID", value_delimiter = ',', value_parser = value::parse_container)]
     pub container: Vec<String>,
-}
-
-/// Where something listens; `None` for any address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listening {
-    pub address: Option<IpAddr>,
-    pub port: u16,
-}
-
-/// An address and the bits of it that count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cidr {
-    pub address: IpAddr,
-    pub prefix_bits: u8,
 }

@@ -1,5 +1,6 @@
 //! The commands: one function each, and the way from their results to an exit status.
 
+mod prepare;
 mod replay;
 mod trace;
 
@@ -13,11 +14,9 @@ use anyhow::{Context, anyhow};
 use clap::{CommandFactory, Parser};
 use conntracer_common::filter::Filter;
 
+use self::prepare::{Outcome, prepare};
 use crate::{
-    cli::{
-        Arguments, Command, CommonArguments, ConfigArguments, DoctorArguments, ReportArguments,
-        settings,
-    },
+    cli::{Arguments, Command, ConfigArguments, DoctorArguments, ReportArguments, settings},
     conditions::Owners,
     config::Config,
     detect,
@@ -33,13 +32,6 @@ use crate::{
 const FOUND: u8 = 1;
 const WRONG: u8 = 2;
 const CANNOT_TRACE: u8 = 3;
-
-/// What a tracing command came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Outcome {
-    /// Findings were shown, and that was to be an error.
-    failed: bool,
-}
 
 /// Runs the process's command line.
 #[must_use]
@@ -141,12 +133,6 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<Outcome> {
             print_bytes(&script).map(done)
         }
     }
-}
-
-/// Logging and config: what every tracing command does first.
-fn prepare(common: &CommonArguments) -> anyhow::Result<Config> {
-    telemetry::install(common.verbose);
-    Ok(Config::load(common.config.as_deref())?)
 }
 
 fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use conntracer_common::record::Header;
 use zerocopy::FromBytes;
 
-use super::{Outcome, prepare};
+use super::prepare::{Outcome, prepare};
 use crate::{
     cli::{
         ReplayArguments, ReportArguments,

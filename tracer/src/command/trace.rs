@@ -5,7 +5,7 @@ use std::{fs::File, io, path::Path, sync::Arc, time::Duration};
 use anyhow::Context;
 use tokio::runtime::Builder;
 
-use super::{Outcome, prepare};
+use super::prepare::{Outcome, prepare};
 use crate::{
     cli::{
         RunArguments,

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::time::Ktime;
 
-/// A repeated SYN-ACK. `socket` is the listener with the request's remote end.
+/// A retransmitted SYN-ACK. `socket` is the listener with the request's remote end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SynAck {
     pub socket: Socket,
@@ -22,7 +22,7 @@ pub struct SynAck {
     pub ack_backlog: u32,
     pub max_ack_backlog: u32,
     pub syn_qlen: u32,
-    /// SYN-ACKs repeated before this one.
+    /// SYN-ACKs retransmitted before this one.
     pub num_retrans: u8,
     pub num_timeout: u8,
     /// The third ACK did arrive and was discarded.
@@ -73,7 +73,7 @@ pub struct Syn {
     pub v6_only: bool,
     /// One of possibly many listeners of its address (`SO_REUSEPORT`).
     pub reuseport: bool,
-    /// Most SYN-ACKs repeated for one request so far.
+    /// Most SYN-ACKs retransmitted for one request so far.
     pub most_repeats: u8,
 }
 

@@ -73,9 +73,9 @@ pub enum Body {
 /// What all kinds have, as far as each has it.
 #[derive(Clone, Copy, Debug)]
 pub struct About<'a> {
-    /// The `kind` of the output contract. A repeated SYN-ACK is a `retransmit` of type `syn_ack`.
+    /// The `kind` of the output contract. A retransmitted SYN-ACK is a `retransmit` of type `syn_ack`.
     pub name: &'static str,
-    /// One of [`kind`], by which its lines are asked for.
+    /// One of [`kind`], which `--emit` goes by.
     pub kind: u16,
     /// The socket that the kernel tells of; `None` of what userspace adds.
     pub socket: Option<&'a Socket>,

@@ -1,4 +1,4 @@
-//! What a connection sent again, and what of it was for nothing.
+//! What a connection retransmitted, and what of it was unnecessary.
 
 use conntracer_common::{
     record::{self, Header, RetransmitTotals, UndoTotals},
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::time::Ktime;
 
-/// Why a segment was repeated: OpenTelemetry's words, then conntracer's.
+/// Why a segment was retransmitted: OpenTelemetry's words, then conntracer's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RetransmitType {
@@ -40,7 +40,7 @@ impl RetransmitType {
     ];
 
     /// The type of a segment, by what sent it again. What follows a retransmission timeout is `Timeout` like its
-    /// first segment: it is repeated because a timer expired, not because an ACK told of a hole.
+    /// first segment: it is retransmitted because a timer expired, not because an ACK told of a hole.
     #[must_use]
     pub const fn of(class: u8) -> Self {
         match class {
@@ -145,7 +145,7 @@ impl Retransmit {
         counted(self.segments, self.errno)
     }
 
-    /// Whether it repeated the first segment that is not acknowledged.
+    /// Whether it is the first segment that is not acknowledged.
     #[must_use]
     pub const fn is_head(&self) -> bool {
         self.seq == self.tcp.snd_una
@@ -166,7 +166,7 @@ impl Retransmit {
     }
 }
 
-/// The kernel took back what it did about losses that were none.
+/// The kernel took back what it did about segments that were not lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Undo {
     pub socket: Socket,

@@ -27,7 +27,7 @@ pub struct Seed {
     pub max_ack_backlog: u32,
     /// Processes that hold a descriptor of it.
     pub holders: u32,
-    /// Of a request: SYN-ACKs repeated so far.
+    /// Of a request: SYN-ACKs retransmitted so far.
     pub num_retrans: u8,
 }
 

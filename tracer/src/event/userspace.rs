@@ -43,8 +43,8 @@ pub struct Netns {
     /// Namespaces not compared, and counts that found no room.
     pub uncompared: u32,
     pub untracked: u32,
-    /// Counters that the record tells, the first ones; the others are 0 on all sides.
-    pub told: usize,
+    /// Counters that the record has, the first ones; the others are 0 on all sides.
+    pub counters: usize,
 }
 
 impl Netns {
@@ -59,14 +59,14 @@ impl Netns {
     pub(super) fn decode(bytes: &[u8], header: &Header) -> Result<Self, DecodeError> {
         const LISTS: usize = 3;
         const AROUND: usize = size_of::<record::Netns>() - LISTS * size_of::<KernelCounts>();
-        let told = match bytes.len().checked_sub(AROUND) {
+        let counters = match bytes.len().checked_sub(AROUND) {
             Some(figures) if figures < LISTS * size_of::<KernelCounts>() => {
                 figures / (LISTS * size_of::<u64>())
             }
             // The size of today, or of no record.
             _ => return Ok(Self::compared(&read(bytes, header)?, kernel::COUNT)),
         };
-        let list = told * size_of::<u64>();
+        let list = counters * size_of::<u64>();
         let mut whole = bytes.to_vec();
         for lists in (1..=LISTS).rev() {
             let end = size_of::<Header>() + lists * list;
@@ -75,10 +75,10 @@ impl Netns {
                 [0; size_of::<KernelCounts>()].into_iter().skip(list),
             );
         }
-        Ok(Self::compared(&read(&whole, header)?, told))
+        Ok(Self::compared(&read(&whole, header)?, counters))
     }
 
-    const fn compared(raw: &record::Netns, told: usize) -> Self {
+    const fn compared(raw: &record::Netns, counters: usize) -> Self {
         Self {
             id: raw.id,
             kernel: raw.kernel,
@@ -90,7 +90,7 @@ impl Netns {
             failures_untraced: raw.flags & netns_flag::FAILURES_UNTRACED != 0,
             uncompared: raw.uncompared,
             untracked: raw.untracked,
-            told,
+            counters,
         }
     }
 }
@@ -296,7 +296,7 @@ mod tests {
         else {
             panic!("{:?}", decode(&older));
         };
-        assert_eq!(netns.told, FEWER);
+        assert_eq!(netns.counters, FEWER);
         assert_eq!(netns.kernel[FEWER - 1], FEWER as u64 - 1);
         assert_eq!(netns.kernel[FEWER], 0);
         assert_eq!((netns.before[0], netns.after[FEWER - 1]), (100, 200));

@@ -153,7 +153,7 @@ async fn until_end<S: Source>(
     let mut next_reconcile = Instant::now() + RECONCILE_INTERVAL;
     let mut more = false;
     // Until the kernel answers: a checkpoint is not made of what an earlier poll told.
-    let mut asked = false;
+    let mut checkpoint_due = false;
     loop {
         let polls = tokio::select! {
             // Ends first: a host so busy that there is always something to read ends, too.
@@ -167,7 +167,7 @@ async fn until_end<S: Source>(
                 false
             }
             _ = signals.checkpoint.recv() => {
-                asked = true;
+                checkpoint_due = true;
                 true
             }
             _ = ticks.tick() => true,
@@ -190,10 +190,10 @@ async fn until_end<S: Source>(
             if reconciles {
                 next_reconcile += RECONCILE_INTERVAL;
             }
-            if asked {
+            if checkpoint_due {
                 if let Some(drained) = step.checkpoint(source)? {
                     more = drained;
-                    asked = !tell_stats(source, watch, sinks, failures, Occasion::Signal)?;
+                    checkpoint_due = !tell_stats(source, watch, sinks, failures, Occasion::Signal)?;
                 }
             } else {
                 more = step.poll(source, reconciles)?;

@@ -51,7 +51,7 @@ pub enum Line {
 }
 
 impl Line {
-    /// Whether a full queue may refuse it: events come by the hundred thousand, the rest is what
+    /// Whether a full queue drops it first: events come by the hundred thousand, the rest is what
     /// people run conntracer for.
     #[must_use]
     pub const fn is_bulk(&self) -> bool {

@@ -153,6 +153,21 @@ fn output_goes_to_a_file_and_is_appended() {
 }
 
 #[test]
+fn further_outputs_are_not_for_replays() {
+    let recording = recorded::drops();
+    let directory = tempfile::tempdir().unwrap();
+    let (config, log) = (
+        directory.path().join("config"),
+        directory.path().join("log"),
+    );
+    let also = format!("[[output.also]]\nto = \"file:{}\"\n", log.display());
+    fs::write(&config, also).unwrap();
+    let output = run(&["replay", text(recording.path()), "--config", text(&config)]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(!log.exists());
+}
+
+#[test]
 fn a_recording_is_not_its_own_output() {
     let recording = recorded::drops();
     let link = recording.path().with_file_name("other-name");

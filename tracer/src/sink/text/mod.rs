@@ -230,12 +230,12 @@ impl Text {
                 "  ×{}  errno {} after {} SYNs",
                 failure.count, failure.errno, failure.syns
             ),
-            Body::Close(ending) => format!(
+            Body::Close(close) => format!(
                 "  from {:?}  {} bytes sent, {} received{}",
-                ending.old,
-                ending.bytes_sent(),
-                ending.bytes_received(),
-                errno(ending.errno),
+                close.old,
+                close.bytes_sent(),
+                close.bytes_received(),
+                errno(close.errno),
             ),
             Body::Probe(probe) => format!(
                 "  {} unanswered {} result {}",
