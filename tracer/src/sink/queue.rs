@@ -233,27 +233,26 @@ fn write_lines(shared: &Shared, mut destination: Box<dyn Destination>, mut rende
         drop(state);
         shared.changed.notify_all();
 
-        let written = lines
-            .drain(..)
-            .try_for_each(|line| {
-                bytes.clear();
-                renderer.render(&line, &mut bytes);
-                if bytes.is_empty() {
-                    return Ok(());
-                }
-                destination.write(&line, &bytes)
-            })
-            .and_then(|()| destination.flush());
-        if let Err(error) = written {
+        let written = lines.iter().try_for_each(|line| {
+            bytes.clear();
+            renderer.render(line, &mut bytes);
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            destination.write(line, &bytes)
+        });
+        if let Err(error) = written.and_then(|()| destination.flush()) {
             let mut state = shared.lock();
             state.failure = Some(error);
-            let never_written = mem::take(&mut state.lines);
-            for line in &never_written {
+            // Nobody knows what of the batch went out.
+            lines.append(&mut state.lines);
+            for line in &lines {
                 state.lost.count(line);
             }
             drop(state);
             shared.failed.notify_one();
             return;
         }
+        lines.clear();
     }
 }

@@ -188,11 +188,11 @@ impl Sinks {
             failures.push((has_left, anyhow::Error::new(error).context(context)));
         }
         failures.sort_by_key(|(has_left, _)| *has_left);
-        let mut failures = failures.into_iter().map(|(_, error)| error);
+        let mut failures = failures.into_iter();
         let first = failures.next();
-        for error in failures {
+        for (_, error) in failures.filter(|(has_left, _)| !has_left) {
             log::warn!("{error:#}");
         }
-        first.map_or(Ok(()), Err)
+        first.map_or(Ok(()), |(_, error)| Err(error))
     }
 }

@@ -219,7 +219,7 @@ fn one_of_several_that_fails_is_told_and_the_others_go_on() {
     sinks.flush();
     let accounts = sinks.accounts();
     assert_eq!(accounts[0].sink, "file:/full");
-    assert_eq!((accounts[0].lines_lost, accounts[1].lines_lost), (1, 0));
+    assert_eq!((accounts[0].lines_lost, accounts[1].lines_lost), (2, 0));
     assert!(accounts[0].failed.as_ref().unwrap().contains("storage"));
     assert_eq!(accounts[1].failed, None);
     let error = sinks.close(None).unwrap_err();
