@@ -89,7 +89,7 @@ section! {
         /// [[output.also]]
         /// to = "file:/var/log/conntracer.ndjson"
         /// format = "json"
-        /// emit = ["connection"]
+        /// emit = []
         /// findings = []
         #[serde(skip_serializing_if = "Vec::is_empty")]
         also: Vec<Also> = Vec::new();
