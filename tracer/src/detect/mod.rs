@@ -223,17 +223,8 @@ impl Detectors {
                 }
             }
             Body::Checkpoint => self.say_open(true, cx),
-            Body::Connect(_)
-            | Body::Accept(_)
-            | Body::Drop(_)
-            | Body::Probe(_)
-            | Body::Loss(_)
-            | Body::Netns(_)
-            | Body::Clock(_)
-            | Body::Process(_)
-            | Body::Holders(_)
-            | Body::Seed(_)
-            | Body::Seeded(_) => {}
+            // What no detector judges.
+            _ => {}
         }
     }
 
