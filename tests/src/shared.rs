@@ -23,9 +23,10 @@ use crate::{
     line::{Line, Start},
     netns::NetNs,
     output::{Before, Lines},
+    process::Process,
     raw::{is_checkpoint, kind_of, netns_of, of_namespaces},
     tail::Tail,
-    tracer::{Binary, NotStarted, Process, first_of},
+    tracer::{Binary, NotStarted, first_of},
     watch::{Asker, Watch},
 };
 
