@@ -23,6 +23,7 @@ pub mod packet;
 pub mod passed;
 pub mod peer;
 pub mod proc_net;
+pub mod process;
 mod program;
 pub mod queue;
 mod raw;

@@ -23,9 +23,10 @@ use crate::{
     line::{Line, Start},
     netns::NetNs,
     output::{Before, Lines},
+    process::Process,
     raw::{is_checkpoint, kind_of, netns_of, of_namespaces},
     tail::Tail,
-    tracer::{Binary, NotStarted, Process, first_of},
+    tracer::{Binary, NotStarted, first_of},
     watch::{Asker, Watch},
 };
 
@@ -238,8 +239,11 @@ fn share(output: impl Read, asker: &Asker, readers: &Mutex<Readers>, start: &Sen
                 let watched: Vec<u32> = readers.all.iter().map(|reader| reader.netns).collect();
                 let line = answer(&of_namespaces(&line, &watched), asker);
                 if let Ok(Line::Checkpoint(totals)) = &line {
-                    let ahead = totals.ahead.iter();
-                    readers.before.ahead = ahead.map(|(hook, [then, _])| (*hook, *then)).collect();
+                    // What happened between question and answer makes it less than it is; it never shrinks.
+                    for (hook, [then, _]) in &totals.ahead {
+                        let ahead = readers.before.ahead.entry(hook).or_insert(*then);
+                        *ahead = (*ahead).max(*then);
+                    }
                 }
                 give(&mut readers, |_| true, || line);
             }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::{
     line::{Detector, Finding, Line, Start, Totals},
     output::{Before, Lines, Run},
-    tracer::Process,
+    process::Process,
     witness::{self, Hits},
 };
 

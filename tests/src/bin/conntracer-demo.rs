@@ -19,8 +19,9 @@ use anyhow::{Context, Result, ensure};
 use conntracer_tests::{
     family::Family,
     link::Pair,
+    process::Process,
     scenario::{accept_queue::AcceptQueueFull, dead_peer::DeadPeer, lossy_path::LossyPath},
-    tracer::{Binary, CANNOT_TRACE, Process},
+    tracer::{Binary, CANNOT_TRACE},
     wait::{self, SOON},
 };
 use rustix::process::Signal;

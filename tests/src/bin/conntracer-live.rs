@@ -23,8 +23,9 @@ use anyhow::{Context, Result, bail, ensure};
 use conntracer_tests::{
     compared,
     line::{Line, Start, Totals},
+    process::Process,
     shared::Kind,
-    tracer::{Binary, CANNOT_TRACE, Process, STARTING, STARTS, STOPPING},
+    tracer::{Binary, CANNOT_TRACE, STARTING, STARTS, STOPPING},
     wait,
 };
 use rustix::process::Signal;

@@ -13,8 +13,9 @@ use conntracer_tests::{
     bpf::{self, Objects},
     family::Family,
     netns::NetNs,
+    process::Process,
     socket::{connect_without_waiting, tcp},
-    tracer::{CANNOT_TRACE, NotStarted, Process, Tracer},
+    tracer::{CANNOT_TRACE, NotStarted, Tracer},
     wait::{self, SOON},
 };
 use rustix::process::Signal;

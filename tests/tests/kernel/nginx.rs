@@ -16,7 +16,7 @@ use conntracer_tests::{
     family::Family,
     line::{Finding, Status, Subject},
     netns::NetNs,
-    tracer::Process,
+    process::Process,
     wait::{self, EVENTUALLY, SOON},
 };
 use rustix::process::{Pid, Signal, kill_process};

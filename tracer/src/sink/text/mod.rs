@@ -239,11 +239,7 @@ impl Text {
             ),
             Body::Probe(probe) => format!(
                 "  {} unanswered {} result {}",
-                if probe.keepalive {
-                    "keepalive"
-                } else {
-                    "window"
-                },
+                ["window", "keepalive"][usize::from(probe.keepalive)],
                 probe.tcp.probes_out,
                 probe.result,
             ),
