@@ -20,15 +20,15 @@ use conntracer_tests::{
         self, abort_on_close, connect_with_data, connect_without_waiting, defer_accept, listen,
         listen_on, take_fast_opens, tcp,
     },
-    tracer::Tracer,
     wait::{self, SOON},
+    watch::Watch,
 };
 use rstest::rstest;
 use socket2::Socket;
 
 use crate::support::{
-    assert_listener, assert_reconciled, assert_said, assert_sound, binary, is_syn_drop, lacking,
-    overflows, trace,
+    assert_counted, assert_listener, assert_reconciled, assert_said, assert_sound, binary,
+    is_syn_drop, lacking, overflows, watch, watch_events,
 };
 
 /// A client whose third ACK is refused tries again and again, and is one victim; the finding says that it
@@ -39,7 +39,7 @@ use crate::support::{
 fn a_client_that_repeats_its_ack_is_one_victim(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = AckOverflow::new(family).unwrap();
-    let Some(mut tracer) = trace(&binary, &scenario.netns, &[]) else {
+    let Some(mut tracer) = watch(&binary, &scenario.netns) else {
         return;
     };
     scenario.provoke().unwrap();
@@ -47,17 +47,14 @@ fn a_client_that_repeats_its_ack_is_one_victim(#[case] family: Family) {
     wait_for_cause(&mut tracer, "ack_overflow");
     scenario.quiet().unwrap();
     let counted = scenario.netns.counters().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let finding = only(&run, "ack_overflow");
     assert_eq!(finding.count, VICTIMS, "{finding:#?}");
     let refused_acks = finding.number("third_acks_refused");
     assert!(refused_acks >= 2 * VICTIMS, "{finding:#?}");
-    assert_eq!(
-        refused_acks + run.total("syn_drop", &["accept_queue_full"]),
-        counted.listen_overflows,
-        "{run:#?}"
-    );
+    let told = refused_acks + run.total("syn_drop", &["accept_queue_full"]);
+    assert_counted(&run, "ListenOverflows", told, counted.listen_overflows);
     assert!(
         finding.summary.contains("believe they are connected"),
         "{finding:#?}"
@@ -78,14 +75,14 @@ fn abort_on_overflow_equals_embryonic_resets(#[case] family: Family) {
         .set_sysctl("net/ipv4/tcp_abort_on_overflow", "1")
         .unwrap();
     let before = scenario.netns.counters().unwrap();
-    let Some(mut tracer) = trace(&binary, &scenario.netns, &[]) else {
+    let Some(mut tracer) = watch(&binary, &scenario.netns) else {
         return;
     };
     scenario.provoke().unwrap();
     wait_for_cause(&mut tracer, "abort_on_overflow");
     let after = scenario.netns.counters().unwrap();
     let counted = after - before;
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let finding = only(&run, "abort_on_overflow");
     assert_eq!(finding.count, VICTIMS, "{finding:#?}");
@@ -121,7 +118,7 @@ fn no_route_back_equals_listen_drops(#[case] family: Family) {
             .unwrap();
     }
     let before = pair.server.counters().unwrap();
-    let Some(mut tracer) = trace(&binary, &pair.server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &pair.server) else {
         return;
     };
     let _listener = knock(&pair, family, 64, family.stranger(), SYNS);
@@ -130,14 +127,11 @@ fn no_route_back_equals_listen_drops(#[case] family: Family) {
     });
     wait_for_cause(&mut tracer, "no_route");
     let counted = pair.server.counters().unwrap() - before;
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let other = run.total("syn_drop", &["other"]);
-    assert_eq!(
-        run.total("syn_drop", &["no_route"]) + other,
-        counted.listen_drops,
-        "{run:#?}"
-    );
+    let told = run.total("syn_drop", &["no_route"]) + other;
+    assert_counted(&run, "ListenDrops", told, counted.listen_drops);
     if is_exact(&run) {
         assert_eq!(other, 0, "{run:#?}");
     }
@@ -161,7 +155,7 @@ fn syn_queue_pressure_equals_listen_drops(#[case] family: Family) {
         .set_sysctl("net/ipv4/tcp_max_syn_backlog", "8")
         .unwrap();
     let before = pair.server.counters().unwrap();
-    let Some(mut tracer) = trace(&binary, &pair.server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &pair.server) else {
         return;
     };
     let _listener = knock(&pair, family, 64, family.ghost(), SYNS);
@@ -171,10 +165,10 @@ fn syn_queue_pressure_equals_listen_drops(#[case] family: Family) {
     });
     wait_for_cause(&mut tracer, "syn_queue_pressure");
     let counted = pair.server.counters().unwrap() - before;
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let finding = only(&run, "syn_queue_pressure");
-    assert_eq!(finding.count, counted.listen_drops, "{run:#?}");
+    assert_counted(&run, "ListenDrops", finding.count, counted.listen_drops);
     assert_eq!(counted.req_q_full_drop, 0);
     assert_eq!(run.last_of(is_syn_drop).len(), 1, "{run:#?}");
     assert_eq!(finding.number("max_syn_backlog"), 8);
@@ -194,7 +188,7 @@ fn cookies_do_not_help_a_full_accept_queue(#[case] family: Family) {
         .set_sysctl("net/ipv4/tcp_syncookies", "1")
         .unwrap();
     let before = pair.server.counters().unwrap();
-    let Some(mut tracer) = trace(&binary, &pair.server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &pair.server) else {
         return;
     };
     // Requests that stay, so that every later SYN finds the SYN queue full.
@@ -221,16 +215,14 @@ fn cookies_do_not_help_a_full_accept_queue(#[case] family: Family) {
     wait_for_cause(&mut tracer, "accept_queue_full");
     drop(clients);
     let counted = pair.server.counters().unwrap() - before;
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let drops = run.last_of(is_syn_drop);
-    assert_eq!(overflows(&drops), counted.listen_overflows, "{run:#?}");
+    let told = overflows(&drops);
+    assert_counted(&run, "ListenOverflows", told, counted.listen_overflows);
     assert_eq!(counted.listen_drops, counted.listen_overflows);
-    assert_eq!(
-        run.total("syn_cookies", &["syn_queue_full"]),
-        counted.syncookies_sent,
-        "{run:#?}"
-    );
+    let told = run.total("syn_cookies", &["syn_queue_full"]);
+    assert_counted(&run, "SyncookiesSent", told, counted.syncookies_sent);
     assert!(counted.req_q_full_do_cookies > counted.syncookies_sent);
     for finding in drops {
         assert_listener(finding, &pair.server, family.veth_listener());
@@ -238,8 +230,8 @@ fn cookies_do_not_help_a_full_accept_queue(#[case] family: Family) {
     assert_sound(&run, &pair.server);
 }
 
-/// Two services of the same address and port, each in a namespace of its own, overflow at once under one
-/// tracer: each has what its namespace counted.
+/// Two services of the same address and port, each in a namespace of its own, overflow at once: each has what its
+/// namespace counted.
 #[rstest]
 #[case::v4(Family::V4)]
 #[case::v6(Family::V6)]
@@ -249,47 +241,33 @@ fn listeners_of_two_namespaces_do_not_mix(#[case] family: Family) {
         AcceptQueueFull::new(family).unwrap(),
         AcceptQueueFull::new(family).unwrap(),
     ];
-    let other = scenarios[1].netns.inode().to_string();
-    let Some(mut tracer) = trace(&binary, &scenarios[0].netns, &["--netns", &other]) else {
-        return;
-    };
+    let mut readers = Vec::new();
+    for scenario in &scenarios {
+        let Some(reader) = watch(&binary, &scenario.netns) else {
+            return;
+        };
+        readers.push(reader);
+    }
     std::thread::scope(|scope| {
         for scenario in &mut scenarios {
             scope.spawn(|| scenario.provoke().unwrap());
         }
     });
-    for scenario in &scenarios {
-        let inode = scenario.netns.inode();
-        tracer
-            .wait_for("a finding of each namespace", SOON, |finding| {
-                is_syn_drop(finding) && finding.subject.netns() == Some(inode)
-            })
+    for (scenario, mut reader) in scenarios.iter_mut().zip(readers) {
+        reader
+            .wait_for("a finding of each namespace", SOON, is_syn_drop)
             .unwrap();
-    }
-    for scenario in &mut scenarios {
         scenario.quiet().unwrap();
-    }
-    let counted = scenarios
-        .each_ref()
-        .map(|scenario| scenario.netns.counters().unwrap());
-    let run = tracer.stop().unwrap();
+        let counted = scenario.netns.counters().unwrap();
+        let run = reader.checkpoint().unwrap();
 
-    for (scenario, counted) in scenarios.iter().zip(counted) {
-        let findings = run.last_of(|finding| {
-            is_syn_drop(finding) && finding.subject.netns() == Some(scenario.netns.inode())
-        });
-        assert_eq!(overflows(&findings), counted.listen_overflows, "{run:#?}");
+        let findings = run.last_of(is_syn_drop);
+        let told = overflows(&findings);
+        assert_counted(&run, "ListenOverflows", told, counted.listen_overflows);
         for finding in findings {
-            assert!(
-                finding.owner.is_some(),
-                "{finding:#?} {:#?}",
-                run.totals.hooks
-            );
             assert_listener(finding, &scenario.netns, family.loopback_listener());
         }
-    }
-    for (hook, account) in &run.totals.hooks {
-        assert!(account.balances(), "{hook}: {account:?}");
+        assert_sound(&run, &scenario.netns);
     }
 }
 
@@ -307,7 +285,7 @@ fn a_syn_is_not_judged_by_what_was_before() {
     })
     .unwrap();
     drop(before);
-    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "syn"]) else {
+    let Some(mut tracer) = watch_events(&binary, &netns, &["syn"]) else {
         return;
     };
     let address = family.loopback_listener();
@@ -325,7 +303,7 @@ fn a_syn_is_not_judged_by_what_was_before() {
     .unwrap();
     assert_totals(&mut tracer, cpus);
     drop(listener);
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
     assert_eq!(run.findings().count(), 0, "{run:#?}");
     assert_sound(&run, &netns);
 }
@@ -340,17 +318,18 @@ fn mptcp_listener_overflows_like_any_other(#[case] family: Family) {
     let Some(socket) = scenario.netns.run(|| socket::mptcp(family)).unwrap() else {
         return lacking("this kernel has no MPTCP");
     };
-    let Some(mut tracer) = trace(&binary, &scenario.netns, &[]) else {
+    let Some(mut tracer) = watch(&binary, &scenario.netns) else {
         return;
     };
     scenario.provoke_with(socket).unwrap();
     wait_for_cause(&mut tracer, "accept_queue_full");
     scenario.quiet().unwrap();
     let counted = scenario.netns.counters().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let findings = run.last_of(is_syn_drop);
-    assert_eq!(overflows(&findings), counted.listen_overflows, "{run:#?}");
+    let told = overflows(&findings);
+    assert_counted(&run, "ListenOverflows", told, counted.listen_overflows);
     for finding in findings {
         assert_listener(finding, &scenario.netns, family.loopback_listener());
     }
@@ -367,7 +346,7 @@ fn fast_open_is_added_and_completed(#[case] family: Family) {
     // Client and server, both without a cookie (Documentation/networking/ip-sysctl.rst).
     netns.set_sysctl("net/ipv4/tcp_fastopen", "519").unwrap();
     let before = netns.counters().unwrap();
-    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "syn"]) else {
+    let Some(mut tracer) = watch_events(&binary, &netns, &["syn"]) else {
         return;
     };
     let address = family.loopback_listener();
@@ -391,7 +370,7 @@ fn fast_open_is_added_and_completed(#[case] family: Family) {
     assert_eq!(counted.fast_open_passive, CLIENTS, "{counted:#?}");
     assert_totals(&mut tracer, CLIENTS);
     drop(listener);
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
     assert_eq!(run.findings().count(), 0, "{run:#?}");
     assert_sound(&run, &netns);
 }
@@ -404,7 +383,7 @@ fn deferred_accepts_are_added_and_completed(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
     let before = netns.counters().unwrap();
-    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "syn"]) else {
+    let Some(mut tracer) = watch_events(&binary, &netns, &["syn"]) else {
         return;
     };
     let address = family.loopback_listener();
@@ -426,7 +405,7 @@ fn deferred_accepts_are_added_and_completed(#[case] family: Family) {
     assert_eq!(counted.defer_accept_drop, CLIENTS, "{counted:#?}");
     assert_totals(&mut tracer, CLIENTS);
     drop(listener);
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
     assert_eq!(run.findings().count(), 0, "{run:#?}");
     assert_sound(&run, &netns);
 }
@@ -441,7 +420,7 @@ fn mptcp_clients_are_added_and_completed(#[case] family: Family) {
     let Some(socket) = netns.run(|| socket::mptcp(family)).unwrap() else {
         return lacking("this kernel has no MPTCP");
     };
-    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "syn"]) else {
+    let Some(mut tracer) = watch_events(&binary, &netns, &["syn"]) else {
         return;
     };
     let address = family.loopback_listener();
@@ -460,14 +439,14 @@ fn mptcp_clients_are_added_and_completed(#[case] family: Family) {
         .unwrap();
     assert_totals(&mut tracer, CLIENTS);
     drop(listener);
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
     assert_eq!(run.findings().count(), 0, "{run:#?}");
     assert_sound(&run, &netns);
 }
 
 /// Every SYN of the one listener was added, and every third ACK made a connection.
 #[track_caller]
-fn assert_totals(tracer: &mut Tracer, connections: u64) {
+fn assert_totals(tracer: &mut Watch, connections: u64) {
     let event = tracer
         .wait_for_event("the listener's totals", SOON, "syn", |event| {
             event["completed"].as_u64() >= Some(connections)
@@ -517,7 +496,7 @@ fn wait_counted(netns: &NetNs, before: &Counters, enough: impl Fn(&Counters) -> 
 }
 
 #[track_caller]
-fn wait_for_cause(tracer: &mut Tracer, cause: &str) {
+fn wait_for_cause(tracer: &mut Watch, cause: &str) {
     tracer
         .wait_for(&format!("a finding {cause}"), SOON, |finding| {
             is_syn_drop(finding) && finding.cause == cause

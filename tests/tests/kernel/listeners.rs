@@ -16,14 +16,14 @@ use conntracer_tests::{
     netns::NetNs,
     output::Run,
     socket::{Connection, abort_on_close, connect_without_waiting, listen_on, tcp, tcp_info},
-    tracer::Tracer,
     wait::{self, SOON},
+    watch::Watch,
 };
 use rstest::rstest;
 use serde_json::Value;
 use socket2::Socket;
 
-use crate::support::{assert_said, assert_sound, binary, missed_of, trace};
+use crate::support::{assert_said, assert_sound, binary, missed_of, watch};
 
 /// What one socket of a group, or the only one, is asked to queue: one less than it takes.
 const SMALL: i32 = 1;
@@ -131,7 +131,7 @@ fn v6_only(socket: &Socket) -> Result<()> {
 fn one_short_queue_of_a_group_is_one_finding(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut clients = Clients::new(family);
-    let Some(mut tracer) = trace(&binary, &clients.netns, &[]) else {
+    let Some(mut tracer) = watch(&binary, &clients.netns) else {
         return;
     };
     let _group: Vec<Socket> = [LARGE, SMALL, LARGE, LARGE]
@@ -147,7 +147,7 @@ fn one_short_queue_of_a_group_is_one_finding(#[case] family: Family) {
     );
     clients.quiet();
     let counted = clients.counters();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     assert_eq!(told.number("max_ack_backlog"), SMALL as u64, "{told:#?}");
     assert!(told.number("peak_ack_backlog") > SMALL as u64, "{told:#?}");
@@ -171,7 +171,7 @@ fn a_member_that_closes_loses_no_counts(#[case] short: usize) {
     let Some(binary) = binary() else { return };
     let family = Family::V4;
     let mut clients = Clients::new(family);
-    let Some(mut tracer) = trace(&binary, &clients.netns, &[]) else {
+    let Some(mut tracer) = watch(&binary, &clients.netns) else {
         return;
     };
     let mut group: Vec<Socket> = (0..2)
@@ -193,7 +193,7 @@ fn a_member_that_closes_loses_no_counts(#[case] short: usize) {
     });
     clients.quiet();
     let counted = clients.counters();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let split = told.evidence["drops_by_member"].as_str().unwrap();
     let shares: Vec<u64> = split
@@ -244,7 +244,7 @@ fn a_listener_is_named_by_its_address(
 ) {
     let Some(binary) = binary() else { return };
     let mut clients = Clients::new(from);
-    let Some(mut tracer) = trace(&binary, &clients.netns, &[]) else {
+    let Some(mut tracer) = watch(&binary, &clients.netns) else {
         return;
     };
     let _listener = clients.listen(family, ip, SMALL, change);
@@ -252,7 +252,7 @@ fn a_listener_is_named_by_its_address(
     let told = wait_for(&mut tracer, "a finding", |_| true);
     clients.quiet();
     let counted = clients.counters();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     assert_eq!(told.evidence.get("takes").and_then(Value::as_str), takes);
     assert_overflows(&run, &clients.netns, name, &counted);
@@ -266,7 +266,7 @@ fn a_listener_is_named_by_its_address(
 fn listeners_of_two_families_do_not_mix(#[case] from: Family, #[case] name: SocketAddr) {
     let Some(binary) = binary() else { return };
     let mut clients = Clients::new(from);
-    let Some(mut tracer) = trace(&binary, &clients.netns, &[]) else {
+    let Some(mut tracer) = watch(&binary, &clients.netns) else {
         return;
     };
     let _listeners = [
@@ -277,7 +277,7 @@ fn listeners_of_two_families_do_not_mix(#[case] from: Family, #[case] name: Sock
     wait_for(&mut tracer, "a finding", |_| true);
     clients.quiet();
     let counted = clients.counters();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     assert_overflows(&run, &clients.netns, name, &counted);
     assert_sound(&run, &clients.netns);
@@ -292,7 +292,7 @@ const ACCEPTED: u64 = 3;
 fn a_stalled_acceptor_is_told_by_how_long_it_took_nothing(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut clients = Clients::new(family);
-    let Some(mut tracer) = trace(&binary, &clients.netns, &[]) else {
+    let Some(mut tracer) = watch(&binary, &clients.netns) else {
         return;
     };
     let listener = clients.listen(family, family.loopback(), SMALL, PLAIN);
@@ -312,7 +312,7 @@ fn a_stalled_acceptor_is_told_by_how_long_it_took_nothing(#[case] family: Family
     clients.quiet();
     let counted = clients.counters();
     let hook_type = hook_type(&tracer, "accept");
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     assert_eq!(told.number("accepted"), ACCEPTED, "{told:#?}");
     let idle = told.evidence["since_last_accept_s"].as_f64().unwrap();
@@ -338,7 +338,7 @@ fn a_stalled_acceptor_is_told_by_how_long_it_took_nothing(#[case] family: Family
 fn a_slow_acceptor_is_told_by_its_rate(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let clients = Clients::new(family);
-    let Some(mut tracer) = trace(&binary, &clients.netns, &[]) else {
+    let Some(mut tracer) = watch(&binary, &clients.netns) else {
         return;
     };
     let listener = clients.listen(family, family.loopback(), SMALL, PLAIN);
@@ -359,7 +359,7 @@ fn a_slow_acceptor_is_told_by_its_rate(#[case] family: Family) {
     });
     let (told, clients, accepted) = told.unwrap();
     let counted = clients.counters();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     assert!(told.number("accepted") > 0, "{told:#?}");
     assert!(told.number("accepted") <= accepted, "{told:#?}");
@@ -408,7 +408,7 @@ fn number(finding: &Finding, name: &str) -> Option<u64> {
     finding.evidence.get(name).and_then(Value::as_u64)
 }
 
-fn wait_for(tracer: &mut Tracer, what: &str, matches: impl Fn(&Finding) -> bool) -> Finding {
+fn wait_for(tracer: &mut Watch, what: &str, matches: impl Fn(&Finding) -> bool) -> Finding {
     tracer
         .wait_for(what, SOON, |finding| {
             finding.cause == "accept_queue_full" && matches(finding)
@@ -416,7 +416,7 @@ fn wait_for(tracer: &mut Tracer, what: &str, matches: impl Fn(&Finding) -> bool)
         .unwrap()
 }
 
-fn hook_type(tracer: &Tracer, hook: &str) -> String {
+fn hook_type(tracer: &Watch, hook: &str) -> String {
     let hooks = &tracer.plan().plan.hooks;
     let hook = hooks.iter().find(|plan| plan.hook == hook);
     hook.expect("the plan names every hook").hook_type.clone()

@@ -5,12 +5,12 @@ use conntracer_tests::{
     line::{Finding, Status, Subject},
     output::Run,
     scenario::send_stall::{Barrier, SendStall},
-    tracer::Tracer,
     wait::{EVENTUALLY, SOON},
+    watch::Watch,
 };
 use rstest::rstest;
 
-use crate::support::{assert_said, assert_sound, binary, trace};
+use crate::support::{assert_said, assert_sound, binary, watch};
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -19,7 +19,7 @@ fn a_receiver_that_stops_reading_is_no_storm(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let scenario = SendStall::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     scenario.stop_reading().unwrap();
@@ -50,7 +50,7 @@ fn what_this_host_drops_itself_is_local(
     let Some(binary) = binary() else { return };
     let scenario = SendStall::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     scenario.shut_in(barrier).unwrap();
@@ -71,7 +71,7 @@ fn what_this_host_drops_itself_is_local(
 }
 
 /// The finding; `None` where the plan says that it cannot be seen.
-fn found(tracer: &mut Tracer, cause: &str) -> Option<Finding> {
+fn found(tracer: &mut Watch, cause: &str) -> Option<Finding> {
     let hooks = &tracer.plan().plan.hooks;
     if hooks
         .iter()
@@ -86,7 +86,7 @@ fn found(tracer: &mut Tracer, cause: &str) -> Option<Finding> {
 }
 
 /// The run, once what was found is resolved.
-fn ended(mut tracer: Tracer, opened: Option<&Finding>) -> Run {
+fn ended(mut tracer: Watch, opened: Option<&Finding>) -> Run {
     if let Some(opened) = opened {
         let ended = tracer
             .wait_for("its end", EVENTUALLY, |finding| {
@@ -95,7 +95,7 @@ fn ended(mut tracer: Tracer, opened: Option<&Finding>) -> Run {
             .unwrap();
         assert_eq!(ended.stage.as_deref(), Some("resumed"), "{ended:#?}");
     }
-    tracer.stop().unwrap()
+    tracer.checkpoint().unwrap()
 }
 
 #[track_caller]
