@@ -79,11 +79,6 @@ const NOT_YET: &[Known] = &[
         "conntracer_tests::link",
         "the suite",
     ),
-    (
-        "conntracer_tests::watch",
-        "conntracer_tests::tracer",
-        "the suite",
-    ),
     ("xtask::vm::trial", "xtask::vm", "the suite"),
 ];
 
