@@ -3,13 +3,16 @@
 
 use std::borrow::Cow;
 
-use conntracer_common::stats::HOOKS;
+use conntracer_common::stats::{HOOKS, hook};
 
 use crate::{
     finding::FindingKind,
     plan::{Coverage, DetectorPlan, HookType, Plan},
     section::Section,
 };
+
+/// The walk at start, which is in a plan only where it could not be made.
+const SEED: &str = HOOKS[hook::SEED as usize];
 
 /// One detector. A room may have several, where a cause needs other hooks than the rest.
 #[derive(Debug)]
@@ -59,7 +62,8 @@ impl Spec {
             .filter(|hook| names().any(|name| *name == hook.hook))
             .filter_map(|hook| hook.blind_to.as_deref().map(Cow::Borrowed))
             .collect();
-        for name in names().filter(|name| !is_named && find(name).is_none()) {
+        let lacks = |name: &str| name != SEED && find(name).is_none();
+        for name in names().filter(|name| !is_named && lacks(name)) {
             blind.push(
                 format!("what the {name} hook tells (the recording is older than that hook)")
                     .into(),
@@ -84,8 +88,6 @@ impl Spec {
 
 #[cfg(test)]
 mod tests {
-    use conntracer_common::stats::hook;
-
     use super::*;
     use crate::{detect::send_stall, plan::HookPlan, testing};
 
@@ -108,7 +110,7 @@ mod tests {
     fn a_detector_is_as_good_as_its_hooks() {
         let spec = Spec {
             detector: "two_hooks",
-            hooks: &[hook::SYN, hook::ACK],
+            hooks: &[hook::SYN, hook::ACK, hook::SEED],
             ..send_stall::SPEC
         };
         let syn = ("syn", HookType::Fentry, None);
