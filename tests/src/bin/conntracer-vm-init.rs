@@ -5,7 +5,7 @@
 //!
 //! | parameter | meaning |
 //! |---|---|
-//! | `conntracer.run=` | `tests` (`/bin/kernel-tests`) or `demo` (`/bin/conntracer-demo`) |
+//! | `conntracer.run=` | `tests` (`/bin/kernel-tests`), `demo` (`/bin/conntracer-demo`) or `cost` (`/bin/conntracer-workload count`) |
 //! | `conntracer.hooks=` | hook mode, default `auto` |
 //! | `conntracer.filter=` | test filters, separated by commas |
 //!
@@ -47,6 +47,8 @@ const MOUNTS: [(&str, &str, bool); 9] = [
 
 /// Tests at a time: the VM has two CPUs, and tests mostly wait for timers.
 const TEST_THREADS: &str = "--test-threads=2";
+/// Where xtask puts it.
+const CONNTRACER: &str = "/bin/conntracer";
 /// Where xtask puts it, if the host has it.
 const SS: &str = "/bin/ss";
 
@@ -140,6 +142,7 @@ struct Parameters {
 enum Program {
     Tests,
     Demo,
+    Cost,
 }
 
 impl Parameters {
@@ -152,7 +155,8 @@ impl Parameters {
         let program = match value("conntracer.run") {
             None | Some("tests") => Program::Tests,
             Some("demo") => Program::Demo,
-            Some(other) => bail!("conntracer.run={other}: neither tests nor demo"),
+            Some("cost") => Program::Cost,
+            Some(other) => bail!("conntracer.run={other}: neither tests, demo nor cost"),
         };
         Ok(Self {
             program,
@@ -179,9 +183,16 @@ impl Parameters {
                 command
             }
             Program::Demo => Command::new("/bin/conntracer-demo"),
+            Program::Cost => {
+                let mut command = Command::new("/bin/conntracer-workload");
+                command
+                    .args(["count", "--conntracer", CONNTRACER])
+                    .args(["--hooks", &self.hooks]);
+                command
+            }
         };
         command
-            .env("CONNTRACER_BIN", "/bin/conntracer")
+            .env("CONNTRACER_BIN", CONNTRACER)
             .env("CONNTRACER_HOOKS", &self.hooks)
             // A tenth of what a real CPU takes in its stride.
             .env("CONNTRACER_FLOOD_SYNS", "20000")
