@@ -45,8 +45,8 @@ const WINDOW: u32 = 2 * (LOST + BEHIND);
 const CHUNK: usize = 64 * 1024;
 /// It doubles with each chunk from ten segments on.
 const MAX_CHUNKS: u32 = 16;
-/// Least, first and most bytes of a socket's buffers: the first hold the window at once.
-const BUFFERS: &str = "4096 1048576 6291456";
+/// Bytes of a buffer that holds the window several times over; more is not to be had (net.core.rmem_max).
+const BUFFER: usize = 200 * 1024;
 
 /// linux/filter.h: the mark of a packet, which on the loopback is that of the socket that sent it.
 const MARK_OF_PACKET: u32 = 0xffff_f000 + 20;
@@ -62,8 +62,6 @@ pub(crate) fn namespace() -> Result<NetNs> {
     for (name, value) in [
         ("net/ipv4/ip_local_port_range", CLIENT_PORTS),
         ("net/ipv4/tcp_tw_reuse", "1"),
-        ("net/ipv4/tcp_rmem", BUFFERS),
-        ("net/ipv4/tcp_wmem", BUFFERS),
     ] {
         netns.set_sysctl(name, value)?;
     }
@@ -143,6 +141,10 @@ pub(crate) fn overflow(meter: Meter<'_>, address: SocketAddr, attempts: u32) -> 
 /// tell. A socket's packets carry its mark, by which the other end's filter lets the lost ones vanish.
 pub(crate) fn retransmit(meter: Meter<'_>, address: SocketAddr, connections: u32) -> Result<Done> {
     let listener = listen(Family::V4, address, BACKLOG)?;
+    // Those that it accepts inherit it.
+    listener
+        .set_recv_buffer_size(BUFFER)
+        .context("setting SO_RCVBUF")?;
     let mut done = Done::default();
     for _ in 0..connections {
         let lossy = Lossy::open(&listener, address)?;
@@ -176,6 +178,9 @@ impl Lossy {
         client
             .set_tcp_congestion(b"reno")
             .context("setting TCP_CONGESTION")?;
+        client
+            .set_send_buffer_size(BUFFER)
+            .context("setting SO_SNDBUF")?;
         client.set_tcp_mss(MSS).context("setting TCP_MAXSEG")?;
         client
             .set_tcp_nodelay(true)
