@@ -19,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use conntracer_tests::{
     family::Family,
     netns::NetNs,
-    scenario::short_lives::{Ending, LISTENER_CHANGES},
+    scenario::short_lives::{Close, LISTENER_CHANGES},
     wait::{self, EVENTUALLY},
 };
 
@@ -80,7 +80,7 @@ const LINE: Load = Load {
 
 /// State changes of so many connections and their listener.
 const fn lines(connections: u32) -> u64 {
-    connections as u64 * Ending::Fin.changes().len() as u64 + LISTENER_CHANGES.len() as u64
+    connections as u64 * Close::Fin.changes().len() as u64 + LISTENER_CHANGES.len() as u64
 }
 
 impl Load {
