@@ -117,9 +117,47 @@ pub(crate) fn write_initramfs(path: &Path, kernel: &Kernel, programs: &Programs)
     Ok(())
 }
 
+/// What a VM's clock goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Clock {
+    /// The host's, for two CPUs.
+    Host,
+    /// The instructions of its one CPU: one is a nanosecond. While it waits for a timer, the time jumps to that,
+    /// so that no time passes of which nothing was done.
+    Instructions,
+}
+
+impl Clock {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Host => &["-smp", "2"],
+            Self::Instructions => &["-smp", "1", "-icount", "shift=0,sleep=off"],
+        }
+    }
+}
+
 /// Boots `kernel` and watches its console until it ends, crashes, or `timeout` has passed.
 /// `on_line` gets each line as it comes.
 pub(crate) fn boot(
+    kernel: &Kernel,
+    initramfs: &Path,
+    init_arguments: &str,
+    timeout: Duration,
+    on_line: impl FnMut(&str) -> Result<()>,
+) -> Result<Verdict> {
+    boot_with(
+        Clock::Host,
+        kernel,
+        initramfs,
+        init_arguments,
+        timeout,
+        on_line,
+    )
+}
+
+/// The same with a clock of its own.
+pub(crate) fn boot_with(
+    clock: Clock,
     kernel: &Kernel,
     initramfs: &Path,
     init_arguments: &str,
@@ -128,7 +166,8 @@ pub(crate) fn boot(
 ) -> Result<Verdict> {
     let mut command = Command::new(EMULATOR);
     command
-        .args(["-accel", ACCELERATOR, "-cpu", "max", "-smp", "2"])
+        .args(["-accel", ACCELERATOR, "-cpu", "max"])
+        .args(clock.arguments())
         .arg("-no-reboot")
         .args(["-m", &MEMORY_MIB.to_string()])
         .args(["-nodefaults", "-display", "none", "-serial", "stdio"])

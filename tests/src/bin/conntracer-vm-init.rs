@@ -5,7 +5,7 @@
 //!
 //! | parameter | meaning |
 //! |---|---|
-//! | `conntracer.run=` | `tests` (`/bin/kernel-tests`, by `/bin/conntracer-live`) or `demo` (`/bin/conntracer-demo`) |
+//! | `conntracer.run=` | `tests` (`/bin/kernel-tests`, by `/bin/conntracer-live`), `demo` (`/bin/conntracer-demo`) or `cost` (`/bin/conntracer-workload count`) |
 //! | `conntracer.hooks=` | hook mode, default `auto` |
 //! | `conntracer.transport=` | how records leave the kernel, default `ringbuf` |
 //! | `conntracer.unshared=` | `1`: each test has a conntracer of its own |
@@ -50,6 +50,8 @@ const MOUNTS: [(&str, &str, bool); 9] = [
 
 /// Tests at a time: the VM has two CPUs, and tests mostly wait for timers.
 const TEST_THREADS: &str = "6";
+/// Where xtask puts it.
+const CONNTRACER: &str = "/bin/conntracer";
 /// Where xtask puts it, if the host has it.
 const SS: &str = "/bin/ss";
 
@@ -146,6 +148,7 @@ struct Parameters {
 enum Program {
     Tests,
     Demo,
+    Cost,
 }
 
 impl Parameters {
@@ -158,7 +161,8 @@ impl Parameters {
         let program = match value("conntracer.run") {
             None | Some("tests") => Program::Tests,
             Some("demo") => Program::Demo,
-            Some(other) => bail!("conntracer.run={other}: neither tests nor demo"),
+            Some("cost") => Program::Cost,
+            Some(other) => bail!("conntracer.run={other}: neither tests, demo nor cost"),
         };
         Ok(Self {
             program,
@@ -197,9 +201,16 @@ impl Parameters {
                 command
             }
             Program::Demo => Command::new("/bin/conntracer-demo"),
+            Program::Cost => {
+                let mut command = Command::new("/bin/conntracer-workload");
+                command
+                    .args(["count", "--conntracer", CONNTRACER])
+                    .args(["--hooks", &self.hooks]);
+                command
+            }
         };
         command
-            .env("CONNTRACER_BIN", "/bin/conntracer")
+            .env("CONNTRACER_BIN", CONNTRACER)
             .env("CONNTRACER_HOOKS", &self.hooks)
             .env("CONNTRACER_TRANSPORT", &self.transport)
             // A tenth of what a real CPU takes in its stride.

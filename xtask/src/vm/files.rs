@@ -48,13 +48,13 @@ fn maker(initramfs: &Path) -> Option<u32> {
 }
 
 /// The files of one VM, below cargo's build directory. Its initramfs goes with it, unless it is kept.
-pub(super) struct Run {
-    pub(super) directory: PathBuf,
-    pub(super) initramfs: PathBuf,
+pub(crate) struct Run {
+    pub(crate) directory: PathBuf,
+    pub(crate) initramfs: PathBuf,
 }
 
 impl Run {
-    pub(super) fn prepare(
+    pub(crate) fn prepare(
         workspace: &Workspace,
         kernel: &Kernel,
         programs: &Programs,
@@ -74,7 +74,7 @@ impl Run {
     }
 
     /// Keeps the initramfs as `name`, which no sweep takes for a dead run's.
-    pub(super) fn keep(self, name: &str) -> Result<()> {
+    pub(crate) fn keep(self, name: &str) -> Result<()> {
         let kept = self.directory.join(format!("{name}.cpio"));
         fs::rename(&self.initramfs, &kept)
             .with_context(|| format!("keeping {}", self.initramfs.display()))?;

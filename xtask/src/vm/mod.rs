@@ -15,13 +15,14 @@ use std::{
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 
-use self::{
-    files::{Run, directory, sweep},
-    trial::{test_one, verdict_failure},
-};
 pub(crate) use self::{
+    files::Run,
     report::{print_failures, print_table},
-    trial::{DOUBTFUL, Outcome},
+    trial::{DOUBTFUL, Outcome, verdict_failure},
+};
+use self::{
+    files::{directory, sweep},
+    trial::test_one,
 };
 use crate::{
     build::{self, Profile},
@@ -68,7 +69,7 @@ pub(crate) enum Hooks {
 }
 
 impl Hooks {
-    fn modes(self) -> &'static [&'static str] {
+    pub(crate) fn modes(self) -> &'static [&'static str] {
         match self {
             Self::Auto => &["auto"],
             Self::Kprobe => &["kprobe"],

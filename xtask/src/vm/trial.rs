@@ -203,7 +203,7 @@ fn failure(verdict: &Verdict, report: &Report) -> Option<String> {
     })
 }
 
-pub(super) fn verdict_failure(verdict: &Verdict) -> Option<String> {
+pub(crate) fn verdict_failure(verdict: &Verdict) -> Option<String> {
     match verdict {
         Verdict::Success => None,
         Verdict::Failure => Some("the init said failure".to_owned()),

@@ -1,4 +1,4 @@
-//! `bench`: what tracing costs a host under load, as ratios within one run.
+//! What tracing costs a host under load, as ratios within one run.
 //!
 //! The load is healthy loopback connections in a network namespace of its own (`conntracer-workload`). Each
 //! traced run stands between two untraced ones and is compared with their mean, because the speed of a
@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use super::spread;
 use crate::{
     build::{self, Profile},
     packages::Installation,
@@ -22,9 +23,9 @@ use crate::{
     workspace::Workspace,
 };
 
-/// Measure what tracing costs: paired runs of a load with and without conntracer
+/// How the paired runs go.
 #[derive(clap::Args)]
-pub(crate) struct Arguments {
+pub(super) struct Paired {
     /// Traced runs, each between two untraced ones.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
@@ -36,10 +37,10 @@ pub(crate) struct Arguments {
     of_run: Vec<String>,
 }
 
-pub(crate) fn execute(
+pub(super) fn execute(
     workspace: &Workspace,
     installation: Installation,
-    arguments: &Arguments,
+    arguments: &Paired,
 ) -> Result<ExitCode> {
     ensure!(
         process::is_root(),
@@ -92,7 +93,7 @@ pub(crate) fn execute(
 struct Bench<'a> {
     workload: PathBuf,
     conntracer: PathBuf,
-    arguments: &'a Arguments,
+    arguments: &'a Paired,
 }
 
 /// What one run of the load came to.
@@ -302,18 +303,6 @@ fn emitted(line: &str) -> Result<u64> {
         .sum())
 }
 
-/// Least, median and most.
-fn spread(mut figures: Vec<f64>) -> [f64; 3] {
-    figures.sort_by(f64::total_cmp);
-    let at = |index: usize| figures.get(index).copied().unwrap_or(f64::NAN);
-    let last = figures.len().saturating_sub(1);
-    [
-        at(0),
-        f64::midpoint(at(last / 2), at(last.div_ceil(2))),
-        at(last),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,13 +326,6 @@ mod tests {
         };
         let round = Round::new(&load(80.0, 1.5), &traced, &load(120.0, 2.5));
         assert_eq!(format!("{:.2} {:.2}", round.rate, round.cpu), "0.90 1.10");
-    }
-
-    #[test]
-    fn the_median_of_an_even_number_lies_between_two() {
-        let spread = |figures: &[f64]| format!("{:?}", spread(figures.to_vec()));
-        assert_eq!(spread(&[4.0, 1.0, 2.0]), "[1.0, 2.0, 4.0]");
-        assert_eq!(spread(&[3.0, 1.0]), "[1.0, 2.0, 3.0]");
     }
 
     #[test]

@@ -1,36 +1,39 @@
-//! The load that the cost of tracing is measured with: healthy loopback connections, as fast as
-//! possible, in a network namespace of its own.
+//! The loads that the cost of tracing is measured with, in a network namespace of their own.
 //!
-//! Each connection is a request and an answer of one byte, closed by the client. Prints one JSON
-//! object; run it in pairs, with and without conntracer, and compare `connections_per_second`.
+//! By itself: healthy loopback connections, as fast as possible, each a request and an answer of one byte,
+//! closed by the client. Prints one JSON object; run it in pairs, with and without conntracer, and compare
+//! `connections_per_second`. With `count`: every load, untraced and traced, in instructions, for a VM whose
+//! clock counts them (see [`count`]).
 
 #![expect(clippy::print_stdout, reason = "the result is the output")]
+
+mod count;
+mod loads;
+mod meter;
+mod programs;
+mod traced;
 
 use std::{
     io,
     net::SocketAddr,
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use clap::Parser;
-use conntracer_tests::{family::Family, netns::NetNs, scenario::healthy, socket::listen};
+use clap::{Parser, Subcommand};
+use conntracer_tests::family::Family;
 use serde_json::json;
 
-/// First port of the listeners, one a thread. Below the range the clients get theirs from.
-const FIRST_PORT: u16 = 1025;
-
-/// With TIME_WAIT for a second at least, this is how many connections a second one listener can
-/// take: as many as there are.
-const CLIENT_PORTS: &str = "2048 65535";
-
-/// A client never has more than one connection open, so its listener never queues more.
-const BACKLOG: i32 = 16;
+use crate::loads::FIRST_PORT;
 
 /// Opens and closes healthy connections and says how fast.
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    verb: Option<Verb>,
     /// Connections in all.
     #[arg(long, default_value_t = 100_000)]
     connections: u32,
@@ -43,11 +46,29 @@ struct Arguments {
     announce: bool,
 }
 
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Count the instructions of every load where the clock counts them, untraced and traced.
+    Count {
+        /// The conntracer that traces.
+        #[arg(long)]
+        conntracer: PathBuf,
+        /// How it attaches its hooks.
+        #[arg(long)]
+        hooks: String,
+    },
+}
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let netns = NetNs::new()?;
-    netns.set_sysctl("net/ipv4/ip_local_port_range", CLIENT_PORTS)?;
-    netns.set_sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+    match arguments.verb {
+        Some(Verb::Count { conntracer, hooks }) => count::count(&conntracer, &hooks),
+        None => churn(&arguments),
+    }
+}
+
+fn churn(arguments: &Arguments) -> Result<()> {
+    let netns = loads::namespace()?;
     if arguments.announce {
         println!("{}", netns.inode());
         io::copy(&mut io::stdin(), &mut io::sink()).context("waiting for the end of stdin")?;
@@ -60,7 +81,7 @@ fn main() -> Result<()> {
             let loads: Vec<_> = (0..arguments.threads)
                 .map(|thread| {
                     let address = SocketAddr::new(Family::V4.loopback(), FIRST_PORT + thread);
-                    scope.spawn(move || load(address, share))
+                    scope.spawn(move || loads::ask(address, share))
                 })
                 .collect();
             loads.into_iter().try_for_each(|load| {
@@ -83,21 +104,6 @@ fn main() -> Result<()> {
         })
     );
     Ok(())
-}
-
-/// `connections` of one client to one server.
-fn load(address: SocketAddr, connections: u32) -> Result<()> {
-    let listener = listen(Family::V4, address, BACKLOG)?;
-    thread::scope(|scope| {
-        let serving = scope.spawn(|| healthy::serve(&listener, connections));
-        (0..connections)
-            .try_for_each(|_| healthy::ask(Family::V4, address))
-            .context("as the client")?;
-        serving
-            .join()
-            .unwrap_or_else(|payload| std::panic::resume_unwind(payload))
-            .context("as the server")
-    })
 }
 
 /// User and system time of this process.

@@ -1,0 +1,57 @@
+//! `bench`: what tracing costs: in time on this host ([`host`]), or in instructions in VMs ([`vm`]), which is exact,
+//! tracked beside the programs' budgets, and held by the suite.
+
+mod cost;
+mod host;
+mod rounds;
+pub(crate) mod vm;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::{packages::Installation, workspace::Workspace};
+
+/// Measure what tracing costs: paired runs of a load with and without conntracer
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    paired: host::Paired,
+    #[command(flatten)]
+    counted: vm::Counted,
+}
+
+pub(crate) fn execute(
+    workspace: &Workspace,
+    installation: Installation,
+    arguments: &Arguments,
+) -> Result<ExitCode> {
+    match &arguments.counted.vm {
+        Some(kernels) => vm::execute(workspace, installation, kernels, &arguments.counted),
+        None => host::execute(workspace, installation, &arguments.paired),
+    }
+}
+
+/// Least, median and most.
+fn spread(mut figures: Vec<f64>) -> [f64; 3] {
+    figures.sort_by(f64::total_cmp);
+    let at = |index: usize| figures.get(index).copied().unwrap_or(f64::NAN);
+    let last = figures.len().saturating_sub(1);
+    [
+        at(0),
+        f64::midpoint(at(last / 2), at(last.div_ceil(2))),
+        at(last),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_two() {
+        let spread = |figures: &[f64]| format!("{:?}", spread(figures.to_vec()));
+        assert_eq!(spread(&[4.0, 1.0, 2.0]), "[1.0, 2.0, 4.0]");
+        assert_eq!(spread(&[3.0, 1.0]), "[1.0, 2.0, 3.0]");
+    }
+}
