@@ -98,7 +98,6 @@ impl Drop for Tracer {
 pub(crate) struct Written {
     starts: u64,
     pub(crate) states: u64,
-    pub(crate) gaps: u64,
 }
 
 impl Written {
@@ -110,7 +109,6 @@ impl Written {
         match rest.split('"').next() {
             Some("start") => self.starts += 1,
             Some("state") => self.states += 1,
-            Some("gap") => self.gaps += 1,
             _ => {}
         }
     }
@@ -166,7 +164,6 @@ mod tests {
         let expected = Written {
             starts: 1,
             states: 2,
-            gaps: 0,
         };
         assert_eq!(written, expected);
     }
