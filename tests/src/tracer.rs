@@ -64,6 +64,16 @@ impl Binary {
         })
     }
 
+    /// The same with the transport that the environment does not ask for.
+    #[must_use]
+    pub fn by_the_other_transport(self) -> Self {
+        let other = match self.transport() {
+            "perf" => "ringbuf",
+            _ => "perf",
+        };
+        self.by(other)
+    }
+
     /// The same with another transport.
     #[must_use]
     pub fn by(self, transport: &str) -> Self {
