@@ -72,7 +72,7 @@ fn seen(run: &Run) -> u64 {
 }
 
 /// The two ends of one connection.
-const HOOKS: [&str; 2] = ["accept", "connect"];
+const KINDS: [&str; 2] = ["accept", "connect"];
 
 /// What would have to wait says EAGAIN or EINPROGRESS, and is done later: nothing failed.
 #[rstest]
@@ -81,18 +81,19 @@ const HOOKS: [&str; 2] = ["accept", "connect"];
 fn what_would_block_is_no_failure(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
-    let Some(mut tracer) = watch_events(&binary, &netns, &HOOKS) else {
+    let Some(mut tracer) = watch_events(&binary, &netns, &KINDS) else {
         return;
     };
     let address = family.loopback_listener();
     netns.run(|| wait_for_nothing(family, address)).unwrap();
     let told = |run: &Run| run.events().count() as u64;
-    let run = tell_all(&mut tracer, &HOOKS, 2, told);
+    let run = tell_all(&mut tracer, &["accept", "connect", "state"], 2, told);
 
     assert_eq!(run.findings().count(), 0, "{run:#?}");
-    for hook in HOOKS {
-        let of = run.events().filter(|(kind, _)| *kind == hook);
-        assert_seen(&run, &[hook], of.count() as u64, 1);
+    for kind in KINDS {
+        let of = run.events().filter(|(of, _)| *of == kind);
+        // By tracepoint a connect() is a change of state.
+        assert_seen(&run, &[kind, "state"], of.count() as u64, 1);
     }
     assert_sound(&run, &netns);
 }
