@@ -334,8 +334,7 @@ fn died(run: &Run) -> u64 {
 }
 
 fn is_how(finding: &Finding, how: &str) -> bool {
-    is_drop(finding)
-        && finding.evidence.get("how").and_then(Value::as_str) == Some(how)
+    is_drop(finding) && finding.evidence.get("how").and_then(Value::as_str) == Some(how)
 }
 
 /// The error with which a connection ends.

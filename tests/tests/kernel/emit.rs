@@ -76,7 +76,6 @@ fn every_event_is_streamed_once_by_the_other_transport() {
     for kind in STATES.into_iter().chain(ENDS) {
         assert_emitted(&run, kind);
     }
-    assert_eq!(run.findings().count(), 0, "{run:#?}");
     for (netns, (family, ending)) in namespaces.iter().zip(CASES) {
         let run = run.within(netns);
         assert_states(&run, ending);
