@@ -17,8 +17,8 @@ use rstest::rstest;
 use rustix::process::Pid;
 
 use crate::support::{
-    assert_counted, assert_reconciled, assert_said, assert_seen, assert_sound, binary, tell_all,
-    trace, watch,
+    assert_counted, assert_reconciled, assert_said, assert_seen, assert_sound, binary, streaming,
+    tell_all, trace, watch,
 };
 
 /// What tells of requests, and of how they end.
@@ -129,7 +129,8 @@ fn a_syn_flood_is_one_finding() {
         return;
     };
     let before = memory(tracer.pid());
-    scenario.flood().unwrap();
+    let mut others = streaming(&binary, &server);
+    scenario.flood(|| others.catch_up()).unwrap();
     let flood = tracer
         .wait_for("a flood", EVENTUALLY, |finding| {
             is_handshake(finding) && finding.evidence["looks_like"] == "flood"

@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read},
     net::{Shutdown, SocketAddr},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -20,8 +21,8 @@ use conntracer_tests::{
 use rstest::rstest;
 
 use crate::support::{
-    assert_seen, assert_sound, binary, is_own_machine, tell_all, trace, trace_all, watch,
-    watch_events,
+    assert_seen, assert_sound, binary, is_own_machine, streaming, tell_all, trace, trace_all,
+    watch, watch_events,
 };
 
 #[rstest]
@@ -143,7 +144,9 @@ fn fifty_thousand_short_connections_and_a_bulk_transfer_give_no_finding() {
     let Some(tracer) = trace(&binary, &scenario.pair.server, &[]) else {
         return;
     };
-    let made = scenario.run(CONNECTIONS, limit).unwrap();
+    let others = Mutex::new(streaming(&binary, &scenario.pair.server));
+    let rest = || others.lock().expect("no client panicked").catch_up();
+    let made = scenario.run(CONNECTIONS, limit, &rest).unwrap();
     let run = tracer.stop().unwrap();
 
     assert!(made == CONNECTIONS || is_own_machine(), "{made}");

@@ -33,7 +33,8 @@
 //!
 //! [`trace`] starts a tracer of the test's own, limited to its namespace. It is for what needs other flags, another
 //! configuration or transport, what was there before, a kill, an end, accounts, a flood (of more than some hundred
-//! events), or the whole host or process; the test says which. [`trace_all`] is one for several cases side by side.
+//! events), or the whole host or process; the test says which. [`trace_all`] is one for several cases side by side. The
+//! one that streams is given time to read a flood ([`streaming`]), whosever it is.
 //!
 //! `CONNTRACER_UNSHARED` makes every watch a tracer of its own: a failure that goes away with it is one of sharing.
 
@@ -45,6 +46,7 @@ use std::{
     thread,
 };
 
+use anyhow::Result;
 use conntracer_tests::{
     compared,
     counters::Counters,
@@ -162,6 +164,30 @@ fn share(kind: Kind, binary: &Binary, netns: &NetNs, kinds: &[&str]) -> Option<W
             None
         }
         Err(NotStarted::Failed(error)) => panic!("{error:?}"),
+    }
+}
+
+/// The conntracer that streams, for a test that makes a flood of events in `netns`.
+#[track_caller]
+pub(crate) fn streaming(binary: &Binary, netns: &NetNs) -> Streaming {
+    let is_shared = env::var_os(UNSHARED).is_none();
+    Streaming(
+        is_shared
+            .then(|| watch_events(binary, netns, &[]))
+            .flatten(),
+    )
+}
+
+/// See [`streaming`]; nothing where each test has its own.
+pub(crate) struct Streaming(Option<Watch>);
+
+impl Streaming {
+    /// Lets it read all that there is: a flood is not to cost other tests their events.
+    pub(crate) fn catch_up(&mut self) -> Result<()> {
+        if let Some(watch) = &mut self.0 {
+            watch.checkpoint()?;
+        }
+        Ok(())
     }
 }
 
