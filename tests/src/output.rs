@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Result, bail};
 use serde_json::Value;
 
-use crate::line::{Account, Finding, Line, Start, Totals};
+use crate::{
+    line::{Account, Finding, Line, Start, Totals},
+    netns::NetNs,
+};
 
 /// The lines that one reader is given.
 #[derive(Debug)]
@@ -189,6 +192,20 @@ impl Run {
             0
         };
         self.lost(hook) + unseen
+    }
+
+    /// What was said of one of several namespaces.
+    #[must_use]
+    pub fn within(&self, netns: &NetNs) -> Self {
+        let is_of = |line: &&Line| match line {
+            Line::Finding(finding) => finding.subject.netns() == Some(netns.inode()),
+            Line::Event(_, event) => event["netns"] == netns.inode(),
+            _ => true,
+        };
+        Self {
+            lines: self.lines.iter().filter(is_of).cloned().collect(),
+            ..self.clone()
+        }
     }
 
     /// Whether conntracer has ended.

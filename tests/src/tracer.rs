@@ -2,7 +2,6 @@
 
 use std::{
     env,
-    ffi::OsString,
     fs::{self, File, Permissions},
     io::{BufRead, BufReader, Write},
     ops::{Deref, DerefMut},
@@ -65,6 +64,16 @@ impl Binary {
         })
     }
 
+    /// The same with the transport that the environment does not ask for.
+    #[must_use]
+    pub fn by_the_other_transport(self) -> Self {
+        let other = match self.transport() {
+            "perf" => "ringbuf",
+            _ => "perf",
+        };
+        self.by(other)
+    }
+
     /// The same with another transport.
     #[must_use]
     pub fn by(self, transport: &str) -> Self {
@@ -72,6 +81,12 @@ impl Binary {
             transport: transport.to_owned(),
             ..self
         }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// A command without arguments, whose output is for the caller.
@@ -136,8 +151,16 @@ impl Binary {
     /// The same, limited to `netns`.
     #[must_use]
     pub fn run(&self, netns: &NetNs) -> Command {
+        self.run_within(&[netns])
+    }
+
+    /// The same, limited to several namespaces, at most eight.
+    #[must_use]
+    pub fn run_within(&self, namespaces: &[&NetNs]) -> Command {
         let mut command = self.run_everywhere();
-        scope(&mut command, netns);
+        for netns in namespaces {
+            scope(&mut command, netns);
+        }
         command
     }
 
@@ -199,15 +222,6 @@ impl DerefMut for Tracer {
 }
 
 impl Tracer {
-    /// Starts conntracer in `netns` with `arguments` more, and waits until its hooks are attached.
-    pub fn start(
-        binary: &Binary,
-        netns: &NetNs,
-        arguments: &[OsString],
-    ) -> Result<Self, NotStarted> {
-        Self::of(binary.run(netns).args(arguments))
-    }
-
     /// Starts a `run` or `record` of a [`Binary`], and waits until its hooks are attached.
     pub fn of(command: &mut Command) -> Result<Self, NotStarted> {
         let hits = witness::hits();

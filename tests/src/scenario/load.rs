@@ -22,7 +22,8 @@ use crate::{
 
 /// Clients at a time, each with a listener of its own: as many tuples as ports and TIME_WAIT leave room for.
 const CLIENTS: u16 = 2;
-/// Connections that a client makes between two looks at the clock.
+/// Connections that a client makes between two looks at the clock, and rests: whoever streams the dozen events of each
+/// has room for more in the smallest of its buffers.
 const ROUND: u32 = 50;
 /// Written at once by the bulk transfer.
 const CHUNK: usize = 64 * 1024;
@@ -42,8 +43,14 @@ impl Load {
         })
     }
 
-    /// Makes `connections` short ones, or as many as there is time for, and says how many.
-    pub fn run(&self, connections: u32, limit: Duration) -> Result<u32> {
+    /// Makes `connections` short ones, or as many as there is time for, and says how many. Clients take a `rest` now and
+    /// then.
+    pub fn run(
+        &self,
+        connections: u32,
+        limit: Duration,
+        rest: &(impl Fn() -> Result<()> + Sync),
+    ) -> Result<u32> {
         let deadline = Instant::now() + limit;
         let bulk = self.pair.connect(self.family)?;
         let is_over = AtomicBool::new(false);
@@ -71,7 +78,7 @@ impl Load {
                 .map(|offset| self.family.veth_listener_on(SERVER_PORT + 1 + offset))
                 .map(|address| {
                     scope.spawn(move || {
-                        self.client(address, connections / u32::from(CLIENTS), deadline)
+                        self.client(address, connections / u32::from(CLIENTS), deadline, rest)
                     })
                 })
                 .collect();
@@ -84,7 +91,13 @@ impl Load {
         Ok(made)
     }
 
-    fn client(&self, address: SocketAddr, connections: u32, deadline: Instant) -> Result<u32> {
+    fn client(
+        &self,
+        address: SocketAddr,
+        connections: u32,
+        deadline: Instant,
+        rest: &(impl Fn() -> Result<()> + Sync),
+    ) -> Result<u32> {
         let listener = self
             .pair
             .server
@@ -99,6 +112,7 @@ impl Load {
                 joined(serving)
             })?;
             made += ROUND;
+            rest()?;
         }
         Ok(made)
     }

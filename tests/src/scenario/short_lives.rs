@@ -11,8 +11,13 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     family::Family,
     netns::NetNs,
+    proc_net::sockets,
     socket::{abort_on_close, listen, tcp},
+    wait::{self, SOON},
 };
+
+/// Of include/net/tcp_states.h.
+const TIME_WAIT: u8 = 6;
 
 /// How the client ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +65,7 @@ impl Close {
 pub const LISTENER_CHANGES: [(&str, &str); 2] = [("closed", "listen"), ("listen", "closed")];
 
 /// Listens on `port`, lives through `connections` one after the other, each of one byte from client
-/// to server, and closes the listener.
+/// to server, and closes the listener. Returns when nothing of them changes any more.
 ///
 /// The byte is there for tracers that know an accepted connection by its first receive.
 pub fn live(
@@ -92,6 +97,10 @@ pub fn live(
                 (end, _) => bail!("a connection to end by {ending:?} ended with {end:?}"),
             }
         }
-        Ok(())
+        drop(listener);
+        wait::until("both ends to be forgotten", SOON, || {
+            let mut left = sockets()?.into_iter().map(|socket| socket.state);
+            Ok(left.all(|state| state == TIME_WAIT).then_some(()))
+        })
     })
 }

@@ -4,6 +4,7 @@
 use std::{
     env,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    ops::Range,
 };
 
 use anyhow::{Context, Result, bail};
@@ -25,6 +26,9 @@ const SYNS: u32 = 200_000;
 
 /// A quarter of the SYNs come from addresses of their own: 50,000 of 200,000.
 const SYNS_PER_SOURCE: u32 = 4;
+
+/// SYNs at once, and then a rest: whoever streams an event of each has room for more in the smallest of its buffers.
+const AT_ONCE: u32 = 500;
 
 /// The network that the forged addresses are of (RFC 2544 tests, 198.18.0.0/15: room for 131,072).
 const FORGED: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
@@ -89,8 +93,8 @@ impl SynFlood {
         Ok(self.pair.server.counters()? - self.before)
     }
 
-    /// Sends the SYNs, half before and half after the other listener's queue overflows.
-    pub fn flood(&mut self) -> Result<()> {
+    /// Sends the SYNs, half before and half after the other listener's queue overflows, with a `rest` now and then.
+    pub fn flood(&mut self, mut rest: impl FnMut() -> Result<()> + Send) -> Result<()> {
         let address = Family::V4.veth_listener();
         self.listeners = self.pair.server.run(|| {
             Ok(vec![
@@ -98,7 +102,7 @@ impl SynFlood {
                 listen(Family::V4, stuck(), STUCK_BACKLOG)?,
             ])
         })?;
-        self.send(0..self.syns / 2)?;
+        self.send(0..self.syns / 2, &mut rest)?;
         // Those that the queue takes first: the SYNs of the others are then dropped, and the listener has
         // no SYN-ACK to repeat, which would be among the flood's.
         self.connect(STUCK_QUEUE)?;
@@ -109,7 +113,7 @@ impl SynFlood {
         wait::until("the other accept queue to overflow", SOON, || {
             Ok((self.counted()?.listen_overflows > 0).then_some(()))
         })?;
-        self.send(self.syns / 2..self.syns)
+        self.send(self.syns / 2..self.syns, &mut rest)
     }
 
     /// So many clients more for the other listener.
@@ -138,7 +142,11 @@ impl SynFlood {
     }
 
     /// On one CPU, so that the datagram of `wait_drained` cannot overtake the last SYN.
-    fn send(&self, numbers: std::ops::Range<u32>) -> Result<()> {
+    fn send(
+        &self,
+        numbers: Range<u32>,
+        rest: &mut (impl FnMut() -> Result<()> + Send),
+    ) -> Result<()> {
         let SocketAddr::V4(address) = Family::V4.veth_listener() else {
             bail!("an address of IPv4");
         };
@@ -154,9 +162,14 @@ impl SynFlood {
                 .spawn(|| {
                     cpu::pin_to_one()?;
                     // Threads begin where their maker may run.
-                    self.pair
-                        .client
-                        .run(|| packet::flood(numbers.map(source), address))?;
+                    self.pair.client.run(|| {
+                        for first in numbers.clone().step_by(AT_ONCE as usize) {
+                            let some = first..numbers.end.min(first.saturating_add(AT_ONCE));
+                            packet::flood(some.map(source), address)?;
+                            rest()?;
+                        }
+                        Ok(())
+                    })?;
                     self.pair.wait_drained()
                 })
                 .join()

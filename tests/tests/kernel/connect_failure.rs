@@ -9,19 +9,25 @@ use conntracer_tests::{
     forbidden::Forbidden,
     line::{Finding, Subject},
     link::Pair,
+    output::Run,
     socket::{connect_without_waiting, repeat_syns, tcp, tcp_info, wait_error},
     wait::{self, EVENTUALLY},
 };
 use rstest::rstest;
 use socket2::Socket;
 
-use crate::support::{assert_reconciled, assert_said, assert_sound, binary, lacking, trace};
+use crate::support::{
+    assert_reconciled, assert_said, assert_seen, assert_sound, binary, lacking, tell_all, watch,
+};
 
 /// Nobody listens on them.
 const REFUSED: u16 = 9001;
 const TIMED_OUT: u16 = 9002;
 const CANCELLED: u16 = 9003;
 const ELSEWHERE: u16 = 9004;
+
+/// What tells of an attempt that failed.
+const HOOKS: [&str; 2] = ["state", "failure"];
 
 /// A local port that two sockets share.
 const SHARED: u16 = 40_001;
@@ -37,7 +43,7 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
     pair.lend(family.lent()).unwrap();
     pair.withdraw(family.lent()).unwrap();
     pair.prohibit(family.forbidden()).unwrap();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     let before = server.counters().unwrap();
@@ -103,30 +109,8 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
         fail(&server, family, cancelled).unwrap(),
         libc::EADDRNOTAVAIL
     );
-    tracer
-        .wait_for("a want of ports", EVENTUALLY, |finding| {
-            finding.cause == "no_port"
-        })
-        .unwrap();
     let after = server.counters().unwrap();
     let sees_connect = tracer.has_hook("failure");
-    let run = tracer.stop().unwrap();
-    drop((holder, sharer));
-
-    let inode = server.inode();
-    let of = |cause: &str, to: SocketAddr| -> Option<Finding> {
-        let found = run.last_of(|finding| {
-            finding.finding == "connect_failure"
-                && finding.cause == cause
-                && finding.subject
-                    == Subject::Peer {
-                        netns: inode,
-                        remote: to,
-                    }
-        });
-        assert!(found.len() <= 1, "{run:#?}");
-        found.first().map(|finding| Finding::clone(finding))
-    };
     let mut expected = vec![
         ("refused", refused, 4, "rst"),
         ("timed_out", timed_out, 1, "timer"),
@@ -139,19 +123,25 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
         expected.push(("denied", denied, 1, "connect"));
         expected.push(("unreachable", no_route, 2, "connect"));
     }
-    for (cause, to, count, told_by) in &expected {
-        let finding = of(cause, *to).unwrap_or_else(|| panic!("no {cause} {to}: {run:#?}"));
-        assert_eq!(finding.count, *count, "{finding:#?}");
-        assert_eq!(finding.evidence["told_by"], *told_by, "{finding:#?}");
+    let all: u64 = expected.iter().map(|(.., count, _)| count).sum();
+    let run = tell_all(&mut tracer, &HOOKS, all, failed);
+    drop((holder, sharer));
+
+    assert_seen(&run, &HOOKS, failed(&run), all);
+    let mut missing = expected.clone();
+    for finding in run.last_of(is_failure) {
+        let at = missing.iter().position(|(cause, to, ..)| {
+            let (netns, remote) = (server.inode(), *to);
+            finding.cause == *cause && finding.subject == Subject::Peer { netns, remote }
+        });
+        let at = at.unwrap_or_else(|| panic!("{finding:#?}: {run:#?}"));
+        let (.., count, told_by) = missing.swap_remove(at);
+        // All of them together are exact.
+        assert!(finding.count <= count, "{finding:#?}");
+        assert_eq!(finding.evidence["told_by"], told_by, "{finding:#?}");
         let owner = finding.owner.as_ref().expect("this process connected");
         assert_eq!(owner.pid, std::process::id());
     }
-    assert_eq!(
-        run.last_of(|finding| finding.finding == "connect_failure")
-            .len(),
-        expected.len(),
-        "{run:#?}"
-    );
     // The kernel's count of what came of the network; not of what the application or connect() did.
     let counted: u64 = expected
         .iter()
@@ -181,11 +171,11 @@ fn what_a_control_group_forbids_is_denied(#[case] family: Family) {
         }
     };
     let forbidden = Forbidden::new(group, family).unwrap();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     if !tracer.has_hook("failure") {
-        assert_said(&tracer.stop().unwrap(), "connect_failure");
+        assert_said(&tracer.checkpoint().unwrap(), "connect_failure");
         lacking("the failure hook is off: what connect() says at once is not seen");
         return;
     }
@@ -199,31 +189,37 @@ fn what_a_control_group_forbids_is_denied(#[case] family: Family) {
             Ok(pid)
         })
         .unwrap();
-    let found = tracer
-        .wait_for("the denial", EVENTUALLY, |finding| {
-            finding.cause == "denied"
-        })
-        .unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tell_all(&mut tracer, &HOOKS, 1, failed);
 
-    assert_eq!(
-        found.subject,
-        Subject::Peer {
-            netns: server.inode(),
-            remote
-        }
-    );
-    assert_eq!(found.evidence["error"], "EPERM", "{found:#?}");
-    assert_eq!(found.evidence["told_by"], "connect", "{found:#?}");
-    let owner = found.owner.as_ref().expect("the child connected");
-    assert_eq!((owner.pid, owner.comm.as_str()), (pid, "ct-forbidden"));
-    let findings = run.last_of(|finding| finding.finding == "connect_failure");
-    assert!(
-        matches!(findings.as_slice(), [only] if only.count == 1),
-        "{run:#?}"
-    );
+    assert_seen(&run, &HOOKS, failed(&run), 1);
+    for found in run.last_of(is_failure) {
+        assert_eq!(found.cause, "denied", "{found:#?}");
+        assert_eq!(
+            found.subject,
+            Subject::Peer {
+                netns: server.inode(),
+                remote
+            }
+        );
+        assert_eq!(found.evidence["error"], "EPERM", "{found:#?}");
+        assert_eq!(found.evidence["told_by"], "connect", "{found:#?}");
+        let owner = found.owner.as_ref().expect("the child connected");
+        assert_eq!((owner.pid, owner.comm.as_str()), (pid, "ct-forbidden"));
+    }
     assert_said(&run, "connect_failure");
     assert_sound(&run, &server);
+}
+
+fn is_failure(finding: &Finding) -> bool {
+    finding.finding == "connect_failure"
+}
+
+/// Attempts that were told to have failed.
+fn failed(run: &Run) -> u64 {
+    run.last_of(is_failure)
+        .iter()
+        .map(|finding| finding.count)
+        .sum()
 }
 
 /// What connect() says.

@@ -17,14 +17,16 @@ use conntracer_tests::{
 use rstest::rstest;
 
 use crate::support::{
-    assert_listener, assert_reconciled, assert_said, assert_sound, binary, is_syn_drop, lacking,
-    trace,
+    assert_listener, assert_reconciled, assert_said, assert_seen, assert_sound, binary,
+    is_syn_drop, lacking, tell_all, watch,
 };
 
 /// Connections asked for.
 const CLIENTS: u16 = 4;
 /// Room for all of them.
 const BACKLOG: i32 = 64;
+/// What tells of SYNs and third ACKs.
+const HOOKS: [&str; 2] = ["syn", "ack"];
 const NO_PROGRAMS: &str = "this kernel attaches no BPF program to functions";
 
 /// The ports are those of no other test: what refuses knows the listener by its port alone.
@@ -38,7 +40,7 @@ fn syns_that_a_security_module_refuses_equal_listen_drops(
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let before = pair.server.counters().unwrap();
-    let Some(mut tracer) = trace(&binary, &pair.server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &pair.server) else {
         return;
     };
     let address = family.veth_listener_on(port);
@@ -57,18 +59,13 @@ fn syns_that_a_security_module_refuses_equal_listen_drops(
         })
         .unwrap();
     wait_dropped(&pair.server, &before);
-    tracer
-        .wait_for("all SYNs in a finding", SOON, |finding| {
-            is_syn_drop(finding) && finding.count >= u64::from(CLIENTS)
-        })
-        .unwrap();
     let counted = pair.server.counters().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tell_all(&mut tracer, &HOOKS, CLIENTS.into(), dropped);
 
     let finding = only(&run);
     assert_eq!(finding.cause, "other", "{finding:#?}");
-    assert_eq!(finding.count, (counted - before).listen_drops, "{run:#?}");
-    assert_eq!(finding.count, u64::from(CLIENTS), "{run:#?}");
+    assert_eq!((counted - before).listen_drops, u64::from(CLIENTS));
+    assert_seen(&run, &HOOKS, finding.count, CLIENTS.into());
     assert!(
         finding.summary.contains("a security module"),
         "{finding:#?}"
@@ -89,7 +86,7 @@ fn third_acks_without_memory_for_a_socket_equal_listen_drops(
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
     let before = netns.counters().unwrap();
-    let Some(mut tracer) = trace(&binary, &netns, &[]) else {
+    let Some(mut tracer) = watch(&binary, &netns) else {
         return;
     };
     let address = (family.loopback(), port).into();
@@ -113,18 +110,13 @@ fn third_acks_without_memory_for_a_socket_equal_listen_drops(
     for client in clients {
         abort_on_close(&client).unwrap();
     }
-    tracer
-        .wait_for("all third ACKs in a finding", SOON, |finding| {
-            is_syn_drop(finding) && finding.count >= u64::from(CLIENTS)
-        })
-        .unwrap();
     let counted = netns.counters().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tell_all(&mut tracer, &HOOKS, CLIENTS.into(), dropped);
 
     let finding = only(&run);
     assert_eq!(finding.cause, "no_memory", "{finding:#?}");
-    assert_eq!(finding.count, (counted - before).listen_drops, "{run:#?}");
-    assert_eq!(finding.count, u64::from(CLIENTS), "{run:#?}");
+    assert_eq!((counted - before).listen_drops, u64::from(CLIENTS));
+    assert_seen(&run, &HOOKS, finding.count, CLIENTS.into());
     assert_eq!((counted - before).listen_overflows, 0);
     assert!(finding.because.is_some(), "{finding:#?}");
     assert_listener(finding, &netns, address);
@@ -139,6 +131,11 @@ fn wait_dropped(netns: &NetNs, before: &Counters) {
         Ok((dropped >= u64::from(CLIENTS)).then_some(()))
     })
     .unwrap();
+}
+
+fn dropped(run: &Run) -> u64 {
+    let findings = run.last_of(is_syn_drop);
+    findings.iter().map(|finding| finding.count).sum()
 }
 
 #[track_caller]

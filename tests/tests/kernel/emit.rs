@@ -1,25 +1,32 @@
 //! `--emit`: every event of a known number of connections is streamed, once, with its owner, and
 //! filters let through what they say.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Debug};
 
 use conntracer_tests::{
     family::{Family, SERVER_PORT},
     netns::{COMM, NetNs},
     output::Run,
     scenario::short_lives::{Close, LISTENER_CHANGES, live},
-    wait::SOON,
 };
 use rstest::rstest;
 use serde_json::Value;
 
-use crate::support::{assert_sound, assert_source, binary, is_ours, trace};
+use crate::support::{
+    assert_seen, assert_sound, assert_source, binary, is_ours, tell_all, trace, trace_all,
+    watch_events,
+};
 
-/// Connections of each run: far fewer than a ring holds, so that none may be lost.
+/// Connections of each run: far fewer than a ring holds, so that none may be lost but by the kernel.
 const CONNECTIONS: usize = 20;
 
 /// A second listener, for filters to tell apart from the first.
 const OTHER_PORT: u16 = SERVER_PORT + 1;
+
+const STATES: [&str; 1] = ["state"];
+/// The kinds of both ends' beginnings, and the hooks that tell of them: by tracepoint a connect() is a change of state.
+const ENDS: [&str; 2] = ["connect", "accept"];
+const ENDS_HOOKS: [&str; 3] = ["connect", "accept", "state"];
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -27,35 +34,97 @@ const OTHER_PORT: u16 = SERVER_PORT + 1;
 fn every_state_change_is_streamed_once(
     #[case] family: Family,
     #[values(Close::Fin, Close::Rst)] ending: Close,
-    #[values("ringbuf", "perf")] transport: &str,
 ) {
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
-    let arguments = ["--emit", "state", "--transport", transport];
-    let Some(mut tracer) = trace(&binary, &netns, &arguments) else {
+    let Some(mut tracer) = watch_events(&binary, &netns, &STATES) else {
         return;
     };
     live(&netns, family, SERVER_PORT, CONNECTIONS, ending).unwrap();
-    let expected = CONNECTIONS * ending.changes().len() + LISTENER_CHANGES.len();
-    tracer.wait_for_events(expected, SOON).unwrap();
+    let expected = changes(ending).values().sum::<usize>();
+    let run = tell_all(&mut tracer, &STATES, expected as u64, told);
+
+    assert_states(&run, ending);
+    assert_sound(&run, &netns);
+}
+
+/// All of it at once. A tracer of its own: the others have the transport of the whole run.
+#[test]
+fn every_event_is_streamed_once_by_the_other_transport() {
+    const CASES: [(Family, Close); 4] = [
+        (Family::V4, Close::Fin),
+        (Family::V4, Close::Rst),
+        (Family::V6, Close::Fin),
+        (Family::V6, Close::Rst),
+    ];
+    let Some(binary) = binary() else { return };
+    let binary = binary.by_the_other_transport();
+    let namespaces = CASES.map(|_| NetNs::new().unwrap());
+    let arguments = ["--emit", "state,connect,accept"];
+    let Some(mut tracer) = trace_all(&binary, &namespaces.each_ref(), &arguments) else {
+        return;
+    };
+    let mut expected = 0;
+    for (netns, (family, ending)) in namespaces.iter().zip(CASES) {
+        live(netns, family, SERVER_PORT, CONNECTIONS, ending).unwrap();
+        expected += 2 * CONNECTIONS + changes(ending).values().sum::<usize>();
+    }
+    tell_all(&mut tracer, &ENDS_HOOKS, expected as u64, told);
     let run = tracer.stop().unwrap();
 
+    assert_eq!(run.start.plan.transport, binary.transport());
+    for kind in STATES.into_iter().chain(ENDS) {
+        assert_emitted(&run, kind);
+    }
+    for (netns, (family, ending)) in namespaces.iter().zip(CASES) {
+        let run = run.within(netns);
+        assert_states(&run, ending);
+        assert_ends(&run, family);
+        assert_sound(&run, netns);
+    }
+}
+
+/// All changes of state, by the state before and after.
+fn changes(ending: Close) -> BTreeMap<(&'static str, &'static str), usize> {
     let mut changes: BTreeMap<_, usize> = LISTENER_CHANGES.map(|change| (change, 1)).into();
     for change in ending.changes() {
         *changes.entry(*change).or_default() += CONNECTIONS;
     }
+    changes
+}
+
+#[track_caller]
+fn assert_states(run: &Run, ending: Close) {
     let mut streamed: BTreeMap<_, usize> = BTreeMap::new();
-    for (kind, event) in run.events() {
-        assert_eq!(kind, "state");
+    for (_, event) in run.events().filter(|(kind, _)| *kind == "state") {
         let change = (word(event, "old_state"), word(event, "new_state"));
         *streamed.entry(change).or_default() += 1;
-    }
-    assert_eq!(streamed, changes);
-    for (_, event) in run.events() {
         assert_owner(event);
     }
-    assert_emitted(&run, "state", expected);
-    assert_sound(&run, &netns);
+    assert_streamed(run, &STATES, &streamed, &changes(ending));
+}
+
+/// What was streamed is what happened, but for what was lost of `hooks`.
+#[track_caller]
+fn assert_streamed<K: Ord + Debug>(
+    run: &Run,
+    hooks: &[&str],
+    streamed: &BTreeMap<K, usize>,
+    happened: &BTreeMap<K, usize>,
+) {
+    for (key, count) in streamed {
+        assert!(
+            happened.get(key).is_some_and(|happened| count <= happened),
+            "{key:?}: {streamed:?} and not {happened:?}"
+        );
+    }
+    let [streamed, happened] = [streamed, happened].map(|of| of.values().sum::<usize>() as u64);
+    assert_seen(run, hooks, streamed, happened);
+}
+
+/// Events, of the kinds that were asked for.
+fn told(run: &Run) -> u64 {
+    run.events().count() as u64
 }
 
 /// The owner of the client's end is this process, from the moment `connect` is hooked: before it, at
@@ -77,26 +146,24 @@ fn assert_owner(event: &Value) {
 #[rstest]
 #[case::v4(Family::V4)]
 #[case::v6(Family::V6)]
-fn every_connection_is_connected_and_accepted_once(
-    #[case] family: Family,
-    #[values("ringbuf", "perf")] transport: &str,
-) {
+fn every_connection_is_connected_and_accepted_once(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
-    let arguments = ["--emit", "connect,accept", "--transport", transport];
-    let Some(mut tracer) = trace(&binary, &netns, &arguments) else {
+    let Some(mut tracer) = watch_events(&binary, &netns, &ENDS) else {
         return;
     };
     live(&netns, family, SERVER_PORT, CONNECTIONS, Close::Fin).unwrap();
-    tracer.wait_for_events(2 * CONNECTIONS, SOON).unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tell_all(&mut tracer, &ENDS_HOOKS, 2 * CONNECTIONS as u64, told);
 
-    let expected = BTreeMap::from([
-        (("accept", SERVER_PORT), CONNECTIONS),
-        (("connect", SERVER_PORT), CONNECTIONS),
-    ]);
-    assert_eq!(served(&run), expected);
-    for (kind, event) in run.events() {
+    assert_ends(&run, family);
+    assert_sound(&run, &netns);
+}
+
+#[track_caller]
+fn assert_ends(run: &Run, family: Family) {
+    let expected = ENDS.map(|kind| ((kind, SERVER_PORT), CONNECTIONS)).into();
+    assert_streamed(run, &ENDS_HOOKS, &served(run), &expected);
+    for (kind, event) in run.events().filter(|(kind, _)| ENDS.contains(kind)) {
         assert_is_ours(event);
         assert_eq!(word(event, "owner_source"), kind, "{event}");
         let role = if kind == "connect" {
@@ -109,15 +176,11 @@ fn every_connection_is_connected_and_accepted_once(
         assert_eq!(word(event, "network.local.address"), address, "{event}");
         assert_eq!(word(event, "network.peer.address"), address, "{event}");
     }
-    assert_emitted(&run, "connect", CONNECTIONS);
-    assert_emitted(&run, "accept", CONNECTIONS);
-    assert_sound(&run, &netns);
 }
 
 /// Both families connect to both ports; `accepts` and `connects` are the ports whose events are to
-/// come, for each of `families`.
+/// come, for each of `families`. A tracer of its own each, for its filter.
 #[rstest]
-#[case::nothing(&[], &[SERVER_PORT, OTHER_PORT], &[SERVER_PORT, OTHER_PORT], 2)]
 #[case::local_port(&["--lport", "8080"], &[SERVER_PORT], &[], 2)]
 #[case::remote_port(&["--rport", "8080"], &[], &[SERVER_PORT], 2)]
 #[case::either_port(&["--port", "8080"], &[SERVER_PORT], &[SERVER_PORT], 2)]
@@ -137,29 +200,64 @@ fn a_filter_selects_what_it_says(
     let Some(mut tracer) = trace(&binary, &netns, &arguments) else {
         return;
     };
-    for family in [Family::V4, Family::V6] {
-        for port in [SERVER_PORT, OTHER_PORT] {
-            live(&netns, family, port, CONNECTIONS, Close::Fin).unwrap();
-        }
-    }
-    let each = families * CONNECTIONS;
-    tracer
-        .wait_for_events((accepts.len() + connects.len()) * each, SOON)
-        .unwrap();
+    connect_to_both(&netns);
+    let expected = selected(accepts, connects, families);
+    let all = expected.values().sum::<usize>();
+    tell_all(&mut tracer, &ENDS_HOOKS, all as u64, told);
     let run = tracer.stop().unwrap();
 
-    let accepted = accepts.iter().map(|port| (("accept", *port), each));
-    let connected = connects.iter().map(|port| (("connect", *port), each));
-    assert_eq!(served(&run), accepted.chain(connected).collect());
-    assert_emitted(&run, "accept", accepts.len() * each);
-    assert_emitted(&run, "connect", connects.len() * each);
+    assert_streamed(&run, &ENDS_HOOKS, &served(&run), &expected);
+    for kind in ENDS {
+        assert_emitted(&run, kind);
+    }
     assert_sound(&run, &netns);
+}
+
+/// The same without a filter: all of it.
+#[test]
+fn no_filter_selects_everything() {
+    let Some(binary) = binary() else { return };
+    let netns = NetNs::new().unwrap();
+    let Some(mut tracer) = watch_events(&binary, &netns, &ENDS) else {
+        return;
+    };
+    connect_to_both(&netns);
+    let ports = [SERVER_PORT, OTHER_PORT];
+    let expected = selected(&ports, &ports, 2);
+    let all = expected.values().sum::<usize>();
+    let run = tell_all(&mut tracer, &ENDS_HOOKS, all as u64, told);
+
+    assert_streamed(&run, &ENDS_HOOKS, &served(&run), &expected);
+    assert_sound(&run, &netns);
+}
+
+/// Connections of both families to both ports.
+fn connect_to_both(netns: &NetNs) {
+    for family in [Family::V4, Family::V6] {
+        for port in [SERVER_PORT, OTHER_PORT] {
+            live(netns, family, port, CONNECTIONS, Close::Fin).unwrap();
+        }
+    }
+}
+
+/// The events of those by kind and port.
+fn selected(
+    accepts: &[u16],
+    connects: &[u16],
+    families: usize,
+) -> BTreeMap<(&'static str, u16), usize> {
+    let accepts = accepts.iter().map(|port| ("accept", *port));
+    let connects = connects.iter().map(|port| ("connect", *port));
+    accepts
+        .chain(connects)
+        .map(|key| (key, families * CONNECTIONS))
+        .collect()
 }
 
 /// How many events of each kind came for each of the servers' ports.
 fn served(run: &Run) -> BTreeMap<(&str, u16), usize> {
     let mut served = BTreeMap::new();
-    for (kind, event) in run.events() {
+    for (kind, event) in run.events().filter(|(kind, _)| *kind != "state") {
         // The client's own port may be 0, not bound yet: it is not looked at.
         let key = match kind {
             "connect" => "network.peer.port",
@@ -184,9 +282,10 @@ fn assert_is_ours(event: &Value) {
 
 /// What the eBPF side says it wrote is what came out.
 #[track_caller]
-fn assert_emitted(run: &Run, hook: &str, expected: usize) {
-    let emitted = run.totals.hooks[hook].emitted;
-    assert_eq!(emitted, expected as u64, "{hook}: {:?}", run.totals);
+fn assert_emitted(run: &Run, kind: &str) {
+    let told = run.events().filter(|(of, _)| *of == kind).count();
+    let emitted = run.totals.hooks[kind].emitted;
+    assert_eq!(emitted, told as u64, "{kind}: {:?}", run.totals);
 }
 
 #[track_caller]

@@ -1,4 +1,5 @@
-//! What a filter lets through: one of two processes, listeners, control groups, and nothing of the other.
+//! What a filter lets through: one of two processes, listeners, control groups, and nothing of the other. Each has
+//! tracers of its own, for their filters.
 
 use std::{
     ffi::CStr,
@@ -16,15 +17,18 @@ use conntracer_tests::{
     output::Run,
     scenario::two_servers::{CONNECTS, DROPPED, OTHER, SERVED, TwoServers},
     socket::{Connection, connect_without_waiting, listen, tcp},
-    tracer::Tracer,
     wait::SOON,
 };
 use serde_json::Value;
 use socket2::SockAddr;
 
-use crate::support::{assert_reconciled, assert_sound, binary, is_syn_drop, lacking, trace};
+use crate::support::{
+    assert_reconciled, assert_seen, assert_sound, binary, is_syn_drop, lacking, tell_all, trace,
+};
 
 const EMIT: [&str; 2] = ["--emit", "connect,accept"];
+/// What tells of SYNs.
+const HOOKS: [&str; 1] = ["syn"];
 
 /// Each filter lets through what is one process's, to the last event, and counts what is the other's. What it
 /// hides is in the totals all the same.
@@ -57,7 +61,7 @@ fn each_filter_lets_through_one_of_two_processes() {
     ];
     all.extend(by_group.map(|tracer| (tracer, other, true)));
     for (tracer, ..) in &mut all {
-        found(tracer);
+        tell_all(tracer, &HOOKS, DROPPED, dropped);
     }
     servers.quiet().unwrap();
     let counters = servers.netns.counters().unwrap();
@@ -104,7 +108,7 @@ fn a_control_group_is_waited_for() {
     let other = servers.other();
     group.take(other).unwrap();
     servers.provoke().unwrap();
-    found(&mut tracer);
+    tell_all(&mut tracer, &HOOKS, DROPPED, dropped);
     servers.quiet().unwrap();
     let run = tracer.stop().unwrap();
     assert_only(&run, other, CONNECTS);
@@ -200,13 +204,10 @@ fn groups(servers: &TwoServers) -> Option<[Cgroup; 2]> {
     }
 }
 
-/// Waits until the drops of the listener that is shown are all told.
-fn found(tracer: &mut Tracer) {
-    tracer
-        .wait_for("dropped SYNs", SOON, |finding| {
-            is_syn_drop(finding) && finding.count >= DROPPED
-        })
-        .unwrap();
+/// SYNs that were told to be dropped, of the listener that is shown.
+fn dropped(run: &Run) -> u64 {
+    let findings = run.last_of(is_syn_drop);
+    findings.iter().map(|finding| finding.count).sum()
 }
 
 /// The second process's listener by every flag that fits it, with as many values as each takes: what the
@@ -254,18 +255,11 @@ fn assert_only(run: &Run, pid: u32, connects: usize) {
     for (kind, event) in run.events() {
         assert_eq!(event["process.pid"], pid, "{event:#?}");
         for (of, count) in &mut seen {
-            *count += usize::from(kind == *of);
+            *count += u64::from(kind == *of);
         }
     }
-    let lost: u64 = ["connect", "accept"]
-        .iter()
-        .map(|hook| run.totals.hooks[*hook].lost)
-        .sum();
     for ((kind, seen), expected) in seen.into_iter().zip([connects, SERVED]) {
-        let missing = expected.checked_sub(seen);
-        assert!(
-            missing.is_some_and(|missing| missing as u64 <= lost),
-            "{seen} of {expected} {kind}, {lost} lost: {run:#?}"
-        );
+        // By tracepoint a connect() is a change of state.
+        assert_seen(run, &[kind, "state"], seen, expected as u64);
     }
 }

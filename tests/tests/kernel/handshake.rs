@@ -10,13 +10,19 @@ use conntracer_tests::{
         handshakes::{Handshakes, REQUESTS},
         syn_flood::{SynFlood, stuck},
     },
-    tracer::Tracer,
     wait::{EVENTUALLY, SOON},
+    watch::Watch,
 };
 use rstest::rstest;
 use rustix::process::Pid;
 
-use crate::support::{assert_reconciled, assert_said, assert_sound, binary, trace};
+use crate::support::{
+    assert_counted, assert_reconciled, assert_said, assert_seen, assert_sound, binary, streaming,
+    tell_all, trace, watch,
+};
+
+/// What tells of requests, and of how they end.
+const HOOKS: [&str; 4] = ["syn", "ack", "synack", "request"];
 
 #[rstest]
 #[case::v4(Family::V4)]
@@ -26,23 +32,18 @@ fn requests_that_expire_are_told(#[case] family: Family) {
     let mut scenario = Handshakes::new(family).unwrap();
     scenario.expire_early().unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     scenario.begin().unwrap();
     scenario.wait_expired().unwrap();
     let name = ended(&tracer, "requests_expired");
-    tracer
-        .wait_for("the expired requests", SOON, |finding| {
-            is_handshake(finding) && finding.number(name) == REQUESTS
-        })
-        .unwrap();
+    let run = tell_all(&mut tracer, &HOOKS, REQUESTS, |run| number(run, name));
     let counted = scenario.counted().unwrap();
-    let run = tracer.stop().unwrap();
 
     let finding = only(&run);
-    assert_eq!(finding.number(name), REQUESTS, "{finding:#?}");
-    assert_eq!(finding.count, counted.syn_retrans, "{finding:#?}");
+    assert_seen(&run, &HOOKS, finding.number(name), REQUESTS);
+    assert_counted(&run, "TCPSynRetrans", finding.count, counted.syn_retrans);
     assert_eq!(counted.syn_retrans, REQUESTS, "{counted:#?}");
     assert_eq!(finding.number("syn_qlen"), 0, "{finding:#?}");
     assert_eq!(finding.number("completed"), 0, "{finding:#?}");
@@ -59,7 +60,7 @@ fn requests_that_clients_reset_equal_embryonic_rsts(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = Handshakes::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     scenario.begin().unwrap();
@@ -68,20 +69,16 @@ fn requests_that_clients_reset_equal_embryonic_rsts(#[case] family: Family) {
         .unwrap();
     scenario.reset().unwrap();
     let name = ended(&tracer, "requests_reset");
-    tracer
-        .wait_for("the reset requests", SOON, |finding| {
-            is_handshake(finding) && finding.number(name) == REQUESTS
-        })
-        .unwrap();
-    let counted = scenario.counted().unwrap();
     let absolute = server.counters().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tell_all(&mut tracer, &HOOKS, REQUESTS, |run| number(run, name));
+    let counted = scenario.counted().unwrap();
 
     let finding = only(&run);
-    assert_eq!(finding.number(name), counted.embryonic_rsts, "{finding:#?}");
+    assert_seen(&run, &HOOKS, finding.number(name), REQUESTS);
+    assert_eq!(counted.embryonic_rsts, REQUESTS, "{counted:#?}");
     assert_eq!(counted.attempt_fails, REQUESTS, "{counted:#?}");
     assert_reconciled(&run, &server, &absolute);
-    assert_eq!(finding.count, counted.syn_retrans, "{finding:#?}");
+    assert_counted(&run, "TCPSynRetrans", finding.count, counted.syn_retrans);
     assert_eq!(finding.number("requests_aborted"), 0, "{finding:#?}");
     if name == "requests_reset" {
         assert_eq!(finding.number("requests_expired"), 0, "{finding:#?}");
@@ -96,7 +93,7 @@ fn requests_that_complete_late_are_told(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = Handshakes::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     let name = ended(&tracer, "requests_expired");
@@ -105,25 +102,24 @@ fn requests_that_complete_late_are_told(#[case] family: Family) {
         .wait_for("a handshake finding", SOON, is_handshake)
         .unwrap();
     scenario.hear().unwrap();
-    tracer
-        .wait_for("the late completions", SOON, |finding| {
-            is_handshake(finding) && finding.number("completed_late") == REQUESTS
-        })
-        .unwrap();
+    let run = tell_all(&mut tracer, &HOOKS, REQUESTS, |run| {
+        number(run, "completed_late")
+    });
     let counted = scenario.counted().unwrap();
-    let run = tracer.stop().unwrap();
 
     let finding = only(&run);
-    assert_eq!(finding.number("completed_late"), REQUESTS, "{finding:#?}");
-    assert_eq!(finding.number("completed"), counted.passive_opens);
-    assert_eq!(finding.number("syn_added"), REQUESTS, "{finding:#?}");
-    assert_eq!(finding.count, counted.syn_retrans, "{run:#?}");
+    assert_seen(&run, &HOOKS, finding.number("completed_late"), REQUESTS);
+    assert_eq!(counted.passive_opens, REQUESTS, "{counted:#?}");
+    assert_seen(&run, &HOOKS, finding.number("completed"), REQUESTS);
+    assert_seen(&run, &HOOKS, finding.number("syn_added"), REQUESTS);
+    assert_counted(&run, "TCPSynRetrans", finding.count, counted.syn_retrans);
     assert_eq!(finding.number(name), 0, "{finding:#?}");
     assert_sound(&run, &server);
 }
 
 /// One finding says flood, whatever the number of SYNs; what the queue did is beside it and exact; another
-/// listener's trouble is not lost in it; and neither records nor memory grow with the SYNs.
+/// listener's trouble is not lost in it; and neither records nor memory grow with the SYNs. A tracer of its own: it is
+/// a flood, whose records and memory are counted.
 #[test]
 fn a_syn_flood_is_one_finding() {
     let Some(binary) = binary() else { return };
@@ -133,7 +129,8 @@ fn a_syn_flood_is_one_finding() {
         return;
     };
     let before = memory(tracer.pid());
-    scenario.flood().unwrap();
+    let mut others = streaming(&binary, &server);
+    scenario.flood(|| others.catch_up()).unwrap();
     let flood = tracer
         .wait_for("a flood", EVENTUALLY, |finding| {
             is_handshake(finding) && finding.evidence["looks_like"] == "flood"
@@ -220,7 +217,7 @@ fn memory(pid: Pid) -> u64 {
 
 /// The number that tells how requests ended: each way by its own, or all together where the hook that
 /// tells them apart is off.
-fn ended(tracer: &Tracer, exact: &'static str) -> &'static str {
+fn ended(tracer: &Watch, exact: &'static str) -> &'static str {
     match tracer.coverage("half_open.handshake").unwrap().coverage {
         Coverage::Exact => exact,
         Coverage::Degraded | Coverage::Off => "requests_gone",
@@ -229,6 +226,12 @@ fn ended(tracer: &Tracer, exact: &'static str) -> &'static str {
 
 fn is_handshake(finding: &Finding) -> bool {
     finding.finding == "half_open" && finding.cause == "handshake"
+}
+
+/// What the findings about requests say under this name.
+fn number(run: &Run, name: &str) -> u64 {
+    let findings = run.last_of(is_handshake);
+    findings.iter().map(|finding| finding.number(name)).sum()
 }
 
 #[track_caller]

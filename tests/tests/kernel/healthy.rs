@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read},
     net::{Shutdown, SocketAddr},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -10,38 +11,69 @@ use anyhow::{Result, ensure};
 use conntracer_tests::{
     family::Family,
     netns::NetNs,
+    output::Run,
     scenario::{
         healthy::{self, Healthy},
         load::Load,
     },
     socket::{self, Connection, listen, tcp},
-    wait::SOON,
 };
 use rstest::rstest;
 
-use crate::support::{assert_sound, binary, is_own_machine, trace};
+use crate::support::{
+    assert_seen, assert_sound, binary, is_own_machine, streaming, tell_all, trace, trace_all,
+    watch, watch_events,
+};
 
 #[rstest]
 #[case::v4(Family::V4)]
 #[case::v6(Family::V6)]
-fn healthy_traffic_gives_no_finding(
-    #[case] family: Family,
-    #[values("ringbuf", "perf")] transport: &str,
-) {
+fn healthy_traffic_gives_no_finding(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = Healthy::new(family).unwrap();
-    let Some(tracer) = trace(&binary, &scenario.pair.server, &["--transport", transport]) else {
+    let Some(mut tracer) = watch(&binary, &scenario.pair.server) else {
         return;
     };
+    let before = seen(&tracer.checkpoint().unwrap());
     scenario.run().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     assert_eq!(run.findings().count(), 0, "{run:#?}");
     assert_sound(&run, &scenario.pair.server);
-    // Not for want of looking: each connection changes state several times.
-    let seen = run.totals.hooks["state"].seen;
-    assert!(seen > u64::from(healthy::CONNECTIONS), "{run:#?}");
+    // Not for want of looking: each connection changes state several times, and others only add to that.
+    let changes = seen(&run) - before;
+    assert!(changes > u64::from(healthy::CONNECTIONS), "{run:#?}");
 }
+
+/// A tracer of its own: the others have the transport of the whole run.
+#[test]
+fn healthy_traffic_by_the_other_transport_gives_no_finding() {
+    let Some(binary) = binary() else { return };
+    let binary = binary.by_the_other_transport();
+    let mut scenarios = [Family::V4, Family::V6].map(|family| Healthy::new(family).unwrap());
+    let servers = scenarios.each_ref().map(|scenario| &scenario.pair.server);
+    let Some(tracer) = trace_all(&binary, &servers, &[]) else {
+        return;
+    };
+    for scenario in &mut scenarios {
+        scenario.run().unwrap();
+    }
+    let run = tracer.stop().unwrap();
+
+    assert_eq!(run.start.plan.transport, binary.transport());
+    assert_eq!(run.findings().count(), 0, "{run:#?}");
+    assert_sound(&run, &scenarios[0].pair.server);
+    let made = u64::from(healthy::CONNECTIONS) * scenarios.len() as u64;
+    assert!(seen(&run) > made, "{run:#?}");
+}
+
+/// Changes of state, in all namespaces.
+fn seen(run: &Run) -> u64 {
+    run.totals.hooks["state"].seen
+}
+
+/// The two ends of one connection.
+const KINDS: [&str; 2] = ["accept", "connect"];
 
 /// What would have to wait says EAGAIN or EINPROGRESS, and is done later: nothing failed.
 #[rstest]
@@ -50,18 +82,20 @@ fn healthy_traffic_gives_no_finding(
 fn what_would_block_is_no_failure(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
-    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "accept,connect"]) else {
+    let Some(mut tracer) = watch_events(&binary, &netns, &KINDS) else {
         return;
     };
     let address = family.loopback_listener();
     netns.run(|| wait_for_nothing(family, address)).unwrap();
-    tracer.wait_for_events(2, SOON).unwrap();
-    let run = tracer.stop().unwrap();
+    let told = |run: &Run| run.events().count() as u64;
+    let run = tell_all(&mut tracer, &["accept", "connect", "state"], 2, told);
 
     assert_eq!(run.findings().count(), 0, "{run:#?}");
-    let mut kinds: Vec<&str> = run.events().map(|(kind, _)| kind).collect();
-    kinds.sort_unstable();
-    assert_eq!(kinds, ["accept", "connect"], "{run:#?}");
+    for kind in KINDS {
+        let of = run.events().filter(|(of, _)| *of == kind);
+        // By tracepoint a connect() is a change of state.
+        assert_seen(&run, &[kind, "state"], of.count() as u64, 1);
+    }
     assert_sound(&run, &netns);
 }
 
@@ -96,7 +130,7 @@ fn errno<T>(result: io::Result<T>) -> Option<i32> {
     result.err()?.raw_os_error()
 }
 
-/// A busy host. Emulated, it gets as far as a run of all tests can spare the time.
+/// A busy host. Emulated, it gets as far as a run of all tests can spare the time. A tracer of its own: it is a flood.
 #[test]
 fn fifty_thousand_short_connections_and_a_bulk_transfer_give_no_finding() {
     const CONNECTIONS: u32 = 50_000;
@@ -110,12 +144,13 @@ fn fifty_thousand_short_connections_and_a_bulk_transfer_give_no_finding() {
     let Some(tracer) = trace(&binary, &scenario.pair.server, &[]) else {
         return;
     };
-    let made = scenario.run(CONNECTIONS, limit).unwrap();
+    let others = Mutex::new(streaming(&binary, &scenario.pair.server));
+    let rest = || others.lock().expect("no client panicked").catch_up();
+    let made = scenario.run(CONNECTIONS, limit, &rest).unwrap();
     let run = tracer.stop().unwrap();
 
     assert!(made == CONNECTIONS || is_own_machine(), "{made}");
     assert_eq!(run.findings().count(), 0, "after {made}: {run:#?}");
     assert_sound(&run, &scenario.pair.server);
-    let seen = run.totals.hooks["state"].seen;
-    assert!(seen > u64::from(made), "{made}: {run:#?}");
+    assert!(seen(&run) > u64::from(made), "{made}: {run:#?}");
 }

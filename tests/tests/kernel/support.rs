@@ -33,19 +33,20 @@
 //!
 //! [`trace`] starts a tracer of the test's own, limited to its namespace. It is for what needs other flags, another
 //! configuration or transport, what was there before, a kill, an end, accounts, a flood (of more than some hundred
-//! events), or the whole host or process; the test says which.
+//! events), or the whole host or process; the test says which. [`trace_all`] is one for several cases side by side. The
+//! one that streams is given time to read a flood ([`streaming`]), whosever it is.
 //!
 //! `CONNTRACER_UNSHARED` makes every watch a tracer of its own: a failure that goes away with it is one of sharing.
 
 use std::{
     env,
-    ffi::OsString,
     io::{Write, stdout},
     net::SocketAddr,
     panic::Location,
     thread,
 };
 
+use anyhow::Result;
 use conntracer_tests::{
     compared,
     counters::Counters,
@@ -54,6 +55,7 @@ use conntracer_tests::{
     output::Run,
     shared::Kind,
     tracer::{Binary, NotStarted, Tracer},
+    wait::{self, EVENTUALLY},
     watch::Watch,
 };
 use serde_json::Value;
@@ -112,8 +114,17 @@ pub(crate) fn binary() -> Option<Binary> {
 /// A tracer of `netns`.
 #[track_caller]
 pub(crate) fn trace(binary: &Binary, netns: &NetNs, arguments: &[&str]) -> Option<Tracer> {
-    let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
-    match Tracer::start(binary, netns, &arguments) {
+    trace_all(binary, &[netns], arguments)
+}
+
+/// One tracer of several namespaces, at most eight.
+#[track_caller]
+pub(crate) fn trace_all(
+    binary: &Binary,
+    namespaces: &[&NetNs],
+    arguments: &[&str],
+) -> Option<Tracer> {
+    match Tracer::of(binary.run_within(namespaces).args(arguments)) {
         Ok(tracer) => Some(tracer),
         Err(NotStarted::CannotTrace(reason)) => {
             skip(&reason);
@@ -156,6 +167,30 @@ fn share(kind: Kind, binary: &Binary, netns: &NetNs, kinds: &[&str]) -> Option<W
     }
 }
 
+/// The conntracer that streams, for a test that makes a flood of events in `netns`.
+#[track_caller]
+pub(crate) fn streaming(binary: &Binary, netns: &NetNs) -> Streaming {
+    let is_shared = env::var_os(UNSHARED).is_none();
+    Streaming(
+        is_shared
+            .then(|| watch_events(binary, netns, &[]))
+            .flatten(),
+    )
+}
+
+/// See [`streaming`]; nothing where each test has its own.
+pub(crate) struct Streaming(Option<Watch>);
+
+impl Streaming {
+    /// Lets it read all that there is: a flood is not to cost other tests their events.
+    pub(crate) fn catch_up(&mut self) -> Result<()> {
+        if let Some(watch) = &mut self.0 {
+            watch.checkpoint()?;
+        }
+        Ok(())
+    }
+}
+
 /// Set where each test is to have a conntracer of its own, limited to its namespace.
 const UNSHARED: &str = "CONNTRACER_UNSHARED";
 
@@ -173,11 +208,46 @@ pub(crate) fn assert_counted(run: &Run, counter: &str, told: u64, by_kernel: u64
 /// The same of what `hooks` see one by one.
 #[track_caller]
 pub(crate) fn assert_seen(run: &Run, hooks: &[&str], told: u64, happened: u64) {
-    let missing: u64 = hooks.iter().map(|hook| run.missed(hook)).sum();
+    let missing = missed(run, hooks);
     assert!(
         (happened.saturating_sub(missing)..=happened).contains(&told),
         "told {told} of {happened}, at most {missing} of them lost by {hooks:?}: {run:#?}"
     );
+}
+
+/// Events that `hooks` have missed.
+pub(crate) fn missed(run: &Run, hooks: &[&str]) -> u64 {
+    hooks.iter().map(|hook| run.missed(hook)).sum()
+}
+
+/// A checkpoint by which what was told comes to what happened, but for what was lost of `hooks`: the wait for what the
+/// kernel may have skipped, which [`Watch::wait_for`] would wait for in vain. Each look is a checkpoint, so let the
+/// kernel have done it first.
+///
+/// What was lost may be another test's: where it would make up for what is missing, more may be to come, and what was
+/// told has to stay the same for a while.
+#[track_caller]
+pub(crate) fn tell_all(
+    tracer: &mut Watch,
+    hooks: &[&str],
+    happened: u64,
+    told: impl Fn(&Run) -> u64,
+) -> Run {
+    const LOOKS: u32 = 25;
+    let (mut last, mut before, mut looks) = (None, 0, 0);
+    let whole = wait::until("all that happened to be told", EVENTUALLY, || {
+        let run = tracer.checkpoint()?;
+        let now = told(&run);
+        looks = if now == before { looks + 1 } else { 0 };
+        before = now;
+        let is_lost = looks >= LOOKS && now + missed(&run, hooks) >= happened;
+        if now >= happened || is_lost {
+            return Ok(Some(run));
+        }
+        last = Some(run);
+        Ok(None)
+    });
+    whole.unwrap_or_else(|error| panic!("{error:#}: {happened} of {hooks:?}: {last:#?}"))
 }
 
 /// No finding is about anything outside of `netns`; and of a conntracer that has ended, every event of every hook is

@@ -42,15 +42,12 @@ fn accept_queue_full_equals_listen_overflows(#[case] family: Family) {
 #[test]
 fn accept_queue_full_by_the_other_transport() {
     let Some(binary) = binary() else { return };
-    let transport = match binary.transport() {
-        "perf" => "ringbuf",
-        _ => "perf",
-    };
+    let binary = binary.by_the_other_transport();
     let mut scenario = AcceptQueueFull::new(Family::V4).unwrap();
-    let Some(mut tracer) = trace(&binary.by(transport), &scenario.netns, &[]) else {
+    let Some(mut tracer) = trace(&binary, &scenario.netns, &[]) else {
         return;
     };
-    assert_eq!(tracer.plan().plan.transport, transport);
+    assert_eq!(tracer.plan().plan.transport, binary.transport());
     let (_, counted) = overflow(&mut scenario, &mut tracer);
     let run = tracer.stop().unwrap();
 
