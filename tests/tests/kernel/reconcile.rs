@@ -11,7 +11,7 @@ use conntracer_tests::{
 use rstest::rstest;
 
 use crate::support::{
-    assert_reconciled, assert_sound, assert_source, binary, is_syn_drop, overflows, trace,
+    assert_reconciled, assert_sound, assert_source, binary, is_syn_drop, overflows, trace, watch,
 };
 
 #[rstest]
@@ -21,12 +21,12 @@ fn cookies_that_come_back_equal_syncookies_recv_and_failed(#[case] family: Famil
     let Some(binary) = binary() else { return };
     let mut scenario = AlwaysCookies::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     scenario.provoke().unwrap();
     let counted = server.counters().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     assert_eq!(counted.syncookies_sent, u64::from(HONEST));
     assert_eq!(counted.syncookies_recv, u64::from(HONEST));

@@ -33,7 +33,7 @@ fn storm_equals_retrans_segs(#[case] family: Family, #[values("ringbuf", "perf")
     let Some(binary) = binary() else { return };
     let mut scenario = LossyPath::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &["--transport", transport]) else {
+    let Some(mut tracer) = trace(&binary.by(transport), &server, &[]) else {
         return;
     };
     scenario.provoke(SEGMENTS).unwrap();
