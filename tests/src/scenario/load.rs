@@ -24,7 +24,7 @@ use crate::{
 const CLIENTS: u16 = 2;
 /// Connections that a client makes between two looks at the clock, and rests: whoever streams the dozen events of each
 /// has room for more in the smallest of its buffers.
-const ROUND: u32 = 50;
+const ROUND: u32 = 100;
 /// Written at once by the bulk transfer.
 const CHUNK: usize = 64 * 1024;
 

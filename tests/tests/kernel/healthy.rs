@@ -137,7 +137,7 @@ fn fifty_thousand_short_connections_and_a_bulk_transfer_give_no_finding() {
     let limit = if is_own_machine() {
         Duration::from_secs(10)
     } else {
-        Duration::from_mins(4)
+        Duration::from_mins(10)
     };
     let Some(binary) = binary() else { return };
     let scenario = Load::new(Family::V4).unwrap();
