@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::spread;
+use super::spread::spread;
 use crate::{
     build::{self, Profile},
     packages::Installation,

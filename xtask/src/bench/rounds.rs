@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{
     cost::{FEWEST_RUNS, Load, Program},
-    spread,
+    spread::spread,
 };
 
 /// How a line that is a figure begins; the workload's `count` says what follows.
