@@ -17,6 +17,7 @@ pub mod forked;
 pub mod line;
 pub mod link;
 pub mod netfilter;
+pub mod netlink;
 pub mod netns;
 pub mod output;
 pub mod packet;

@@ -13,13 +13,14 @@ use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
-    link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State},
+    link::{InfoData, InfoVeth, LinkAttribute, State},
     route::RouteType,
 };
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::{
     family::Family,
+    netlink::{find, set_up, with_handle},
     netns::NetNs,
     socket::{Connection, connect_without_waiting, listen, tcp},
     wait::{self, SOON},
@@ -252,25 +253,6 @@ fn wait_passable(from: (&NetNs, IpAddr), to: (&NetNs, IpAddr)) -> Result<()> {
     })
 }
 
-/// Brings up the loopback interface of the calling thread's namespace. The kernel gives it its
-/// addresses of both families before it answers.
-pub fn raise_loopback() -> Result<()> {
-    set_up("lo")
-}
-
-fn set_up(name: &str) -> Result<()> {
-    with_handle(async |handle: &Handle| {
-        let index = find(handle, name).await?.header.index;
-        let message = LinkUnspec::new_with_index(index).up().build();
-        handle
-            .link()
-            .set(message)
-            .execute()
-            .await
-            .with_context(|| format!("setting {name} up"))
-    })
-}
-
 /// Until then packets meet the noop queue discipline and vanish: `dev_activate` runs in a kernel
 /// worker once both ends have carrier, together with the change of operational state.
 fn wait_up(name: &str) -> Result<()> {
@@ -314,33 +296,5 @@ fn neighbour(name: &str, address: IpAddr, mac: [u8; 6]) -> Result<()> {
             .execute()
             .await
             .with_context(|| format!("adding neighbour {address} to {name}"))
-    })
-}
-
-pub(crate) async fn find(handle: &Handle, name: &str) -> Result<LinkMessage> {
-    handle
-        .link()
-        .get()
-        .match_name(name.to_owned())
-        .execute()
-        .try_next()
-        .await
-        .with_context(|| format!("asking for interface {name}"))?
-        .with_context(|| format!("no interface {name}"))
-}
-
-/// Runs one exchange over a netlink socket of the calling thread's namespace.
-pub(crate) fn with_handle<T>(exchange: impl AsyncFnOnce(&Handle) -> Result<T>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()
-        .context("starting a runtime")?;
-    runtime.block_on(async {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().context("opening a netlink socket")?;
-        let connection = tokio::spawn(connection);
-        let result = exchange(&handle).await;
-        connection.abort();
-        result
     })
 }

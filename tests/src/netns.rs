@@ -26,7 +26,7 @@ use rustix::{
     thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
 };
 
-use crate::{counters::Counters, link};
+use crate::{counters::Counters, netlink};
 
 /// `comm` of the process that makes namespaces, and of its threads that act inside, so that tests know the
 /// owner to expect.
@@ -58,7 +58,7 @@ impl NetNs {
             fd: Arc::new(fd),
             inode,
         };
-        netns.run(link::raise_loopback)?;
+        netns.run(netlink::raise_loopback)?;
         Ok(netns)
     }
 

@@ -16,7 +16,7 @@ use rtnetlink::{
     },
 };
 
-use crate::link::{find, with_handle};
+use crate::netlink::{find, with_handle};
 
 /// linux/rtnetlink.h; its value is a `tc_fifo_qopt` (linux/pkt_sched.h).
 const TCA_OPTIONS: u16 = 2;

@@ -8,7 +8,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkXdp};
 use rtnetlink::LinkUnspec;
 
 use crate::{
-    link::{find, with_handle},
+    netlink::{find, with_handle},
     program::{self, Purpose},
 };
 

@@ -12,7 +12,7 @@ use crate::{
     kernel,
     packages::Installation,
     process,
-    vm::{self, Hooks, Plan},
+    vm::{self, Plan, Setup},
     workspace::Workspace,
 };
 
@@ -67,10 +67,7 @@ pub(crate) fn execute(
 
 fn in_vm(workspace: &Workspace, installation: Installation) -> Result<ExitCode> {
     let plan = Plan {
-        lines: vec![kernel::line(DEMO_LINE)?],
-        hooks: Hooks::Auto,
-        filters: &[],
-        filters_between: None,
+        setups: vec![Setup::of(kernel::line(DEMO_LINE)?, "auto")],
         jobs: 1,
         timeout: VM_TIMEOUT,
         keep: false,

@@ -30,10 +30,15 @@ pub(crate) struct Report {
     pub(crate) failures: Vec<String>,
     /// Tests that found themselves unable to run, and returned: "NAME: REASON".
     skips: Vec<String>,
+    /// How often conntracer was started.
+    pub(crate) starts: u64,
 }
 
 /// How a test says that it did not run; the harness knows no such thing and counts it as passed.
 const SKIPPED: &str = "test-skipped ";
+
+/// How `conntracer-live` says how often conntracer was started.
+const STARTS: &str = "conntracer-starts: ";
 
 impl Report {
     /// Takes in a line of output.
@@ -46,6 +51,8 @@ impl Report {
             }
         } else if let Some((_, skip)) = line.split_once(SKIPPED) {
             self.skips.push(skip.to_owned());
+        } else if let Some((_, starts)) = line.split_once(STARTS) {
+            self.starts += starts.parse::<u64>().unwrap_or(0);
         } else if let Some(name) = failed_test(line) {
             self.failures.push(name.to_owned());
         }
@@ -59,13 +66,6 @@ impl Report {
             skipped: self.counts.skipped + skipped,
             ..self.counts
         }
-    }
-
-    /// The failed tests are found to be right.
-    pub(crate) fn forgive(&mut self) {
-        self.failures.clear();
-        self.counts.passed += self.counts.failed;
-        self.counts.failed = 0;
     }
 
     /// Why tests did not run, each reason once.
@@ -165,6 +165,12 @@ mod tests {
         );
         assert_eq!(report.failures, ["x::y"]);
         assert_eq!(report.counts().failed, 1);
+    }
+
+    #[test]
+    fn starts_are_added_up() {
+        let report = report("conntracer-starts: 7\r\nconntracer-starts: 12\nconntracer-starts: ");
+        assert_eq!(report.starts, 19);
     }
 
     #[test]

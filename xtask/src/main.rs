@@ -19,6 +19,7 @@ mod program;
 mod record_data;
 mod run;
 mod ss;
+mod table;
 mod test;
 mod toolchain;
 mod vm;

@@ -5,28 +5,29 @@ use std::{
     io::{BufRead as _, BufReader},
     path::Path,
     process::{Command, ExitCode, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::{
     build::{self, Profile},
-    check_object, kernel,
-    libtest::{Counts, Report},
+    check_object,
+    libtest::Report,
     nginx,
     packages::Installation,
     process, ss,
-    vm::{self, Hooks, Plan},
+    table::{self, Row},
+    vm::{self, Plan, Setup},
     workspace::Workspace,
 };
 
 /// Run every test: unit, command line, live kernel, VM matrix, and the checks on the code
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Hook modes that the VMs run.
-    #[arg(long, value_enum, default_value_t = Hooks::Auto)]
-    hooks: Hooks,
+    /// Run the live tests also with a conntracer for each, on every kernel in every hook mode: for hours.
+    #[arg(long)]
+    full: bool,
 }
 
 /// The test target that needs root and a kernel to trace.
@@ -35,71 +36,23 @@ const LIVE_TESTS: &str = "kernel";
 /// More than twice what one emulated CPU of today takes for all live tests.
 const VM_TIMEOUT: Duration = Duration::from_mins(40);
 
-/// On the kernels between the oldest and the newest, whose hooks are those of their neighbours, the
-/// tests of IPv6 are left to `cargo xtask vm`: they would take half an hour more.
-const IPV4_ONLY: [&str; 2] = ["--skip", "_v6"];
+/// The same where each of them loads its own programs.
+const UNSHARED_VM_TIMEOUT: Duration = Duration::from_mins(150);
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// A row of the closing table.
-struct Row {
-    stage: String,
-    counts: Counts,
-    /// What failed, or why it was skipped.
-    note: String,
-    /// Names of the failed tests.
-    failures: Vec<String>,
-}
-
-impl Row {
-    fn passed(stage: &str) -> Self {
-        Self {
-            stage: stage.to_owned(),
-            counts: Counts {
-                passed: 1,
-                ..Counts::default()
-            },
-            note: String::new(),
-            failures: Vec::new(),
-        }
-    }
-
-    fn failed(stage: &str, note: String) -> Self {
-        Self {
-            stage: stage.to_owned(),
-            counts: Counts {
-                failed: 1,
-                ..Counts::default()
-            },
-            note,
-            failures: Vec::new(),
-        }
-    }
-
-    fn skipped(stage: &str, tests: u64, note: String) -> Self {
-        Self {
-            stage: stage.to_owned(),
-            counts: Counts {
-                skipped: tests,
-                ..Counts::default()
-            },
-            note,
-            failures: Vec::new(),
-        }
-    }
-
-    /// What it comes to when its failed tests came to `again`: what is broken fails twice.
-    fn settled(mut self, again: &Self) -> Self {
-        let all = self.failures.len() as u64;
-        if again.counts.failed == 0 && again.counts.passed == all {
-            self.counts.passed += all;
-            self.counts.failed -= all;
-            self.note = format!("passed when run again: {}", self.failures.join(", "));
-            self.failures.clear();
-        }
-        self
-    }
-}
+/// `cargo` with these arguments.
+const FMT: [&str; 4] = ["fmt", "--all", "--", "--check"];
+const CLIPPY: [&str; 7] = [
+    "clippy",
+    "--workspace",
+    // Its target has no clippy driver: that would need the compiler's own build of it.
+    "--exclude=conntracer-ebpf",
+    "--all-targets",
+    "--quiet",
+    "--",
+    "--deny=warnings",
+];
 
 pub(crate) fn execute(
     workspace: &Workspace,
@@ -107,56 +60,44 @@ pub(crate) fn execute(
     arguments: &Arguments,
 ) -> ExitCode {
     let mut rows = vec![
-        cargo_component(
-            workspace,
-            "fmt",
-            "rustfmt",
-            &["fmt", "--all", "--", "--check"],
-        ),
-        rows_or_failure("unit", unit(workspace)),
-        rows_or_failure("check-object", check_object(workspace, installation)),
-        cargo_component(
-            workspace,
-            "clippy",
-            "clippy",
-            &[
-                "clippy",
-                "--workspace",
-                // Its target has no clippy driver: that would need the compiler's own build of it.
-                "--exclude=conntracer-ebpf",
-                "--all-targets",
-                "--quiet",
-                "--",
-                "--deny=warnings",
-            ],
-        ),
+        stage("fmt", || Ok(cargo_component(workspace, "rustfmt", &FMT))),
+        stage("unit", || unit(workspace)),
+        stage("check-object", || check_object(workspace, installation)),
+        stage("clippy", || {
+            Ok(cargo_component(workspace, "clippy", &CLIPPY))
+        }),
+        stage("live", || live(workspace, installation, false)),
     ];
-    match live(workspace, installation) {
-        Ok(row) => rows.push(row),
-        Err(error) => rows.push(Row::failed("live", format!("{error:#}"))),
+    rows.extend(vms(workspace, installation, vm::ordinary(), VM_TIMEOUT));
+    if arguments.full {
+        rows.push(stage("live unshared", || {
+            live(workspace, installation, true)
+        }));
+        let setups = Ok(vm::unshared());
+        rows.extend(vms(workspace, installation, setups, UNSHARED_VM_TIMEOUT));
+        // Fuzzing has its place here, as a stage of minutes a target.
     }
-    match matrix(workspace, installation, arguments.hooks) {
-        Ok(outcomes) => rows.extend(outcomes),
-        Err(error) => rows.push(Row::failed("vm", format!("{error:#}"))),
-    }
-    ExitCode::from(u8::from(print_table(&rows).failed > 0))
+    ExitCode::from(u8::from(table::print(&rows).failed > 0))
 }
 
-fn rows_or_failure(stage: &str, row: Result<Row>) -> Row {
-    row.unwrap_or_else(|error| Row::failed(stage, format!("{error:#}")))
-}
-
-fn heading(stage: &str) {
-    println!("\n== {stage}");
+/// Runs a check under its heading, and times it.
+fn stage(name: &str, check: impl FnOnce() -> Result<Row>) -> Row {
+    println!("\n== {name}");
+    let start = Instant::now();
+    let row = check().unwrap_or_else(|error| Row::failed(format!("{error:#}")));
+    Row {
+        stage: name.to_owned(),
+        elapsed: start.elapsed(),
+        ..row
+    }
 }
 
 /// A check by a component of the Rust toolchain, which a minimal one lacks.
-fn cargo_component(workspace: &Workspace, stage: &str, component: &str, arguments: &[&str]) -> Row {
-    heading(stage);
-    let probe = process::output(Command::new(workspace.cargo()).args([stage, "--version"]));
+fn cargo_component(workspace: &Workspace, component: &str, arguments: &[&str]) -> Row {
+    let probe = process::output(Command::new(workspace.cargo()).args([arguments[0], "--version"]));
     if !probe.is_ok_and(|output| output.status.success()) {
         let note = format!("not installed: rustup component add {component}");
-        return Row::skipped(stage, 1, note);
+        return Row::skipped(1, note);
     }
     let check = process::run(
         Command::new(workspace.cargo())
@@ -164,47 +105,54 @@ fn cargo_component(workspace: &Workspace, stage: &str, component: &str, argument
             .current_dir(workspace.root()),
     );
     match check {
-        Ok(()) => Row::passed(stage),
-        Err(error) => Row::failed(stage, format!("{error:#}")),
+        Ok(()) => Row::passed(),
+        Err(error) => Row::failed(format!("{error:#}")),
     }
 }
 
-/// Tests that need neither root nor a kernel: unit tests, and the command line's.
+/// Tests that need no kernel to trace: unit tests, and the command line's. Those of the live tests' harness are not
+/// among what a bare `cargo test` runs.
 fn unit(workspace: &Workspace) -> Result<Row> {
-    heading("unit");
-    let mut command = Command::new(workspace.cargo());
-    command.arg("test").current_dir(workspace.root());
-    harness_row("unit", &mut command)
+    let cargo = |arguments: &[&str]| {
+        let mut command = Command::new(workspace.cargo());
+        command.args(arguments).current_dir(workspace.root());
+        command
+    };
+    harnesses(&mut [
+        cargo(&["test"]),
+        cargo(&["test", "--package", "conntracer-tests", "--lib", "--bins"]),
+    ])
 }
 
 fn check_object(workspace: &Workspace, installation: Installation) -> Result<Row> {
-    heading("check-object");
     let violations = check_object::check(workspace, installation)?;
     for violation in &violations {
         println!("{violation}");
     }
     Ok(if violations.is_empty() {
-        Row::passed("check-object")
+        Row::passed()
     } else {
-        Row::failed("check-object", violations.join("; "))
+        Row::failed(violations.join("; "))
     })
 }
 
 /// The live tests on this host's kernel.
-fn live(workspace: &Workspace, installation: Installation) -> Result<Row> {
-    heading("live");
+fn live(workspace: &Workspace, installation: Installation, is_unshared: bool) -> Result<Row> {
     let conntracer = build::conntracer(workspace, installation, Profile::Release)?;
     let tests = build::test_target(workspace, installation, LIVE_TESTS)?;
     let runner = build::test_binary(workspace, installation, "conntracer-live", Profile::Dev)?;
     if let Some(reason) = cannot_trace() {
         println!("skipped: {reason}");
-        return Ok(Row::skipped("live", count_tests(&tests)?, reason));
+        return Ok(Row::skipped(count_tests(&tests)?, reason));
     }
     let mut command = Command::new(runner);
     command
         .arg(tests)
         .env("CONNTRACER_BIN", conntracer)
         .current_dir(workspace.root());
+    if is_unshared {
+        command.env("CONNTRACER_UNSHARED", "1");
+    }
     match nginx::ensure(workspace, installation) {
         Ok(programs) => {
             command
@@ -219,15 +167,7 @@ fn live(workspace: &Workspace, installation: Installation) -> Result<Row> {
         }
         Err(error) => println!("the test with ss is skipped: {error:#}"),
     }
-    let row = harness_row("live", &mut command)?;
-    if !(1..=vm::DOUBTFUL).contains(&row.failures.len()) {
-        return Ok(row);
-    }
-    // As in the VMs: what else runs on the host may make an event come late, or be skipped.
-    println!("running that again: {}", row.failures.join(", "));
-    command.arg("--exact").args(&row.failures);
-    let again = harness_row("live", &mut command)?;
-    Ok(row.settled(&again))
+    harnesses(&mut [command])
 }
 
 /// Why the live tests cannot run on this host.
@@ -247,128 +187,121 @@ fn count_tests(executable: &Path) -> Result<u64> {
     Ok(list.lines().filter(|line| line.ends_with(": test")).count() as u64)
 }
 
-/// The live tests on every kernel line.
-fn matrix(workspace: &Workspace, installation: Installation, hooks: Hooks) -> Result<Vec<Row>> {
-    heading("vm");
+/// The live tests in these VMs.
+fn vms(
+    workspace: &Workspace,
+    installation: Installation,
+    setups: Result<Vec<Setup>>,
+    timeout: Duration,
+) -> Vec<Row> {
+    println!("\n== vm");
+    let rows = setups.and_then(|setups| {
+        let plan = Plan {
+            setups,
+            jobs: vm::default_jobs(),
+            timeout,
+            keep: false,
+        };
+        matrix(workspace, installation, &plan)
+    });
+    rows.unwrap_or_else(|error| {
+        vec![Row {
+            stage: "vm".to_owned(),
+            ..Row::failed(format!("{error:#}"))
+        }]
+    })
+}
+
+fn matrix(workspace: &Workspace, installation: Installation, plan: &Plan) -> Result<Vec<Row>> {
     if let Err(error) = vm::ensure_emulator(installation) {
         let tests = count_tests(&build::test_target(workspace, installation, LIVE_TESTS)?)?;
         let note = format!("{error:#}");
         println!("skipped: {note}");
-        return Ok(kernel::LINES
-            .iter()
-            .map(|line| Row::skipped(&format!("vm {}", line.name), tests, note.clone()))
-            .collect());
+        let skipped = |setup: &Setup| Row {
+            stage: format!("vm {} {}", setup.line.name, setup.name()),
+            ..Row::skipped(tests, note.clone())
+        };
+        return Ok(plan.setups.iter().map(skipped).collect());
     }
-    let ipv4_only = IPV4_ONLY.map(str::to_owned);
-    let plan = Plan {
-        lines: kernel::LINES.iter().collect(),
-        hooks,
-        filters: &[],
-        filters_between: Some(&ipv4_only),
-        jobs: vm::default_jobs(),
-        timeout: VM_TIMEOUT,
-        keep: false,
-    };
-    let outcomes = vm::test(workspace, installation, &plan)?;
+    let outcomes = vm::test(workspace, installation, plan)?;
     vm::print_failures(&outcomes)?;
-    Ok(outcomes
-        .into_iter()
-        .map(|outcome| Row {
-            stage: format!("vm {} {}", outcome.release, outcome.hooks),
-            counts: outcome.counts,
-            note: outcome.note().to_owned(),
-            failures: Vec::new(),
-        })
-        .collect())
+    Ok(outcomes.into_iter().map(|outcome| outcome.row).collect())
 }
 
-/// Runs a test harness with its output shown, and sums up what it says.
-fn harness_row(stage: &str, command: &mut Command) -> Result<Row> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| process::line(command))?;
-    let stdout = child.stdout.take().context("the harness has no stdout")?;
+/// Runs test harnesses with their output shown, and sums up what they say.
+fn harnesses(commands: &mut [Command]) -> Result<Row> {
     let mut report = Report::default();
-    for line in BufReader::new(stdout).lines() {
-        let line = line.with_context(|| process::line(command))?;
-        println!("{line}");
-        report.line(&line);
+    let mut failures = Vec::new();
+    for command in commands {
+        let summaries = report.summaries;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| process::line(command))?;
+        let stdout = child.stdout.take().context("the harness has no stdout")?;
+        for line in BufReader::new(stdout).lines() {
+            let line = line.with_context(|| process::line(command))?;
+            println!("{line}");
+            report.line(&line);
+        }
+        let status = child.wait()?;
+        if report.summaries == summaries {
+            failures.push(format!(
+                "{}: {status}, and no test ran",
+                process::line(command)
+            ));
+        } else if !status.success() {
+            failures.push(format!("{}: {status}", process::line(command)));
+        }
     }
-    let status = child.wait()?;
-    if report.summaries == 0 {
-        bail!("{}: {status}, and no test ran", process::line(command));
-    }
-    let mut counts = report.counts();
-    let mut note = [report.failures.join(", "), report.skip_reasons().join("; ")]
-        .join(" ")
-        .trim()
-        .to_owned();
-    if !status.success() && counts.failed == 0 {
-        counts.failed = 1;
-        note = format!("{}: {status}", process::line(command));
-    }
-    Ok(Row {
-        stage: stage.to_owned(),
-        counts,
-        note,
-        failures: report.failures,
-    })
-}
-
-/// Prints the table and the line of sums; gives the sums.
-fn print_table(rows: &[Row]) -> Counts {
-    println!(
-        "\n{:<44} {:>7} {:>7} {:>8}",
-        "stage", "passed", "failed", "skipped"
-    );
-    let mut total = Counts::default();
-    for Row {
-        stage,
-        counts,
-        note,
-        ..
-    } in rows
-    {
-        total += *counts;
-        let row = format!(
-            "{stage:<44} {:>7} {:>7} {:>8}  {note}",
-            counts.passed, counts.failed, counts.skipped
-        );
-        println!("{}", row.trim_end());
-    }
-    println!(
-        "\n{} passed, {} failed, {} skipped",
-        total.passed, total.failed, total.skipped
-    );
-    total
+    // The names of tests say more than that a command has failed.
+    let failure = if report.failures.is_empty() {
+        failures.first().cloned()
+    } else {
+        Some(format!("failed: {}", report.failures.join(", ")))
+    };
+    Ok(Row::reported(&report, failure))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn row(passed: u64, failures: &[&str]) -> Row {
-        Row {
-            counts: Counts {
-                passed,
-                failed: failures.len() as u64,
-                skipped: 0,
-            },
-            failures: failures.iter().map(|&name| name.to_owned()).collect(),
-            ..Row::failed("live", failures.join(", "))
-        }
+    fn harness(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    const PASSED: &str = "echo 'test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; \
+                          finished in 0.01s'; echo 'conntracer-starts: 3'";
+
+    #[test]
+    fn harnesses_are_summed_up() {
+        let row = harnesses(&mut [harness(PASSED), harness(PASSED)]).unwrap();
+        assert_eq!(
+            (row.counts.passed, row.counts.failed, row.starts),
+            (4, 0, 6)
+        );
+        assert_eq!(row.note, "");
     }
 
     #[test]
-    fn what_fails_twice_is_a_failure_and_what_passes_then_is_said() {
-        let twice = row(7, &["a", "b"]).settled(&row(1, &["b"]));
-        assert_eq!((twice.counts.passed, twice.counts.failed), (7, 2));
-        let skipped = row(7, &["a", "b"]).settled(&row(1, &[]));
-        assert_eq!(skipped.counts.failed, 2);
-        let once = row(7, &["a", "b"]).settled(&row(2, &[]));
-        assert_eq!((once.counts.passed, once.counts.failed), (9, 0));
-        assert_eq!(once.note, "passed when run again: a, b");
+    fn a_harness_that_runs_nothing_or_fails_has_failed() {
+        let silent = harnesses(&mut [harness(PASSED), harness("exit 0")]).unwrap();
+        assert_eq!(silent.counts.failed, 1);
+        assert!(silent.note.contains("no test ran"), "{}", silent.note);
+        let late =
+            harnesses(&mut [harness(&format!("{PASSED}; exit 3")), harness(PASSED)]).unwrap();
+        assert_eq!((late.counts.passed, late.counts.failed), (4, 1));
+        assert!(late.note.contains("exit status: 3"), "{}", late.note);
+    }
+
+    #[test]
+    fn a_check_that_cannot_be_made_has_failed() {
+        let row = stage("unit", || anyhow::bail!("no cargo"));
+        assert_eq!((row.stage.as_str(), row.counts.failed), ("unit", 1));
+        assert_eq!(row.note, "no cargo");
     }
 }

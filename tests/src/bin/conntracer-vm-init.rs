@@ -28,7 +28,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use conntracer_tests::link;
+use conntracer_tests::netlink;
 use rustix::{
     io::Errno,
     mount::{MountFlags, mount},
@@ -84,7 +84,7 @@ fn start() -> Result<()> {
             eprintln!("init: {error:#}");
         }
     }
-    link::raise_loopback().context("raising the loopback interface")?;
+    netlink::raise_loopback().context("raising the loopback interface")?;
     load_modules(Path::new("/modules"))?;
     let parameters = Parameters::parse(
         &fs::read_to_string("/proc/cmdline").context("reading the kernel's command line")?,

@@ -74,12 +74,6 @@ const NOT_YET: &[Known] = &[
         "conntracer_ebpf::probes::listener",
         "the eBPF side",
     ),
-    (
-        "conntracer_tests::netns",
-        "conntracer_tests::link",
-        "the suite",
-    ),
-    ("xtask::vm::trial", "xtask::vm", "the suite"),
 ];
 
 fn house() -> Tree {

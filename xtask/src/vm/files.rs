@@ -100,7 +100,7 @@ mod tests {
         let line = vms.path().join("7.x");
         fs::create_dir(&line).unwrap();
         // Above PID_MAX_LIMIT (include/linux/threads.h): nobody's.
-        let left = line.join("auto-again-4194305.cpio");
+        let left = line.join("auto-perf-4194305.cpio");
         let others = [
             format!("auto-{}.cpio", std::process::id()),
             "demo-auto.cpio".to_owned(),

@@ -1,6 +1,9 @@
-//! `vm`: the live tests, or the demo, on every kernel line, each in a VM of its own.
+//! `vm`: the live tests, or the demo, on every kernel line, each in a VM of its own. What a whole run of the tests boots
+//! is `matrix`'s.
 
 mod files;
+mod matrix;
+mod plan;
 mod report;
 mod trial;
 
@@ -12,24 +15,26 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
-use clap::ValueEnum;
+use anyhow::{Context as _, Result, bail};
 
 pub(crate) use self::{
     files::Run,
-    report::{print_failures, print_table},
-    trial::{DOUBTFUL, Outcome, verdict_failure},
+    matrix::{ordinary, unshared},
+    plan::{Hooks, Plan, Setup},
+    report::print_failures,
+    trial::{Outcome, verdict_failure},
 };
 use self::{
     files::{directory, sweep},
+    plan::Transport,
     trial::test_one,
 };
 use crate::{
     build::{self, Profile},
-    kernel::{self, LINES, Line},
+    kernel::{self, Kernel, LINES, Line},
     machine::{self, Programs},
     packages::{self, Installation, Need},
-    process, ss,
+    process, ss, table,
     workspace::Workspace,
 };
 
@@ -41,6 +46,12 @@ pub(crate) struct Arguments {
     /// Which hook type of the hook ladder conntracer uses.
     #[arg(long, value_enum, default_value_t = Hooks::Auto)]
     hooks: Hooks,
+    /// How records leave the kernel.
+    #[arg(long, value_enum, default_value_t = Transport::Ringbuf)]
+    transport: Transport,
+    /// Give each test a conntracer of its own: a failure that goes away is one of sharing.
+    #[arg(long)]
+    unshared: bool,
     /// Keep each VM's initramfs beside its log.
     #[arg(long)]
     keep: bool,
@@ -58,39 +69,6 @@ pub(crate) struct Arguments {
     filters: Vec<String>,
 }
 
-/// The hook modes of conntracer that can be asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Hooks {
-    Auto,
-    Kprobe,
-    Tracepoint,
-    /// Each of the three in turn.
-    All,
-}
-
-impl Hooks {
-    pub(crate) fn modes(self) -> &'static [&'static str] {
-        match self {
-            Self::Auto => &["auto"],
-            Self::Kprobe => &["kprobe"],
-            Self::Tracepoint => &["tracepoint"],
-            Self::All => &["auto", "kprobe", "tracepoint"],
-        }
-    }
-}
-
-/// What the VMs are to do.
-pub(crate) struct Plan<'a> {
-    pub(crate) lines: Vec<&'static Line>,
-    pub(crate) hooks: Hooks,
-    pub(crate) filters: &'a [String],
-    /// The same for the lines between the oldest and the newest, where they are to run less.
-    pub(crate) filters_between: Option<&'a [String]>,
-    pub(crate) jobs: usize,
-    pub(crate) timeout: Duration,
-    pub(crate) keep: bool,
-}
-
 pub(crate) fn execute(
     workspace: &Workspace,
     installation: Installation,
@@ -105,11 +83,16 @@ pub(crate) fn execute(
             .map(|name| kernel::line(name))
             .collect::<Result<Vec<_>>>()?
     };
+    let setups = arguments.hooks.modes().iter().flat_map(|hooks| {
+        lines.iter().map(move |line| Setup {
+            transport: arguments.transport,
+            is_unshared: arguments.unshared,
+            filters: arguments.filters.clone(),
+            ..Setup::of(line, hooks)
+        })
+    });
     let plan = Plan {
-        lines,
-        hooks: arguments.hooks,
-        filters: &arguments.filters,
-        filters_between: None,
+        setups: setups.collect(),
         jobs: arguments.jobs.max(1),
         timeout: Duration::from_secs(arguments.timeout),
         keep: arguments.keep,
@@ -119,17 +102,8 @@ pub(crate) fn execute(
     }
     let outcomes = test(workspace, installation, &plan)?;
     print_failures(&outcomes)?;
-    print_table(&outcomes);
-    let failed = outcomes.iter().any(|outcome| outcome.failure.is_some());
-    Ok(ExitCode::from(u8::from(failed)))
-}
-
-/// Whether a line is neither the oldest nor the newest.
-fn is_between(line: &str) -> bool {
-    ![LINES.first(), LINES.last()]
-        .into_iter()
-        .flatten()
-        .any(|end| end.name == line)
+    let rows: Vec<_> = outcomes.into_iter().map(|outcome| outcome.row).collect();
+    Ok(ExitCode::from(u8::from(table::print(&rows).failed > 0)))
 }
 
 /// VMs at a time: each keeps one of the host's CPUs busy.
@@ -161,34 +135,18 @@ pub(crate) fn ensure_emulator(installation: Installation) -> Result<()> {
 pub(crate) fn test(
     workspace: &Workspace,
     installation: Installation,
-    plan: &Plan<'_>,
+    plan: &Plan,
 ) -> Result<Vec<Outcome>> {
     ensure_emulator(installation)?;
     sweep(&directory(workspace))?;
-    let kernels = kernel::ensure(workspace, installation, &plan.lines)?;
+    let booted = booted(workspace, installation, plan)?;
     let programs = programs(workspace, installation)?;
-    let filter = filter_argument(plan.filters)?;
-    let filter_between = match plan.filters_between {
-        Some(filters) => filter_argument(filters)?,
-        None => filter.clone(),
-    };
 
-    let mut queue = Vec::new();
-    for hooks in plan.hooks.modes() {
-        for kernel in &kernels {
-            let filter = if is_between(kernel.line) {
-                &filter_between
-            } else {
-                &filter
-            };
-            queue.push((queue.len(), kernel, *hooks, filter));
-        }
-    }
+    let mut queue: Vec<_> = booted.iter().enumerate().collect();
     // What runs longest first, so that no VM is left alone at the end.
-    queue.sort_by_key(|(_, kernel, ..)| is_between(kernel.line));
-    let queue = VecDeque::from(queue);
+    queue.sort_by_key(|(_, (_, setup))| (!setup.is_unshared, !setup.filters.is_empty()));
     let total = queue.len();
-    let queue = Mutex::new(queue);
+    let queue = Mutex::new(VecDeque::from(queue));
     let results = Mutex::new(Vec::with_capacity(total));
     thread::scope(|scope| {
         for _ in 0..plan.jobs.min(total) {
@@ -196,10 +154,10 @@ pub(crate) fn test(
                 loop {
                     // Neither lock is held while a VM runs, so a panic poisons nothing half-made.
                     let next = lock(&queue).pop_front();
-                    let Some((index, kernel, hooks, filter)) = next else {
+                    let Some((index, (kernel, setup))) = next else {
                         break;
                     };
-                    let outcome = test_one(workspace, plan, kernel, &programs, hooks, filter);
+                    let outcome = test_one(workspace, plan, kernel, &programs, setup);
                     lock(&results).push((index, outcome));
                 }
             });
@@ -210,40 +168,54 @@ pub(crate) fn test(
     results.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
-/// Runs the demo on each kernel of `plan`, its console on this terminal.
+/// The VMs of a plan, each with its kernel; a kernel is got once.
+fn booted<'a>(
+    workspace: &Workspace,
+    installation: Installation,
+    plan: &'a Plan,
+) -> Result<Vec<(Kernel, &'a Setup)>> {
+    let is_asked = |line: &&Line| plan.setups.iter().any(|setup| setup.line == *line);
+    let lines: Vec<_> = LINES.iter().filter(is_asked).collect();
+    let kernels = kernel::ensure(workspace, installation, &lines)?;
+    let with_kernel = |setup: &'a Setup| {
+        let kernel = kernels.iter().find(|kernel| kernel.line == setup.line.name);
+        Ok((kernel.context("no kernel came of its line")?.clone(), setup))
+    };
+    plan.setups.iter().map(with_kernel).collect()
+}
+
+/// Runs the demo in each VM of `plan`, its console on this terminal.
 pub(crate) fn demo(
     workspace: &Workspace,
     installation: Installation,
-    plan: &Plan<'_>,
+    plan: &Plan,
 ) -> Result<ExitCode> {
     ensure_emulator(installation)?;
     sweep(&directory(workspace))?;
-    let kernels = kernel::ensure(workspace, installation, &plan.lines)?;
+    let booted = booted(workspace, installation, plan)?;
     let programs = programs(workspace, installation)?;
     let mut code = ExitCode::SUCCESS;
-    for kernel in &kernels {
-        for hooks in plan.hooks.modes() {
-            eprintln!("booting Linux {} (hooks: {hooks})", kernel.release);
-            let run = Run::prepare(workspace, kernel, &programs, &format!("demo-{hooks}"))?;
-            let verdict = machine::boot(
-                kernel,
-                &run.initramfs,
-                &format!("conntracer.run=demo conntracer.hooks={hooks}"),
-                plan.timeout,
-                |line| {
-                    if !line.starts_with("init: ") {
-                        println!("{line}");
-                    }
-                    Ok(())
-                },
-            )?;
-            if plan.keep {
-                run.keep(&format!("demo-{hooks}"))?;
-            }
-            if let Some(reason) = verdict_failure(&verdict) {
-                eprintln!("error: Linux {}: {reason}", kernel.release);
-                code = ExitCode::FAILURE;
-            }
+    for (kernel, Setup { hooks, .. }) in &booted {
+        eprintln!("booting Linux {} (hooks: {hooks})", kernel.release);
+        let run = Run::prepare(workspace, kernel, &programs, &format!("demo-{hooks}"))?;
+        let verdict = machine::boot(
+            kernel,
+            &run.initramfs,
+            &format!("conntracer.run=demo conntracer.hooks={hooks}"),
+            plan.timeout,
+            |line| {
+                if !line.starts_with("init: ") {
+                    println!("{line}");
+                }
+                Ok(())
+            },
+        )?;
+        if plan.keep {
+            run.keep(&format!("demo-{hooks}"))?;
+        }
+        if let Some(reason) = verdict_failure(&verdict) {
+            eprintln!("error: Linux {}: {reason}", kernel.release);
+            code = ExitCode::FAILURE;
         }
     }
     Ok(code)
@@ -281,38 +253,4 @@ fn programs(workspace: &Workspace, installation: Installation) -> Result<Program
         Err(error) => eprintln!("the test with ss is skipped: {error:#}"),
     }
     Ok(programs)
-}
-
-/// The init's filter parameter. The kernel's command line has no quoting that the init would undo.
-fn filter_argument(filters: &[String]) -> Result<String> {
-    if let Some(filter) = filters
-        .iter()
-        .find(|filter| filter.contains(|c: char| c.is_whitespace() || c == '"' || c == ','))
-    {
-        bail!("{filter:?} cannot travel on a kernel command line: it has a space, quote or comma");
-    }
-    Ok(if filters.is_empty() {
-        String::new()
-    } else {
-        format!("conntracer.filter={}", filters.join(","))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_plain_words_travel_on_the_command_line() {
-        let argument = |filters: &[&str]| {
-            let filters: Vec<String> = filters.iter().map(|&filter| filter.to_owned()).collect();
-            filter_argument(&filters)
-        };
-        assert_eq!(
-            argument(&["syn_drop", "storm"]).unwrap(),
-            "conntracer.filter=syn_drop,storm"
-        );
-        assert_eq!(argument(&[]).unwrap(), "");
-        assert!(argument(&["a b"]).is_err());
-    }
 }

@@ -4,20 +4,15 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 
-use super::Outcome;
+use super::trial::Outcome;
 
 /// Prints what the failed VMs said about their failures.
 pub(crate) fn print_failures(outcomes: &[Outcome]) -> Result<()> {
     for outcome in outcomes {
         if let Some(reason) = &outcome.failure {
-            let Outcome {
-                release,
-                hooks,
-                log,
-                ..
-            } = outcome;
-            println!("\nLinux {release} ({hooks}): {reason}; {}", log.display());
-            println!("{}", excerpt(&read_log(log)?));
+            let stage = &outcome.row.stage;
+            println!("\n{stage}: {reason}; {}", outcome.log.display());
+            println!("{}", excerpt(&read_log(&outcome.log)?));
         }
     }
     Ok(())
@@ -49,27 +44,6 @@ fn excerpt(log: &str) -> String {
         last - first,
         lines[last..].join("\n")
     )
-}
-
-/// Prints a row for each VM.
-pub(crate) fn print_table(outcomes: &[Outcome]) {
-    println!(
-        "\n{:<30} {:<11} {:>7} {:>7} {:>8} {:>8}",
-        "kernel", "hooks", "passed", "failed", "skipped", "seconds"
-    );
-    for outcome in outcomes {
-        let row = format!(
-            "{:<30} {:<11} {:>7} {:>7} {:>8} {:>8}  {}",
-            outcome.release,
-            outcome.hooks,
-            outcome.counts.passed,
-            outcome.counts.failed,
-            outcome.counts.skipped,
-            outcome.elapsed.as_secs(),
-            outcome.note()
-        );
-        println!("{}", row.trim_end());
-    }
 }
 
 #[cfg(test)]
