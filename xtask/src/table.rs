@@ -67,16 +67,16 @@ impl Row {
 /// Prints the table and the line of sums; gives the sums.
 pub(crate) fn print(rows: &[Row]) -> Counts {
     let (table, total) = table(rows);
-    print!("\n{table}");
+    println!("\n{table}");
     total
 }
 
 fn table(rows: &[Row]) -> (String, Counts) {
     let width = rows.iter().map(|row| row.stage.len()).max().unwrap_or(0);
-    let mut table = format!(
-        "{:<width$} {:>7} {:>7} {:>8} {:>8} {:>7}\n",
+    let mut lines = vec![format!(
+        "{:<width$} {:>7} {:>7} {:>8} {:>8} {:>7}",
         "stage", "passed", "failed", "skipped", "seconds", "starts"
-    );
+    )];
     let mut total = Counts::default();
     for row in rows {
         total += row.counts;
@@ -90,14 +90,17 @@ fn table(rows: &[Row]) -> (String, Counts) {
             row.starts,
             row.note
         );
-        table.push_str(line.trim_end());
-        table.push('\n');
+        lines.push(line.trim_end().to_owned());
     }
-    table.push_str(&format!(
-        "\n{} passed, {} failed, {} skipped\n",
-        total.passed, total.failed, total.skipped
+    let Counts {
+        passed,
+        failed,
+        skipped,
+    } = total;
+    lines.push(format!(
+        "\n{passed} passed, {failed} failed, {skipped} skipped"
     ));
-    (table, total)
+    (lines.join("\n"), total)
 }
 
 #[cfg(test)]
@@ -133,7 +136,7 @@ mod tests {
             "stage   passed  failed  skipped  seconds  starts\n\
              live         2       0        2       61      14  no MPTCP\n\
              vm 6.1       0       1        0        0       0  the VM ended without a verdict\n\
-             \n2 passed, 1 failed, 2 skipped\n"
+             \n2 passed, 1 failed, 2 skipped"
         );
         assert_eq!((total.passed, total.failed, total.skipped), (2, 1, 2));
     }
