@@ -1,17 +1,15 @@
 //! Which VMs a whole run of the tests boots, and why these.
 //!
-//! Hook mode, transport and kernel matter to the same lines of the eBPF side and its loader, and a fault that needs
-//! all three at once is rare: what most users have, `auto` by ring buffer, runs everything on every kernel; the other
-//! modes and transports meet each other once, and each kernel meets one of them.
+//! What most users have, `auto` by ring buffer, runs everything on every kernel. Hook mode, transport and kernel meet in
+//! pairs besides: a fault that needs a certain three of them is rare, and VMs for all of them would take far longer.
 
 use anyhow::Result;
 
 use super::plan::{Hooks, Setup, Transport};
 use crate::kernel::{self, LINES};
 
-/// The second VM of each kernel line. Each mode has an older and a newer kernel, each mode meets each transport, and
-/// 5.10 has the mode in which it sees the least. 6.18 has `auto`: tracepoints are what the host's own tests had where
-/// this was written.
+/// The second VM of each kernel line, so that each mode meets each transport and an older and a newer kernel. 5.10 has
+/// the mode in which it differs most from the others; 6.18 has `auto`, as its hooks are those of its neighbours.
 const SECOND: [(&str, &str, Transport); 5] = [
     ("5.10", "tracepoint", Transport::Perf),
     ("6.1", "kprobe", Transport::Ringbuf),
@@ -20,9 +18,8 @@ const SECOND: [(&str, &str, Transport); 5] = [
     ("7.x", "kprobe", Transport::Perf),
 ];
 
-/// What the second VMs run: where hook types differ, and what passes by either transport. Owners, holders, filters
-/// and the life of the process are the same code in all of them; the two families differ in what `auto` reads. The
-/// tests here share conntracers but for a few, of which a VM starts some each ten seconds.
+/// What the second VMs run: what the eBPF side decides or counts by another hook, and one kind of event by either
+/// transport. Owners, holders, filters and the life of the process do not depend on the hook type.
 const WHERE_HOOKS_DIFFER: [&str; 13] = [
     "connect_failure::",
     "connection_drop::each",
@@ -67,7 +64,11 @@ pub(crate) fn unshared() -> Vec<Setup> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        fs,
+        path::Path,
+    };
 
     use super::*;
 
@@ -97,6 +98,18 @@ mod tests {
             *lines.entry(setup.hooks).or_default() += 1;
         }
         assert!(lines.values().all(|&lines| lines >= 2), "{lines:?}");
+    }
+
+    #[test]
+    fn each_filter_names_tests_that_there_are() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/tests/kernel");
+        for filter in WHERE_HOOKS_DIFFER {
+            let Some((module, test)) = filter.split_once("::") else {
+                continue;
+            };
+            let text = fs::read_to_string(directory.join(format!("{module}.rs"))).unwrap();
+            assert!(text.contains(&format!("\nfn {test}")), "{filter}");
+        }
     }
 
     #[test]
