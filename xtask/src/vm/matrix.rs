@@ -104,11 +104,11 @@ mod tests {
     fn each_filter_names_tests_that_there_are() {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/tests/kernel");
         for filter in WHERE_HOOKS_DIFFER {
-            let Some((module, test)) = filter.split_once("::") else {
+            let Some((module, name)) = filter.split_once("::") else {
                 continue;
             };
             let text = fs::read_to_string(directory.join(format!("{module}.rs"))).unwrap();
-            assert!(text.contains(&format!("\nfn {test}")), "{filter}");
+            assert!(text.contains(&format!("\nfn {name}")), "{filter}");
         }
     }
 
