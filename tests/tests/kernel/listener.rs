@@ -28,7 +28,7 @@ use socket2::Socket;
 
 use crate::support::{
     assert_counted, assert_listener, assert_reconciled, assert_said, assert_sound, binary,
-    is_syn_drop, lacking, overflows, watch, watch_events,
+    is_syn_drop, lacking, overflows, trace, watch, watch_events,
 };
 
 /// A client whose third ACK is refused tries again and again, and is one victim; the finding says that it
@@ -271,7 +271,8 @@ fn listeners_of_two_namespaces_do_not_mix(#[case] family: Family) {
     }
 }
 
-/// What a CPU counted before conntracer looked there for the first time is none of the SYN's that it looks at.
+/// What a CPU counted before conntracer looked there for the first time is none of the SYN's that it looks at: a tracer of its
+/// own, which starts afterwards.
 #[test]
 fn a_syn_is_not_judged_by_what_was_before() {
     let family = Family::V4;
@@ -285,7 +286,7 @@ fn a_syn_is_not_judged_by_what_was_before() {
     })
     .unwrap();
     drop(before);
-    let Some(mut tracer) = watch_events(&binary, &netns, &["syn"]) else {
+    let Some(mut tracer) = trace(&binary, &netns, &["--emit", "syn"]) else {
         return;
     };
     let address = family.loopback_listener();
@@ -303,7 +304,7 @@ fn a_syn_is_not_judged_by_what_was_before() {
     .unwrap();
     assert_totals(&mut tracer, cpus);
     drop(listener);
-    let run = tracer.checkpoint().unwrap();
+    let run = tracer.stop().unwrap();
     assert_eq!(run.findings().count(), 0, "{run:#?}");
     assert_sound(&run, &netns);
 }
