@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{ChildStdout, Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
@@ -32,11 +32,11 @@ use crate::{
 /// Exit status by which conntracer says that it cannot trace here.
 pub const CANNOT_TRACE: i32 = 3;
 
-/// Longest wait for the hooks to be attached: the verifier is slow on an emulated CPU.
-pub const STARTING: Duration = Duration::from_mins(2);
+/// Longest wait for the hooks to be attached: the verifier is slow on an emulated CPU, and may have little of it.
+pub const STARTING: Duration = Duration::from_mins(5);
 
 /// Longest wait for the totals after SIGINT.
-pub const STOPPING: Duration = Duration::from_mins(1);
+pub const STOPPING: Duration = Duration::from_mins(5);
 
 /// The variable that names a file to which each start of conntracer adds a byte.
 pub const STARTS: &str = "CONNTRACER_STARTS";
@@ -224,6 +224,9 @@ impl DerefMut for Tracer {
 impl Tracer {
     /// Starts a `run` or `record` of a [`Binary`], and waits until its hooks are attached.
     pub fn of(command: &mut Command) -> Result<Self, NotStarted> {
+        // One at a time: on an emulated CPU, several at once take each other's time, and that of all tests.
+        static STARTS: Mutex<()> = Mutex::new(());
+        let _start = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
         let hits = witness::hits();
         let mut process = Process::spawn(command.args(["--format", "json"]))?;
         let stdout = process.stdout()?;

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Longest wait for the answer to SIGUSR1: the namespaces of all tests are compared, on an emulated CPU.
-const ANSWERING: Duration = Duration::from_mins(1);
+const ANSWERING: Duration = Duration::from_mins(5);
 
 /// The lines of one reader, and the plan under which they came. A reader of a [`Shared`](crate::shared::Shared)
 /// conntracer is given those of one namespace.

@@ -28,7 +28,7 @@ const SYNS: u32 = 200_000;
 const SYNS_PER_SOURCE: u32 = 4;
 
 /// SYNs at once, and then a rest: whoever streams an event of each has room for more in the smallest of its buffers.
-const AT_ONCE: u32 = 500;
+const AT_ONCE: u32 = 1_000;
 
 /// The network that the forged addresses are of (RFC 2544 tests, 198.18.0.0/15: room for 131,072).
 const FORGED: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
