@@ -9,8 +9,8 @@ use std::{
 use conntracer_common::filter::Filter;
 
 use super::{
-    plain::plain,
-    script::{self, KINDS, START_NS, Step},
+    plain::{START_NS, plain},
+    script::{self, KINDS, Step},
 };
 use crate::{
     conditions::{Conditions, Owners},

@@ -9,7 +9,8 @@ use conntracer_common::{
 };
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
-use super::script::START_NS;
+/// When time begins: not zero, which means "not seen" in records.
+pub(super) const START_NS: u64 = 1_000_000_000_000;
 
 const MAPPED: u32 = 0xffff_u32.to_be();
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use conntracer_common::record::{self, Header, Tcp, kind};
 
-use super::plain::plain;
+use super::plain::{START_NS, plain};
 
 /// Every kind of record with its size; the first of them are a script's to name, by their places.
 pub(crate) const KINDS: [(u16, usize); 28] = [
@@ -44,8 +44,6 @@ pub(crate) const KINDS: [(u16, usize); 28] = [
     (kind::TICK, size_of::<record::Tick>()),
 ];
 
-/// When time begins: not zero, which means "not seen" in records.
-pub(super) const START_NS: u64 = 1_000_000_000_000;
 /// From one tick to the next while a tracer runs.
 const TICK_NS: u64 = 250_000_000;
 /// By which time goes on before a record.
