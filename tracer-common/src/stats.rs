@@ -87,15 +87,20 @@ impl HookCounters {
     /// The law: every event seen is accounted for.
     #[must_use]
     pub const fn balances(&self) -> bool {
-        self.seen == self.emitted + self.aggregated + self.filtered + self.lost
+        let accounted = self
+            .emitted
+            .saturating_add(self.aggregated)
+            .saturating_add(self.filtered)
+            .saturating_add(self.lost);
+        self.seen == accounted
     }
 
     /// Adds another CPU's counters.
     pub const fn add(&mut self, other: &Self) {
-        self.seen += other.seen;
-        self.emitted += other.emitted;
-        self.aggregated += other.aggregated;
-        self.filtered += other.filtered;
-        self.lost += other.lost;
+        self.seen = self.seen.saturating_add(other.seen);
+        self.emitted = self.emitted.saturating_add(other.emitted);
+        self.aggregated = self.aggregated.saturating_add(other.aggregated);
+        self.filtered = self.filtered.saturating_add(other.filtered);
+        self.lost = self.lost.saturating_add(other.lost);
     }
 }

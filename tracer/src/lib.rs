@@ -25,6 +25,9 @@ pub mod event;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 pub mod filter;
 pub mod finding;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod host;
 pub mod id;
 pub mod kernel;

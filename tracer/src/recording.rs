@@ -75,6 +75,12 @@ impl<W: Write> Writer<W> {
         self.file.write_all(record)
     }
 
+    /// What was written to.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn into_inner(self) -> W {
+        self.file
+    }
+
     pub fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }

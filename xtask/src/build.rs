@@ -152,7 +152,7 @@ fn ensure_static_libc(installation: Installation) -> Result<()> {
 }
 
 /// The triple of the machine this runs on, as rustc names it.
-fn host_triple() -> Result<String> {
+pub(crate) fn host_triple() -> Result<String> {
     let version = process::text(Command::new("rustc").arg("-vV"))?;
     version
         .lines()

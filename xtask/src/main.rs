@@ -8,6 +8,7 @@ mod build;
 mod check_object;
 mod cpio;
 mod demo;
+mod fuzz;
 mod kernel;
 mod libtest;
 mod machine;
@@ -48,6 +49,7 @@ enum Verb {
     Build(build::Arguments),
     Run(run::Arguments),
     Test(test::Arguments),
+    Fuzz(fuzz::Arguments),
     Vm(vm::Arguments),
     Demo(demo::Arguments),
     Bench(bench::Arguments),
@@ -73,6 +75,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode> {
         Verb::Build(verb) => build::execute(&workspace, installation, &verb),
         Verb::Run(verb) => run::execute(&workspace, installation, &verb),
         Verb::Test(verb) => Ok(test::execute(&workspace, installation, &verb)),
+        Verb::Fuzz(verb) => fuzz::execute(&workspace, installation, &verb),
         Verb::Vm(verb) => vm::execute(&workspace, installation, &verb),
         Verb::Demo(verb) => demo::execute(&workspace, installation, &verb),
         Verb::Bench(verb) => bench::execute(&workspace, installation, &verb),

@@ -14,6 +14,8 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::value::fuzz;
 use self::value::{Cidr, Listening};
 use crate::{
     config::Audit,

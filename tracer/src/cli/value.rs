@@ -125,6 +125,19 @@ impl Listening {
     }
 }
 
+/// Reads a word as each of the values.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(word: &str) {
+    let _comm = parse_comm(word);
+    let _container = parse_container(word);
+    if let Ok(cidr) = parse_cidr(word) {
+        let _network = cidr.network();
+    }
+    if let Ok(listening) = parse_listener(word) {
+        let _end = listening.end();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;

@@ -5,7 +5,7 @@ use conntracer_common::record;
 use super::{
     owner::Owner,
     raw::{DecodeError, when},
-    socket::Socket,
+    socket::{Socket, TcpState},
     tcp::Tcp,
 };
 use crate::time::Ktime;
@@ -33,8 +33,16 @@ pub struct Seed {
 
 impl Seed {
     pub(super) fn decode(raw: &record::Seed) -> Result<Self, DecodeError> {
+        let socket = Socket::decode(&raw.socket);
+        // A socket that was found has a state, which its line tells.
+        if socket.state == TcpState::Unknown {
+            return Err(DecodeError::Value {
+                field: "state of a socket found at start",
+                value: raw.socket.state.into(),
+            });
+        }
         Ok(Self {
-            socket: Socket::decode(&raw.socket),
+            socket,
             owner: Owner::decode(&raw.owner)?,
             tcp: Tcp::decode(&raw.tcp),
             bytes_received: raw.bytes_received,

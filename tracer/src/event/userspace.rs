@@ -207,6 +207,13 @@ pub struct Holders {
 
 impl Holders {
     pub(super) fn decode(raw: &record::Holders) -> Result<Self, DecodeError> {
+        // A search tells of sockets that somebody holds.
+        if raw.count == 0 {
+            return Err(DecodeError::Value {
+                field: "holders",
+                value: 0,
+            });
+        }
         let mut first = [None; MAX_HOLDERS];
         for (place, raw) in first.iter_mut().zip(&raw.owners) {
             *place = Owner::decode(raw)?;

@@ -5,7 +5,7 @@
 //! give an answer or an error. Not here: what to ask (`kernel::layout`), and loading programs against
 //! BTF, which is aya's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Why bytes are not usable BTF.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +43,9 @@ mod kind {
 const TYPE_HEADER: usize = 12;
 /// Types nested deeper than this are not walked: no kernel structure is, and bytes may lie.
 const MAX_DEPTH: u32 = 16;
+
+/// Names end before (`KSYM_NAME_LEN`): one without an end costs no more than a long one.
+const MAX_NAME: usize = 512;
 
 /// Where a member lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +172,7 @@ impl<'a> Btf<'a> {
 
     fn name(&self, offset: u32) -> &'a [u8] {
         let rest = self.strings.get(offset as usize..).unwrap_or_default();
+        let rest = rest.get(..MAX_NAME).unwrap_or(rest);
         rest.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 
@@ -213,7 +217,7 @@ impl<'a> Btf<'a> {
         let mut ty = self
             .find(kind::STRUCT, structure)
             .ok_or_else(|| BtfError::NoType(format!("struct {structure}")))?;
-        let mut bits = 0;
+        let mut bits: u32 = 0;
         let mut last = None;
         for name in path.split('.') {
             if let Some(id) = last {
@@ -221,37 +225,49 @@ impl<'a> Btf<'a> {
                     .resolved(id)
                     .ok_or(BtfError::Malformed("a member without a type"))?;
             }
-            let (offset, id) =
-                self.member(ty, name.as_bytes(), 0)
-                    .ok_or_else(|| BtfError::NoMember {
-                        structure: structure.to_owned(),
-                        member: path.to_owned(),
-                    })?;
-            bits += offset;
+            let (offset, id) = self
+                .member(ty, name, 0, &mut BTreeSet::new())
+                .ok_or_else(|| BtfError::NoMember {
+                    structure: structure.to_owned(),
+                    member: path.to_owned(),
+                })?;
+            bits = offset
+                .checked_add(bits)
+                .ok_or(BtfError::Malformed("a member lies beyond 512 MiB"))?;
             last = Some(id);
         }
         Ok(Place { bit_offset: bits })
     }
 
-    /// Bit offset and type of a direct or anonymously nested member.
-    fn member(&self, ty: Type, name: &[u8], depth: u32) -> Option<(u32, u32)> {
-        if depth > MAX_DEPTH || !matches!(ty.kind(), kind::STRUCT | kind::UNION) {
+    /// Bit offset and type of a direct or anonymously nested member. `walked` are the types that do not have
+    /// it: bytes that lie may lead into the same ones by any number of ways.
+    fn member(
+        &self,
+        ty: Type,
+        name: &str,
+        depth: u32,
+        walked: &mut BTreeSet<usize>,
+    ) -> Option<(u32, u32)> {
+        if depth > MAX_DEPTH
+            || !matches!(ty.kind(), kind::STRUCT | kind::UNION)
+            || !walked.insert(ty.tail)
+        {
             return None;
         }
         (0..ty.vlen()).find_map(|member| {
             let at = ty.tail + member * 12;
-            let member_name = self.name(word(self.types, at)?);
+            let member_name = word(self.types, at)?;
             let id = word(self.types, at + 4)?;
             let mut offset = word(self.types, at + 8)?;
             if ty.kind_flag() {
                 // The upper 8 bits are the width of a bit-field.
                 offset &= 0x00ff_ffff;
             }
-            if member_name == name {
+            if self.is_named(member_name, name) {
                 return Some((offset, id));
             }
-            if member_name.is_empty() {
-                let (inner, id) = self.member(self.resolved(id)?, name, depth + 1)?;
+            if self.is_named(member_name, "") {
+                let (inner, id) = self.member(self.resolved(id)?, name, depth + 1, walked)?;
                 return Some((offset.checked_add(inner)?, id));
             }
             None
@@ -465,6 +481,39 @@ mod tests {
                 .map(String::as_str),
             Some("A")
         );
+    }
+
+    /// Eight ways from each of sixteen structures into the next one would be 2^48 in all.
+    #[test]
+    fn what_many_ways_lead_to_is_walked_once() {
+        let mut b = Builder::new();
+        let mut inner = b.ty("", kind::STRUCT, false, 0, 0, &[]);
+        for depth in (0..MAX_DEPTH).rev() {
+            let name = if depth == 0 { "outer" } else { "" };
+            let members = [0, inner, 0].repeat(8);
+            inner = b.ty(name, kind::STRUCT, false, 8, 0, &members);
+        }
+        let data = b.build();
+        let btf = Btf::parse(&data).unwrap();
+        assert!(matches!(
+            btf.place("outer", "none"),
+            Err(BtfError::NoMember { .. })
+        ));
+    }
+
+    #[test]
+    fn members_that_lie_too_far_out_are_an_error() {
+        let mut b = Builder::new();
+        let deep = b.string("deep");
+        let inner = b.ty("", kind::STRUCT, false, 1, 0, &[deep, 0, u32::MAX]);
+        let first = b.string("first");
+        b.ty("outer", kind::STRUCT, false, 1, 0, &[first, inner, 1]);
+        let data = b.build();
+        let btf = Btf::parse(&data).unwrap();
+        assert!(matches!(
+            btf.place("outer", "first.deep"),
+            Err(BtfError::Malformed(_))
+        ));
     }
 
     #[test]

@@ -200,6 +200,13 @@ fn parse(fdinfo: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// Reads `fdinfo` as each of the files.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(fdinfo: &str) {
+    let _read = parse(fdinfo);
+    let _read = is_link(fdinfo);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,6 +10,8 @@ mod btf;
 mod clock;
 mod error;
 mod facts;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod header;
 mod iterators;
 mod ladder;

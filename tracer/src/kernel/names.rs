@@ -142,7 +142,7 @@ impl OwnerNames {
         match found {
             None => record.flags |= process_flag::GONE,
             Some(found) => {
-                record.started_unix_ms = booted_unix_ms() + found.started_ms;
+                record.started_unix_ms = booted_unix_ms().saturating_add(found.started_ms);
                 let executable = found.executable.unwrap_or_default();
                 if put(&mut record.executable, &executable) {
                     record.flags |= process_flag::EXECUTABLE_CUT;
@@ -154,7 +154,7 @@ impl OwnerNames {
 }
 
 /// The owner of a record that has one, and in which namespace and when.
-fn owner(record: &[u8]) -> Option<(Owner, u32, u64)> {
+pub(super) fn owner(record: &[u8]) -> Option<(Owner, u32, u64)> {
     const NETNS: usize = offset_of!(Socket, netns);
     let (header, rest) = Header::read_from_prefix(record).ok()?;
     if WITHOUT_OWNER.contains(&header.kind) {

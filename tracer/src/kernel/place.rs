@@ -37,7 +37,7 @@ impl Places {
         Self::parse(BufReader::new(File::open("/proc/kallsyms")?))
     }
 
-    fn parse(symbols: impl BufRead) -> io::Result<Self> {
+    pub(super) fn parse(symbols: impl BufRead) -> io::Result<Self> {
         let mut starts = Vec::new();
         let mut wanted = Vec::new();
         for line in symbols.lines() {

@@ -168,7 +168,7 @@ fn ktime_ns(record: &[u8]) -> u64 {
 }
 
 /// A perf sample is padded to 8 bytes beyond its record, which says its own size.
-fn trimmed(record: &[u8]) -> &[u8] {
+pub(super) fn trimmed(record: &[u8]) -> &[u8] {
     let size = Header::read_from_prefix(record)
         .map_or(record.len(), |(header, _)| usize::from(header.size));
     record.get(..size).unwrap_or(record)

@@ -45,6 +45,15 @@ fn unified(cgroup: &[u8]) -> Option<&[u8]> {
         .find_map(|line| line.strip_prefix(b"0::"))
 }
 
+/// Reads `text` as each of the files.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &[u8]) {
+    for ticks_per_s in [0, 1, 100] {
+        let _read = started_ms(text, ticks_per_s);
+    }
+    let _read = unified(text);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,7 @@ use crate::{
     decode::decode,
     detect::SPECS,
     event,
+    fuzzing::KINDS,
     host::Host,
     plan::{Coverage, DetectorPlan, HookMode, Plan, Transport},
 };
@@ -142,37 +143,7 @@ pub(crate) fn sources() -> event::Sources {
 
 /// A record of any kind, its size right and every other byte any.
 pub(crate) fn any_record() -> impl Strategy<Value = Vec<u8>> {
-    let sizes = [
-        (kind::CONNECT, size_of::<record::Connect>()),
-        (kind::ACCEPT, size_of::<record::Accept>()),
-        (kind::STATE, size_of::<record::State>()),
-        (kind::RETRANSMIT, size_of::<record::Retransmit>()),
-        (kind::RETRANSMITS, size_of::<record::Retransmits>()),
-        (kind::UNDO, size_of::<record::Undo>()),
-        (kind::SYNACK, size_of::<record::SynAck>()),
-        (kind::SYN, size_of::<record::Syn>()),
-        (kind::RESET, size_of::<record::Reset>()),
-        (kind::DROP, size_of::<record::Drop>()),
-        (kind::EARLY_DROP, size_of::<record::EarlyDrop>()),
-        (kind::FAILURE, size_of::<record::Failure>()),
-        (kind::CLOSE, size_of::<record::Close>()),
-        (kind::PROBE, size_of::<record::Probe>()),
-        (kind::SNAPSHOT, size_of::<record::Snapshot>()),
-        (kind::TICK, size_of::<record::Tick>()),
-        (kind::CHECKPOINT, size_of::<record::Checkpoint>()),
-        (kind::LOSS, size_of::<record::Loss>()),
-        (kind::NETNS, size_of::<record::Netns>()),
-        (kind::SOURCES, size_of::<record::Sources>()),
-        (kind::SEED, size_of::<record::Seed>()),
-        (kind::SEEDED, size_of::<record::Seeded>()),
-        (kind::IDLE, size_of::<record::Idle>()),
-        (kind::IDLE_TOTALS, size_of::<record::IdleTotals>()),
-        (kind::CLOCK, size_of::<record::Clock>()),
-        (kind::HALF_CLOSED, size_of::<record::HalfClosed>()),
-        (kind::PROCESS, size_of::<record::Process>()),
-        (kind::HOLDERS, size_of::<record::Holders>()),
-    ];
-    let kinds = prop::sample::select(sizes.to_vec());
+    let kinds = prop::sample::select(KINDS.to_vec());
     (
         kinds,
         // Numbers at their ends, where arithmetic overflows, are as likely as those between.

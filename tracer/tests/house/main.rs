@@ -42,7 +42,7 @@ const FLOORS: [(&str, &str); 11] = [
     ("sink", "sink"),
     ("run", "run watch"),
     ("view", "cli config privileges telemetry view"),
-    ("command", "command"),
+    ("command", "command fuzzing"),
 ];
 
 /// The wings, by their floors: they meet through `source`, in `run`.
