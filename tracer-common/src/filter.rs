@@ -1,8 +1,8 @@
 //! What to trace: user space fills one [`Filter`] before load, and the verifier prunes the tests that
 //! nobody asked for. Network namespace, ports, addresses and listeners are told from a socket alone; which
-//! owners are asked for is in maps of the eBPF side, because there may be many, and containers come and go.
+//! owners match is in maps of the eBPF side, because there may be many, and containers come and go.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute};
+use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
 use crate::record::{Socket, role};
 
@@ -11,9 +11,7 @@ use crate::record::{Socket, role};
 pub const MAX_OF_A_KIND: usize = 8;
 
 /// Addresses: network order words, v4-mapped.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Network {
     pub addr: [u32; 4],
@@ -21,9 +19,7 @@ pub struct Network {
 }
 
 /// Where something listens.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct ListenerEnd {
     pub addr: [u32; 4],
@@ -44,14 +40,12 @@ pub mod owner_condition {
 pub mod verdict {
     /// The owner is not known, or nobody decided on its control group yet.
     pub const OPEN: u8 = 0;
-    pub const ASKED: u8 = 1;
-    pub const REFUSED: u8 = 2;
+    pub const MATCHES: u8 = 1;
+    pub const EXCLUDED: u8 = 2;
 }
 
 /// How many places of each kind are used; none asks for nothing.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Used {
     pub networks: u8,
@@ -64,9 +58,7 @@ pub struct Used {
 }
 
 /// Conditions of different kinds must all hold; of those of one kind any will do.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Filter {
     /// What the local or the remote address lies in.
@@ -79,7 +71,7 @@ pub struct Filter {
     pub remote_ports: [u16; MAX_OF_A_KIND],
     pub ports: [u16; MAX_OF_A_KIND],
     pub used: Used,
-    /// Bits of [`owner_condition`]: which kinds are asked for.
+    /// Bits of [`owner_condition`]: which kinds it has.
     pub owner: u32,
 }
 
@@ -103,7 +95,7 @@ impl Read for Plain {
     reason = "a BPF program has no calls to spare, and its filter is constant"
 )]
 impl Filter {
-    /// Nothing asked for.
+    /// Everything matches.
     pub const NONE: Self = Self {
         networks: [Network {
             addr: [0; 4],
@@ -150,7 +142,7 @@ impl Filter {
         let (local, remote) = (socket.local_port, socket.remote_port);
         let remote_known = remote != 0;
         let used = &self.used;
-        self.wants_netns::<R>(socket.netns)
+        self.matches_netns::<R>(socket.netns)
             && any::<R, _>(&self.local_ports, &used.local_ports, |port| {
                 R::read(port) == local
             })
@@ -172,12 +164,12 @@ impl Filter {
             })
     }
 
-    /// Whether a namespace is one of those asked for, or none is.
+    /// Whether a namespace is one of those named, or none is.
     #[must_use]
     #[inline(always)]
-    pub fn wants_netns<R: Read>(&self, netns: u32) -> bool {
-        any::<R, _>(&self.netns, &self.used.netns, |asked| {
-            R::read(asked) == netns
+    pub fn matches_netns<R: Read>(&self, netns: u32) -> bool {
+        any::<R, _>(&self.netns, &self.used.netns, |named| {
+            R::read(named) == netns
         })
     }
 }
@@ -396,7 +388,7 @@ mod tests {
                         ..socket()
                     }
                 ),
-                "a namespace that is not known is none of those asked for"
+                "a namespace that is not known is none of those named"
             );
         }
     }

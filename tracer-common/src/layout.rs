@@ -4,7 +4,7 @@
 //! (`conntracer::kernel::layout`) and injected as a read-only global before load; the verifier sees
 //! constants. A field the kernel lacks is [`ABSENT`].
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::netns;
 
@@ -14,7 +14,7 @@ pub const ABSENT: u16 = u16::MAX;
 macro_rules! layout {
     ($($(#[$doc:meta])* $field:ident = $ty:literal . $path:literal $(, $need:ident)?;)*) => {
         /// Byte offsets, each from the start of the structure its [`FIELDS`] entry names.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
         #[repr(C)]
         pub struct KernelLayout {
             $($(#[$doc])* pub $field: u16,)*
@@ -117,7 +117,7 @@ layout! {
     srtt_us = "tcp_sock"."srtt_us";
     dsack_dups = "tcp_sock"."dsack_dups", optional;
     tlp_high_seq = "tcp_sock"."tlp_high_seq", optional;
-    /// What was in flight when the recovery began, whether it may be undone (0: not), and the segments repeated in it.
+    /// What was in flight when the recovery began, whether it may be undone (0: not), and the segments retransmitted in it.
     high_seq = "tcp_sock"."high_seq", optional;
     undo_marker = "tcp_sock"."undo_marker", optional;
     undo_retrans = "tcp_sock"."undo_retrans", optional;
@@ -204,7 +204,7 @@ layout! {
 }
 
 /// Facts of the running kernel that are not offsets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct KernelFacts {
     /// Indices of the counters in `struct linux_mib.mibs`; 0 when unknown (0 is `LINUX_MIB_NUM`'s

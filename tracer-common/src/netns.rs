@@ -3,7 +3,7 @@
 //! Only what went wrong: a healthy connection counts nothing here. Written by the eBPF side where a
 //! listener's totals are, compared by userspace.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{record::syn_outcome, retransmit::class, undo::way};
 
@@ -17,8 +17,8 @@ pub mod count {
     /// ACKs without a request that brought a valid cookie, and those that brought a wrong one.
     pub const COOKIE_VALID: usize = COOKIE_DROPPED + 1;
     pub const COOKIE_INVALID: usize = COOKIE_DROPPED + 2;
-    /// SYN-ACKs repeated, by timer or for a repeated SYN.
-    pub const SYN_ACK_REPEATED: usize = COOKIE_DROPPED + 3;
+    /// SYN-ACKs retransmitted, by timer or for a retransmitted SYN.
+    pub const SYN_ACK_RETRANSMITTED: usize = COOKIE_DROPPED + 3;
     /// Resets sent, whatever for.
     pub const RESET_SENT: usize = COOKIE_DROPPED + 4;
     /// Requests ended by the peer's RST or SYN.
@@ -41,7 +41,7 @@ pub mod count {
     pub const REQUEST_STOLEN: usize = COOKIE_DROPPED + 13;
     /// Segments sent again, by [`class`]: this is the first.
     pub const RETRANSMITTED: usize = COOKIE_DROPPED + 14;
-    /// Losses that were none, by [`way`]: this is the first.
+    /// Losses that the kernel took back, by [`way`]: this is the first.
     pub const UNDONE: usize = RETRANSMITTED + class::COUNT;
     pub const COUNT: usize = UNDONE + way::COUNT;
 }
@@ -62,7 +62,6 @@ pub type Counts = [u64; count::COUNT];
     Ord,
     FromBytes,
     IntoBytes,
-    KnownLayout,
     Immutable,
 )]
 #[repr(C)]
@@ -156,13 +155,13 @@ pub const fn expected(counts: &Counts) -> KernelCounts {
     sums[kernel::SYNCOOKIES_SENT] = cookies;
     sums[kernel::SYNCOOKIES_RECV] = counts[c::COOKIE_VALID];
     sums[kernel::SYNCOOKIES_FAILED] = counts[c::COOKIE_INVALID];
-    let mut again = counts[c::SYN_ACK_REPEATED];
+    let mut again = counts[c::SYN_ACK_RETRANSMITTED];
     let mut index = 0;
     while index < class::COUNT {
         again = again.wrapping_add(counts[c::RETRANSMITTED + index]);
         index += 1;
     }
-    sums[kernel::SYN_RETRANS] = counts[c::SYN_ACK_REPEATED]
+    sums[kernel::SYN_RETRANS] = counts[c::SYN_ACK_RETRANSMITTED]
         .wrapping_add(counts[c::RETRANSMITTED + class::SYN as usize])
         .wrapping_add(counts[c::RETRANSMITTED + class::SYN_ACK as usize]);
     sums[kernel::EMBRYONIC_RSTS] =
@@ -211,9 +210,7 @@ pub fn residue(kernel: u64, before: u64, after: u64) -> i64 {
 pub const CPUS_AT_ONCE: u32 = 16;
 
 /// What a run of `netns_look` found: one `struct net`, and the next in the kernel's list.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Look {
     /// Address of the `struct net`.

@@ -1,12 +1,10 @@
 //! How the eBPF side is to behave, chosen at load: which hook type stands for which hook, and what to
 //! write to the rings. One read-only global; the verifier prunes the branches not taken.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// All zero means: every hook on its best hook type, ring buffer, nothing beyond what findings need.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Options {
     /// When the tracer began: before any hook was attached, so that whatever is older than that has not
@@ -28,4 +26,19 @@ pub struct Options {
     pub pad: [u8; 3],
     /// Nanoseconds of a jiffy.
     pub tick_ns: u32,
+}
+
+impl Options {
+    /// What is compiled into the object.
+    pub const NONE: Self = Self {
+        began_ns: 0,
+        emit: 0,
+        perf: 0,
+        connect_by_state: 0,
+        ack_by_skb: 0,
+        syn_by_skb: 0,
+        failure_by_state: 0,
+        pad: [0; 3],
+        tick_ns: 0,
+    };
 }

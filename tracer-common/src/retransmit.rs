@@ -4,10 +4,7 @@
 //! the two cannot differ. That a repeat was spurious is known only afterwards (a duplicate SACK, an undo):
 //! it is a count beside the types, never a type of its own.
 
-use crate::{
-    record::{Retransmit, RetransmitTotals, Tcp},
-    tcp::{ca, flag, pending, sacked, state},
-};
+use crate::tcp::{ca, flag, pending, sacked, state};
 
 /// What the kernel leaves to tell by, at the tracepoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,21 +71,6 @@ pub const fn class(attempt: &Attempt) -> u8 {
     }
 }
 
-impl Attempt {
-    /// What a record holds of it.
-    #[must_use]
-    #[inline]
-    pub const fn of(record: &Retransmit) -> Self {
-        Self {
-            state: record.socket.state,
-            tcp_flags: record.tcp_flags,
-            sacked: record.sacked,
-            ca_state: record.tcp.ca_state,
-            pending: record.tcp.pending,
-        }
-    }
-}
-
 /// Segments that an attempt added to `total_retrans`.
 #[must_use]
 #[inline]
@@ -102,82 +84,6 @@ pub const fn counted(segments: u32, errno: u32) -> u32 {
 pub const fn advanced(before: u32, now: u32) -> bool {
     let step = now.wrapping_sub(before);
     step != 0 && step < 1 << 31
-}
-
-impl RetransmitTotals {
-    /// Counts one more event; `before` are the socket's fields at the last one.
-    #[inline]
-    pub fn count(&mut self, event: &Retransmit, before: Option<&Tcp>) {
-        let tcp = &event.tcp;
-        let segments = u64::from(event.segs);
-        if let Some(before) = before {
-            self.progress += u64::from(advanced(before.snd_una, tcp.snd_una));
-            self.peer_spoke += u64::from(advanced(before.rcv_nxt, tcp.rcv_nxt));
-            let gained = tcp.total_retrans.wrapping_sub(before.total_retrans);
-            self.unseen += u64::from(gained.saturating_sub(counted(event.segs, event.error)));
-        } else {
-            self.first_ns = event.header.ktime_ns;
-        }
-        self.events += 1;
-        if event.error != 0 {
-            self.failed += segments;
-            return;
-        }
-        if let Some(of_class) = self
-            .segments
-            .get_mut(usize::from(class(&Attempt::of(event))))
-        {
-            *of_class += segments;
-        }
-        let bytes = event.end_seq.wrapping_sub(event.seq);
-        let is_full = tcp.mss != 0 && u64::from(bytes) >= u64::from(tcp.mss) * segments;
-        self.full += u64::from(is_full) * segments;
-        self.shut += u64::from(tcp.snd_wnd == 0) * segments;
-        if event.seq != tcp.snd_una {
-            return;
-        }
-        self.heads += 1;
-        self.full_heads += u64::from(is_full);
-        // Of many, all but the last are of one MSS.
-        let bytes = if event.segs > 1 { tcp.mss } else { bytes };
-        if is_full && (self.full_head_bytes == 0 || bytes < self.full_head_bytes) {
-            self.full_head_bytes = bytes;
-        }
-    }
-
-    /// What was counted since `before`, an earlier reading of the same connection. Of two readings the newer
-    /// may come first, when they are of two CPUs: nothing then.
-    #[must_use]
-    pub fn since(&self, before: &Self) -> Self {
-        if self.first_ns != before.first_ns {
-            return *self;
-        }
-        if self.events <= before.events {
-            return Self::default();
-        }
-        let mut gained = *self;
-        gained.events -= before.events;
-        for (gained, before) in gained.segments.iter_mut().zip(before.segments) {
-            *gained = gained.saturating_sub(before);
-        }
-        gained.failed = self.failed.saturating_sub(before.failed);
-        gained.unseen = self.unseen.saturating_sub(before.unseen);
-        gained.full = self.full.saturating_sub(before.full);
-        gained.shut = self.shut.saturating_sub(before.shut);
-        gained.heads = self.heads.saturating_sub(before.heads);
-        gained.full_heads = self.full_heads.saturating_sub(before.full_heads);
-        gained.progress = self.progress.saturating_sub(before.progress);
-        gained.peer_spoke = self.peer_spoke.saturating_sub(before.peer_spoke);
-        gained
-    }
-
-    /// The count of a single event.
-    #[must_use]
-    pub fn of(event: &Retransmit) -> Self {
-        let mut totals = Self::default();
-        totals.count(event, None);
-        totals
-    }
 }
 
 /// Errors of `__tcp_retransmit_skb` before it counts the segment: nothing was tried
@@ -260,76 +166,6 @@ mod tests {
             };
             assert_eq!(class(&fast), class::FAST);
         }
-    }
-
-    fn event(change: impl FnOnce(&mut Retransmit)) -> Retransmit {
-        let mut event = Retransmit {
-            seq: 1000,
-            end_seq: 1000 + 2 * 1448,
-            segs: 2,
-            ..Retransmit::default()
-        };
-        event.header.ktime_ns = 7;
-        event.tcp.snd_una = 1000;
-        event.tcp.snd_wnd = 64_000;
-        event.tcp.mss = 1448;
-        event.tcp.ca_state = ca::RECOVERY;
-        event.tcp.pending = pending::RETRANS;
-        event.sacked = sacked::LOST;
-        change(&mut event);
-        event
-    }
-
-    #[test]
-    fn a_single_event_counts_its_segments() {
-        let totals = RetransmitTotals::of(&event(|_| ()));
-        let mut expected = RetransmitTotals {
-            first_ns: 7,
-            events: 1,
-            full: 2,
-            heads: 1,
-            full_heads: 1,
-            full_head_bytes: 1448,
-            ..RetransmitTotals::default()
-        };
-        expected.segments[usize::from(class::FAST)] = 2;
-        assert_eq!(totals, expected);
-        let failed = RetransmitTotals::of(&event(|event| event.error = 1));
-        assert_eq!((failed.failed, failed.segments), (2, [0; class::COUNT]));
-        let small = RetransmitTotals::of(&event(|event| event.end_seq -= 1));
-        assert_eq!((small.full, small.heads, small.full_heads), (0, 1, 0));
-        let shut = RetransmitTotals::of(&event(|event| event.tcp.snd_wnd = 0));
-        assert_eq!(shut.shut, 2);
-    }
-
-    #[test]
-    fn what_the_socket_counted_beside_its_events_is_unseen() {
-        let mut totals = RetransmitTotals::default();
-        let first = event(|event| event.tcp.total_retrans = 4);
-        totals.count(&first, None);
-        assert_eq!(totals.unseen, 0, "what was before the first is not known");
-        let next = event(|event| event.tcp.total_retrans = 9);
-        totals.count(&next, Some(&first.tcp));
-        assert_eq!(totals.unseen, 3);
-        // Tried in vain: the socket did not count it.
-        let untried = event(|event| {
-            event.tcp.total_retrans = 10;
-            event.error = EBUSY;
-        });
-        totals.count(&untried, Some(&next.tcp));
-        assert_eq!(totals.unseen, 4);
-    }
-
-    #[test]
-    fn readings_subtract() {
-        let mut before = RetransmitTotals::of(&event(|_| ()));
-        let mut now = before;
-        now.count(&event(|_| ()), Some(&event(|_| ()).tcp));
-        let gained = now.since(&before);
-        assert_eq!((gained.events, gained.full), (1, 2));
-        assert_eq!(before.since(&now).events, 0, "an older reading");
-        before.first_ns = 6;
-        assert_eq!(now.since(&before), now, "another count");
     }
 
     #[test]

@@ -4,15 +4,13 @@
 //! Written by `tracer-ebpf`; userspace sweeps the former for half-closed sockets and reads the others'
 //! totals.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::record::{EarlyDrop, Failure, Owner, Retransmits, Syn, UndoTotals};
 
 /// One connection, from birth (or first coverage) to `tcp_destroy_sock`. The key is the address of its
 /// `struct sock`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct SocketState {
     /// See [`crate::record::Socket::born_ns`].
@@ -33,7 +31,7 @@ pub struct SocketState {
     /// 1 when its birth was not seen.
     pub older: u8,
     /// What the filter says of the owner, one of [`crate::filter::verdict`].
-    pub asked: u8,
+    pub verdict: u8,
     /// 1 while it recovers from a loss that the kernel may take back (tracepoint hook type only).
     pub undoable: u8,
     /// 1 once it was said to be accepted.
@@ -43,9 +41,7 @@ pub struct SocketState {
 }
 
 /// Which processes hold a socket, as the last search for owners found them.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Held {
     /// Which search that was.
@@ -58,9 +54,7 @@ pub struct Held {
 }
 
 /// One process that holds a socket, as the walk over all open files writes it for userspace.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Holder {
     pub sk: u64,
@@ -74,9 +68,7 @@ pub struct Holder {
 }
 
 /// The process that a socket falls to which its owner no longer holds, written by userspace.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Heir {
     pub owner: Owner,
@@ -87,9 +79,7 @@ pub struct Heir {
 
 /// One listener: its cumulative record, and bookkeeping that never leaves the kernel. The key is the
 /// address of its `struct sock`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Listener {
     pub syn: Syn,
@@ -108,13 +98,13 @@ pub struct Listener {
     /// (tracepoint hook type only).
     pub group_next: u64,
     pub group_previous: u64,
-    /// The second in which repeated SYN-ACKs were last emitted, and how many.
+    /// The second in which retransmitted SYN-ACKs were last emitted, and how many.
     pub synacks_from_ns: u64,
     pub synacks: u32,
     /// 1: members after it belong to other processes. Its address alone does not tell whose a connection is.
     pub mixed: u8,
     /// What the filter says of the owner, one of [`crate::filter::verdict`].
-    pub asked: u8,
+    pub verdict: u8,
     pub pad: [u8; 2],
     pub held: Held,
 }
@@ -137,9 +127,7 @@ pub const fn fork_place(pid: u32) -> u32 {
 ///
 /// Written under the socket's lock, read by userspace at any time: it is whole where `finished`, which
 /// a walk copies first and a writer sets last, equals `started`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Retransmitted {
     pub finished: u64,
@@ -152,9 +140,7 @@ pub struct Retransmitted {
 }
 
 /// What the kernel took back of it, and what was last emitted of that.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Undone {
     pub totals: UndoTotals,
@@ -171,9 +157,7 @@ pub const RETRANSMITTED_KEY_BYTES: usize = 16;
 
 /// SYNs dropped on their way to one address for one reason: their cumulative record, and when it was
 /// last emitted.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct EarlyDropEntry {
     pub early_drop: EarlyDrop,
@@ -185,9 +169,7 @@ pub const EARLY_DROP_KEY_BYTES: usize = 40;
 
 /// One process's failed attempts to connect to one remote end: their cumulative record, and when it was
 /// last emitted.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Failed {
     pub failure: Failure,

@@ -1,7 +1,7 @@
-//! What the kernel takes back: it took segments for lost, slowed down and repeated them, and learned that they
+//! What the kernel takes back: it took segments for lost, slowed down and retransmitted them, and learned that they
 //! were not (`tcp_undo_cwnd_reduction`, net/ipv4/tcp_input.c). Each way to learn it has a counter of its own.
 
-use crate::{record::UndoTotals, tcp::ca};
+use crate::tcp::ca;
 
 /// How the kernel learned it: the index into [`crate::record::UndoTotals::undos`].
 pub mod way {
@@ -37,49 +37,15 @@ pub const fn way(ca_state: u8, unmarks: bool, is_over: bool) -> u8 {
     }
 }
 
-/// Segments that were repeated for nothing, by `tcp_sock.undo_retrans`: those repeated since the loss was
+/// Segments retransmitted without need, by `tcp_sock.undo_retrans`: those retransmitted since the loss was
 /// concluded, but for those of which the peer said that they came twice. Below 0 where none was.
 #[must_use]
 #[inline]
-pub const fn repeated(undo_retrans: u32) -> u32 {
+pub const fn unnecessary(undo_retrans: u32) -> u32 {
     if undo_retrans > i32::MAX as u32 {
         0
     } else {
         undo_retrans
-    }
-}
-
-impl UndoTotals {
-    /// Counts one more, by its [`way`], that found `segments` repeated for nothing.
-    #[inline]
-    pub fn count(&mut self, way: u8, segments: u32) {
-        // Each by its number: the eBPF side cannot index what is on its stack.
-        for (known, undos) in (0..).zip(&mut self.undos) {
-            *undos = undos.wrapping_add(u64::from(way == known));
-        }
-        self.segments = self.segments.wrapping_add(segments.into());
-    }
-
-    /// How often, whatever the way.
-    #[must_use]
-    #[inline]
-    pub fn undos(&self) -> u64 {
-        let [loss, full, partial, dsack] = self.undos;
-        loss.wrapping_add(full)
-            .wrapping_add(partial)
-            .wrapping_add(dsack)
-    }
-
-    /// What was counted since `before`, an earlier reading of the same connection. Of two readings the newer may
-    /// come first: nothing then.
-    #[must_use]
-    pub fn since(&self, before: &Self) -> Self {
-        let mut gained = *self;
-        for (gained, before) in gained.undos.iter_mut().zip(before.undos) {
-            *gained = gained.saturating_sub(before);
-        }
-        gained.segments = gained.segments.saturating_sub(before.segments);
-        gained
     }
 }
 
@@ -106,25 +72,9 @@ mod tests {
     }
 
     #[test]
-    fn readings_subtract() {
-        let mut before = UndoTotals::default();
-        before.count(way::FULL, 2);
-        let mut now = before;
-        now.count(way::FULL, 1);
-        now.count(way::DSACK, 0);
-        assert_eq!(now.undos(), 3);
-        let gained = UndoTotals {
-            undos: [0, 1, 0, 1],
-            segments: 1,
-        };
-        assert_eq!(now.since(&before), gained);
-        assert_eq!(before.since(&now), UndoTotals::default());
-    }
-
-    #[test]
-    fn nothing_repeated_is_nothing_in_vain() {
-        assert_eq!(repeated(3), 3);
-        assert_eq!(repeated(0), 0);
-        assert_eq!(repeated(u32::MAX), 0, "`tcp_init_undo`: -1, none yet");
+    fn what_was_not_retransmitted_was_not_unnecessary() {
+        assert_eq!(unnecessary(3), 3);
+        assert_eq!(unnecessary(0), 0);
+        assert_eq!(unnecessary(u32::MAX), 0, "`tcp_init_undo`: -1, none yet");
     }
 }

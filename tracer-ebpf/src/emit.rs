@@ -1,16 +1,19 @@
-//! The only file that writes to the rings.
+//! The only file that writes to the rings, and to what an iterator's reader reads.
 
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_F_CURRENT_CPU, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
-    helpers::{
-        bpf_get_smp_processor_id, bpf_ktime_get_ns,
-        generated::{bpf_perf_event_output, bpf_ringbuf_output},
-    },
+    helpers::generated::{bpf_perf_event_output, bpf_ringbuf_output, bpf_seq_write},
 };
-use conntracer_common::record::Header;
+use conntracer_common::record::{Header, Record};
 
-use crate::maps::{BULK, BULK_PERF, Outcome, RARE, RARE_PERF, global};
+use crate::{
+    account::Outcome,
+    globals::global,
+    maps::{BULK, BULK_PERF, RARE, RARE_PERF},
+    sock,
+    table::Plain,
+};
 
 /// Which ring, and whether user space is woken.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,15 +27,8 @@ pub(crate) enum Lane {
 
 /// The header of a `T` made now.
 #[inline(always)]
-pub(crate) fn header<T>(kind: u16) -> Header {
-    // SAFETY: helpers without preconditions.
-    let (ktime_ns, cpu) = unsafe { (bpf_ktime_get_ns(), bpf_get_smp_processor_id()) };
-    Header {
-        ktime_ns,
-        kind,
-        size: size_of::<T>() as u16,
-        cpu,
-    }
+pub(crate) fn header<T: Record>() -> Header {
+    Header::of::<T>(sock::now_ns(), sock::cpu())
 }
 
 /// Copies a record to its ring.
@@ -40,7 +36,7 @@ pub(crate) fn header<T>(kind: u16) -> Header {
 /// From the stack (or a map value) rather than into reserved ring memory: one code path serves both
 /// transports, and a program cannot leave a reservation behind. The copy of 240 bytes costs ~10 ns.
 #[inline(always)]
-pub(crate) fn emit<C: EbpfContext, T>(ctx: &C, lane: Lane, record: &T) -> Outcome {
+pub(crate) fn emit<C: EbpfContext, T: Record>(ctx: &C, lane: Lane, record: &T) -> Outcome {
     let data = core::ptr::from_ref(record).cast_mut().cast();
     let size = size_of::<T>() as u64;
     let failed = if global!(OPTIONS.perf) != 0 {
@@ -78,4 +74,13 @@ pub(crate) fn emit<C: EbpfContext, T>(ctx: &C, lane: Lane, record: &T) -> Outcom
     } else {
         Outcome::Lost
     }
+}
+
+/// Shows a value to the reader of an iterator, whose `seq_file` is `seq`; false where its buffer is full: then the
+/// next read comes here again.
+#[inline(always)]
+pub(crate) fn show<T: Plain>(seq: u64, value: &T) -> bool {
+    let data = core::ptr::from_ref(value).cast_mut().cast();
+    // SAFETY: initialised bytes; that `seq` is a `seq_file` the verifier checks.
+    unsafe { bpf_seq_write(seq as *mut _, data, size_of::<T>() as u32) == 0 }
 }

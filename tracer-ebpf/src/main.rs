@@ -2,7 +2,7 @@
 //!
 //! Programs keep per-socket and per-listener state in maps and write records only for what findings
 //! need or somebody asked for. Only `sock` reads kernel memory, only `emit` touches the rings, only
-//! `maps` defines maps and globals. Which programs are loaded is userspace's choice
+//! `table` follows pointers into maps. Which programs are loaded is userspace's choice
 //! (`conntracer::kernel::attach`): an alternative that is not loaded costs nothing.
 #![no_std]
 #![no_main]
@@ -12,10 +12,14 @@
 )]
 #![feature(core_intrinsics)]
 
+mod account;
 mod emit;
+mod globals;
 mod maps;
 mod probes;
+mod scratch;
 mod sock;
+mod table;
 
 #[cfg(not(test))]
 #[panic_handler]

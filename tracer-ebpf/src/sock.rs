@@ -1,21 +1,19 @@
-//! The only file that reads kernel memory: sockets, request sockets and packets, by the offsets the
-//! userspace found in the running kernel's BTF.
+//! The only file that reads kernel memory: sockets, request sockets and packets, by the offsets that
+//! userspace found in the running kernel's BTF; and what the kernel tells of now.
 //!
 //! Everything goes through `bpf_probe_read_kernel`: it serves kprobes and trampolines alike, tolerates
 //! NULL and freed memory, and is not limited to the type BTF gives a pointer.
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::{
-    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated,
-};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated};
 use conntracer_common::{
     layout::ABSENT,
     record::{Owner, Socket, Tcp},
     tcp::{AF_INET, AF_INET6, IPPROTO_TCP, flag, state},
 };
 
-use crate::maps::global;
+use crate::globals::global;
 
 /// Bits of `skc_flags`: `enum sock_flags` (include/net/sock.h), the same in 5.10 … 7.x.
 const SOCK_KEEPOPEN: u32 = 3;
@@ -66,7 +64,7 @@ pub(crate) fn read_into<T: Default>(place: &mut T, base: u64, offset: u16) {
 /// Reads a field by its name in `KernelLayout`.
 macro_rules! field {
     ($base:expr, $field:ident: $ty:ty) => {
-        $crate::sock::read::<$ty>($base, $crate::maps::global!(LAYOUT.$field))
+        $crate::sock::read::<$ty>($base, $crate::globals::global!(LAYOUT.$field))
     };
 }
 pub(crate) use field;
@@ -74,7 +72,7 @@ pub(crate) use field;
 /// Reads a field by its name straight into its place.
 macro_rules! field_into {
     ($base:expr, $field:ident, $place:expr) => {
-        $crate::sock::read_into($place, $base, $crate::maps::global!(LAYOUT.$field))
+        $crate::sock::read_into($place, $base, $crate::globals::global!(LAYOUT.$field))
     };
 }
 pub(crate) use field_into;
@@ -87,7 +85,7 @@ macro_rules! load {
         // SAFETY: the verifier checks the access against the structure; a fault reads zero.
         unsafe {
             core::ptr::read_volatile(
-                ($pointer + u64::from($crate::maps::global!(LAYOUT.$field))) as *const $ty,
+                ($pointer + u64::from($crate::globals::global!(LAYOUT.$field))) as *const $ty,
             )
         }
     };
@@ -150,6 +148,12 @@ pub(crate) fn tcp_sock(sk: u64) -> u64 {
 #[inline(always)]
 pub(crate) fn net_inum(net: u64) -> u32 {
     field!(net, net_inum: u32)
+}
+
+/// Whether the application has closed a full socket.
+#[inline(always)]
+pub(crate) fn is_orphan<R: Reach>(sk: u64) -> bool {
+    R::get::<u64>(sk, global!(LAYOUT.skc_flags)) & SOCK_DEAD != 0
 }
 
 /// The `struct net` of any kind of socket.
@@ -245,13 +249,10 @@ pub(crate) fn fill_tcp(sk: u64, tcp: &mut Tcp) {
 /// runs: the name `ps` and `ss` show, of io_uring's workers too.
 #[inline(always)]
 pub(crate) fn fill_current(owner: &mut Owner, source: u8) {
-    // SAFETY: helpers without preconditions.
-    let (pid_tgid, uid_gid) = unsafe {
-        owner.cgroup_id = bpf_get_current_cgroup_id();
-        (bpf_get_current_pid_tgid(), bpf_get_current_uid_gid())
-    };
-    owner.pid = (pid_tgid >> 32) as u32;
-    owner.uid = uid_gid as u32;
+    // SAFETY: helper without preconditions.
+    owner.cgroup_id = unsafe { generated::bpf_get_current_cgroup_id() };
+    owner.pid = current_pid();
+    owner.uid = bpf_get_current_uid_gid() as u32;
     // Chosen at load: loads cost a fraction of four calls of a helper.
     let is_kernel = if global!(FACTS.typed_task) != 0 {
         // SAFETY: helper without preconditions.
@@ -259,8 +260,7 @@ pub(crate) fn fill_current(owner: &mut Owner, source: u8) {
         fill_leader::<Typed>(owner, task);
         kthread_bit::<Typed>(task)
     } else {
-        // SAFETY: helper without preconditions.
-        let task = unsafe { generated::bpf_get_current_task() };
+        let task = current_task();
         fill_leader::<Anywhere>(owner, task);
         kthread_bit::<Anywhere>(task)
     };
@@ -293,8 +293,35 @@ fn kthread_bit<R: Reach>(task: u64) -> u8 {
 /// Whether a thread of the kernel's own is running now.
 #[inline(always)]
 pub(crate) fn is_kernel() -> bool {
+    kthread_bit::<Anywhere>(current_task()) != 0
+}
+
+/// The `struct task_struct` running now.
+#[inline(always)]
+pub(crate) fn current_task() -> u64 {
     // SAFETY: helper without preconditions.
-    kthread_bit::<Anywhere>(unsafe { generated::bpf_get_current_task() }) != 0
+    unsafe { generated::bpf_get_current_task() }
+}
+
+/// CLOCK_MONOTONIC.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: helper without preconditions.
+    unsafe { generated::bpf_ktime_get_ns() }
+}
+
+/// `tcp_jiffies32`.
+#[inline(always)]
+pub(crate) fn now_jiffies() -> u32 {
+    // SAFETY: helper without preconditions.
+    unsafe { generated::bpf_jiffies64() as u32 }
+}
+
+/// The CPU that this runs on.
+#[inline(always)]
+pub(crate) fn cpu() -> u32 {
+    // SAFETY: helper without preconditions.
+    unsafe { generated::bpf_get_smp_processor_id() }
 }
 
 /// The process running now.

@@ -1,13 +1,11 @@
 //! A connection's life and end: attempts, accepts, changes of state, resets, probes, and how it failed.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Header, Owner, Socket, Tcp};
 
 /// An active open: `tcp_connect`, or CLOSE → SYN_SENT.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Connect {
     pub header: Header,
@@ -16,9 +14,7 @@ pub struct Connect {
 }
 
 /// A connection handed to its application, or first used by it.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Accept {
     pub header: Header,
@@ -28,9 +24,7 @@ pub struct Accept {
 
 /// `inet_sock_set_state`. Default mode emits it only for sockets that were in trouble before
 /// (retransmits, probes, an error), so that what detectors opened can be resolved.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct State {
     pub header: Header,
@@ -47,9 +41,7 @@ pub struct State {
 }
 
 /// A RST sent or received.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Reset {
     pub header: Header,
@@ -76,7 +68,7 @@ pub mod failure_how {
 }
 
 /// An attempt given up sooner says nothing of the path: of two that race (RFC 8305), the slower one is
-/// dropped after some 250 ms. After this time the first SYN is repeated (RFC 6298, 2.1).
+/// dropped after some 250 ms. After this time the first SYN is retransmitted (RFC 6298, 2.1).
 pub const PATIENCE_NS: u64 = 1_000_000_000;
 
 /// Attempts to connect that failed, cumulative by process, remote end and error. Emitted for the first one
@@ -84,9 +76,7 @@ pub const PATIENCE_NS: u64 = 1_000_000_000;
 /// otherwise.
 ///
 /// `socket` is the last one's; remote port 0 stands for all that found the map full.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Failure {
     pub header: Header,
@@ -124,9 +114,7 @@ pub mod close_flag {
 
 /// How an established connection ended: with an error, without a FIN, or with a RST; every end where
 /// somebody asked for it.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Close {
     pub header: Header,
@@ -150,9 +138,7 @@ pub struct Close {
 }
 
 /// A keepalive or zero-window probe (`tcp_write_wakeup`).
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Probe {
     pub header: Header,

@@ -1,14 +1,12 @@
 //! Segments that the kernel dropped, and SYNs that no listener saw.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Header, Owner, Socket};
 
 /// A TCP segment freed by `kfree_skb`. `socket` holds what the packet says as the receiver sees it:
 /// local is the destination. `sk` is 0 when no socket was found.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Drop {
     pub header: Header,
@@ -74,9 +72,7 @@ pub mod early_drop_place {
 ///
 /// `socket` is where they were to go, with the last one's remote end; its `sk` is the listener there, 0
 /// when none is known, and `owner` is the listener's. Port 0 stands for all that found the map full.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct EarlyDrop {
     pub header: Header,

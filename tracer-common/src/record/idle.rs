@@ -1,6 +1,6 @@
 //! Connections that nothing has passed on for long.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Header, Owner, Socket, Tcp};
 
@@ -14,9 +14,7 @@ pub mod idle_flag {
 
 /// A connection that no data has passed on for as long as userspace asks about, and that nothing will tell that
 /// its peer is gone. Written when userspace asks about the socket.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Idle {
     pub header: Header,

@@ -1,16 +1,14 @@
 //! What became of a listener's SYNs and third ACKs.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Header, Owner, Socket};
 use crate::sketch;
 
-/// One `tcp_retransmit_synack`: our SYN-ACK was not answered in time (or the client repeated its SYN).
+/// One `tcp_retransmit_synack`: our SYN-ACK was not answered in time (or the client retransmitted its SYN).
 /// At most [`SYNACKS_PER_S`] a second and listener, unless asked for: `SynTotals` count all.
 /// `socket` is the listener with the request's remote end; `owner` is the listener's.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct SynAck {
     pub header: Header,
@@ -23,7 +21,7 @@ pub struct SynAck {
     pub max_ack_backlog: u32,
     /// Requests waiting for their third ACK (`icsk_accept_queue.qlen`).
     pub syn_qlen: u32,
-    /// SYN-ACKs repeated before this one, any cause (`num_retrans`).
+    /// SYN-ACKs retransmitted before this one, any cause (`num_retrans`).
     pub num_retrans: u8,
     /// Timer expiries so far (`num_timeout`).
     pub num_timeout: u8,
@@ -56,22 +54,22 @@ pub mod syn_outcome {
     /// The third ACK made a connection.
     pub const COMPLETED: usize = 7;
     /// The third ACK found the accept queue full; the client believes it is connected. Once for each
-    /// ACK, and clients repeat theirs: `TcpExt ListenOverflows` at this stage.
+    /// ACK, and clients retransmit theirs: `TcpExt ListenOverflows` at this stage.
     pub const ACK_OVERFLOW: usize = 8;
-    /// The third ACK was refused for another reason (memory, route).
+    /// The third ACK was discarded for another reason (memory, route).
     pub const ACK_OTHER: usize = 9;
     /// Outcomes of SYNs and third ACKs.
     pub const OUTCOMES: usize = 10;
 
     /// Distinct clients behind `ACK_OVERFLOW` that were not sent a RST.
     pub const VICTIMS: usize = 10;
-    /// Of `COMPLETED`, those whose SYN-ACK had to be repeated.
+    /// Of `COMPLETED`, those whose SYN-ACK had to be retransmitted.
     pub const COMPLETED_LATE: usize = 11;
-    /// SYN-ACKs repeated, by timer or for a repeated SYN.
+    /// SYN-ACKs retransmitted, by timer or for a retransmitted SYN.
     pub const REPEATED: usize = 12;
     /// Of those, for requests whose third ACK did come and was discarded.
     pub const REPEATED_ACKED: usize = 13;
-    /// Requests whose SYN-ACK was repeated at least once.
+    /// Requests whose SYN-ACK was retransmitted at least once.
     pub const REQUESTS_REPEATED: usize = 14;
     /// Requests given up by their timer.
     pub const EXPIRED: usize = 15;
@@ -134,9 +132,7 @@ pub mod listener_flag {
 /// The state of a listener and the outcome that made the eBPF side say so. Emitted for the first
 /// outcome of each bad kind and then at most once in [`SYN_INTERVAL_NS`] per listener: the totals
 /// are cumulative, so nothing is lost by saying less often. `outcome` is 255 in a poll of the map.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Syn {
     pub header: Header,
@@ -169,7 +165,7 @@ pub struct Syn {
     pub abort_on_overflow: u8,
     /// Bits of [`listener_flag`].
     pub flags: u8,
-    /// Most SYN-ACKs repeated for one request so far.
+    /// Most SYN-ACKs retransmitted for one request so far.
     pub most_repeats: u8,
     pub pad: [u8; 6],
 }
@@ -178,7 +174,7 @@ pub struct Syn {
 /// finding's figures fresh, and cap what a flood can cost.
 pub const SYN_INTERVAL_NS: u64 = 100_000_000;
 
-/// Records of repeated SYN-ACKs per listener and second: ten times what one lost burst of a handful of
+/// Records of retransmitted SYN-ACKs per listener and second: ten times what one lost burst of a handful of
 /// clients makes, and a flood costs no more than 10 kB a second.
 pub const SYNACKS_PER_S: u32 = 64;
 
@@ -186,7 +182,7 @@ pub const SYNACKS_PER_S: u32 = 64;
 /// was repeated): the registers of [`crate::sketch`]. Read from the eBPF side's map at a poll, when
 /// they changed. Listeners of one namespace share a seed, so that those of one address can be joined:
 /// the larger of each register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Sources {
     pub header: Header,
@@ -201,5 +197,5 @@ pub struct Sources {
     pub prefixes: [u8; sketch::PREFIXES],
 }
 
-/// Two floods further apart are two: twice the 31 s between a request's last repeat but one and its last.
+/// Two floods further apart are two: twice the 31 s between a request's last retransmission but one and its last.
 pub const SOURCES_QUIET_NS: u64 = 60_000_000_000;

@@ -16,44 +16,66 @@ mod seed;
 mod snapshot;
 mod userspace;
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub use self::{
     connection::*, early_drop::*, idle::*, listener::*, retransmit::*, seed::*, snapshot::*,
     userspace::*,
 };
 
-/// What a record is about; the value of [`Header::kind`].
-pub mod kind {
-    /// A `Socket` opening a connection: see [`super::Connect`].
-    pub const CONNECT: u16 = 1;
-    pub const ACCEPT: u16 = 2;
-    pub const STATE: u16 = 3;
-    pub const RETRANSMIT: u16 = 4;
-    pub const SYNACK: u16 = 5;
-    pub const SYN: u16 = 6;
-    pub const RESET: u16 = 7;
-    pub const DROP: u16 = 8;
-    pub const PROBE: u16 = 9;
-    pub const SNAPSHOT: u16 = 10;
-    pub const TICK: u16 = 11;
-    pub const LOSS: u16 = 12;
-    pub const SOURCES: u16 = 13;
-    pub const EARLY_DROP: u16 = 14;
-    pub const NETNS: u16 = 15;
-    pub const SEED: u16 = 16;
-    pub const PROCESS: u16 = 17;
-    pub const HOLDERS: u16 = 18;
-    pub const RETRANSMITS: u16 = 19;
-    pub const UNDO: u16 = 20;
-    pub const FAILURE: u16 = 21;
-    pub const CLOSE: u16 = 22;
-    pub const IDLE: u16 = 23;
-    pub const SEEDED: u16 = 24;
-    pub const IDLE_TOTALS: u16 = 25;
-    pub const HALF_CLOSED: u16 = 27;
-    pub const CLOCK: u16 = 28;
-    pub const CHECKPOINT: u16 = 29;
+/// What of a record its reader must know beforehand.
+pub trait Record: IntoBytes + Immutable {
+    /// The value of [`Header::kind`].
+    const KIND: u16;
+}
+
+/// A line a record: its kind, its number, which stays its own for ever, and its bytes.
+macro_rules! records {
+    ($($kind:ident = $number:literal: $record:ident, $bytes:literal;)*) => {
+        /// What a record is about; the value of [`Header::kind`].
+        pub mod kind {
+            $(#[doc = concat!("See [`super::", stringify!($record), "`].")] pub const $kind: u16 = $number;)*
+        }
+
+        $(impl Record for $record {
+            const KIND: u16 = kind::$kind;
+        })*
+
+        const _: () = {
+            $(assert!(size_of::<$record>() == $bytes && $bytes <= MAX_RECORD);)*
+        };
+    };
+}
+
+records! {
+    CONNECT = 1: Connect, 120;
+    ACCEPT = 2: Accept, 120;
+    STATE = 3: State, 128;
+    RETRANSMIT = 4: Retransmit, 224;
+    SYNACK = 5: SynAck, 144;
+    SYN = 6: Syn, 344;
+    RESET = 7: Reset, 128;
+    DROP = 8: Drop, 144;
+    PROBE = 9: Probe, 208;
+    SNAPSHOT = 10: Snapshot, 208;
+    TICK = 11: Tick, 16;
+    LOSS = 12: Loss, 32;
+    SOURCES = 13: Sources, 424;
+    EARLY_DROP = 14: EarlyDrop, 208;
+    NETNS = 15: Netns, 544;
+    SEED = 16: Seed, 240;
+    PROCESS = 17: Process, 448;
+    HOLDERS = 18: Holders, 408;
+    RETRANSMITS = 19: Retransmits, 400;
+    UNDO = 20: Undo, 176;
+    FAILURE = 21: Failure, 168;
+    CLOSE = 22: Close, 240;
+    IDLE = 23: Idle, 216;
+    SEEDED = 24: Seeded, 40;
+    IDLE_TOTALS = 25: IdleTotals, 40;
+    HALF_CLOSED = 27: HalfClosed, 72;
+    CLOCK = 28: Clock, 24;
+    CHECKPOINT = 29: Checkpoint, 16;
 }
 
 /// Where a socket's owner was learned; DESIGN.md's `owner_source`.
@@ -84,9 +106,7 @@ pub mod socket_flag {
 }
 
 /// The first 16 bytes of every record.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Header {
     /// `bpf_ktime_get_ns` (CLOCK_MONOTONIC), nanoseconds.
@@ -98,11 +118,27 @@ pub struct Header {
     pub cpu: u32,
 }
 
+impl Header {
+    /// The header of a `T`.
+    #[must_use]
+    #[inline]
+    pub const fn of<T: Record>(ktime_ns: u64, cpu: u32) -> Self {
+        Self {
+            ktime_ns,
+            kind: T::KIND,
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "no record is larger than MAX_RECORD"
+            )]
+            size: size_of::<T>() as u16,
+            cpu,
+        }
+    }
+}
+
 /// The process a socket belongs to, as last learned in a context that can know (never the task that
 /// happened to be interrupted). All zero when `source` is `UNKNOWN`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Owner {
     /// `bpf_get_current_cgroup_id`: the inode of the cgroup v2 directory.
@@ -124,9 +160,7 @@ pub struct Owner {
 }
 
 /// Which socket, and where it stands.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Socket {
     /// Address of the `struct sock`. Reused by the kernel: an identity only with `born_ns`.
@@ -153,9 +187,7 @@ pub struct Socket {
 
 /// The fields of `struct tcp_sock` and `struct inet_connection_sock` that detectors judge by.
 /// A field the running kernel does not have is 0.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Tcp {
     pub bytes_acked: u64,
@@ -205,30 +237,4 @@ const _: () = {
     assert!(size_of::<Socket>() == 64);
     assert!(size_of::<Owner>() == 40);
     assert!(size_of::<Tcp>() == 80);
-    assert!(size_of::<Connect>() == 120);
-    assert!(size_of::<State>() == 128);
-    assert!(size_of::<Retransmit>() == 224);
-    assert!(size_of::<Retransmits>() == 400);
-    assert!(size_of::<Undo>() == 176);
-    assert!(size_of::<SynAck>() == 144);
-    assert!(size_of::<Syn>() == 344);
-    assert!(size_of::<Reset>() == 128);
-    assert!(size_of::<Drop>() == 144);
-    assert!(size_of::<EarlyDrop>() == 208);
-    assert!(size_of::<Failure>() == 168);
-    assert!(size_of::<Close>() == 240);
-    assert!(size_of::<Probe>() == 208);
-    assert!(size_of::<Snapshot>() == 208);
-    assert!(size_of::<Netns>() == 544);
-    assert!(size_of::<Seed>() == 240);
-    assert!(size_of::<Seeded>() == 40);
-    assert!(size_of::<Holders>() == 408);
-    assert!(size_of::<Idle>() == 216);
-    assert!(size_of::<IdleTotals>() == 40);
-    assert!(size_of::<Clock>() == 24);
-    assert!(size_of::<HalfClosed>() == 72);
-    assert!(size_of::<Sources>() == 424);
-    assert!(size_of::<Syn>() <= MAX_RECORD && size_of::<Sources>() <= MAX_RECORD);
-    assert!(size_of::<Retransmits>() <= MAX_RECORD);
-    assert!(size_of::<Process>() <= MAX_RECORD && size_of::<Netns>() <= MAX_RECORD);
 };

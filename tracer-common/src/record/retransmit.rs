@@ -1,14 +1,15 @@
-//! What a connection sent again, and what of it was for nothing.
+//! What a connection retransmitted, and what of it was unnecessary.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Header, Owner, Socket, Tcp};
-use crate::{retransmit::class, undo::way};
+use crate::{
+    retransmit::{Attempt, advanced, class, counted},
+    undo::way,
+};
 
 /// One `tcp_retransmit_skb`: one buffer of one or more segments.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Retransmit {
     pub header: Header,
@@ -31,9 +32,7 @@ pub struct Retransmit {
 }
 
 /// What one connection sent again, cumulative. Whole events are counted, so that two readings subtract.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct RetransmitTotals {
     /// ktime of the first event, which tells this count from an earlier one of the same connection.
@@ -72,9 +71,7 @@ pub struct RetransmitTotals {
 }
 
 /// The interface that a connection sends by.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Egress {
     /// `net_device.name`, NUL-padded; empty when not known.
@@ -86,9 +83,7 @@ pub struct Egress {
 /// The last `tcp_retransmit_skb` of a connection and all there were: emitted for the first one and then at
 /// most once in [`RETRANSMIT_INTERVAL_NS`], polled otherwise, so that a storm of any size is counted exactly.
 /// What finds no room to be counted in, and what a handshake repeats, comes as a [`Retransmit`] each.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Retransmits {
     pub last: Retransmit,
@@ -98,23 +93,19 @@ pub struct Retransmits {
 }
 
 /// What the kernel took back of what it did about one connection's losses, cumulative.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct UndoTotals {
     /// How often, by [`way`].
     pub undos: [u64; way::COUNT],
-    /// Segments that were repeated for nothing. Of those that the peer had said came twice by then, none.
+    /// Segments retransmitted without need. Of those that the peer had said came twice by then, none.
     pub segments: u64,
 }
 
-/// The kernel took back what it did about a loss that was none (`tcp_undo_cwnd_reduction`), as told with the
+/// The kernel took back what it did about a loss because nothing was lost (`tcp_undo_cwnd_reduction`), as told with the
 /// connection's [`Retransmits`]: the first one, and then at most once in [`RETRANSMIT_INTERVAL_NS`], polled
 /// otherwise. Where its retransmissions find no room to be counted in, a record each.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Undo {
     pub header: Header,
@@ -131,3 +122,223 @@ pub struct Undo {
 /// Shortest time between two [`Retransmits`] records of one connection: a rate over three seconds needs no
 /// more, and 1,000 connections that lose cost 4 MB a second at most, whatever they send.
 pub const RETRANSMIT_INTERVAL_NS: u64 = 100_000_000;
+
+impl Attempt {
+    /// What a record holds of it.
+    #[must_use]
+    #[inline]
+    pub const fn of(record: &Retransmit) -> Self {
+        Self {
+            state: record.socket.state,
+            tcp_flags: record.tcp_flags,
+            sacked: record.sacked,
+            ca_state: record.tcp.ca_state,
+            pending: record.tcp.pending,
+        }
+    }
+}
+
+impl RetransmitTotals {
+    /// Counts one more event; `before` are the socket's fields at the last one.
+    #[inline]
+    pub fn count(&mut self, event: &Retransmit, before: Option<&Tcp>) {
+        let tcp = &event.tcp;
+        let segments = u64::from(event.segs);
+        if let Some(before) = before {
+            self.progress += u64::from(advanced(before.snd_una, tcp.snd_una));
+            self.peer_spoke += u64::from(advanced(before.rcv_nxt, tcp.rcv_nxt));
+            let gained = tcp.total_retrans.wrapping_sub(before.total_retrans);
+            self.unseen += u64::from(gained.saturating_sub(counted(event.segs, event.error)));
+        } else {
+            self.first_ns = event.header.ktime_ns;
+        }
+        self.events += 1;
+        if event.error != 0 {
+            self.failed += segments;
+            return;
+        }
+        if let Some(of_class) = self
+            .segments
+            .get_mut(usize::from(class(&Attempt::of(event))))
+        {
+            *of_class += segments;
+        }
+        let bytes = event.end_seq.wrapping_sub(event.seq);
+        let is_full = tcp.mss != 0 && u64::from(bytes) >= u64::from(tcp.mss) * segments;
+        self.full += u64::from(is_full) * segments;
+        self.shut += u64::from(tcp.snd_wnd == 0) * segments;
+        if event.seq != tcp.snd_una {
+            return;
+        }
+        self.heads += 1;
+        self.full_heads += u64::from(is_full);
+        // Of many, all but the last are of one MSS.
+        let bytes = if event.segs > 1 { tcp.mss } else { bytes };
+        if is_full && (self.full_head_bytes == 0 || bytes < self.full_head_bytes) {
+            self.full_head_bytes = bytes;
+        }
+    }
+
+    /// What was counted since `before`, an earlier reading of the same connection. Of two readings the newer
+    /// may come first, when they are of two CPUs: nothing then.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        if self.first_ns != before.first_ns {
+            return *self;
+        }
+        if self.events <= before.events {
+            return Self::default();
+        }
+        let mut gained = *self;
+        gained.events -= before.events;
+        for (gained, before) in gained.segments.iter_mut().zip(before.segments) {
+            *gained = gained.saturating_sub(before);
+        }
+        gained.failed = self.failed.saturating_sub(before.failed);
+        gained.unseen = self.unseen.saturating_sub(before.unseen);
+        gained.full = self.full.saturating_sub(before.full);
+        gained.shut = self.shut.saturating_sub(before.shut);
+        gained.heads = self.heads.saturating_sub(before.heads);
+        gained.full_heads = self.full_heads.saturating_sub(before.full_heads);
+        gained.progress = self.progress.saturating_sub(before.progress);
+        gained.peer_spoke = self.peer_spoke.saturating_sub(before.peer_spoke);
+        gained
+    }
+
+    /// The count of a single event.
+    #[must_use]
+    pub fn of(event: &Retransmit) -> Self {
+        let mut totals = Self::default();
+        totals.count(event, None);
+        totals
+    }
+}
+
+impl UndoTotals {
+    /// Counts one more, by its [`way`], that found `segments` retransmitted without need.
+    #[inline]
+    pub fn count(&mut self, way: u8, segments: u32) {
+        // Each by its number: the eBPF side cannot index what is on its stack.
+        for (known, undos) in (0..).zip(&mut self.undos) {
+            *undos = undos.wrapping_add(u64::from(way == known));
+        }
+        self.segments = self.segments.wrapping_add(segments.into());
+    }
+
+    /// How often, whatever the way.
+    #[must_use]
+    #[inline]
+    pub fn undos(&self) -> u64 {
+        let [loss, full, partial, dsack] = self.undos;
+        loss.wrapping_add(full)
+            .wrapping_add(partial)
+            .wrapping_add(dsack)
+    }
+
+    /// What was counted since `before`, an earlier reading of the same connection. Of two readings the newer may
+    /// come first: nothing then.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let mut gained = *self;
+        for (gained, before) in gained.undos.iter_mut().zip(before.undos) {
+            *gained = gained.saturating_sub(before);
+        }
+        gained.segments = gained.segments.saturating_sub(before.segments);
+        gained
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tcp::{ca, pending, sacked};
+
+    /// Of `retransmit::is_untried`.
+    const EBUSY: u32 = 16;
+
+    fn event(change: impl FnOnce(&mut Retransmit)) -> Retransmit {
+        let mut event = Retransmit {
+            seq: 1000,
+            end_seq: 1000 + 2 * 1448,
+            segs: 2,
+            ..Retransmit::default()
+        };
+        event.header.ktime_ns = 7;
+        event.tcp.snd_una = 1000;
+        event.tcp.snd_wnd = 64_000;
+        event.tcp.mss = 1448;
+        event.tcp.ca_state = ca::RECOVERY;
+        event.tcp.pending = pending::RETRANS;
+        event.sacked = sacked::LOST;
+        change(&mut event);
+        event
+    }
+
+    #[test]
+    fn a_single_event_counts_its_segments() {
+        let totals = RetransmitTotals::of(&event(|_| ()));
+        let mut expected = RetransmitTotals {
+            first_ns: 7,
+            events: 1,
+            full: 2,
+            heads: 1,
+            full_heads: 1,
+            full_head_bytes: 1448,
+            ..RetransmitTotals::default()
+        };
+        expected.segments[usize::from(class::FAST)] = 2;
+        assert_eq!(totals, expected);
+        let failed = RetransmitTotals::of(&event(|event| event.error = 1));
+        assert_eq!((failed.failed, failed.segments), (2, [0; class::COUNT]));
+        let small = RetransmitTotals::of(&event(|event| event.end_seq -= 1));
+        assert_eq!((small.full, small.heads, small.full_heads), (0, 1, 0));
+        let shut = RetransmitTotals::of(&event(|event| event.tcp.snd_wnd = 0));
+        assert_eq!(shut.shut, 2);
+    }
+
+    #[test]
+    fn what_the_socket_counted_beside_its_events_is_unseen() {
+        let mut totals = RetransmitTotals::default();
+        let first = event(|event| event.tcp.total_retrans = 4);
+        totals.count(&first, None);
+        assert_eq!(totals.unseen, 0, "what was before the first is not known");
+        let next = event(|event| event.tcp.total_retrans = 9);
+        totals.count(&next, Some(&first.tcp));
+        assert_eq!(totals.unseen, 3);
+        // Tried in vain: the socket did not count it.
+        let untried = event(|event| {
+            event.tcp.total_retrans = 10;
+            event.error = EBUSY;
+        });
+        totals.count(&untried, Some(&next.tcp));
+        assert_eq!(totals.unseen, 4);
+    }
+
+    #[test]
+    fn readings_subtract() {
+        let mut before = RetransmitTotals::of(&event(|_| ()));
+        let mut now = before;
+        now.count(&event(|_| ()), Some(&event(|_| ()).tcp));
+        let gained = now.since(&before);
+        assert_eq!((gained.events, gained.full), (1, 2));
+        assert_eq!(before.since(&now).events, 0, "an older reading");
+        before.first_ns = 6;
+        assert_eq!(now.since(&before), now, "another count");
+    }
+
+    #[test]
+    fn readings_of_undos_subtract() {
+        let mut before = UndoTotals::default();
+        before.count(way::FULL, 2);
+        let mut now = before;
+        now.count(way::FULL, 1);
+        now.count(way::DSACK, 0);
+        assert_eq!(now.undos(), 3);
+        let gained = UndoTotals {
+            undos: [0, 1, 0, 1],
+            segments: 1,
+        };
+        assert_eq!(now.since(&before), gained);
+        assert_eq!(before.since(&now), UndoTotals::default());
+    }
+}

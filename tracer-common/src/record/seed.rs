@@ -1,15 +1,13 @@
 //! Sockets that were there before the tracer.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Header, Owner, Socket, Tcp};
 
 /// One socket that was there before the tracer, as found by the walk at start (the programs of
 /// `probes::seed`). Of a request or a socket in TIME_WAIT, only `socket`, `owner` and `num_retrans` are
 /// filled in.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Seed {
     pub header: Header,
@@ -27,7 +25,7 @@ pub struct Seed {
     pub max_ack_backlog: u32,
     /// Processes that hold a descriptor of it.
     pub holders: u32,
-    /// Of a request: SYN-ACKs repeated so far.
+    /// Of a request: SYN-ACKs retransmitted so far.
     pub num_retrans: u8,
     pub pad: [u8; 3],
 }

@@ -1,6 +1,6 @@
 //! Sockets as they are when userspace asks about them.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Header, Owner, Socket, Tcp};
 
@@ -16,9 +16,7 @@ pub mod answer {
 
 /// The state of a watched socket, asked for by userspace between events.
 /// `socket.state` is CLOSE when the socket is gone.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Snapshot {
     pub header: Header,

@@ -1,15 +1,13 @@
 //! What userspace puts into the stream itself, so that a recording holds all that detectors go by.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Header, Owner, Socket};
 use crate::netns::{KernelCounts, NetnsId};
 
 /// Every connection was asked how long it has been idle; made by userspace: the [`Idle`](super::Idle) records since the last
 /// one are all there are.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct IdleTotals {
     pub header: Header,
@@ -25,18 +23,14 @@ pub struct IdleTotals {
 
 /// Somebody asked how things stand (SIGUSR1), made by userspace: every open finding is said again. All that led up to
 /// it stands before it.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Checkpoint {
     pub header: Header,
 }
 
 /// The wall clock was set, or the machine slept, made by userspace.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Clock {
     pub header: Header,
@@ -46,9 +40,7 @@ pub struct Clock {
 
 /// Half-closed sockets of one process that a poll counts and does not ask for one by one, made by the user
 /// half.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct HalfClosed {
     pub header: Header,
@@ -61,9 +53,7 @@ pub struct HalfClosed {
 }
 
 /// The walk at start is over, made by userspace: what it could not see, and how long it took.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Seeded {
     pub header: Header,
@@ -77,18 +67,14 @@ pub struct Seeded {
 
 /// Time passing: userspace writes one into the stream at every poll, so that detectors take
 /// time only from records.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Tick {
     pub header: Header,
 }
 
 /// Records that were lost before they reached `decode`, as counted where it happened.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Loss {
     pub header: Header,
@@ -113,9 +99,7 @@ pub mod netns_flag {
 
 /// The kernel's own counters of a network namespace and what conntracer counted there, both since the
 /// same moment, made by userspace. With inode 0: what is to be said of all of them.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Netns {
     pub header: Header,
@@ -148,7 +132,7 @@ pub mod process_flag {
 }
 
 /// What names an owner to people, asked for by userspace before the first record of that owner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Process {
     pub header: Header,
@@ -176,9 +160,7 @@ pub const MAX_HOLDERS: usize = 8;
 
 /// Who holds a socket that is in trouble, as a search through the open files of all processes found, made by
 /// userspace.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Holders {
     pub header: Header,

@@ -6,7 +6,6 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::bpf_ktime_get_ns,
     macros::{btf_tracepoint, fexit},
     programs::{BtfTracePointContext, FExitContext},
 };
@@ -18,9 +17,10 @@ use conntracer_common::{
 };
 
 use crate::{
+    account::{Outcome, account, is_streamed},
     emit::{self, Lane},
-    maps::{LISTENERS, Outcome, SOCKETS, account, asked_for},
-    probes::{filter, listener, socket},
+    maps::{LISTENERS, SOCKETS},
+    probes::{ownership::Ownership, socket, totals},
     sock::{self, Anywhere, load},
 };
 
@@ -54,11 +54,9 @@ fn returned(ctx: &FExitContext, child: u64, listener: u64) -> i32 {
 #[btf_tracepoint(function = "tcp_rcv_space_adjust")]
 pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
-    let Some(entry) = SOCKETS.get_ptr_mut(sk) else {
+    let Some(entry) = SOCKETS.edit(sk) else {
         return 0;
     };
-    // SAFETY: a live map value of plain data.
-    let entry = unsafe { &mut *entry };
     let is_owner = entry.owner.pid == sock::current_pid();
     let source = entry.owner.source;
     let begins = match source {
@@ -80,9 +78,7 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
         // A kernel thread receives for somebody else.
         if user.source != owner_source::UNKNOWN {
             entry.owner = user;
-            // SAFETY: helper without preconditions.
-            entry.owned_ns = unsafe { bpf_ktime_get_ns() };
-            entry.asked = filter::of(&entry.owner);
+            Ownership::of_connection(entry).changed(sock::now_ns());
             return account(hook::PASS, Outcome::Aggregated);
         }
     }
@@ -91,24 +87,18 @@ pub(crate) fn accept_tracepoint(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn accepted(ctx: &FExitContext, child: u64, listener: u64) -> Outcome {
-    // SAFETY: helper without preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
-    if let Some(entry) = LISTENERS.get_ptr_mut(listener) {
-        listener::count(entry, syn_outcome::ACCEPTED);
-        // SAFETY: a live map value of plain data.
-        unsafe {
-            (*entry).syn.last_accept_ns = now_ns;
-            // A listener older than the tracer becomes its acceptor's.
-            if (*entry).syn.owner.source == owner_source::UNKNOWN {
-                sock::fill_current(&mut (*entry).syn.owner, owner_source::ACCEPT);
-                (*entry).owned_ns = now_ns;
-                (*entry).asked = filter::of(&(*entry).syn.owner);
-            }
+    let now_ns = sock::now_ns();
+    if let Some(entry) = LISTENERS.edit(listener) {
+        totals::count(entry, syn_outcome::ACCEPTED);
+        entry.syn.last_accept_ns = now_ns;
+        // A listener older than the tracer becomes its acceptor's.
+        if entry.syn.owner.source == owner_source::UNKNOWN {
+            sock::fill_current(&mut entry.syn.owner, owner_source::ACCEPT);
+            Ownership::of_listener(entry).changed(now_ns);
         }
     }
-    let outcome = match SOCKETS.get_ptr_mut(child) {
-        // SAFETY: as above.
-        Some(entry) => owned(unsafe { &mut *entry }),
+    let outcome = match SOCKETS.edit(child) {
+        Some(entry) => owned(entry),
         // Older than the tracer: its handshake was not seen.
         None => socket::adopted::<Anywhere>(child, role::PASSIVE, listener, |owner| {
             sock::fill_current(owner, owner_source::ACCEPT);
@@ -120,12 +110,9 @@ fn accepted(ctx: &FExitContext, child: u64, listener: u64) -> Outcome {
 /// A connection that is known becomes the running process's.
 #[inline(always)]
 fn owned(entry: &mut SocketState) -> Outcome {
-    sock::fill_current(&mut entry.owner, owner_source::ACCEPT);
     entry.accepted = 1;
-    // SAFETY: helper without preconditions.
-    entry.owned_ns = unsafe { bpf_ktime_get_ns() };
-    entry.asked = filter::of(&entry.owner);
-    if entry.asked == verdict::REFUSED {
+    let verdict = Ownership::of_connection(entry).pass_to_current(owner_source::ACCEPT);
+    if verdict == verdict::EXCLUDED {
         Outcome::Filtered
     } else {
         Outcome::Aggregated
@@ -134,11 +121,11 @@ fn owned(entry: &mut SocketState) -> Outcome {
 
 #[inline(always)]
 fn said<C: EbpfContext>(ctx: &C, child: u64, outcome: Outcome) -> Outcome {
-    if outcome != Outcome::Aggregated || !asked_for(kind::ACCEPT) {
+    if outcome != Outcome::Aggregated || !is_streamed(kind::ACCEPT) {
         return outcome;
     }
     let mut record = Accept {
-        header: emit::header::<Accept>(kind::ACCEPT),
+        header: emit::header::<Accept>(),
         ..Accept::default()
     };
     if !socket::fill(child, &mut record.socket, &mut record.owner) {

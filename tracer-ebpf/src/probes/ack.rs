@@ -1,5 +1,5 @@
 //! What becomes of every third ACK: `tcp_v4/v6_syn_recv_sock` returns the child, or NULL when there is
-//! no room for it. The client of a refused one believes it is connected.
+//! no room for it. The client of a discarded one believes it is connected.
 
 use aya_ebpf::{
     EbpfContext,
@@ -7,41 +7,33 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use conntracer_common::{
-    record::{syn_evidence, syn_outcome},
+    record::syn_outcome,
     stats::hook,
+    syn::Discard,
     tcp::{flag, state},
 };
 
 use crate::{
-    maps::{ACK_BRACKET, Bracket, Outcome, account},
+    account::{Outcome, account},
+    maps::{ACK_BRACKET, Bracket},
     probes::{
         bracket::{enter, leave},
         listener,
-        percpu::Counted,
-        socket,
+        percpu::SinceLast,
+        socket, totals,
     },
     sock::{self, Anywhere, field},
 };
 
 #[fentry(function = "tcp_v4_syn_recv_sock")]
 pub(crate) fn ack_fentry_v4(ctx: FEntryContext) -> i32 {
-    enter(
-        ACK_BRACKET.get_ptr_mut(0),
-        ctx.arg(0),
-        ctx.arg(1),
-        ctx.arg(2),
-    );
+    enter(&ACK_BRACKET, ctx.arg(0), ctx.arg(1), ctx.arg(2));
     0
 }
 
 #[fentry(function = "tcp_v6_syn_recv_sock")]
 pub(crate) fn ack_fentry_v6(ctx: FEntryContext) -> i32 {
-    enter(
-        ACK_BRACKET.get_ptr_mut(0),
-        ctx.arg(0),
-        ctx.arg(1),
-        ctx.arg(2),
-    );
+    enter(&ACK_BRACKET, ctx.arg(0), ctx.arg(1), ctx.arg(2));
     0
 }
 
@@ -70,7 +62,7 @@ pub(crate) fn ack_fexit_v6_7(ctx: FExitContext) -> i32 {
 #[kprobe]
 pub(crate) fn ack_kprobe(ctx: ProbeContext) -> i32 {
     enter(
-        ACK_BRACKET.get_ptr_mut(0),
+        &ACK_BRACKET,
         ctx.arg(0).unwrap_or(0),
         ctx.arg(1).unwrap_or(0),
         ctx.arg(2).unwrap_or(0),
@@ -85,9 +77,7 @@ pub(crate) fn ack_kretprobe(ctx: RetProbeContext) -> i32 {
 
 #[inline(always)]
 fn acked<C: EbpfContext>(ctx: &C, child: u64) -> i32 {
-    let outcome = leave(ACK_BRACKET.get_ptr_mut(0), |before| {
-        ack_done(ctx, before, child)
-    });
+    let outcome = leave(&ACK_BRACKET, |before| ack_done(ctx, before, child));
     account(hook::ACK, outcome)
 }
 
@@ -98,48 +88,38 @@ fn ack_done<C: EbpfContext>(ctx: &C, before: &Bracket, child: u64) -> Outcome {
         if field!(child, skc_state: u8) == state::CLOSE {
             return Outcome::Aggregated;
         }
-        listener::completed(before.sk, before.repeats, before.cookie);
+        totals::completed(before.sk, before.retransmitted, before.cookie);
         return socket::born_of::<Anywhere>(child, before.sk);
     }
-    let (dropped, overflowed, evidence) = match before.counted_since() {
-        Some(counted) => (
-            counted.drops != 0,
-            counted.overflows != 0,
-            syn_evidence::COUNTERS,
-        ),
-        None => (
-            true,
-            before.ack_backlog > before.max_ack_backlog,
-            syn_evidence::FIELDS,
-        ),
+    let discard = match before.counted_since() {
+        Some(rise) => Discard::by_counters(&rise),
+        None => Discard::by_backlog(true, before.ack_backlog, before.max_ack_backlog),
     };
-    let outcome = if overflowed {
-        syn_outcome::ACK_OVERFLOW
-    } else {
-        syn_outcome::ACK_OTHER
-    };
-    let entry = match listener::entry(ctx, before.sk) {
-        Ok(entry) => entry,
-        Err(_) if !dropped => return Outcome::Aggregated,
-        Err(refused) => {
-            let net = sock::net_of(before.sk);
-            return listener::outcome_without_entry(net, outcome, refused);
-        }
-    };
-    if before.cookie != 0 {
-        listener::count(entry, syn_outcome::COOKIE_VALID);
+    let mut entry = listener::entry(ctx, before.sk);
+    if before.cookie != 0
+        && let Ok(entry) = &mut entry
+    {
+        totals::count(entry, syn_outcome::COOKIE_VALID);
     }
-    // Of two ACKs that bring the same cookie at once, one finds the socket made (`inet_ehash_nolisten`), and the kernel
-    // counts no drop.
-    if !dropped {
+    if !discard.is_drop {
         return Outcome::Aggregated;
     }
-    listener::refused(entry, before.sk, before.skb, outcome, before.cookie);
-    listener::outcome(ctx, before.sk, entry, outcome, evidence, before.skb)
+    match entry {
+        Ok(entry) => {
+            let Discard {
+                outcome, evidence, ..
+            } = discard;
+            totals::ack_discarded(entry, before.sk, before.skb, outcome, before.cookie);
+            totals::outcome(ctx, before.sk, entry, outcome, evidence, before.skb)
+        }
+        Err(without) => {
+            totals::outcome_without_entry(sock::net_of(before.sk), discard.outcome, without)
+        }
+    }
 }
 
 /// A segment that `kfree_skb` freed at a listener (tracepoint hook type), with what the kernel counted on this
-/// CPU since the last look. Without counters: a third ACK that is refused raises `sk_drops` by 2
+/// CPU since the last look. Without counters: a third ACK that is discarded raises `sk_drops` by 2
 /// (`tcp_listendrop`, and `sk_drops_add` at the discard), anything else by 1; those are explained but are no
 /// drops of a connection.
 #[inline(always)]
@@ -148,11 +128,11 @@ pub(crate) fn freed_at_listener<C: EbpfContext>(
     sk: u64,
     skb: u64,
     packet: &sock::Packet,
-    counted: &Counted,
+    last: &SinceLast,
 ) -> Outcome {
     let entry = match listener::entry(ctx, sk) {
         Ok(entry) => entry,
-        Err(refused) => return refused,
+        Err(without) => return without,
     };
     let risen = listener::unexplained(entry, field!(sk, sk_drops: u32));
     // No more than this segment's share: another CPU may have dropped a SYN it has yet to explain.
@@ -160,22 +140,16 @@ pub(crate) fn freed_at_listener<C: EbpfContext>(
     if packet.flags & (flag::SYN | flag::ACK | flag::RST) != flag::ACK {
         return Outcome::Aggregated;
     }
-    let full = field!(sk, sk_ack_backlog: u32) > field!(sk, sk_max_ack_backlog: u32);
-    let (refused, overflowed, evidence) = if counted.known {
-        let mib = &counted.mib;
-        (mib.drops != 0, mib.overflows != 0, syn_evidence::COUNTERS)
+    let discard = if last.known {
+        Discard::by_counters(&last.rise)
     } else {
-        (risen > 1, full, syn_evidence::FIELDS)
+        let max_ack_backlog = field!(sk, sk_max_ack_backlog: u32);
+        Discard::by_backlog(risen > 1, field!(sk, sk_ack_backlog: u32), max_ack_backlog)
     };
-    if !refused {
+    if !discard.is_drop {
         return Outcome::Aggregated;
     }
-    let outcome = if overflowed {
-        syn_outcome::ACK_OVERFLOW
-    } else {
-        syn_outcome::ACK_OTHER
-    };
     // Whether it brought a cookie does not show here.
-    listener::refused(entry, sk, skb, outcome, 0);
-    listener::outcome(ctx, sk, entry, outcome, evidence, skb)
+    totals::ack_discarded(entry, sk, skb, discard.outcome, 0);
+    totals::outcome(ctx, sk, entry, discard.outcome, discard.evidence, skb)
 }

@@ -4,32 +4,37 @@
 use aya_ebpf::programs::BtfTracePointContext;
 use conntracer_common::{
     record::{Close, close_flag, kind},
-    tcp::state,
+    transition::{Transition, unread},
 };
 
 use crate::{
+    account::{Outcome, is_streamed},
     emit::{self, Lane},
-    maps::{ENDED_PLACE, Outcome, Rst, asked_for},
+    maps::Rst,
     probes::{idle, reset, socket},
+    scratch,
     sock::{self, SOCK_DEAD, SOCK_DONE, SOCK_LINGER, field, field_into, load},
 };
 
-/// A connection becomes CLOSE. From ESTABLISHED and CLOSE_WAIT there is no orderly way there (`TCP_CLOSE` in
-/// `tcp_set_state` counts EstabResets for both); from the others there is, when no error and no RST came
+/// A connection becomes CLOSE: in an orderly way from a state that has one, when no error and no RST came
 /// with it and the FIN was acknowledged. Too many orphans, and `tcp_close` gives up what it has just sent: the
 /// RST follows the change of state (`tcp_check_oom`).
 #[inline(always)]
-pub(crate) fn ended(ctx: &BtfTracePointContext, sk: u64, tcp: u64, old: u8) -> Outcome {
+pub(crate) fn closed(
+    ctx: &BtfTracePointContext,
+    sk: u64,
+    tcp: u64,
+    transition: Transition,
+) -> Outcome {
     let rst = reset::last_of(sk);
-    let abrupt = old == state::ESTABLISHED
-        || old == state::CLOSE_WAIT
+    let abrupt = transition.is_without_fin()
         || rst.sk != 0
         || load!(sk, sk_err: u32) != 0
         || load!(tcp, snd_una: u32) != load!(tcp, write_seq: u32);
-    if !abrupt && !asked_for(kind::CLOSE) {
+    if !abrupt && !is_streamed(kind::CLOSE) {
         return Outcome::Aggregated;
     }
-    ENDED_PLACE.make(|record| said(ctx, sk, old, &rst, record))
+    scratch::CLOSE.make(|record| said(ctx, sk, transition.old, &rst, record))
 }
 
 #[inline(always)]
@@ -42,13 +47,13 @@ fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut Cl
         return Outcome::Filtered;
     }
     sock::fill_tcp(sk, &mut record.tcp);
-    record.header = emit::header::<Close>(kind::CLOSE);
+    record.header = emit::header::<Close>();
     record.old_state = old;
     field_into!(sk, bytes_received, &mut record.bytes_received);
     field_into!(sk, sk_err, &mut record.error);
     field_into!(sk, sk_err_soft, &mut record.soft_error);
     record.idle_ns = idle::idle_ns(sk);
-    record.unread = unread(sk, old);
+    record.unread = unread(field!(sk, rcv_nxt: u32), field!(sk, copied_seq: u32), old);
     record.reason = rst.reason;
     record.flags = 0;
     if rst.received != 0 {
@@ -69,16 +74,4 @@ fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut Cl
         record.flags |= close_flag::NO_LINGER;
     }
     emit::emit(ctx, Lane::Bulk, &*record)
-}
-
-/// Bytes that the application did not read: `close()` drains the queue and leaves `copied_seq` as it is. A
-/// FIN has a number and is no byte.
-#[inline(always)]
-fn unread(sk: u64, old: u8) -> u32 {
-    let fin = u32::from(old == state::CLOSE_WAIT || old == state::LAST_ACK);
-    let unread = field!(sk, rcv_nxt: u32)
-        .wrapping_sub(field!(sk, copied_seq: u32))
-        .wrapping_sub(fin);
-    // An end that was read as well.
-    if unread > i32::MAX as u32 { 0 } else { unread }
 }

@@ -11,8 +11,8 @@ use conntracer_common::{
 };
 
 use crate::{
+    account::{Outcome, account, is_streamed},
     emit::{self, Lane},
-    maps::{Outcome, account, asked_for},
     probes::socket,
     sock::{self, Anywhere, Reach},
 };
@@ -37,11 +37,11 @@ pub(crate) fn connecting<R: Reach, C: EbpfContext>(ctx: &C, sk: u64) -> Outcome 
     let outcome = socket::born::<R>(sk, role::ACTIVE, 0, |owner| {
         sock::fill_current(owner, owner_source::CONNECT);
     });
-    if outcome != Outcome::Aggregated || !asked_for(kind::CONNECT) {
+    if outcome != Outcome::Aggregated || !is_streamed(kind::CONNECT) {
         return outcome;
     }
     let mut record = Connect {
-        header: emit::header::<Connect>(kind::CONNECT),
+        header: emit::header::<Connect>(),
         ..Connect::default()
     };
     if !socket::fill(sk, &mut record.socket, &mut record.owner) {

@@ -9,8 +9,9 @@ use aya_ebpf::{
 use conntracer_common::{netns::count, record::syn_outcome, stats::hook};
 
 use crate::{
-    maps::{COOKIE_BRACKET, CookieBracket, LISTENERS, Outcome, account},
-    probes::{listener, netns, percpu},
+    account::{Outcome, account},
+    maps::{COOKIE_BRACKET, CookieBracket, LISTENERS},
+    probes::{netns, percpu, totals},
     sock,
 };
 
@@ -49,35 +50,31 @@ pub(crate) fn cookie_kretprobe(_ctx: RetProbeContext) -> i32 {
 
 #[inline(always)]
 fn enter(sk: u64) {
-    let Some(bracket) = COOKIE_BRACKET.get_ptr_mut(0) else {
-        return;
-    };
     let [valid, invalid] = percpu::cookies(sock::net_of(sk));
-    // SAFETY: a live per-CPU map value; bottom halves are off from here to the exit.
-    unsafe { *bracket = CookieBracket { sk, valid, invalid } };
+    // Bottom halves are off from here to the exit.
+    if let Some(bracket) = COOKIE_BRACKET.edit(0) {
+        *bracket = CookieBracket { sk, valid, invalid };
+    }
 }
 
 #[inline(always)]
 fn leave() -> Outcome {
-    let Some(bracket) = COOKIE_BRACKET.get_ptr_mut(0) else {
+    let Some(before) = COOKIE_BRACKET.edit(0) else {
         return Outcome::NotOurs;
     };
-    // SAFETY: as in `enter`.
-    let before = unsafe { core::ptr::replace(&raw mut (*bracket).sk, 0) };
-    if before == 0 {
+    let sk = core::mem::replace(&mut before.sk, 0);
+    if sk == 0 {
         return Outcome::NotOurs;
     }
-    let net = sock::net_of(before);
+    let net = sock::net_of(sk);
     let [valid, invalid] = percpu::cookies(net);
-    // SAFETY: as in `enter`.
-    let (was_valid, was_invalid) = unsafe { ((*bracket).valid, (*bracket).invalid) };
-    if valid != was_valid {
+    if valid != before.valid {
         // The listener's own total is taken where the child is made (`ack`).
         netns::count(net, count::COOKIE_VALID);
-    } else if invalid != was_invalid {
+    } else if invalid != before.invalid {
         netns::count(net, count::COOKIE_INVALID);
-        if let Some(entry) = LISTENERS.get_ptr_mut(before) {
-            listener::count(entry, syn_outcome::COOKIE_INVALID);
+        if let Some(entry) = LISTENERS.edit(sk) {
+            totals::count(entry, syn_outcome::COOKIE_INVALID);
         }
     } else {
         // No cookie was sent lately, or cookies are off: an ACK of nothing.

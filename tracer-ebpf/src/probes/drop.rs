@@ -1,6 +1,6 @@
 //! Packets freed by `kfree_skb`: TCP segments dropped before or at a socket. Written one by one when
 //! asked for; SYNs are counted by where they were to go and why. On the tracepoint hook type also the place
-//! where a refused third ACK is seen.
+//! where a discarded third ACK is seen.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
@@ -10,13 +10,15 @@ use conntracer_common::{
 };
 
 use crate::{
+    account::{Outcome, account, is_streamed},
     emit::{self, Lane},
-    maps::{DROPPED_PLACE, Outcome, account, asked_for, global},
+    globals::global,
     probes::{
         ack,
         early_drop::{self, Freed},
-        filter, listener, percpu, socket,
+        listener, matching, percpu,
     },
+    scratch,
     sock::{self, field},
 };
 
@@ -32,7 +34,7 @@ pub(crate) fn drop(ctx: BtfTracePointContext) -> i32 {
     } else {
         0
     };
-    if !is_syn(&packet) && !asked_for(kind::DROP) {
+    if !is_syn(&packet) && !is_streamed(kind::DROP) {
         let at_listener = global!(OPTIONS.ack_by_skb) != 0
             && (global!(FACTS.args_kfree_skb) < 4
                 || rx_sk != 0 && field!(rx_sk, skc_state: u8) == state::LISTEN);
@@ -43,7 +45,7 @@ pub(crate) fn drop(ctx: BtfTracePointContext) -> i32 {
     }
     account(
         hook::DROP,
-        DROPPED_PLACE.make(|record| try_drop(&ctx, rx_sk, skb, &packet, record)),
+        scratch::DROP.make(|record| try_drop(&ctx, rx_sk, skb, &packet, record)),
     )
 }
 
@@ -66,6 +68,11 @@ fn try_drop(
     } else {
         u32::MAX
     };
+    record.socket.state = if rx_sk == 0 {
+        state::CLOSE
+    } else {
+        field!(rx_sk, skc_state: u8)
+    };
     let mut net = sock::net_of_packet(skb);
     if net == 0 && rx_sk != 0 {
         net = sock::net_of(rx_sk);
@@ -81,15 +88,10 @@ fn try_drop(
     record.socket.local_port = packet.local_port;
     record.socket.remote_port = packet.remote_port;
     record.socket.family = packet.family;
-    record.socket.state = if rx_sk == 0 {
-        state::CLOSE
-    } else {
-        field!(rx_sk, skc_state: u8)
-    };
-    if !socket::wanted(&record.socket) {
+    if !matching::socket(&record.socket) {
         return Outcome::Filtered;
     }
-    let counted = if args < 3 {
+    let risen_hints = if args < 3 {
         percpu::drops_since_last(net)
     } else {
         0
@@ -102,14 +104,14 @@ fn try_drop(
             if sk == 0 { 0 } else { listener::dropper(sk) }
         };
         if sk != 0 {
-            let counted = percpu::counted_since_last(net, netns, percpu::NO_FAMILY);
+            let last = percpu::syns_since_last(net, netns, percpu::NO_FAMILY);
             account(
                 hook::ACK,
-                ack::freed_at_listener(ctx, sk, skb, packet, &counted),
+                ack::freed_at_listener(ctx, sk, skb, packet, &last),
             );
         }
     }
-    let refused = if is_syn(packet) {
+    let early_drop = if is_syn(packet) {
         early_drop::freed(
             ctx,
             &Freed {
@@ -118,28 +120,28 @@ fn try_drop(
                 packet,
                 netns,
                 reason,
-                counted,
+                risen_hints,
             },
         )
     } else {
         Outcome::NotOurs
     };
-    if !asked_for(kind::DROP) {
-        return if refused == Outcome::NotOurs {
+    if !is_streamed(kind::DROP) {
+        return if early_drop == Outcome::NotOurs {
             Outcome::Aggregated
         } else {
-            refused
+            early_drop
         };
     }
     // A segment has no owner.
-    if filter::by_owner() {
+    if matching::by_owner() {
         return Outcome::Filtered;
     }
-    record.header = emit::header::<Drop>(kind::DROP);
+    record.header = emit::header::<Drop>();
     record.location = ctx.arg(1);
     let emitted = emit::emit(ctx, Lane::Bulk, &*record);
-    if refused == Outcome::Lost {
-        refused
+    if early_drop == Outcome::Lost {
+        early_drop
     } else {
         emitted
     }

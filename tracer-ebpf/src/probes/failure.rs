@@ -5,28 +5,28 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    helpers::bpf_get_current_pid_tgid,
     macros::{fexit, kprobe, kretprobe},
     programs::{FExitContext, ProbeContext, RetProbeContext},
 };
 use conntracer_common::{
     filter::verdict,
-    record::{Failure, Owner, PATIENCE_NS, Socket, failure_how, kind, owner_source, role},
+    record::{Failure, Owner, PATIENCE_NS, Socket, failure_how, owner_source, role},
+    socket::Failed,
     stats::hook,
     tcp::AF_INET,
 };
 
 use crate::{
-    emit,
-    maps::{
-        CONNECTING, EMPTY_FAILED, FAILURE_SAID, FAILURES, FAILURES_COUNTED, FAILURES_OVERFLOW,
-        FailureKey, Outcome, account, add, asked_for, global,
-    },
+    account::{Outcome, account},
+    globals::global,
+    maps::{CONNECTING, FAILURE_SAID, FAILURES, FAILURES_COUNTED, FAILURES_OVERFLOW, FailureKey},
     probes::{
-        counted::{self, Key},
-        filter, reset, socket,
+        cumulative::{Counts, Cumulative, Tally},
+        matching, reset, socket,
     },
     sock::{self, Anywhere, field},
+    table::add,
 };
 
 /// include/uapi/asm-generic/errno.h.
@@ -82,9 +82,10 @@ fn denied(ctx: &FExitContext) -> i32 {
 pub(crate) fn failure_kprobe(ctx: ProbeContext) -> i32 {
     let thread = bpf_get_current_pid_tgid();
     let call = [ctx.arg(0).unwrap_or(0), ctx.arg(1).unwrap_or(0)];
-    match CONNECTING.insert(thread, call, 0) {
-        Ok(()) => 0,
-        Err(_) => account(hook::FAILURE, Outcome::Lost),
+    if CONNECTING.insert(thread, &call) {
+        0
+    } else {
+        account(hook::FAILURE, Outcome::Lost)
     }
 }
 
@@ -93,11 +94,10 @@ pub(crate) fn failure_kprobe(ctx: ProbeContext) -> i32 {
 #[kretprobe]
 pub(crate) fn failure_kretprobe(ctx: RetProbeContext) -> i32 {
     let thread = bpf_get_current_pid_tgid();
-    // SAFETY: plain data, written by this thread.
-    let Some([sk, sockaddr]) = (unsafe { CONNECTING.get(thread) }).copied() else {
+    let Some([sk, sockaddr]) = CONNECTING.get(thread).copied() else {
         return 0;
     };
-    if CONNECTING.remove(thread).is_err() {
+    if !CONNECTING.remove(thread) {
         return 0;
     }
     account(hook::FAILURE, returned(&ctx, sk, sockaddr, ctx.ret()))
@@ -114,12 +114,12 @@ fn returned<C: EbpfContext>(ctx: &C, sk: u64, sockaddr: u64, result: i32) -> Out
     sock::fill_full::<Anywhere>(sk, &mut socket);
     (socket.remote_addr, socket.remote_port) = sock::destination(sockaddr);
     socket.role = role::ACTIVE;
-    if !socket::wanted(&socket) {
+    if !matching::socket(&socket) {
         return Outcome::Filtered;
     }
     let mut owner = Owner::default();
     sock::fill_current(&mut owner, owner_source::CONNECT);
-    if filter::of(&owner) == verdict::REFUSED {
+    if matching::owner(&owner) == verdict::EXCLUDED {
         return Outcome::Filtered;
     }
     let failure = Attempt {
@@ -145,8 +145,7 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     let mut how = 0;
     let mut lasted_ns = 0;
     if socket.role == role::ACTIVE {
-        // SAFETY: helper without preconditions.
-        lasted_ns = unsafe { bpf_ktime_get_ns() } - socket.born_ns;
+        lasted_ns = sock::now_ns() - socket.born_ns;
     }
     if reset::last_of(sk).received != 0 {
         how |= failure_how::RESET;
@@ -191,7 +190,7 @@ struct Attempt<'a> {
 /// Counts it, and says so when it is due.
 #[inline(always)]
 fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
-    let mut key = FailureKey {
+    let key = FailureKey {
         addr: attempt.socket.remote_addr,
         netns: attempt.socket.netns,
         pid: attempt.owner.pid,
@@ -201,55 +200,63 @@ fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
         how: attempt.how,
         pad: 0,
     };
-    let Some((entry, first)) =
-        counted::entry(&FAILURES, &FAILURES_OVERFLOW, &EMPTY_FAILED, &mut key)
-    else {
-        return Outcome::Lost;
-    };
-    // SAFETY: a live map value of plain data; CPUs may mix a record's fields, never its count.
-    unsafe {
-        let now = bpf_ktime_get_ns();
-        let failure = &raw mut (*entry).failure;
-        add(&raw mut (*failure).count, 1);
-        (*failure).last_ns = now;
-        if (*failure).longest_ns < attempt.lasted_ns {
-            (*failure).longest_ns = attempt.lasted_ns;
-        }
-        let asked = asked_for(kind::FAILURE);
-        let emitted_ns = &raw mut (*entry).emitted_ns;
-        let lane = counted::lane(&FAILURE_SAID, emitted_ns, now, first, asked);
-        if first || lane.is_some() {
-            (*failure).socket = *attempt.socket;
-            (*failure).owner = *attempt.owner;
-            (*failure).error = attempt.error;
-            (*failure).syns = attempt.syns;
-            (*failure).how = attempt.how;
-            if key.port == 0 {
-                (*failure).socket.remote_addr = [0; 4];
-                (*failure).socket.remote_port = 0;
-                // One entry of both families, and one key of the record.
-                (*failure).socket.family = key.family;
+    let outcome = COUNTS.count(
+        ctx,
+        key,
+        |record| {
+            if record.longest_ns < attempt.lasted_ns {
+                record.longest_ns = attempt.lasted_ns;
             }
-        }
-        if first {
-            // Last: a poll takes an entry without it for unfinished.
-            (*failure).first_ns = now;
-        }
-        if let Some(counted) = FAILURES_COUNTED.get_ptr_mut(0) {
-            add(counted, 1);
-        }
-        let Some(lane) = lane else {
-            return Outcome::Aggregated;
-        };
-        (*failure).header = emit::header::<Failure>(kind::FAILURE);
-        emit::emit(ctx, lane, &*failure)
+        },
+        |record, key, _| {
+            record.socket = *attempt.socket;
+            record.owner = *attempt.owner;
+            record.error = attempt.error;
+            record.syns = attempt.syns;
+            record.how = attempt.how;
+            if key.port == 0 {
+                record.socket.remote_addr = [0; 4];
+                record.socket.remote_port = 0;
+                // One entry of both families, and one key of the record.
+                record.socket.family = key.family;
+            }
+        },
+    );
+    if let Some(counted) = FAILURES_COUNTED.edit(0) {
+        add(counted, 1);
     }
+    outcome
 }
 
-impl Key for FailureKey {
-    fn blur(&mut self) {
-        self.addr = [0; 4];
-        self.port = 0;
-        self.family = AF_INET;
+const COUNTS: Counts<Failed> = Counts {
+    map: &FAILURES,
+    overflow: &FAILURES_OVERFLOW,
+    said: &FAILURE_SAID,
+};
+
+impl Cumulative for Failed {
+    type Key = FailureKey;
+    type Record = Failure;
+
+    #[inline(always)]
+    fn blur(key: &mut FailureKey) {
+        key.addr = [0; 4];
+        key.port = 0;
+        key.family = AF_INET;
+    }
+
+    #[inline(always)]
+    fn parts(&mut self) -> (&mut Failure, &mut u64) {
+        (&mut self.failure, &mut self.emitted_ns)
+    }
+
+    #[inline(always)]
+    fn tally(record: &mut Failure) -> Tally<'_> {
+        Tally {
+            header: &mut record.header,
+            count: &mut record.count,
+            first_ns: &mut record.first_ns,
+            last_ns: &mut record.last_ns,
+        }
     }
 }

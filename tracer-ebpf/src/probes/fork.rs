@@ -6,7 +6,7 @@
 //! finds it in one pair of hands. When a process forked is noted here, and looked at where the owner of a socket is
 //! told: a fork() costs a write to an array, and a healthy connection nothing.
 
-use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
     record::{Owner, owner_source},
     socket::{FORKS_UNSEEN, fork_place},
@@ -14,8 +14,9 @@ use conntracer_common::{
 };
 
 use crate::{
-    maps::{FORKS, Outcome, account},
-    sock::load,
+    account::{Outcome, account},
+    maps::FORKS,
+    sock::{self, load},
 };
 
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -26,14 +27,12 @@ pub(crate) fn fork(ctx: BtfTracePointContext) -> i32 {
     if load!(child, task_tgid: u32) == pid {
         return 0;
     }
-    let outcome = match FORKS.get_ptr_mut(fork_place(pid)) {
-        Some(forked_ns) => {
-            // SAFETY: a live map value; the helper has no preconditions.
-            unsafe { *forked_ns = bpf_ktime_get_ns() };
+    let outcome = FORKS
+        .edit(fork_place(pid))
+        .map_or(Outcome::Lost, |forked_ns| {
+            *forked_ns = sock::now_ns();
             Outcome::Aggregated
-        }
-        None => Outcome::Lost,
-    };
+        });
     account(hook::FORK, outcome)
 }
 

@@ -2,17 +2,17 @@
 //! and that nothing will tell that its peer is gone. A raw tracepoint program attached to nothing, run by
 //! BPF_PROG_TEST_RUN with the socket's address, its birth and the time as arguments.
 
-use aya_ebpf::{
-    helpers::generated::bpf_jiffies64, macros::raw_tracepoint, programs::RawTracePointContext,
-};
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use conntracer_common::{
-    record::{Idle, answer, idle_flag, kind},
+    record::{Idle, answer, idle_flag},
     tcp::{pending, state},
+    transition::idle_jiffies,
 };
 
 use crate::{
+    account::Outcome,
     emit::{self, Lane},
-    maps::{Outcome, SOCKETS, global},
+    globals::global,
     probes::socket,
     sock::{self, field},
 };
@@ -25,8 +25,7 @@ pub(crate) fn idle(ctx: RawTracePointContext) -> i32 {
 /// What userspace is answered.
 #[inline(always)]
 fn looked_at(ctx: &RawTracePointContext, sk: u64, born_ns: u64, limit_ns: u64) -> u32 {
-    // SAFETY: plain data.
-    let alive = unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.born_ns == born_ns);
+    let alive = socket::is_alive(sk, born_ns);
     let state = field!(sk, skc_state: u8);
     if !alive || state == state::CLOSE {
         return answer::NOTHING;
@@ -36,7 +35,7 @@ fn looked_at(ctx: &RawTracePointContext, sk: u64, born_ns: u64, limit_ns: u64) -
         return answer::NOTHING;
     }
     let mut record = Idle {
-        header: emit::header::<Idle>(kind::IDLE),
+        header: emit::header::<Idle>(),
         idle_ns,
         ..Idle::default()
     };
@@ -62,15 +61,7 @@ fn looked_at(ctx: &RawTracePointContext, sk: u64, born_ns: u64, limit_ns: u64) -
 #[inline(always)]
 pub(crate) fn idle_ns(sk: u64) -> u64 {
     let (sent, received) = (field!(sk, lsndtime: u32), field!(sk, icsk_lrcvtime: u32));
-    // SAFETY: helper without preconditions.
-    let now = unsafe { bpf_jiffies64() } as u32;
-    let mut idle = u32::MAX;
-    if sent != 0 {
-        idle = now.wrapping_sub(sent);
-    }
-    if received != 0 && now.wrapping_sub(received) < idle {
-        idle = now.wrapping_sub(received);
-    }
+    let idle = idle_jiffies(sock::now_jiffies(), sent, received);
     if idle == u32::MAX {
         return u64::MAX;
     }

@@ -1,14 +1,13 @@
 //! What went wrong in each network namespace, cumulative, and what the kernel counted there itself.
 
-use aya_ebpf::{
-    bindings::BPF_NOEXIST, helpers::bpf_get_current_task, macros::raw_tracepoint,
-    programs::RawTracePointContext,
-};
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use conntracer_common::netns::{CPUS_AT_ONCE, Counts, Look, NetnsId, count, kernel};
 
 use crate::{
-    maps::{EMPTY_NETNS, FACTS, FILTER, Injected, NETNS, NETNS_LOOK, PERCPU_OFFSETS, add, global},
+    globals::{FACTS, FILTER, Injected, global},
+    maps::{NETNS, NETNS_LOOK, PERCPU_OFFSETS},
     sock::{self, field},
+    table::{add, read_once, write_once, zeros},
 };
 
 /// Counts one of `conntracer_common::netns::count` in the namespace of a `struct net`.
@@ -22,36 +21,28 @@ pub(crate) fn count_many(net: u64, index: usize, by: u64) {
     if index >= count::COUNT {
         return;
     }
-    if let Some(counts) = entry(net) {
-        // SAFETY: a live map value, within its counts.
-        unsafe { add(counts.cast::<u64>().add(index), by) };
+    if let Some(counts) = entry(net)
+        && let Some(count) = counts.get_mut(index)
+    {
+        add(count, by);
     }
 }
 
-/// Whether the namespace of a `struct net` is asked for.
+/// The counts of a namespace that matches; of all that found no room when the map is full.
 #[inline(always)]
-pub(crate) fn wanted(net: u64) -> bool {
-    FILTER.wants_netns::<Injected>(sock::net_inum(net))
-}
-
-/// The counts of a namespace that is asked for; of all that found no room when the map is full.
-#[inline(always)]
-fn entry(net: u64) -> Option<*mut Counts> {
-    let id = NetnsId {
-        inode: sock::net_inum(net),
-        mix: field!(net, net_hash_mix: u32),
-    };
-    if !FILTER.wants_netns::<Injected>(id.inode) {
+fn entry(net: u64) -> Option<&'static mut Counts> {
+    let inode = sock::net_inum(net);
+    if !FILTER.matches_netns::<Injected>(inode) {
         return None;
     }
-    if let Some(counts) = NETNS.get_ptr_mut(id) {
+    // A `NetnsId` in one word: see `table`.
+    let id = u64::from(inode) | u64::from(field!(net, net_hash_mix: u32)) << 32;
+    if let Some(counts) = NETNS.edit(&id) {
         return Some(counts);
     }
     // Another CPU may have been first, or the map is full: the look-ups below tell.
-    let _refused = NETNS.insert(id, EMPTY_NETNS.get(0)?, u64::from(BPF_NOEXIST));
-    NETNS
-        .get_ptr_mut(id)
-        .or_else(|| NETNS.get_ptr_mut(NetnsId { inode: 0, mix: 0 }))
+    NETNS.insert_new(&id, zeros()?);
+    NETNS.edit(&id).or_else(|| NETNS.edit(0))
 }
 
 /// Shows one network namespace and where the next one is: the kernel's own counters of it, those that
@@ -63,17 +54,17 @@ fn entry(net: u64) -> Option<*mut Counts> {
 /// `CPUS_AT_ONCE` CPUs whose counters are added to what the map holds.
 #[raw_tracepoint]
 pub(crate) fn netns_look(ctx: RawTracePointContext) -> i32 {
-    let Some(look) = NETNS_LOOK.get_ptr_mut(0) else {
-        return 0;
-    };
-    let mut net: u64 = ctx.arg(0);
-    let first = ctx.arg::<u64>(1) as u32;
-    // SAFETY: the map's only value, with one writer: this program is run by one thread.
-    let look = unsafe { &mut *look };
+    let (net, first) = (ctx.arg(0), ctx.arg::<u64>(1) as u32);
+    if let Some(look) = NETNS_LOOK.edit(0) {
+        look_at(net, first, look);
+    }
+    1
+}
+
+#[inline(always)]
+fn look_at(mut net: u64, first: u32, look: &mut Look) {
     if net == 0 {
-        // SAFETY: helper without preconditions.
-        let task = unsafe { bpf_get_current_task() };
-        net = field!(field!(task, task_nsproxy: u64), nsproxy_net: u64);
+        net = field!(field!(sock::current_task(), task_nsproxy: u64), nsproxy_net: u64);
     }
     if first == 0 {
         look.net = net;
@@ -84,54 +75,48 @@ pub(crate) fn netns_look(ctx: RawTracePointContext) -> i32 {
             inode: sock::net_inum(net),
             mix: field!(net, net_hash_mix: u32),
         };
-        let mut index = 0;
-        while index < kernel::COUNT {
-            // SAFETY: within the array; volatile, or it would become a call of memset.
-            unsafe { core::ptr::write_volatile(look.kernel.as_mut_ptr().add(index), 0) };
-            index += 1;
+        for sum in &mut look.kernel {
+            // One by one, or it would become a call of memset.
+            write_once(sum, 0);
         }
     }
     let of_linux = field!(net, net_statistics: u64);
     let of_tcp = field!(net, net_tcp_statistics: u64);
     let mut cpu = 0;
     while cpu < CPUS_AT_ONCE {
-        let Some(offset) = PERCPU_OFFSETS.get(first + cpu) else {
+        let Some(offset) = PERCPU_OFFSETS.get(first + cpu).copied() else {
             break;
         };
         cpu += 1;
-        if *offset != 0 {
+        if offset != 0 {
             add_counters(
                 look,
-                of_linux.wrapping_add(*offset),
-                of_tcp.wrapping_add(*offset),
+                of_linux.wrapping_add(offset),
+                of_tcp.wrapping_add(offset),
             );
         }
     }
     let list = global!(LAYOUT.net_list);
     look.previous = sock::read(net, list.wrapping_add(8));
-    1
 }
 
 #[inline(always)]
 fn add_counters(look: &mut Look, of_linux: u64, of_tcp: u64) {
     let mut index = 0;
     while index < kernel::COUNT {
-        // SAFETY: within the arrays.
-        unsafe {
-            let at = core::ptr::read_volatile((&raw const FACTS.mib_compared[0]).add(index));
-            let of = if kernel::is_of_tcp(index) {
-                of_tcp
-            } else {
-                of_linux
-            };
-            let count = if at == 0 {
-                0
-            } else {
-                sock::read::<u64>(of, at * 8)
-            };
-            let sum = look.kernel.as_mut_ptr().add(index);
-            core::ptr::write_volatile(sum, core::ptr::read_volatile(sum).wrapping_add(count));
-        }
+        let at = read_once(&FACTS.mib_compared[index]);
+        let of = if kernel::is_of_tcp(index) {
+            of_tcp
+        } else {
+            of_linux
+        };
+        let count = if at == 0 {
+            0
+        } else {
+            sock::read::<u64>(of, at * 8)
+        };
+        let sum = read_once(&look.kernel[index]).wrapping_add(count);
+        write_once(&mut look.kernel[index], sum);
         index += 1;
     }
 }

@@ -6,19 +6,14 @@
 //! the same.
 
 use aya_ebpf::{
-    helpers::bpf_ktime_get_ns,
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
-use conntracer_common::{
-    record::{Owner, owner_source},
-    socket::Listener,
-    stats::hook,
-};
+use conntracer_common::{record::owner_source, stats::hook};
 
 use crate::{
-    maps::{LISTENERS, Outcome, SOCKETS, account},
-    probes::{filter, socket},
+    account::{Outcome, account},
+    probes::{ownership, socket},
     sock,
 };
 
@@ -39,33 +34,13 @@ fn received(file: u64) -> i32 {
         // A file of another kind: no event of this hook.
         return 0;
     }
-    // SAFETY: live map values of plain data.
-    let outcome = if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
-        let entry = unsafe { &mut *entry };
-        passed(&mut entry.owner, &mut entry.owned_ns, &mut entry.asked)
-    } else if let Some(entry) = LISTENERS.get_ptr_mut(sk) {
-        let entry = unsafe { &mut *entry };
-        let Listener {
-            syn,
-            owned_ns,
-            asked,
-            ..
-        } = entry;
-        passed(&mut syn.owner, owned_ns, asked)
-    } else {
-        Outcome::Filtered
-    };
+    // The process that runs now is the owner from here on.
+    let known = ownership::edit(sk, |mut ownership| {
+        let owner = &*ownership.owner;
+        if owner.source == owner_source::UNKNOWN || owner.pid != sock::current_pid() {
+            ownership.pass_to_current(owner_source::PASSED);
+        }
+    });
+    let outcome = known.map_or(Outcome::Filtered, |()| Outcome::Aggregated);
     account(hook::PASS, outcome)
-}
-
-/// The process that runs now is the owner from here on.
-#[inline(always)]
-fn passed(owner: &mut Owner, owned_ns: &mut u64, asked: &mut u8) -> Outcome {
-    if owner.source == owner_source::UNKNOWN || owner.pid != sock::current_pid() {
-        sock::fill_current(owner, owner_source::PASSED);
-        // SAFETY: helper without preconditions.
-        *owned_ns = unsafe { bpf_ktime_get_ns() };
-        *asked = filter::of(owner);
-    }
-    Outcome::Aggregated
 }

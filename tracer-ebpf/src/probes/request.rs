@@ -14,8 +14,10 @@ use aya_ebpf::{
 use conntracer_common::{netns::count, record::syn_outcome, stats::hook, tcp::state};
 
 use crate::{
-    maps::{CHECKED, Checked, EXPIRING, Outcome, account, global},
-    probes::{listener, netns},
+    account::{Outcome, account},
+    globals::global,
+    maps::{CHECKED, Checked, EXPIRING, Expiring},
+    probes::{listener, netns, totals},
     sock::{self, field},
 };
 
@@ -63,27 +65,23 @@ pub(crate) fn request_kprobe(ctx: ProbeContext) -> i32 {
     if is_fast_open(ctx.arg(3).unwrap_or(0)) {
         return 0;
     }
-    if let Some(checked) = CHECKED.get_ptr_mut(0) {
-        // SAFETY: a live per-CPU map value; `tcp_v4/v6_rcv` call with bottom halves off.
-        unsafe {
-            (*checked).sk = ctx.arg(0).unwrap_or(0);
-            (*checked).skb = ctx.arg(1).unwrap_or(0);
-            (*checked).request = ctx.arg(2).unwrap_or(0);
-            (*checked).stolen = ctx.arg(4).unwrap_or(0);
-        }
+    // `tcp_v4/v6_rcv` call with bottom halves off.
+    if let Some(checked) = CHECKED.edit(0) {
+        checked.sk = ctx.arg(0).unwrap_or(0);
+        checked.skb = ctx.arg(1).unwrap_or(0);
+        checked.request = ctx.arg(2).unwrap_or(0);
+        checked.stolen = ctx.arg(4).unwrap_or(0);
     }
     0
 }
 
 #[kretprobe]
 pub(crate) fn request_kretprobe(ctx: RetProbeContext) -> i32 {
-    let Some(bracket) = CHECKED.get_ptr_mut(0) else {
+    let Some(bracket) = CHECKED.edit(0) else {
         return 0;
     };
-    // SAFETY: as above.
-    let checked = unsafe { *bracket };
-    // SAFETY: as above.
-    unsafe { (*bracket).request = 0 };
+    let checked = *bracket;
+    bracket.request = 0;
     let child: u64 = ctx.ret();
     if child != 0 || checked.request == 0 {
         return 0;
@@ -143,13 +141,13 @@ fn timer_fires(timer: u64) -> i32 {
         netns::count(sock::net_of(listener), count::REQUEST_TIMEOUT);
     }
     let ours = field!(request, skc_pprev: u64) != 0 && listening;
-    if let Some(expiring) = EXPIRING.get_ptr_mut(0) {
-        // SAFETY: a live per-CPU map value; nothing else runs timers on this CPU before the exit.
-        unsafe {
-            (*expiring).request = request;
-            (*expiring).listener = if ours { listener } else { 0 };
-            (*expiring).timeouts = timeouts(request);
-        }
+    // Nothing else runs timers on this CPU before the exit.
+    if let Some(expiring) = EXPIRING.edit(0) {
+        *expiring = Expiring {
+            request,
+            listener: if ours { listener } else { 0 },
+            timeouts: timeouts(request),
+        };
     }
     0
 }
@@ -158,13 +156,11 @@ fn timer_fires(timer: u64) -> i32 {
 /// memory by now cannot have: a new request begins at 0.
 #[inline(always)]
 fn timer_done<C: EbpfContext>(ctx: &C) -> i32 {
-    let Some(bracket) = EXPIRING.get_ptr_mut(0) else {
+    let Some(bracket) = EXPIRING.edit(0) else {
         return 0;
     };
-    // SAFETY: as in `timer_fires`.
-    let expiring = unsafe { *bracket };
-    // SAFETY: as above.
-    unsafe { (*bracket).request = 0 };
+    let expiring = *bracket;
+    bracket.request = 0;
     if expiring.request == 0
         || expiring.listener == 0
         || timeouts(expiring.request) == (expiring.timeouts + 1) & 0x7f
@@ -191,13 +187,13 @@ fn is_listening(sk: u64) -> bool {
 fn count_at<C: EbpfContext>(ctx: &C, sk: u64, total: usize) -> Outcome {
     match listener::entry(ctx, sk) {
         Ok(entry) => {
-            listener::count_aside(entry, total);
-            if listener::is_refused(entry) {
+            totals::count_aside(entry, total, sock::now_ns());
+            if listener::is_excluded(entry) {
                 Outcome::Filtered
             } else {
                 Outcome::Aggregated
             }
         }
-        Err(refused) => refused,
+        Err(without) => without,
     }
 }

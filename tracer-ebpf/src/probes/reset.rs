@@ -10,9 +10,11 @@ use conntracer_common::{
 };
 
 use crate::{
+    account::{Outcome, account, is_streamed},
     emit::{self, Lane},
-    maps::{LAST_RST, LastRst, Outcome, Rst, SOCKETS, account, asked_for, global},
-    probes::{filter, netns, socket},
+    globals::global,
+    maps::{LAST_RST, LastRst, Rst},
+    probes::{matching, netns, socket},
     sock::{self, Anywhere, field},
 };
 
@@ -26,18 +28,15 @@ pub(crate) fn reset_received(ctx: BtfTracePointContext) -> i32 {
 /// Leaves the RST to the change of state that follows it on this CPU.
 #[inline(always)]
 fn remember(sk: u64, reason: u32, received: u32) {
-    if let Some(last) = LAST_RST.get_ptr_mut(0) {
-        // SAFETY: a live per-CPU map value.
-        unsafe {
-            *last = LastRst {
-                rst: Rst {
-                    sk,
-                    reason,
-                    received,
-                },
-                born_ns: socket::born_ns(sk),
-            };
-        }
+    if let Some(last) = LAST_RST.edit(0) {
+        *last = LastRst {
+            rst: Rst {
+                sk,
+                reason,
+                received,
+            },
+            born_ns: socket::born_ns(sk),
+        };
     }
 }
 
@@ -50,14 +49,12 @@ pub(crate) fn last_of(sk: u64) -> Rst {
         reason: u32::MAX,
         received: 0,
     };
-    if let Some(last) = LAST_RST.get_ptr_mut(0) {
-        // SAFETY: as in `remember`.
-        unsafe {
-            if (*last).rst.sk == sk && (*last).born_ns == socket::born_ns(sk) {
-                rst = (*last).rst;
-                (*last).rst.sk = 0;
-            }
-        }
+    if let Some(last) = LAST_RST.edit(0)
+        && last.rst.sk == sk
+        && last.born_ns == socket::born_ns(sk)
+    {
+        rst = last.rst;
+        last.rst.sk = 0;
     }
     rst
 }
@@ -92,19 +89,15 @@ pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn reset(ctx: &BtfTracePointContext, sk: u64, reason: u32, received: u8) -> Outcome {
-    let asked = asked_for(kind::RESET);
-    if !asked {
-        // SAFETY: plain data.
-        match unsafe { SOCKETS.get(sk) } {
-            Some(entry) if entry.troubled != 0 => {}
-            _ => return Outcome::Aggregated,
-        }
+    let is_streamed = is_streamed(kind::RESET);
+    if !is_streamed && !socket::is_troubled(sk) {
+        return Outcome::Aggregated;
     }
     let sk_state = field!(sk, skc_state: u8);
     // Time-wait and request sockets have only a sock_common.
     let whole = sk_state != state::TIME_WAIT && sk_state != state::NEW_SYN_RECV;
     let mut record = Reset {
-        header: emit::header::<Reset>(kind::RESET),
+        header: emit::header::<Reset>(),
         reason,
         received,
         retransmits: if whole {
@@ -114,26 +107,27 @@ fn reset(ctx: &BtfTracePointContext, sk: u64, reason: u32, received: u8) -> Outc
         },
         ..Reset::default()
     };
-    let wanted = if whole {
+    let matches = if whole {
         socket::fill(sk, &mut record.socket, &mut record.owner)
     } else {
         sock::fill_common::<Anywhere>(sk, &mut record.socket);
         // Whose it was is not kept.
-        socket::wanted(&record.socket) && !filter::by_owner()
+        matching::socket(&record.socket) && !matching::by_owner()
     };
-    if !wanted {
+    if !matches {
         return Outcome::Filtered;
     }
-    emit::emit(ctx, if asked { Lane::Bulk } else { Lane::Rare }, &record)
+    let lane = if is_streamed { Lane::Bulk } else { Lane::Rare };
+    emit::emit(ctx, lane, &record)
 }
 
 /// A reset in answer to a segment that found no socket.
 #[inline(always)]
 fn unconnected(ctx: &BtfTracePointContext, skb: u64, reason: u32) -> Outcome {
-    if !asked_for(kind::RESET) {
+    if !is_streamed(kind::RESET) {
         return Outcome::Aggregated;
     }
-    let Some(packet) = sock::packet(skb).filter(|_| !filter::by_owner()) else {
+    let Some(packet) = sock::packet(skb).filter(|_| !matching::by_owner()) else {
         return Outcome::Filtered;
     };
     let socket = Socket {
@@ -146,11 +140,11 @@ fn unconnected(ctx: &BtfTracePointContext, skb: u64, reason: u32) -> Outcome {
         state: state::CLOSE,
         ..Socket::default()
     };
-    if !socket::wanted(&socket) {
+    if !matching::socket(&socket) {
         return Outcome::Filtered;
     }
     let record = Reset {
-        header: emit::header::<Reset>(kind::RESET),
+        header: emit::header::<Reset>(),
         socket,
         reason,
         ..Reset::default()

@@ -1,11 +1,11 @@
 //! Retransmitted data, SYN and FIN segments: `tcp_retransmit_skb`, cumulative by connection, those of a
 //! handshake one record each; read in batches.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
     layout::ABSENT,
-    netns::count,
-    record::{RETRANSMIT_INTERVAL_NS, Retransmit, Retransmits, Socket, Tcp, kind},
+    netns::count as netns_count,
+    record::{Header, RETRANSMIT_INTERVAL_NS, Retransmit, Retransmits, Socket, Tcp, kind},
     retransmit::{Attempt, class, is_untried},
     socket::Retransmitted,
     stats::hook,
@@ -13,13 +13,14 @@ use conntracer_common::{
 };
 
 use crate::{
+    account::{Outcome, account, is_streamed},
     emit::{self, Lane},
-    maps::{
-        EMPTY_RETRANSMITS, Outcome, REPEATED_PLACE, RETRANSMITS, RetransmitKey, account, asked_for,
-        global,
-    },
+    globals::global,
+    maps::{RETRANSMITS, RetransmitKey},
     probes::{netns, socket},
+    scratch,
     sock::{self, field, field_into},
+    table::{write_once, zeros},
 };
 
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
@@ -30,13 +31,13 @@ pub(crate) fn retransmit(ctx: BtfTracePointContext) -> i32 {
 fn try_retransmit(ctx: &BtfTracePointContext) -> Outcome {
     let sk: u64 = ctx.arg(0);
     let skb: u64 = ctx.arg(1);
-    counted(ctx, sk, skb);
-    REPEATED_PLACE.make(|record| repeated(ctx, sk, skb, record))
+    count(ctx, sk, skb);
+    scratch::RETRANSMIT.make(|record| said(ctx, sk, skb, record))
 }
 
 #[inline(always)]
-fn repeated(ctx: &BtfTracePointContext, sk: u64, skb: u64, record: &mut Retransmit) -> Outcome {
-    record.header = emit::header::<Retransmit>(kind::RETRANSMIT);
+fn said(ctx: &BtfTracePointContext, sk: u64, skb: u64, record: &mut Retransmit) -> Outcome {
+    record.header = emit::header::<Retransmit>();
     record.socket.born_ns = 0;
     record.socket.role = 0;
     record.socket.flags = 0;
@@ -65,7 +66,7 @@ fn repeated(ctx: &BtfTracePointContext, sk: u64, skb: u64, record: &mut Retransm
 /// Where a connection's events are counted; `None` when there is no room. An unanswered connect() sends
 /// once a second and is soon another socket: its entry would hold one event.
 #[inline(always)]
-fn entry(socket: &Socket) -> Option<*mut Retransmitted> {
+fn entry(socket: &Socket) -> Option<&'static mut Retransmitted> {
     if socket.born_ns == 0 || socket.state == state::SYN_SENT || socket.state == state::SYN_RECV {
         return None;
     }
@@ -73,24 +74,23 @@ fn entry(socket: &Socket) -> Option<*mut Retransmitted> {
         sk: socket.sk,
         born_ns: socket.born_ns,
     };
-    if let Some(entry) = RETRANSMITS.get_ptr_mut(key) {
+    if let Some(entry) = RETRANSMITS.edit(&key) {
         return Some(entry);
     }
     // The socket is locked: no other CPU inserts the same key. The look-up below tells whether there was room.
-    let _refused = RETRANSMITS.insert(key, EMPTY_RETRANSMITS.get(0)?, u64::from(BPF_NOEXIST));
-    RETRANSMITS.get_ptr_mut(key)
+    RETRANSMITS.insert_new(&key, zeros()?);
+    RETRANSMITS.edit(&key)
 }
 
 /// Counts an event, and says so when it is due. A record that finds the ring full is nothing lost: the next
 /// one says all, and so does a poll.
 #[inline(always)]
-fn cumulated(ctx: &BtfTracePointContext, entry: *mut Retransmitted, event: &Retransmit) -> Outcome {
-    // SAFETY: a live map value of plain data, written under the socket's lock alone.
-    let entry = unsafe { &mut *entry };
+fn cumulated(ctx: &BtfTracePointContext, entry: &mut Retransmitted, event: &Retransmit) -> Outcome {
     let totals = &mut entry.retransmits.totals;
     let is_first = totals.events == 0;
-    // SAFETY: as above; volatile, or the compiler could move them past what they enclose.
-    unsafe { core::ptr::write_volatile(&raw mut entry.started, entry.started + 1) };
+    // Written under the socket's lock alone.
+    let started = entry.started + 1;
+    write_once(&mut entry.started, started);
     let before: Option<&Tcp> = (!is_first).then_some(&entry.retransmits.last.tcp);
     totals.count(event, before);
     let sk = event.socket.sk;
@@ -109,13 +109,12 @@ fn cumulated(ctx: &BtfTracePointContext, entry: *mut Retransmitted, event: &Retr
         field!(sk + u64::from(global!(LAYOUT.rtt_min)), sample_value: u32)
     };
     entry.retransmits.last = *event;
-    entry.retransmits.last.header.kind = kind::RETRANSMITS;
-    entry.retransmits.last.header.size = size_of::<Retransmits>() as u16;
-    // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(&raw mut entry.finished, entry.started) };
-    let asked = asked_for(kind::RETRANSMIT);
+    entry.retransmits.last.header =
+        Header::of::<Retransmits>(event.header.ktime_ns, event.header.cpu);
+    write_once(&mut entry.finished, started);
+    let is_streamed = is_streamed(kind::RETRANSMIT);
     let now = event.header.ktime_ns;
-    if !is_first && !asked && now - entry.emitted_ns < RETRANSMIT_INTERVAL_NS {
+    if !is_first && !is_streamed && now - entry.emitted_ns < RETRANSMIT_INTERVAL_NS {
         return Outcome::Aggregated;
     }
     match emit::emit(ctx, Lane::Bulk, &entry.retransmits) {
@@ -125,7 +124,7 @@ fn cumulated(ctx: &BtfTracePointContext, entry: *mut Retransmitted, event: &Retr
             Outcome::Emitted
         }
         // Who asked for every event misses this one.
-        lost if asked => lost,
+        lost if is_streamed => lost,
         _ => Outcome::Aggregated,
     }
 }
@@ -153,11 +152,11 @@ fn segments(cb: u64) -> u32 {
 
 /// Counts in the namespace what was sent again, by class, and what could not be sent.
 #[inline(always)]
-fn counted(ctx: &BtfTracePointContext, sk: u64, skb: u64) {
+fn count(ctx: &BtfTracePointContext, sk: u64, skb: u64) {
     let cb = skb + u64::from(global!(LAYOUT.skb_cb));
     let index = match error(ctx) {
         0 => {
-            count::RETRANSMITTED
+            netns_count::RETRANSMITTED
                 + usize::from(class(&Attempt {
                     state: field!(sk, skc_state: u8),
                     tcp_flags: field!(cb, cb_tcp_flags: u8),
@@ -167,7 +166,7 @@ fn counted(ctx: &BtfTracePointContext, sk: u64, skb: u64) {
                 }))
         }
         errno if is_untried(errno) => return,
-        _ => count::RETRANSMIT_FAILED,
+        _ => netns_count::RETRANSMIT_FAILED,
     };
     netns::count_many(sock::net_of(sk), index, u64::from(segments(cb)));
 }

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use conntracer_common::{stats::hook, tcp::ca};
 
 use crate::{
-    maps::{Outcome, account},
+    account::{Outcome, account},
     probes::snapshot,
 };
 

@@ -4,13 +4,14 @@
 
 use aya_ebpf::{EbpfContext, macros::raw_tracepoint, programs::RawTracePointContext};
 use conntracer_common::{
-    record::{Snapshot, Socket, answer, kind},
+    record::{Snapshot, Socket, answer},
     tcp::state,
 };
 
 use crate::{
+    account::Outcome,
     emit::{self, Lane},
-    maps::{Outcome, SOCKETS},
+    maps::SOCKETS,
     probes::{listener, socket},
     sock,
 };
@@ -19,9 +20,7 @@ use crate::{
 pub(crate) fn snapshot(ctx: RawTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
     let born_ns: u64 = ctx.arg(1);
-    // SAFETY: plain data.
-    let alive = unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.born_ns == born_ns);
-    let outcome = if alive {
+    let outcome = if socket::is_alive(sk, born_ns) {
         taken(&ctx, sk, false)
     } else {
         gone(&ctx, sk, born_ns)
@@ -46,20 +45,19 @@ pub(crate) fn refresh(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 pub(crate) fn taken<C: EbpfContext>(ctx: &C, sk: u64, adopt: bool) -> Outcome {
     let mut record = Snapshot {
-        header: emit::header::<Snapshot>(kind::SNAPSHOT),
+        header: emit::header::<Snapshot>(),
         ..Snapshot::default()
     };
-    let wanted = if adopt {
+    let matches = if adopt {
         socket::fill_troubled(sk, &mut record.socket, &mut record.owner)
     } else {
         socket::fill(sk, &mut record.socket, &mut record.owner)
     };
-    if !wanted {
+    if !matches {
         return Outcome::Filtered;
     }
     sock::fill_tcp(sk, &mut record.tcp);
-    // SAFETY: plain data.
-    record.since_ns = unsafe { SOCKETS.get(sk) }.map_or(0, |entry| entry.since_ns);
+    record.since_ns = SOCKETS.get(sk).map_or(0, |entry| entry.since_ns);
     emit::emit(ctx, Lane::Bulk, &record)
 }
 
@@ -67,7 +65,7 @@ pub(crate) fn taken<C: EbpfContext>(ctx: &C, sk: u64, adopt: bool) -> Outcome {
 #[inline(always)]
 fn gone<C: EbpfContext>(ctx: &C, sk: u64, born_ns: u64) -> Outcome {
     let record = Snapshot {
-        header: emit::header::<Snapshot>(kind::SNAPSHOT),
+        header: emit::header::<Snapshot>(),
         socket: Socket {
             sk,
             born_ns,

@@ -1,57 +1,47 @@
 //! Birth, look-up and adoption of connections in the `SOCKETS` map; no programs.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
 use conntracer_common::{
-    filter::{Read, verdict},
+    filter::verdict,
     record::{Owner, Socket, owner_source, role, socket_flag},
-    socket::SocketState,
+    socket::{Listener, SocketState},
     tcp::IPPROTO_MPTCP,
 };
 
 use crate::{
-    maps::{EMPTY_SOCKET, FILTER, Injected, LISTENERS, Outcome, SOCKETS},
-    probes::{filter, fork, listener},
+    account::Outcome,
+    maps::{LISTENERS, SOCKETS},
+    probes::{fork, listener, matching, ownership::Ownership},
     sock::{self, Anywhere, Reach, field},
+    table::zeros,
 };
 
-/// Whether a socket is asked for, as far as it can be told without its owner.
+/// Whether the owner of a connection is known, and excluded by the filter.
 #[inline(always)]
-pub(crate) fn wanted(socket: &Socket) -> bool {
-    !filters() || FILTER.matches::<Injected>(socket)
-}
-
-/// Whether the filter asks for anything but owners; a constant to the verifier.
-#[inline(always)]
-pub(crate) fn filters() -> bool {
-    Injected::read(&FILTER.used.netns) != 0 || FILTER.has_endpoint::<Injected>()
-}
-
-/// [`wanted`] of a socket of which nothing was read yet: no more is than the filter asks about.
-#[inline(always)]
-fn is_wanted<R: Reach>(sk: u64, role: u8) -> bool {
-    if FILTER.has_endpoint::<Injected>() {
-        let mut socket = Socket::default();
-        sock::fill_full::<R>(sk, &mut socket);
-        socket.role = role;
-        wanted(&socket)
-    } else {
-        !filters() || FILTER.wants_netns::<Injected>(sock::netns_of::<R>(sk))
-    }
-}
-
-/// Whether the owner of a connection is known, and not asked for.
-#[inline(always)]
-pub(crate) fn is_refused(sk: u64) -> bool {
-    // SAFETY: plain data.
-    filter::by_owner()
-        && unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.asked == verdict::REFUSED)
+pub(crate) fn is_excluded(sk: u64) -> bool {
+    matching::by_owner()
+        && SOCKETS
+            .get(sk)
+            .is_some_and(|entry| entry.verdict == verdict::EXCLUDED)
 }
 
 /// When a connection began; 0 where it is not known.
 #[inline(always)]
 pub(crate) fn born_ns(sk: u64) -> u64 {
-    // SAFETY: plain data.
-    unsafe { SOCKETS.get(sk) }.map_or(0, |entry| entry.born_ns)
+    SOCKETS.get(sk).map_or(0, |entry| entry.born_ns)
+}
+
+/// Whether the connection of this birth is known still.
+#[inline(always)]
+pub(crate) fn is_alive(sk: u64, born_ns: u64) -> bool {
+    SOCKETS
+        .get(sk)
+        .is_some_and(|entry| entry.born_ns == born_ns)
+}
+
+/// Whether a connection was in trouble before.
+#[inline(always)]
+pub(crate) fn is_troubled(sk: u64) -> bool {
+    SOCKETS.get(sk).is_some_and(|entry| entry.troubled != 0)
 }
 
 const S_IFMT: u16 = 0o170_000;
@@ -72,8 +62,8 @@ pub(crate) fn behind(file: u64) -> u64 {
     sk
 }
 
-/// Starts a connection's life: `Filtered` when nobody asks for it, `Lost` when the map is full. One whose
-/// owner is not asked for has an entry all the same: it says so.
+/// Starts a connection's life: `Filtered` when it does not match, `Lost` when the map is full. One whose
+/// owner does not has an entry all the same: it says so.
 #[inline(always)]
 pub(crate) fn born<R: Reach>(
     sk: u64,
@@ -103,11 +93,10 @@ fn begun<R: Reach>(
     older: u8,
     own: impl FnOnce(&mut Owner),
 ) -> Outcome {
-    if !is_wanted::<R>(sk, role) {
+    if !matching::address::<R>(sk, role) {
         return Outcome::Filtered;
     }
-    // SAFETY: helper without preconditions.
-    let born_ns = unsafe { bpf_ktime_get_ns() };
+    let born_ns = sock::now_ns();
     let mut state = SocketState {
         born_ns,
         listener,
@@ -117,11 +106,13 @@ fn begun<R: Reach>(
         ..SocketState::default()
     };
     own(&mut state.owner);
-    state.asked = filter::of(&state.owner);
-    match SOCKETS.insert(sk, &state, 0) {
-        Ok(()) if state.asked == verdict::REFUSED => Outcome::Filtered,
-        Ok(()) => Outcome::Aggregated,
-        Err(_) => Outcome::Lost,
+    state.verdict = matching::owner(&state.owner);
+    if !SOCKETS.insert(sk, &state) {
+        Outcome::Lost
+    } else if state.verdict == verdict::EXCLUDED {
+        Outcome::Filtered
+    } else {
+        Outcome::Aggregated
     }
 }
 
@@ -132,19 +123,22 @@ pub(crate) fn born_of<R: Reach>(child: u64, listener: u64) -> Outcome {
     born::<R>(child, role::PASSIVE, listener, |_| ())
 }
 
-/// The owner of a listener, which its children inherit until accepted. One that is younger than the
-/// child is another listener at a reused address, unless it only was seen late.
+/// The owner of a listener, which its children inherit until accepted.
 #[inline(always)]
 pub(crate) fn inherit(listener: u64, child_born_ns: u64, owner: &mut Owner) {
-    let Some(entry) = LISTENERS.get_ptr_mut(listener) else {
-        return;
-    };
-    // SAFETY: a live map value of plain data; a concurrent update can at worst mix two owners of one listener.
-    let entry = unsafe { &mut *entry };
-    if entry.syn.socket.born_ns <= child_born_ns || entry.syn.socket.flags & socket_flag::OLDER != 0
-    {
-        fork::mark(&mut entry.syn.owner, entry.owned_ns);
-        *owner = entry.syn.owner;
+    if let Some(entry) = LISTENERS.edit(listener) {
+        inherit_from(entry, child_born_ns, owner);
+    }
+}
+
+/// The same from its entry. One that is younger than the child is another listener at a reused address, unless it
+/// only was seen late.
+#[inline(always)]
+pub(crate) fn inherit_from(entry: &mut Listener, child_born_ns: u64, owner: &mut Owner) {
+    let syn = &mut entry.syn;
+    if syn.socket.born_ns <= child_born_ns || syn.socket.flags & socket_flag::OLDER != 0 {
+        fork::mark(&mut syn.owner, entry.owned_ns);
+        *owner = syn.owner;
         // Of the listener: nobody looked for the connection's.
         owner.holders = 0;
         if owner.source != owner_source::UNKNOWN && owner.source != owner_source::FORKED {
@@ -156,33 +150,32 @@ pub(crate) fn inherit(listener: u64, child_born_ns: u64, owner: &mut Owner) {
 /// [`inherit`] where the listener was found by its address alone.
 #[inline(always)]
 fn inherit_by_port(listener: u64, child_born_ns: u64, owner: &mut Owner) {
-    // SAFETY: plain data.
-    if unsafe { LISTENERS.get(listener) }.is_some_and(|entry| entry.mixed == 0) {
+    if LISTENERS
+        .get(listener)
+        .is_some_and(|entry| entry.mixed == 0)
+    {
         inherit(listener, child_born_ns, owner);
     }
 }
 
-/// Fills in what a connection is and what `SOCKETS` knows of it; false when it is not asked for.
+/// Fills in what a connection is and what `SOCKETS` knows of it; false when it does not match.
 #[inline(always)]
 pub(crate) fn fill(sk: u64, socket: &mut Socket, owner: &mut Owner) -> bool {
     let Some(entry) = fill_known(sk, socket, owner) else {
-        return wanted(socket);
+        return matching::socket(socket);
     };
-    // SAFETY: a live map value of plain data.
-    wanted(socket) && !unsafe { filter::refuses(&raw mut (*entry).asked, owner) }
+    matching::socket(socket) && !matching::excludes(&mut entry.verdict, owner)
 }
 
-/// The same whoever asks; what is known, where it is.
+/// The same whether it matches or not; what is known, where it is.
 #[inline(always)]
 pub(crate) fn fill_known(
     sk: u64,
     socket: &mut Socket,
     owner: &mut Owner,
-) -> Option<*mut SocketState> {
+) -> Option<&'static mut SocketState> {
     sock::fill_full::<Anywhere>(sk, socket);
-    let kept = SOCKETS.get_ptr_mut(sk)?;
-    // SAFETY: a live map value of plain data.
-    let entry = unsafe { &mut *kept };
+    let entry = SOCKETS.edit(sk)?;
     fork::mark(&mut entry.owner, entry.owned_ns);
     socket.born_ns = entry.born_ns;
     socket.role = entry.role;
@@ -196,7 +189,7 @@ pub(crate) fn fill_known(
             inherit(entry.listener, socket.born_ns, owner);
         }
     }
-    Some(kept)
+    Some(entry)
 }
 
 /// Makes the process running now the owner of a connection that only who holds it can do this to, where another
@@ -204,23 +197,17 @@ pub(crate) fn fill_known(
 /// the kernel does on its own is nobody's.
 #[inline(always)]
 pub(crate) fn claimed(sk: u64) {
-    let Some(entry) = SOCKETS.get_ptr_mut(sk) else {
+    let Some(entry) = SOCKETS.edit(sk) else {
         return;
     };
-    // SAFETY: a live map value of plain data.
-    let entry = unsafe { &mut *entry };
     let source = match entry.owner.source {
         owner_source::UNKNOWN if entry.role == role::PASSIVE => owner_source::ACCEPT,
         owner_source::UNKNOWN => return,
         _ => owner_source::PASSED,
     };
-    if entry.owner.pid == sock::current_pid() || sock::is_kernel() {
-        return;
+    if entry.owner.pid != sock::current_pid() && !sock::is_kernel() {
+        Ownership::of_connection(entry).pass_to_current(source);
     }
-    sock::fill_current(&mut entry.owner, source);
-    entry.asked = filter::of(&entry.owner);
-    // SAFETY: helper without preconditions.
-    entry.owned_ns = unsafe { bpf_ktime_get_ns() };
 }
 
 /// [`fill`] for a connection in trouble: marks it, so that its end is emitted, and adopts it as seen
@@ -228,23 +215,19 @@ pub(crate) fn claimed(sk: u64) {
 /// says so.
 #[inline(always)]
 pub(crate) fn fill_troubled(sk: u64, socket: &mut Socket, owner: &mut Owner) -> bool {
-    if let Some(entry) = SOCKETS.get_ptr_mut(sk) {
-        // SAFETY: a live map value of plain data.
-        unsafe { (*entry).troubled = 1 };
-    } else if let Some(empty) = EMPTY_SOCKET.get(0) {
+    if let Some(entry) = SOCKETS.edit(sk) {
+        entry.troubled = 1;
+    } else if let Some(zeros) = zeros() {
         sock::fill_full::<Anywhere>(sk, socket);
-        if !wanted(socket) {
+        if !matching::socket(socket) {
             return false;
         }
-        if SOCKETS.insert(sk, empty, 0).is_ok()
-            && let Some(entry) = SOCKETS.get_ptr_mut(sk)
+        if SOCKETS.insert(sk, zeros)
+            && let Some(entry) = SOCKETS.edit(sk)
         {
-            // SAFETY: as above.
-            unsafe {
-                (*entry).born_ns = bpf_ktime_get_ns();
-                (*entry).troubled = 1;
-                (*entry).older = 1;
-            }
+            entry.born_ns = sock::now_ns();
+            entry.troubled = 1;
+            entry.older = 1;
         }
     }
     fill(sk, socket, owner)

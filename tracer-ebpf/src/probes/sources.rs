@@ -1,7 +1,6 @@
 //! Who troubles a listener: a sketch of the sources of the SYNs it answered with cookies, dropped, or had
-//! to repeat its SYN-ACK for; no programs. A healthy listener has none and pays nothing.
+//! to retransmit its SYN-ACK for; no programs. A healthy listener has none and pays nothing.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
 use conntracer_common::{
     record::SOURCES_QUIET_NS,
     sketch::{self, ADDRESSES, PREFIXES},
@@ -9,72 +8,61 @@ use conntracer_common::{
 };
 
 use crate::{
-    maps::{EMPTY_SKETCH, SKETCHES, add},
+    maps::SKETCHES,
     sock,
+    table::{add, zeros},
 };
 
 /// Notes the source of one troubled SYN. CPUs may undo each other's registers: the next SYN of the same
 /// source sets them again.
 #[inline(always)]
-pub(crate) fn troubled(listener: u64, entry: *mut Listener, source: &[u32; 4]) {
-    // SAFETY: helper without preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
-    let known = SKETCHES.get_ptr_mut(listener).is_some_and(|sketch| {
-        // SAFETY: a live map value of plain data.
-        now.wrapping_sub(unsafe { (*sketch).last_ns }) < SOURCES_QUIET_NS
-    });
-    if !known {
-        let Some(empty) = EMPTY_SKETCH.get(0) else {
-            return;
-        };
-        // An LRU map has room for whatever is new; should it not, there is no sketch to fill below.
-        let _no_room = SKETCHES.insert(listener, empty, 0);
-    }
-    let Some(sketch) = SKETCHES.get_ptr_mut(listener) else {
-        return;
+pub(crate) fn troubled(listener: u64, entry: &Listener, source: &[u32; 4]) {
+    let now = sock::now_ns();
+    let known = SKETCHES
+        .edit(listener)
+        .filter(|sketch| now.wrapping_sub(sketch.last_ns) < SOURCES_QUIET_NS);
+    let sketch = match known {
+        Some(sketch) => sketch,
+        None => {
+            // An LRU map has room for whatever is new; should it not, there is no sketch to fill.
+            let Some(zeros) = zeros() else {
+                return;
+            };
+            SKETCHES.insert(listener, zeros);
+            let Some(sketch) = SKETCHES.edit(listener) else {
+                return;
+            };
+            sketch.socket = entry.syn.socket;
+            sketch.since_ns = now;
+            sketch
+        }
     };
+    sketch.last_ns = now;
+    add(&mut sketch.syns, 1);
     // One seed for all listeners of a namespace; an address of kernel memory, which clients do not know.
     let seed = sock::net_of(listener);
     let address = sketch::hash(source, seed);
+    raise(
+        &mut sketch.addresses[address as usize & (ADDRESSES - 1)],
+        sketch::rank(address, ADDRESSES),
+    );
     let prefix = sketch::hash(&sketch::prefix(source), seed);
-    // SAFETY: live map values of plain data; the masks keep the registers within theirs.
-    unsafe {
-        if !known {
-            (*sketch).socket = (*entry).syn.socket;
-            (*sketch).since_ns = now;
-        }
-        (*sketch).last_ns = now;
-        add(&raw mut (*sketch).syns, 1);
-        raise(
-            (&raw mut (*sketch).addresses)
-                .cast::<u8>()
-                .add(address as usize & (ADDRESSES - 1)),
-            sketch::rank(address, ADDRESSES),
-        );
-        raise(
-            (&raw mut (*sketch).prefixes)
-                .cast::<u8>()
-                .add(prefix as usize & (PREFIXES - 1)),
-            sketch::rank(prefix, PREFIXES),
-        );
-    }
+    raise(
+        &mut sketch.prefixes[prefix as usize & (PREFIXES - 1)],
+        sketch::rank(prefix, PREFIXES),
+    );
 }
 
 /// Forgets a listener that closed.
 #[inline(always)]
 pub(crate) fn forget(listener: u64) {
     // Absent for nearly every listener.
-    let _absent = SKETCHES.remove(listener);
+    SKETCHES.remove(listener);
 }
 
-/// # Safety
-/// `register` lies within a map value.
 #[inline(always)]
-unsafe fn raise(register: *mut u8, rank: u8) {
-    // SAFETY: the caller's.
-    unsafe {
-        if *register < rank {
-            *register = rank;
-        }
+fn raise(register: &mut u8, rank: u8) {
+    if *register < rank {
+        *register = rank;
     }
 }

@@ -1,19 +1,22 @@
 //! `inet_sock_set_state`: births and ends, half-closed ages, and the stand-in for hooks whose better
 //! hook type is missing.
 
-use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
     netns::count,
     record::{State, kind, role},
     stats::hook,
     tcp::state,
+    transition::{Action, Transition},
 };
 
 use crate::{
+    account::{Outcome, account, is_streamed},
     emit::{self, Lane},
-    maps::{Outcome, SOCKETS, account, asked_for, global},
-    probes::{close, connect, failure, filter, listener, netns, socket},
-    sock::{self, SOCK_DEAD, Typed, field, load},
+    globals::global,
+    maps::SOCKETS,
+    probes::{close, connect, failure, listener, matching, netns, socket, totals},
+    sock::{self, Anywhere, Typed, field, load},
 };
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
@@ -25,26 +28,39 @@ pub(crate) fn state(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     let sk: u64 = ctx.arg(0);
-    let old = ctx.arg::<i32>(1) as u8;
-    let new = ctx.arg::<i32>(2) as u8;
+    let transition = Transition {
+        old: ctx.arg::<i32>(1) as u8,
+        new: ctx.arg::<i32>(2) as u8,
+    };
+    let Transition { old, new } = transition;
     // This also fires for SCTP, DCCP and MPTCP.
     let tcp = sock::tcp_sock(sk);
     if tcp == 0 {
         return Outcome::Filtered;
     }
-    if new == state::CLOSE && attempt_failed(sk, old) {
+    if new == state::CLOSE
+        && transition.gives_up()
+        && transition.counts_as_failed(load!(sk, sk_err: u32), || sock::is_orphan::<Anywhere>(sk))
+    {
         netns::count(sock::net_of(sk), count::ATTEMPT_FAILED);
     }
     // A birth is of another owner than the socket's last life.
-    if new != state::SYN_SENT && socket::is_refused(sk) {
+    if new != state::SYN_SENT && socket::is_excluded(sk) {
         return Outcome::Filtered;
     }
-    let told = new == state::CLOSE || asked_for(kind::STATE) || asked_for(kind::CLOSE);
-    if is_closed(sk, old, new) && (told || troubled(sk, tcp)) {
+    if is_by_holder(sk, transition)
+        && (new == state::CLOSE
+            || is_streamed(kind::STATE)
+            || is_streamed(kind::CLOSE)
+            || troubled(sk, tcp))
+    {
         socket::claimed(sk);
     }
-    let outcome = match new {
-        state::SYN_SENT if global!(OPTIONS.connect_by_state) != 0 => {
+    let by_state = global!(OPTIONS.connect_by_state) != 0;
+    let by_skb = global!(OPTIONS.ack_by_skb) != 0;
+    let outcome = match transition.action(by_state, by_skb, || sock::is_orphan::<Typed>(sk)) {
+        Action::Nothing => Outcome::Aggregated,
+        Action::Connect => {
             let connected = connect::connecting::<Typed, _>(ctx, sk);
             account(hook::CONNECT, connected);
             match connected {
@@ -52,34 +68,27 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
                 _ => Outcome::Aggregated,
             }
         }
-        // The child's own state is a copy of the listener's at this moment.
-        state::SYN_RECV if old == state::LISTEN && global!(OPTIONS.ack_by_skb) != 0 => {
-            // So is its address: the listener's own, which no look-up by packet could miss.
-            listener::completed_at(sk);
+        Action::ChildMade => {
+            // The listener's own address, which no look-up by packet could miss.
+            totals::completed_at(sk);
             socket::born_of::<Typed>(sk, 0)
         }
-        state::ESTABLISHED if old == state::SYN_RECV && global!(OPTIONS.ack_by_skb) != 0 => {
-            // The request's repeats became the child's retransmissions (`tcp_create_openreq_child`).
+        Action::ChildEstablished => {
             if load!(tcp, total_retrans: u32) != 0 {
-                listener::completed_late_at(sk);
+                totals::completed_late_at(sk);
             }
             Outcome::Aggregated
         }
-        state::LISTEN => listener::listening(sk),
-        state::CLOSE if old == state::LISTEN => listener::closed(ctx, sk),
-        state::CLOSE if old == state::SYN_SENT => failure::closed(ctx, sk),
-        state::CLOSE if old != state::SYN_RECV && old != state::CLOSE => {
-            close::ended(ctx, sk, tcp, old)
-        }
-        // Nobody holds one that is closed, and the kernel ends it (`tcp_fin_timeout`).
-        state::FIN_WAIT2 if load!(sk, skc_flags: u64) & SOCK_DEAD != 0 => Outcome::Aggregated,
-        state::CLOSE_WAIT | state::FIN_WAIT2 => half_closed(sk, new),
-        _ => Outcome::Aggregated,
+        Action::Listen => listener::listening(sk),
+        Action::ListenerClosed => listener::closed(ctx, sk),
+        Action::AttemptFailed => failure::closed(ctx, sk),
+        Action::ConnectionClosed => close::closed(ctx, sk, tcp, transition),
+        Action::HalfClosed => half_closed(sk, new),
     };
-    if filter::by_owner() && outcome == Outcome::Filtered {
+    if matching::by_owner() && outcome == Outcome::Filtered {
         return outcome;
     }
-    let said = if asked_for(kind::STATE) {
+    let said = if is_streamed(kind::STATE) {
         said(ctx, sk, old, new, Lane::Bulk)
     } else if new == state::CLOSE && troubled(sk, tcp) {
         said(ctx, sk, old, new, Lane::Rare)
@@ -94,66 +103,41 @@ fn try_state(ctx: &BtfTracePointContext) -> Outcome {
     }
 }
 
-/// Whether `tcp_done` ends a socket that was never established, which it counts in `Tcp AttemptFails`. It is
-/// called with the error stored; `tcp_close`, `tcp_disconnect` and a failing connect() set the state alone
-/// and before any error. A child that could not be finished (`put_and_exit` of `tcp_v4/v6_syn_recv_sock`)
-/// has no error, and is dead before it is done.
+/// Whether a process closes a connection that it holds, or shuts it down.
 #[inline(always)]
-fn attempt_failed(sk: u64, old: u8) -> bool {
-    if old != state::SYN_SENT && old != state::SYN_RECV {
-        return false;
-    }
-    load!(sk, sk_err: u32) != 0
-        || (old == state::SYN_RECV && field!(sk, skc_flags: u64) & SOCK_DEAD != 0)
-}
-
-/// Whether a process closes a connection that it holds, or shuts it down. Other processes lock a socket too, to
-/// look at it, and then act on the segments that came meanwhile; or they kill it, which is an error to it
-/// (`tcp_abort`). Neither makes these changes without one.
-#[inline(always)]
-fn is_closed(sk: u64, old: u8, new: u8) -> bool {
-    let at_once = new == state::CLOSE && (old == state::ESTABLISHED || old == state::CLOSE_WAIT);
-    (new == state::FIN_WAIT1 || new == state::LAST_ACK || at_once)
-        && load!(sk, sk_err: u32) == 0
-        && load!(sk, sk_owned: u32) != 0
+fn is_by_holder(sk: u64, transition: Transition) -> bool {
+    transition.is_by_holder() && load!(sk, sk_err: u32) == 0 && load!(sk, sk_owned: u32) != 0
 }
 
 /// Enters a half-closed state. A connection older than the tracer is adopted without an owner, so that a
 /// leak is seen all the same. That the state was left shows when userspace looks at the socket.
 #[inline(always)]
 fn half_closed(sk: u64, state: u8) -> Outcome {
-    let entry = match SOCKETS.get_ptr_mut(sk) {
+    let entry = match SOCKETS.edit(sk) {
         Some(entry) => entry,
         None => {
             let outcome = socket::adopted::<Typed>(sk, role::UNKNOWN, 0, |_| ());
-            match SOCKETS.get_ptr_mut(sk) {
+            match SOCKETS.edit(sk) {
                 Some(entry) => entry,
                 None => return outcome,
             }
         }
     };
-    // SAFETY: a live map value of plain data; the helper has no preconditions.
-    unsafe {
-        (*entry).half_closed = state;
-        (*entry).since_ns = bpf_ktime_get_ns();
-    }
+    entry.half_closed = state;
+    entry.since_ns = sock::now_ns();
     Outcome::Aggregated
 }
 
 /// Whether a closing connection was in trouble. The cheap signs first: nearly every one has none.
 #[inline(always)]
 fn troubled(sk: u64, tcp: u64) -> bool {
-    if load!(sk, sk_err: u32) == 0 && load!(tcp, total_retrans: u32) == 0 {
-        return false;
-    }
-    // SAFETY: plain data.
-    unsafe { SOCKETS.get(sk) }.is_some_and(|entry| entry.troubled != 0)
+    (load!(sk, sk_err: u32) != 0 || load!(tcp, total_retrans: u32) != 0) && socket::is_troubled(sk)
 }
 
 #[inline(always)]
 fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, new: u8, lane: Lane) -> Outcome {
     let mut record = State {
-        header: emit::header::<State>(kind::STATE),
+        header: emit::header::<State>(),
         error: field!(sk, sk_err: u32),
         old_state: old,
         new_state: new,

@@ -8,13 +8,10 @@ use aya_ebpf::{
 use conntracer_common::{netns::count, stats::hook, tcp::state};
 
 use crate::{
-    maps::{Outcome, account},
-    probes::netns,
-    sock::{self, field},
+    account::{Outcome, account},
+    probes::{matching, netns},
+    sock::{self, Anywhere, field},
 };
-
-/// `SOCK_DEAD` in `enum sock_flags` (include/net/sock.h); the same in 5.10 … 7.x.
-const SOCK_DEAD: u64 = 1;
 
 #[fentry(function = "tcp_retransmit_timer")]
 pub(crate) fn timeout_fentry(ctx: FEntryContext) -> i32 {
@@ -26,12 +23,12 @@ pub(crate) fn timeout_kprobe(ctx: ProbeContext) -> i32 {
     account(hook::TIMEOUT, fired(ctx.arg(0).unwrap_or(0)))
 }
 
-/// Counts what `tcp_retransmit_timer` counts: not a timer with nothing left to repeat, nor one that has
+/// Counts what `tcp_retransmit_timer` counts: not a timer with nothing left to retransmit, nor one that has
 /// become a probe of a window that was shut. A Fast Open child's is its request's timer.
 #[inline(always)]
 fn fired(sk: u64) -> Outcome {
     let net = sock::net_of(sk);
-    if !netns::wanted(net) {
+    if !matching::netns(net) {
         return Outcome::Filtered;
     }
     if field!(sk, fastopen_rsk: u64) == 0
@@ -47,7 +44,7 @@ fn fired(sk: u64) -> Outcome {
 fn is_window_probe(sk: u64) -> bool {
     let state = field!(sk, skc_state: u8);
     field!(sk, snd_wnd: u32) == 0
-        && field!(sk, skc_flags: u64) & SOCK_DEAD == 0
+        && !sock::is_orphan::<Anywhere>(sk)
         && state != state::SYN_SENT
         && state != state::SYN_RECV
 }

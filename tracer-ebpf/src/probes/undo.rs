@@ -1,9 +1,9 @@
-//! Losses that were none: `tcp_undo_cwnd_reduction`, by which the kernel takes back what it did about them, as
-//! `TcpExt TCPLossUndo`, `TCPFullUndo`, `TCPPartialUndo` and `TCPDSACKUndo` count them. What was repeated
-//! meanwhile was repeated for nothing. Cumulative by connection, beside what it sent again.
+//! Unnecessary retransmissions: `tcp_undo_cwnd_reduction`, by which the kernel takes back what it did about a loss
+//! because nothing was lost, as `TcpExt TCPLossUndo`, `TCPFullUndo`, `TCPPartialUndo` and `TCPDSACKUndo` count them.
+//! Cumulative by connection, beside what it retransmitted.
 //!
-//! Without that function, by the change of the congestion state that mostly comes with it: a loss that was one
-//! leaves `undo_marker` as it is.
+//! Without that function, by the change of the congestion state that mostly comes with it: where segments were lost
+//! `undo_marker` stays as it is.
 
 use aya_ebpf::{
     EbpfContext,
@@ -12,18 +12,20 @@ use aya_ebpf::{
 };
 use conntracer_common::{
     netns::count,
-    record::{RETRANSMIT_INTERVAL_NS, Undo, kind},
+    record::{RETRANSMIT_INTERVAL_NS, Undo},
     socket::Retransmitted,
     stats::hook,
     tcp::{ca, state},
-    undo::{repeated, way},
+    undo::{unnecessary, way},
 };
 
 use crate::{
+    account::{Outcome, account},
     emit::{self, Lane},
-    maps::{Outcome, RETRANSMITS, RetransmitKey, SOCKETS, account},
+    maps::{RETRANSMITS, RetransmitKey, SOCKETS},
     probes::{netns, socket},
     sock::{self, field, field_into, load},
+    table::write_once,
 };
 
 #[fentry(function = "tcp_undo_cwnd_reduction")]
@@ -63,14 +65,13 @@ fn changed<C: EbpfContext>(ctx: &C, sk: u64, entered: u8) -> Outcome {
         return Outcome::NotOurs;
     }
     let undoable = u8::from(load!(tcp, undo_marker: u32) != 0);
-    let Some(entry) = SOCKETS.get_ptr_mut(sk) else {
+    let Some(entry) = SOCKETS.edit(sk) else {
         return Outcome::NotOurs;
     };
     let recovers = entered == ca::LOSS || entered == ca::RECOVERY;
     let noted = undoable & u8::from(recovers);
-    // SAFETY: a live map value of plain data, written under the socket's lock.
-    let was_undoable = unsafe { core::mem::replace(&mut (*entry).undoable, noted) };
-    // A SYN that was repeated for nothing clears the marker, and nothing is taken back
+    let was_undoable = core::mem::replace(&mut entry.undoable, noted);
+    // A SYN that was retransmitted without need clears the marker, and nothing is taken back
     // (`tcp_try_undo_spurious_syn`).
     let opens = matches!(load!(sk, skc_state: u8), state::SYN_SENT | state::SYN_RECV);
     if recovers || was_undoable == 0 || undoable != 0 || opens {
@@ -93,19 +94,19 @@ fn is_over(sk: u64) -> bool {
 fn told<C: EbpfContext>(ctx: &C, sk: u64, way: u8) -> Outcome {
     netns::count(sock::net_of(sk), count::UNDONE + usize::from(way));
     let mut record = Undo {
-        header: emit::header::<Undo>(kind::UNDO),
+        header: emit::header::<Undo>(),
         ..Undo::default()
     };
     if !socket::fill_troubled(sk, &mut record.socket, &mut record.owner) {
         return Outcome::Filtered;
     }
     field_into!(sk, dsack_dups, &mut record.dsack_dups);
-    let segments = repeated(field!(sk, undo_retrans: u32));
+    let segments = unnecessary(field!(sk, undo_retrans: u32));
     let key = RetransmitKey {
         sk,
         born_ns: record.socket.born_ns,
     };
-    match RETRANSMITS.get_ptr_mut(key) {
+    match RETRANSMITS.edit(&key) {
         Some(entry) => cumulated(ctx, entry, &mut record, way, segments),
         None => {
             record.totals.count(way, segments);
@@ -117,22 +118,20 @@ fn told<C: EbpfContext>(ctx: &C, sk: u64, way: u8) -> Outcome {
 #[inline(always)]
 fn cumulated<C: EbpfContext>(
     ctx: &C,
-    entry: *mut Retransmitted,
+    entry: &mut Retransmitted,
     record: &mut Undo,
     way: u8,
     segments: u32,
 ) -> Outcome {
-    // SAFETY: a live map value of plain data, written under the socket's lock alone.
-    let entry = unsafe { &mut *entry };
     let is_first = entry.undone.last_ns == 0;
     let now = record.header.ktime_ns;
-    // SAFETY: as above; volatile, or the compiler could move them past what they enclose.
-    unsafe { core::ptr::write_volatile(&raw mut entry.started, entry.started + 1) };
+    // Written under the socket's lock alone.
+    let started = entry.started + 1;
+    write_once(&mut entry.started, started);
     entry.undone.totals.count(way, segments);
     entry.undone.last_ns = now;
     entry.undone.dsack_dups = record.dsack_dups;
-    // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(&raw mut entry.finished, entry.started) };
+    write_once(&mut entry.finished, started);
     if !is_first && now - entry.undone.emitted_ns < RETRANSMIT_INTERVAL_NS {
         return Outcome::Aggregated;
     }

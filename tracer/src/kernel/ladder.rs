@@ -292,10 +292,10 @@ pub(super) const LADDERS: &[Ladder] = &[
     Ladder {
         hook: hook::PROBE,
         steps: &[
-            fentry(&[on("probe_fexit", "tcp_write_wakeup")]),
+            fentry(&[on("tcp_probe_fexit", "tcp_write_wakeup")]),
             kprobe(&[
-                on("probe_kretprobe", "tcp_write_wakeup"),
-                on("probe_kprobe", "tcp_write_wakeup"),
+                on("tcp_probe_kretprobe", "tcp_write_wakeup"),
+                on("tcp_probe_kprobe", "tcp_write_wakeup"),
             ]),
         ],
         off: Some(

@@ -155,7 +155,7 @@ impl Namespaces {
     pub(super) fn inodes(&self, kernel: &impl BothCounts) -> io::Result<Option<BTreeSet<u32>>> {
         let mut inodes = BTreeSet::new();
         let whole = walk(kernel, |look| {
-            if self.asked.wants_netns::<Plain>(look.id.inode) {
+            if self.asked.matches_netns::<Plain>(look.id.inode) {
                 inodes.insert(look.id.inode);
             }
         })?;
@@ -179,7 +179,7 @@ impl Namespaces {
             return Ok((found, false));
         }
         let whole = walk(kernel, |look| {
-            if self.asked.wants_netns::<Plain>(look.id.inode) {
+            if self.asked.matches_netns::<Plain>(look.id.inode) {
                 found.insert(look.id, look.net);
             }
         })?;

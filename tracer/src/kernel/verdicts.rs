@@ -20,16 +20,16 @@ pub(super) fn sizes(asked: &Owners) -> [(&'static str, u32); 3] {
     let places = |count: usize| u32::try_from(count.max(1)).unwrap_or(u32::MAX);
     let groups = if asked.has_groups() { MAX_GROUPS } else { 1 };
     [
-        ("ASKED_PIDS", places(asked.pids.len())),
-        ("ASKED_COMMS", places(asked.comms.len())),
+        ("FILTER_PIDS", places(asked.pids.len())),
+        ("FILTER_COMMS", places(asked.comms.len())),
         ("GROUPS", groups),
     ]
 }
 
 /// Fills the maps, before the first hook is attached.
 pub(super) fn fill(ebpf: &mut Ebpf, asked: &Owners) -> Result<(), CannotTrace> {
-    fill_one(ebpf, "ASKED_PIDS", asked.pids.iter().copied())?;
-    fill_one(ebpf, "ASKED_COMMS", asked.comms.iter().copied())?;
+    fill_one(ebpf, "FILTER_PIDS", asked.pids.iter().copied())?;
+    fill_one(ebpf, "FILTER_COMMS", asked.comms.iter().copied())?;
     if asked.has_groups() {
         let mut groups = keyed::<u64>(ebpf, "GROUPS")?;
         for (id, path) in Cgroups::of_host().all().take(MAX_GROUPS as usize) {
@@ -47,7 +47,7 @@ fn fill_one<K: aya::Pod>(
 ) -> Result<(), CannotTrace> {
     let mut map = keyed::<K>(ebpf, name)?;
     for key in asked {
-        map.insert(key, verdict::ASKED, 0).map_err(failed)?;
+        map.insert(key, verdict::MATCHES, 0).map_err(failed)?;
     }
     Ok(())
 }
@@ -70,9 +70,9 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> CannotTrace 
 
 const fn verdict_of(wants: bool) -> u8 {
     if wants {
-        verdict::ASKED
+        verdict::MATCHES
     } else {
-        verdict::REFUSED
+        verdict::EXCLUDED
     }
 }
 

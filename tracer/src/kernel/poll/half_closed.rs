@@ -55,7 +55,7 @@ impl HalfClosedSweep {
         maps::for_each(sockets, size_of::<SocketState>(), |sk, value| {
             if let Ok(state) = SocketState::read_from_bytes(value)
                 && state.half_closed != 0
-                && state.asked != verdict::REFUSED
+                && state.verdict != verdict::EXCLUDED
                 && poll.now_ns.saturating_sub(state.since_ns) >= limit_ns
                 && self.list.lists(sk, &state)
             {

@@ -78,11 +78,11 @@ impl Listeners {
             self.totals.fd().as_fd(),
             size_of::<Listener>(),
             |sk, value| {
-                let Ok(Listener { syn, asked, .. }) = Listener::read_from_bytes(value) else {
+                let Ok(Listener { syn, verdict, .. }) = Listener::read_from_bytes(value) else {
                     return;
                 };
                 // Without its birth it is still being filled in.
-                if syn.socket.born_ns == 0 || asked == verdict::REFUSED {
+                if syn.socket.born_ns == 0 || verdict == verdict::EXCLUDED {
                     return;
                 }
                 told.insert(sk, syn.totals);

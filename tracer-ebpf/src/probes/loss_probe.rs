@@ -1,5 +1,5 @@
-//! Tail loss probes: `tcp_send_loss_probe`, as `TcpExt TCPLossProbes` counts them. One that repeats a segment
-//! is `retransmit`'s too; one that carries new data passes no other hook.
+//! Tail loss probes: `tcp_send_loss_probe`, as `TcpExt TCPLossProbes` counts them. One that sends a segment
+//! again is `retransmit`'s too; one that carries new data passes no other hook.
 
 use aya_ebpf::{
     macros::{fentry, fexit, kprobe, kretprobe},
@@ -8,8 +8,9 @@ use aya_ebpf::{
 use conntracer_common::{netns::count, stats::hook};
 
 use crate::{
-    maps::{LOSS_PROBE_BRACKET, Outcome, account},
-    probes::netns,
+    account::{Outcome, account},
+    maps::LOSS_PROBE_BRACKET,
+    probes::{matching, netns},
     sock::{self, field},
 };
 
@@ -37,21 +38,20 @@ pub(crate) fn loss_probe_kretprobe(_ctx: RetProbeContext) -> i32 {
 /// would be.
 #[inline(always)]
 fn enter(sk: u64) -> i32 {
-    if let Some(bracket) = LOSS_PROBE_BRACKET.get_ptr_mut(0) {
+    // Timers run with bottom halves off until the exit.
+    if let Some(bracket) = LOSS_PROBE_BRACKET.edit(0) {
         let unsettled = field!(sk, tlp_high_seq: u32) != 0;
-        // SAFETY: a live per-CPU map value; timers run with bottom halves off until the exit.
-        unsafe { *bracket = if unsettled { 0 } else { sk } };
+        *bracket = if unsettled { 0 } else { sk };
     }
     0
 }
 
 #[inline(always)]
 fn leave() -> i32 {
-    let Some(bracket) = LOSS_PROBE_BRACKET.get_ptr_mut(0) else {
+    let Some(bracket) = LOSS_PROBE_BRACKET.edit(0) else {
         return 0;
     };
-    // SAFETY: as in `enter`.
-    let sk = unsafe { core::mem::replace(&mut *bracket, 0) };
+    let sk = core::mem::replace(bracket, 0);
     if sk == 0 || field!(sk, tlp_high_seq: u32) == 0 {
         return 0;
     }
@@ -60,7 +60,7 @@ fn leave() -> i32 {
 
 #[inline(always)]
 fn sent(net: u64) -> Outcome {
-    if !netns::wanted(net) {
+    if !matching::netns(net) {
         return Outcome::Filtered;
     }
     netns::count(net, count::LOSS_PROBE);

@@ -15,14 +15,16 @@ use conntracer_common::{
 };
 
 use crate::{
+    account::{Outcome, account, is_streamed},
     emit::{self, Lane},
-    maps::{Outcome, PROBE_BRACKET, account, asked_for, global},
+    globals::global,
+    maps::TCP_PROBE_BRACKET,
     probes::socket,
     sock::{self, field},
 };
 
 #[fexit(function = "tcp_write_wakeup")]
-pub(crate) fn probe_fexit(ctx: FExitContext) -> i32 {
+pub(crate) fn tcp_probe_fexit(ctx: FExitContext) -> i32 {
     account(
         hook::PROBE,
         probed(&ctx, ctx.arg(0), ctx.arg(1), ctx.arg(2)),
@@ -30,22 +32,20 @@ pub(crate) fn probe_fexit(ctx: FExitContext) -> i32 {
 }
 
 #[kprobe]
-pub(crate) fn probe_kprobe(ctx: ProbeContext) -> i32 {
-    if let Some(bracket) = PROBE_BRACKET.get_ptr_mut(0) {
-        let mib: u32 = ctx.arg(1).unwrap_or(0);
-        // SAFETY: a live per-CPU map value.
-        unsafe { *bracket = [ctx.arg(0).unwrap_or(0), u64::from(mib)] };
+pub(crate) fn tcp_probe_kprobe(ctx: ProbeContext) -> i32 {
+    let mib: u32 = ctx.arg(1).unwrap_or(0);
+    if let Some(bracket) = TCP_PROBE_BRACKET.edit(0) {
+        *bracket = [ctx.arg(0).unwrap_or(0), u64::from(mib)];
     }
     0
 }
 
 #[kretprobe]
-pub(crate) fn probe_kretprobe(ctx: RetProbeContext) -> i32 {
-    let Some(bracket) = PROBE_BRACKET.get_ptr_mut(0) else {
+pub(crate) fn tcp_probe_kretprobe(ctx: RetProbeContext) -> i32 {
+    let Some(bracket) = TCP_PROBE_BRACKET.edit(0) else {
         return 0;
     };
-    // SAFETY: as above.
-    let [sk, mib] = unsafe { core::mem::replace(&mut *bracket, [0, 0]) };
+    let [sk, mib] = core::mem::replace(bracket, [0, 0]);
     if sk == 0 {
         return 0;
     }
@@ -59,11 +59,11 @@ fn probed<C: EbpfContext>(ctx: &C, sk: u64, mib: u32, result: i32) -> Outcome {
     let keepalive = mib == u32::from(global!(FACTS.mib_tcp_keepalive));
     // Raised by every window probe until the window opens (`tcp_send_probe0`, `tcp_ack_probe`).
     let waits = !keepalive && (field!(sk, icsk_backoff: u8) != 0 || result != 0);
-    if unanswered == 0 && !waits && !asked_for(kind::PROBE) {
+    if unanswered == 0 && !waits && !is_streamed(kind::PROBE) {
         return Outcome::Aggregated;
     }
     let mut record = Probe {
-        header: emit::header::<Probe>(kind::PROBE),
+        header: emit::header::<Probe>(),
         result,
         keepalive: u8::from(keepalive),
         ..Probe::default()
