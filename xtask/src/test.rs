@@ -11,8 +11,11 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
+    bench,
     build::{self, Profile},
     check_object,
+    fuzz::{self, Bound},
+    kernel,
     libtest::Report,
     nginx,
     packages::Installation,
@@ -40,6 +43,13 @@ const VM_TIMEOUT: Duration = Duration::from_mins(40);
 const UNSHARED_VM_TIMEOUT: Duration = Duration::from_mins(150);
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// The kernel line and hook mode whose instructions are counted in each run: the newest of long support, by its best
+/// hooks.
+const COUNTED: (&str, &str) = ("6.12", "auto");
+
+/// How long each fuzz target runs.
+const FUZZING: Duration = Duration::from_mins(2);
 
 /// `cargo` with these arguments.
 const FMT: [&str; 4] = ["fmt", "--all", "--", "--check"];
@@ -69,13 +79,14 @@ pub(crate) fn execute(
         stage("live", || live(workspace, installation, false)),
     ];
     rows.extend(vms(workspace, installation, vm::ordinary(), VM_TIMEOUT));
+    rows.push(stage("cost", || cost(workspace, installation)));
     if arguments.full {
         rows.push(stage("live unshared", || {
             live(workspace, installation, true)
         }));
         let setups = Ok(vm::unshared());
         rows.extend(vms(workspace, installation, setups, UNSHARED_VM_TIMEOUT));
-        // Fuzzing has its place here, as a stage of minutes a target.
+        rows.push(stage("fuzz", || fuzz(workspace, installation)));
     }
     ExitCode::from(u8::from(table::print(&rows).failed > 0))
 }
@@ -125,15 +136,40 @@ fn unit(workspace: &Workspace) -> Result<Row> {
 }
 
 fn check_object(workspace: &Workspace, installation: Installation) -> Result<Row> {
-    let violations = check_object::check(workspace, installation)?;
-    for violation in &violations {
+    Ok(judged(&check_object::check(workspace, installation)?))
+}
+
+/// What tracing costs, counted in instructions and held against what is tracked.
+fn cost(workspace: &Workspace, installation: Installation) -> Result<Row> {
+    if let Err(error) = vm::ensure_emulator(installation) {
+        return Ok(Row::skipped(1, format!("{error:#}")));
+    }
+    let (line, hooks) = COUNTED;
+    let violations = bench::vm::check(workspace, installation, kernel::line(line)?, hooks)?;
+    Ok(judged(&violations))
+}
+
+/// Every fuzz target for a while.
+fn fuzz(workspace: &Workspace, installation: Installation) -> Result<Row> {
+    let targets = fuzz::targets(workspace)?;
+    let outcomes = fuzz::campaign(workspace, installation, &targets, Bound::Time(FUZZING))?;
+    print!("{}", fuzz::table(&outcomes));
+    let found = outcomes.iter().filter_map(|outcome| {
+        let finding = outcome.finding.as_ref()?;
+        Some(format!("{}: {finding}", outcome.target))
+    });
+    Ok(judged(&found.collect::<Vec<_>>()))
+}
+
+fn judged(violations: &[String]) -> Row {
+    for violation in violations {
         println!("{violation}");
     }
-    Ok(if violations.is_empty() {
+    if violations.is_empty() {
         Row::passed()
     } else {
         Row::failed(violations.join("; "))
-    })
+    }
 }
 
 /// The live tests on this host's kernel.

@@ -84,7 +84,6 @@ pub(super) fn execute(
 
 /// Counts on one kernel line in one hook mode, and gives everything that costs more than is tracked, a sentence
 /// each. Needs the emulator ([`vm::ensure_emulator`]).
-#[expect(dead_code, reason = "a stage of `cargo xtask test` that is yet to be")]
 pub(crate) fn check(
     workspace: &Workspace,
     installation: Installation,
