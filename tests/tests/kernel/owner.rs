@@ -53,13 +53,14 @@ const ALL: [&str; 11] = [
 ];
 
 /// A search for the holders of one socket finds those of all: one that was accepted and has not received anything is
-/// accepted all the same, once.
+/// accepted all the same, once. A tracer of its own, which searches for nobody else: the search has to come before the
+/// kernel gives the peer up.
 #[test]
 fn a_search_for_another_socket_takes_no_accept_away() {
     let Some(binary) = binary() else { return };
     let mut scenario = DeadPeer::new(Family::V4).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = watch_events(&binary, &server, &["accept", "retransmit"]) else {
+    let Some(mut tracer) = trace(&binary, &server, &["--emit", "accept,retransmit"]) else {
         return;
     };
     let address = Family::V4.loopback_listener();
@@ -85,7 +86,7 @@ fn a_search_for_another_socket_takes_no_accept_away() {
             .wait_for_event("its accept", SOON, "accept", is_quiet)
             .unwrap();
     }
-    let run = tracer.checkpoint().unwrap();
+    let run = tracer.stop().unwrap();
 
     let accepts: Vec<_> = run
         .events()
