@@ -1,6 +1,6 @@
 //! Which hooks count what a counter of the kernel's counts, and what the residues of a whole run may be.
 
-use std::fs;
+use std::{collections::BTreeMap, fs};
 
 use crate::line::{Figures, Start, Totals};
 
@@ -105,9 +105,10 @@ pub fn unaccounted(start: &Start, totals: &Totals) -> Vec<String> {
 }
 
 /// The residues of a conntracer that has ended that neither what was lost nor a blindness that is known explains. One
-/// sentence each.
+/// sentence each. `unseen` are the events of a hook that a second witness saw and no program did, which the kernel
+/// counts as no loss.
 #[must_use]
-pub fn unexplained(totals: &Totals) -> Vec<String> {
+pub fn unexplained(totals: &Totals, unseen: &BTreeMap<&str, u64>) -> Vec<String> {
     let mut sentences = Vec::new();
     let namespaces = &totals.reconciliation.namespaces;
     for counter in ALWAYS.iter().chain(&BY_KERNEL).chain(&WITH_HOOKS) {
@@ -117,6 +118,7 @@ pub fn unexplained(totals: &Totals) -> Vec<String> {
             .filter_map(|hook| totals.hooks.get(*hook))
             .map(|account| account.lost)
             .sum();
+        let unseen: u64 = hooks.iter().filter_map(|hook| unseen.get(hook)).sum();
         let mut missing = 0;
         for reconciled in namespaces {
             let Some(figures) = reconciled.counters.get(counter) else {
@@ -125,15 +127,19 @@ pub fn unexplained(totals: &Totals) -> Vec<String> {
             match judge(figures) {
                 Residue::None | Residue::Known => {}
                 Residue::Lost(residue) => missing += residue,
-                Residue::Unexplained => sentences.push(format!(
+                Residue::Unexplained(residue @ 1..) if unseen > 0 => {
+                    missing += residue.unsigned_abs();
+                }
+                Residue::Unexplained(_) => sentences.push(format!(
                     "{counter} of namespace {}: {figures:?}",
                     reconciled.netns
                 )),
             }
         }
-        if missing > lost * most_of_an_event(counter) {
+        if missing > (lost + unseen) * most_of_an_event(counter) {
             sentences.push(format!(
-                "{counter}: {missing} in all are missing, and {lost} events were lost of {hooks:?}"
+                "{counter}: {missing} in all are missing, {lost} events were lost of {hooks:?}, and no program \
+                 saw {unseen} more"
             ));
         }
     }
@@ -146,7 +152,7 @@ enum Residue {
     Lost(u64),
     /// By what this kernel tells no hook.
     Known,
-    Unexplained,
+    Unexplained(i64),
 }
 
 fn judge(figures: &Figures) -> Residue {
@@ -156,6 +162,42 @@ fn judge(figures: &Figures) -> Residue {
             Residue::Lost(residue)
         }
         (Ok(1..), Some(because)) if !because.contains("please report") => Residue::Known,
-        _ => Residue::Unexplained,
+        _ => Residue::Unexplained(figures.residue),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+
+    fn totals(residue: i64) -> Totals {
+        let figures = json!({
+            "kernel": 1000,
+            "counted": 1000 - residue,
+            "residue": residue,
+            "because": "not known: please report it",
+        });
+        let namespace = json!({
+            "netns": 1, "since_birth": true, "counters": { "TCPFastRetrans": figures },
+        });
+        from_value(json!({
+            "reason": "signal", "hooks": {}, "findings": {}, "tallies": {},
+            "reconciliation": { "compared": 1, "namespaces": [namespace], "not_reconciled": {} },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_only_a_second_witness_saw_explains_as_much_and_no_more() {
+        let seen = |hook, count| BTreeMap::from([(hook, count)]);
+        assert!(unexplained(&totals(2), &seen("retransmit", 1)).is_empty());
+        assert_eq!(unexplained(&totals(2), &seen("retransmit", 0)).len(), 1);
+        assert_eq!(unexplained(&totals(2), &seen("synack", 1)).len(), 1);
+        assert_eq!(unexplained(&totals(-2), &seen("retransmit", 1)).len(), 1);
+        let more = most_of_an_event("TCPFastRetrans") + 1;
+        let more = totals(more.try_into().unwrap());
+        assert_eq!(unexplained(&more, &seen("retransmit", 1)).len(), 1);
     }
 }

@@ -41,5 +41,5 @@ pub mod tracer;
 pub mod uring;
 pub mod wait;
 pub mod watch;
-mod witness;
+pub mod witness;
 pub mod xdp;

@@ -19,7 +19,10 @@ use rustix::{
     thread::{UnshareFlags, unshare_unsafe},
 };
 
-use crate::compared;
+use crate::{
+    compared,
+    line::{Start, Totals},
+};
 
 /// Hooks, and the tracepoint that their program is attached to on the machines that are meant.
 const TRACEPOINTS: [(&str, &str); 2] = [
@@ -34,11 +37,11 @@ const PERF_ATTR_SIZE_VER0: u32 = 64;
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
 
 /// Hits by hook, on all CPUs, since the first look of this process; without those that are not counted.
-pub(crate) type Hits = BTreeMap<&'static str, u64>;
+pub type Hits = BTreeMap<&'static str, u64>;
 
 /// What was hit so far.
 #[must_use]
-pub(crate) fn hits() -> Hits {
+pub fn hits() -> Hits {
     static COUNTERS: OnceLock<Vec<(&str, Vec<File>)>> = OnceLock::new();
     let counters = COUNTERS.get_or_init(|| {
         if compared::is_own_machine() {
@@ -52,6 +55,24 @@ pub(crate) fn hits() -> Hits {
     counters
         .iter()
         .filter_map(|(hook, files)| Some((*hook, sum(files).ok()?)))
+        .collect()
+}
+
+/// Events that were hit since `before` and that no program of the tracepoint saw, of a conntracer that has ended and
+/// began after it.
+#[must_use]
+pub fn unseen(start: &Start, totals: &Totals, before: &Hits) -> BTreeMap<&'static str, u64> {
+    let is_witnessed = |hook: &str| {
+        let mut hooks = start.plan.hooks.iter();
+        hooks.any(|plan| plan.hook == hook && plan.hook_type == "tracepoint")
+    };
+    hits()
+        .into_iter()
+        .filter(|(hook, _)| is_witnessed(hook))
+        .filter_map(|(hook, now)| {
+            let hit = now.checked_sub(*before.get(hook)?)?;
+            Some((hook, hit.saturating_sub(totals.hooks.get(hook)?.seen)))
+        })
         .collect()
 }
 

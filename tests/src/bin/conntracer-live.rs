@@ -27,6 +27,7 @@ use conntracer_tests::{
     shared::Kind,
     tracer::{Binary, CANNOT_TRACE, STARTING, STARTS, STOPPING},
     wait,
+    witness::{self, Hits},
 };
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -54,6 +55,7 @@ fn run(harness: &OsString, arguments: Vec<OsString>) -> Result<bool> {
     // Before anything else is started, by this process or a later one.
     // SAFETY: there is one thread yet.
     unsafe { env::set_var(STARTS, &starts) };
+    let hits = witness::hits();
     let shared = match Binary::from_env() {
         Some(binary) => start_all(&binary, &directory)?,
         None => Vec::new(),
@@ -67,7 +69,7 @@ fn run(harness: &OsString, arguments: Vec<OsString>) -> Result<bool> {
         .status()
         .with_context(|| format!("starting {}", harness.display()))?
         .success();
-    let sound = judge_all(shared);
+    let sound = judge_all(shared, &hits);
     // Each is one byte.
     let starts = fs::metadata(&starts).map_or(0, |file| file.len());
     println!("conntracer-starts: {starts}");
@@ -167,8 +169,8 @@ fn last_line(path: &Path) -> Result<String> {
     Ok(last)
 }
 
-/// Whether all of them were sound, said test by test.
-fn judge_all(shared: Vec<Shared>) -> bool {
+/// Whether all of them were sound, said test by test. `hits` is what a second witness had counted before they began.
+fn judge_all(shared: Vec<Shared>, hits: &Hits) -> bool {
     if shared.is_empty() {
         return true;
     }
@@ -179,7 +181,7 @@ fn judge_all(shared: Vec<Shared>) -> bool {
             Ok((start, totals)) => (
                 Vec::new(),
                 compared::unaccounted(&start, &totals),
-                compared::unexplained(&totals),
+                compared::unexplained(&totals, &witness::unseen(&start, &totals, hits)),
             ),
             Err(error) => {
                 let unknown = vec!["there are no accounts".to_owned()];
