@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    bench,
+    again, bench,
     build::{self, Profile},
     check_object,
     fuzz::{self, Bound},
@@ -203,7 +203,18 @@ fn live(workspace: &Workspace, installation: Installation, is_unshared: bool) ->
         }
         Err(error) => println!("the test with ss is skipped: {error:#}"),
     }
-    harnesses(&mut [command])
+    let (mut report, failure) = watched(&mut command)?;
+    let Some(tests) = again::doubtful(&report) else {
+        return Ok(Row::reported(&report, failure));
+    };
+    println!("running that again: {}", tests.join(", "));
+    command.arg("--exact").args(tests);
+    let (second, failed) = watched(&mut command)?;
+    if failed.is_none() {
+        again::settle(&mut report, &second);
+    }
+    let failure = failure.filter(|_| !report.failures.is_empty());
+    Ok(Row::reported(&report, failure))
 }
 
 /// Why the live tests cannot run on this host.
@@ -269,35 +280,53 @@ fn harnesses(commands: &mut [Command]) -> Result<Row> {
     let mut report = Report::default();
     let mut failures = Vec::new();
     for command in commands {
-        let summaries = report.summaries;
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| process::line(command))?;
-        let stdout = child.stdout.take().context("the harness has no stdout")?;
-        for line in BufReader::new(stdout).lines() {
-            let line = line.with_context(|| process::line(command))?;
-            println!("{line}");
-            report.line(&line);
-        }
-        let status = child.wait()?;
-        if report.summaries == summaries {
-            failures.push(format!(
-                "{}: {status}, and no test ran",
-                process::line(command)
-            ));
-        } else if !status.success() {
-            failures.push(format!("{}: {status}", process::line(command)));
-        }
+        failures.extend(watch(command, &mut report)?);
     }
-    // The names of tests say more than that a command has failed.
-    let failure = if report.failures.is_empty() {
-        failures.first().cloned()
+    Ok(Row::reported(&report, named(&report, failures.pop())))
+}
+
+/// The same of one, with what it said.
+fn watched(command: &mut Command) -> Result<(Report, Option<String>)> {
+    let mut report = Report::default();
+    let failure = watch(command, &mut report)?;
+    let failure = named(&report, failure);
+    Ok((report, failure))
+}
+
+/// The names of tests say more than that a command has failed.
+fn named(report: &Report, failure: Option<String>) -> Option<String> {
+    if report.failures.is_empty() {
+        failure
     } else {
         Some(format!("failed: {}", report.failures.join(", ")))
-    };
-    Ok(Row::reported(&report, failure))
+    }
+}
+
+/// Runs a test harness with its output shown, which `report` takes in; why it has failed as a whole.
+fn watch(command: &mut Command, report: &mut Report) -> Result<Option<String>> {
+    let summaries = report.summaries;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| process::line(command))?;
+    let stdout = child.stdout.take().context("the harness has no stdout")?;
+    for line in BufReader::new(stdout).lines() {
+        let line = line.with_context(|| process::line(command))?;
+        println!("{line}");
+        report.line(&line);
+    }
+    let status = child.wait()?;
+    Ok(if report.summaries == summaries {
+        Some(format!(
+            "{}: {status}, and no test ran",
+            process::line(command)
+        ))
+    } else if status.success() {
+        None
+    } else {
+        Some(format!("{}: {status}", process::line(command)))
+    })
 }
 
 #[cfg(test)]
