@@ -172,6 +172,9 @@ fn judged(violations: &[String]) -> Row {
     }
 }
 
+/// Live tests at a time: they wait for timers of the kernel most of the time.
+const LIVE_THREADS: &str = "6";
+
 /// The live tests on this host's kernel.
 fn live(workspace: &Workspace, installation: Installation, is_unshared: bool) -> Result<Row> {
     let conntracer = build::conntracer(workspace, installation, Profile::Release)?;
@@ -184,6 +187,7 @@ fn live(workspace: &Workspace, installation: Installation, is_unshared: bool) ->
     let mut command = Command::new(runner);
     command
         .arg(tests)
+        .args(["--test-threads", LIVE_THREADS])
         .env("CONNTRACER_BIN", conntracer)
         .current_dir(workspace.root());
     if is_unshared {

@@ -2,6 +2,8 @@
 //! whole when the tests are over: they stop, account for every event, and agree with the kernel's counters in every
 //! namespace that there was. That is told as the harness tells of its tests, so that it counts.
 //!
+//! Tests that change what is the whole machine's are in the module `alone`, and run when no others do.
+//!
 //! The first argument is the harness, the others are its own. A harness without this program starts what it needs.
 
 #![expect(
@@ -60,20 +62,56 @@ fn run(harness: &OsString, arguments: Vec<OsString>) -> Result<bool> {
         Some(binary) => start_all(&binary, &directory)?,
         None => Vec::new(),
     };
-    let mut command = Command::new(harness);
-    command.args(arguments);
-    for one in &shared {
-        command.env(one.kind.variable(), one.place());
+    let alone = alone(harness, &arguments)?;
+    let run = |arguments: &[OsString]| -> Result<bool> {
+        let mut command = Command::new(harness);
+        command.args(arguments);
+        for one in &shared {
+            command.env(one.kind.variable(), one.place());
+        }
+        let status = command
+            .status()
+            .with_context(|| format!("starting {}", harness.display()))?;
+        Ok(status.success())
+    };
+    let skip = alone
+        .iter()
+        .flat_map(|name| [OsString::from("--skip"), name.into()]);
+    let mut passed = run(&arguments.into_iter().chain(skip).collect::<Vec<_>>())?;
+    if !alone.is_empty() {
+        let one_at_a_time = ["--exact", "--test-threads=1"].map(OsString::from);
+        let names = alone.iter().map(OsString::from);
+        passed &= run(&one_at_a_time.into_iter().chain(names).collect::<Vec<_>>())?;
     }
-    let passed = command
-        .status()
-        .with_context(|| format!("starting {}", harness.display()))?
-        .success();
     let sound = judge_all(shared, &hits);
     // Each is one byte.
     let starts = fs::metadata(&starts).map_or(0, |file| file.len());
     println!("conntracer-starts: {starts}");
     Ok(sound && passed)
+}
+
+/// How the names of tests begin that run alone.
+const ALONE: &str = "alone::";
+
+/// Those of them that the arguments ask for.
+fn alone(harness: &OsString, arguments: &[OsString]) -> Result<Vec<String>> {
+    let output = Command::new(harness)
+        .args(arguments)
+        .args(["--list", "--format", "terse"])
+        .output()
+        .with_context(|| format!("starting {}", harness.display()))?;
+    ensure!(
+        output.status.success(),
+        "the harness does not list its tests: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let list = String::from_utf8(output.stdout).context("the harness's list of tests")?;
+    Ok(list
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .filter(|name| name.starts_with(ALONE))
+        .map(str::to_owned)
+        .collect())
 }
 
 /// A conntracer that writes to a file.

@@ -1,11 +1,11 @@
 //! `connection_drop`: each way in which an established connection dies, by its cause; and none for those that
 //! end in order.
 
-use std::{fs, io::Write, net::SocketAddr, time::Duration};
+use std::{io::Write, net::SocketAddr, time::Duration};
 
 use conntracer_tests::{
     family::{Family, SERVER_PORT},
-    line::{Certainty, Finding, Subject},
+    line::{Finding, Subject},
     link::Pair,
     output::Run,
     scenario::healthy::{ask, serve},
@@ -21,12 +21,11 @@ use serde_json::Value;
 use socket2::{Socket, TcpKeepalive};
 
 use crate::support::{
-    assert_said, assert_seen, assert_sound, binary, is_own_machine, lacking, tell_all, watch,
-    watch_events,
+    assert_said, assert_seen, assert_sound, binary, lacking, tell_all, watch, watch_events,
 };
 
 /// What tells of a connection's end.
-const HOOKS: [&str; 1] = ["state"];
+pub(crate) const HOOKS: [&str; 1] = ["state"];
 const RESETS: u64 = 3;
 /// Connections that the client closes first.
 const ORDERLY: u32 = 20;
@@ -275,43 +274,9 @@ fn a_peer_that_icmp_calls_unreachable_is_said_to_be(#[case] family: Family) {
     assert_sound(&run, &server);
 }
 
-/// `tcp_max_orphans` is the whole machine's.
-#[test]
-fn an_orphan_too_many_is_given_up() {
-    const LIMIT: &str = "/proc/sys/net/ipv4/tcp_max_orphans";
-    let Some(binary) = binary() else { return };
-    if !is_own_machine() {
-        lacking("tcp_max_orphans is the whole machine's, and this one is not the test's own");
-        return;
-    }
-    let pair = Pair::new().unwrap();
-    let server = pair.server.clone();
-    let Some(mut tracer) = watch(&binary, &server) else {
-        return;
-    };
-    let connection = pair.connect(Family::V4).unwrap();
-    deafen(&connection.connected).unwrap();
-    let before = server.counters().unwrap();
-    let limit = fs::read_to_string(LIMIT).unwrap();
-    // The kernel counts roughly, and 0 orphans are more than this.
-    fs::write(LIMIT, "-1").unwrap();
-    drop(connection.accepted);
-    fs::write(LIMIT, limit).unwrap();
-    let run = tell_all(&mut tracer, &HOOKS, 1, died);
-    let counted = server.counters().unwrap() - before;
-
-    assert_eq!((counted.abort_on_memory, counted.out_rsts), (1, 1));
-    if let Some(dropped) = only(&run, "orphan") {
-        assert_eq!(dropped.cause, "aborted", "{dropped:#?}");
-        // The kernel does not say why.
-        assert_eq!(dropped.certainty, Certainty::Inferred, "{dropped:#?}");
-    }
-    assert_sound(&run, &server);
-}
-
 /// The finding of the one connection that died, which tells how, where its end was not lost.
 #[track_caller]
-fn only<'a>(run: &'a Run, how: &str) -> Option<&'a Finding> {
+pub(crate) fn only<'a>(run: &'a Run, how: &str) -> Option<&'a Finding> {
     assert_seen(run, &HOOKS, died(run), 1);
     let found = run.last_of(is_drop).first().copied();
     assert!(
@@ -321,12 +286,12 @@ fn only<'a>(run: &'a Run, how: &str) -> Option<&'a Finding> {
     found
 }
 
-fn is_drop(finding: &Finding) -> bool {
+pub(crate) fn is_drop(finding: &Finding) -> bool {
     finding.finding == "connection_drop"
 }
 
 /// Connections that were told to have died.
-fn died(run: &Run) -> u64 {
+pub(crate) fn died(run: &Run) -> u64 {
     run.last_of(is_drop)
         .iter()
         .map(|finding| finding.count)

@@ -48,9 +48,9 @@ impl Accounts {
         } else {
             0
         };
-        let unseen = self.missed.of(hook) + unanswered;
-        counters.seen += unseen;
-        counters.lost += unseen;
+        let unseen = self.missed.of(hook).saturating_add(unanswered);
+        counters.seen = counters.seen.saturating_add(unseen);
+        counters.lost = counters.lost.saturating_add(unseen);
         Ok(counters)
     }
 }

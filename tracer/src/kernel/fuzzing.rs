@@ -1,6 +1,12 @@
 //! What `crate::fuzzing` does with the parsers of this wing: BTF, /proc, and whatever looks at a record's bytes.
 
-use super::{btf::Btf, layout, missed, names, place::Places, poll::holder::HolderSearch, ring};
+use super::{
+    btf::Btf,
+    layout, missed, names,
+    place::Places,
+    poll::{holder::HolderSearch, seed},
+    ring,
+};
 
 /// Symbols as /proc/kallsyms has them.
 const SYMBOLS: &str = "\
@@ -27,8 +33,9 @@ pub(crate) fn proc(text: &[u8]) {
     missed::fuzz(&String::from_utf8_lossy(text));
 }
 
-/// One record on its way from a ring to `decode`.
+/// One record on its way from a ring to `decode`; and many, as a walk over all sockets writes them.
 pub(crate) fn ring(record: &[u8]) {
+    seed::each(record, &mut |each| assert!(!each.is_empty()));
     let record = ring::trimmed(record);
     let places = Places::parse(SYMBOLS.as_bytes()).expect("symbols");
     places.name(record, &mut |_named| ());

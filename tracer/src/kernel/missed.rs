@@ -4,7 +4,7 @@
 //! counts these and tells nobody who does not ask.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::CStr,
     fs, io,
     os::fd::{AsFd, AsRawFd, RawFd},
@@ -16,16 +16,25 @@ use log::debug;
 
 use super::ladder::LADDERS;
 
-/// The loaded programs by hook and by what they are attached to.
+/// The loaded programs by hook, and by what they are attached to.
 pub(super) struct Missed {
-    /// Per hook: the programs on one function or tracepoint.
-    programs: Vec<BTreeMap<&'static str, Vec<Attached>>>,
+    /// Per hook: those of the same functions, an entry and its exit.
+    brackets: Vec<Vec<Bracket>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+type Bracket = Vec<Attached>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Attached {
     program: RawFd,
-    /// Of a kprobe, where the kernel has links for them.
+    /// Of a kprobe, where the kernel has links for them: one a function.
+    links: Vec<RawFd>,
+}
+
+/// One of them as the ladder attaches it: to what, and by which link.
+struct Place {
+    target: &'static str,
+    program: RawFd,
     link: Option<RawFd>,
 }
 
@@ -33,7 +42,7 @@ impl Missed {
     /// Remembers which programs were loaded and attached; their descriptors live as long as `ebpf`.
     pub(super) fn new(ebpf: &Ebpf) -> Self {
         let links = kprobe_links();
-        let mut programs = vec![BTreeMap::<_, Vec<Attached>>::new(); HOOKS.len()];
+        let mut places: Vec<Vec<Place>> = HOOKS.iter().map(|_| Vec::new()).collect();
         for ladder in LADDERS {
             for attachment in ladder.steps.iter().flat_map(|step| step.attachments) {
                 let Some(program) = ebpf.program(attachment.program) else {
@@ -50,36 +59,50 @@ impl Missed {
                         .and_then(|info| links.get(&(info.id(), target.to_owned())).copied()),
                     _ => None,
                 };
-                let attached = Attached {
+                places[ladder.hook as usize].push(Place {
+                    target,
                     program: fd.as_fd().as_raw_fd(),
                     link,
-                };
-                let on_target = programs[ladder.hook as usize].entry(target).or_default();
-                if !on_target.contains(&attached) {
-                    on_target.push(attached);
-                }
+                });
             }
         }
-        Self { programs }
+        Self {
+            brackets: places.into_iter().map(brackets).collect(),
+        }
     }
 
     /// Events of a hook that passed unseen so far. An entry and its exit are one event: the larger count
     /// of the two. 0 where the kernel does not count.
     pub(super) fn of(&self, hook: u32) -> u64 {
-        self.programs[hook as usize]
-            .values()
-            .map(|programs| {
-                programs
-                    .iter()
-                    .map(|attached| {
-                        recursion_misses(attached.program)
-                            + attached.link.and_then(not_fired).unwrap_or(0)
-                    })
-                    .max()
-                    .unwrap_or(0)
-            })
-            .sum()
+        let missed = |attached: &Attached| {
+            let links = attached.links.iter();
+            links
+                .filter_map(|link| not_fired(*link))
+                .fold(recursion_misses(attached.program), u64::saturating_add)
+        };
+        self.brackets[hook as usize]
+            .iter()
+            .filter_map(|bracket| bracket.iter().map(missed).max())
+            .fold(0, u64::saturating_add)
     }
+}
+
+/// Puts the programs of the same functions together. The kernel counts by program what is not entered again, not by
+/// function: of one that is attached to several the count is said once.
+fn brackets(places: Vec<Place>) -> Vec<Bracket> {
+    let mut programs: BTreeMap<RawFd, (BTreeSet<&'static str>, Vec<RawFd>)> = BTreeMap::new();
+    for place in places {
+        let (targets, links) = programs.entry(place.program).or_default();
+        if targets.insert(place.target) {
+            links.extend(place.link);
+        }
+    }
+    let mut brackets: BTreeMap<BTreeSet<&'static str>, Bracket> = BTreeMap::new();
+    for (program, (targets, links)) in programs {
+        let bracket = brackets.entry(targets).or_default();
+        bracket.push(Attached { program, links });
+    }
+    brackets.into_values().collect()
 }
 
 /// This process's links of kprobes, by program and function. aya has the descriptors and does not give them.
@@ -219,6 +242,35 @@ mod tests {
         );
         assert_eq!(parse("prog_type:\t26\n"), 0);
         assert_eq!(parse("recursion_misses:\tmany\n"), 0);
+    }
+
+    #[test]
+    fn a_program_of_many_functions_is_counted_once_and_an_entry_with_its_exit() {
+        let place = |program, target, link| Place {
+            target,
+            program,
+            link,
+        };
+        let attached = |program, links: &[RawFd]| Attached {
+            program,
+            links: links.to_vec(),
+        };
+        let of_two = brackets(vec![
+            place(1, "tcp_v4_connect", Some(10)),
+            place(1, "tcp_v6_connect", Some(11)),
+            place(2, "tcp_v4_connect", Some(12)),
+            place(2, "tcp_v6_connect", Some(13)),
+            // A second step of the ladder names it, too.
+            place(1, "tcp_v4_connect", Some(10)),
+            place(3, "tcp_v4_connect", None),
+        ]);
+        assert_eq!(
+            of_two,
+            [
+                vec![attached(3, &[])],
+                vec![attached(1, &[10, 11]), attached(2, &[12, 13])],
+            ]
+        );
     }
 
     #[test]

@@ -39,10 +39,10 @@ pub(crate) struct Listeners {
     by_state: bool,
     /// Events of the hooks at the last poll.
     events: u64,
-    /// Totals of each listener, as last seen.
-    told: HashMap<u64, SynTotals, RandomState>,
-    /// SYNs in each listener's sketch, as last told.
-    sketched: HashMap<u64, u64, RandomState>,
+    /// Totals of each listener, as last seen. A closed one's address is soon another's, whose totals may be the same.
+    told: HashMap<SocketId, SynTotals, RandomState>,
+    /// Of each listener's sketch, as last told: when it began, and its SYNs.
+    sketched: HashMap<u64, (u64, u64), RandomState>,
 }
 
 impl Listeners {
@@ -85,10 +85,11 @@ impl Listeners {
                 if syn.socket.born_ns == 0 || verdict == verdict::EXCLUDED {
                     return;
                 }
-                told.insert(sk, syn.totals);
-                if before.get(&sk) != Some(&syn.totals) {
+                let id = SocketId::new(sk, syn.socket.born_ns);
+                told.insert(id, syn.totals);
+                if before.get(&id) != Some(&syn.totals) {
                     owners.note(&syn.owner);
-                    due.push(SocketId::new(sk, syn.socket.born_ns));
+                    due.push(id);
                 }
             },
         )?;
@@ -100,19 +101,19 @@ impl Listeners {
         }
         let mut troubled = false;
         let mut value = [0; size_of::<Listener>()];
-        for SocketId { sk, born } in due {
+        for id in due {
             // Gone meanwhile: its last totals are in the rare ring.
-            if !maps::lookup(self.totals.fd().as_fd(), sk, &mut value)? {
+            if !maps::lookup(self.totals.fd().as_fd(), id.sk, &mut value)? {
                 continue;
             }
             let Ok(Listener { mut syn, .. }) = Listener::read_from_bytes(&value) else {
                 continue;
             };
-            if syn.socket.born_ns != born.0 {
+            if syn.socket.born_ns != id.born.0 {
                 continue;
             }
-            troubled |= before.get(&sk).map_or(0, troubled_syns) != troubled_syns(&syn.totals);
-            self.told.insert(sk, syn.totals);
+            troubled |= before.get(&id).map_or(0, troubled_syns) != troubled_syns(&syn.totals);
+            self.told.insert(id, syn.totals);
             syn.header = header::<Syn>(kind::SYN, poll.now_ns);
             syn.outcome = u8::MAX;
             (poll.feed)(syn.as_bytes());
@@ -134,8 +135,9 @@ impl Listeners {
                 let Ok(mut sources) = Sources::read_from_bytes(value) else {
                     return;
                 };
-                sketched.insert(sk, sources.syns);
-                if before.get(&sk) != Some(&sources.syns) {
+                let now = (sources.since_ns, sources.syns);
+                sketched.insert(sk, now);
+                if before.get(&sk) != Some(&now) {
                     sources.header = header::<Sources>(kind::SOURCES, poll.now_ns);
                     (poll.feed)(sources.as_bytes());
                 }

@@ -65,7 +65,7 @@ impl RetransmitTotals {
             let tally = Tally {
                 first_ns: totals.first_ns,
                 last_ns: last.header.ktime_ns.max(undone.last_ns),
-                count: totals.events + undone.totals.undos(),
+                count: totals.events.saturating_add(undone.totals.undos()),
             };
             if !is_news(&tally) {
                 return Some(tally);

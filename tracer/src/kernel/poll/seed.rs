@@ -127,7 +127,7 @@ impl Seeds {
 }
 
 /// Splits what a read brought into records; each is written whole or not at all.
-fn each(mut bytes: &[u8], feed: Feed<'_>) {
+pub(crate) fn each(mut bytes: &[u8], feed: Feed<'_>) {
     const SIZE: usize = offset_of!(Header, size);
     while let Some(size) = bytes.get(SIZE..SIZE + 2) {
         let size = usize::from(u16::from_ne_bytes([size[0], size[1]]));
