@@ -1,4 +1,5 @@
 //! What is the whole machine's: `conntracer-live` runs these when nothing else is running, one at a time.
+//! Each has a conntracer of its own: this is another process than the one whose namespaces the shared ones know.
 
 use std::fs;
 
@@ -6,7 +7,7 @@ use conntracer_tests::{family::Family, line::Certainty, link::Pair, socket::deaf
 
 use crate::{
     connection_drop::{HOOKS, died, only},
-    support::{assert_sound, binary, is_own_machine, lacking, tell_all, watch},
+    support::{assert_sound, binary, is_own_machine, lacking, tell_all, trace},
 };
 
 /// `tcp_max_orphans` is the whole machine's.
@@ -20,7 +21,7 @@ fn an_orphan_too_many_is_given_up() {
     }
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
-    let Some(mut tracer) = watch(&binary, &server) else {
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
         return;
     };
     let connection = pair.connect(Family::V4).unwrap();
