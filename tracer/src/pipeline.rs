@@ -141,6 +141,17 @@ impl Pipeline {
         });
         self.judge(Some(event), out);
         self.connections.forget_closed(&event.body);
+        if let Body::Netns(netns) = &event.body
+            && netns.gone
+        {
+            self.forget_netns(netns.id.inode);
+        }
+    }
+
+    /// What is known by a namespace's inode is nobody's any more, or another's.
+    fn forget_netns(&mut self, inode: u32) {
+        self.attribution.forget_netns(inode);
+        self.listeners.forget_netns(inode);
     }
 
     /// What a record tells of others: what was lost, what the kernel counts, what was there before.
@@ -161,8 +172,7 @@ impl Pipeline {
             Body::Netns(netns) => {
                 let inherits = self.reconciler.netns(netns);
                 if inherits {
-                    self.attribution.forget_netns(netns.id.inode);
-                    self.listeners.forget_netns(netns.id.inode);
+                    self.forget_netns(netns.id.inode);
                 }
             }
             Body::Seed(seed) => self.seeds.found(seed),

@@ -113,7 +113,7 @@ impl Reconciler {
             self.of_all = Some(*netns);
         } else if let Some(known) = self.namespaces.touch(&netns.id) {
             *known = *netns;
-        } else {
+        } else if !netns.gone {
             let inherits = self
                 .namespaces
                 .iter()
@@ -428,6 +428,7 @@ mod tests {
             filtered: false,
             unreadable: false,
             failures_untraced: false,
+            gone: false,
             uncompared: 0,
             untracked: 0,
             counters: kernel::COUNT,

@@ -17,9 +17,8 @@ use crate::{
     fuzz::{self, Bound},
     kernel,
     libtest::Report,
-    nginx,
     packages::Installation,
-    process, ss,
+    process, programs, ss,
     table::{self, Row},
     vm::{self, Plan, Setup},
     workspace::Workspace,
@@ -193,14 +192,7 @@ fn live(workspace: &Workspace, installation: Installation, is_unshared: bool) ->
     if is_unshared {
         command.env("CONNTRACER_UNSHARED", "1");
     }
-    match nginx::ensure(workspace, installation) {
-        Ok(programs) => {
-            command
-                .env("CONNTRACER_NGINX", programs.nginx)
-                .env("CONNTRACER_AB", programs.ab);
-        }
-        Err(error) => println!("the test with nginx is skipped: {error:#}"),
-    }
+    programs::tell(&mut command, workspace, installation);
     match ss::ensure(installation) {
         Ok(ss) => {
             command.env("CONNTRACER_SS", ss);

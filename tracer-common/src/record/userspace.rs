@@ -95,6 +95,8 @@ pub mod netns_flag {
     pub const UNREADABLE: u8 = 4;
     /// The kernel does not tell of segments that it could not send again.
     pub const FAILURES_UNTRACED: u8 = 8;
+    /// The namespace is gone, and no other has its inode yet. The counters are the last that were read.
+    pub const GONE: u8 = 16;
 }
 
 /// The kernel's own counters of a network namespace and what conntracer counted there, both since the

@@ -65,6 +65,8 @@ pub(crate) struct Saying<'a, 'b, C: Case + ?Sized> {
 #[derive(Clone, Copy, Debug)]
 struct Life {
     id: u64,
+    /// The namespace that it is about.
+    netns: Option<u32>,
     said_at: Ktime,
     said: u64,
 }
@@ -111,6 +113,7 @@ impl<C: Case> Entry<C> {
         let Some(draft) = self.case.draft(key, &Saying { status, rules, cx }) else {
             return;
         };
+        let netns = draft.subject.netns();
         let id = match self.life {
             None => cx.open(draft),
             Some(life) => {
@@ -120,6 +123,7 @@ impl<C: Case> Entry<C> {
         };
         self.life = Some(Life {
             id,
+            netns,
             said_at: cx.now,
             said: self.case.news(),
         });
@@ -293,6 +297,8 @@ pub(crate) trait Open {
     /// Says one that has news since a second or more, and resolves one that is over.
     fn tick_one(&mut self, id: u64, cx: &mut Context<'_>);
     fn say_one(&mut self, id: u64, even_without_news: bool, cx: &mut Context<'_>);
+    /// Resolves one that is about a namespace which is gone.
+    fn end_one_of(&mut self, netns: u32, id: u64, cx: &mut Context<'_>);
     /// Forgets the oldest cases, as long as they are idle.
     fn forget_idle(&mut self, now: Ktime);
 }
@@ -327,6 +333,16 @@ impl<C: Case> Open for Cases<C> {
             && (even_without_news || entry.has_news())
         {
             entry.say(key, Status::Update, &self.rules, cx);
+        }
+    }
+
+    fn end_one_of(&mut self, netns: u32, id: u64, cx: &mut Context<'_>) {
+        let Some(key) = self.open.get(&id).copied() else {
+            return;
+        };
+        let life = self.table.get(&key).and_then(|entry| entry.life);
+        if life.is_some_and(|life| life.netns == Some(netns)) {
+            self.end(&key, cx);
         }
     }
 

@@ -223,6 +223,11 @@ impl Detectors {
                 }
             }
             Body::Checkpoint => self.say_open(true, cx),
+            Body::Netns(body) if body.gone => {
+                for room in rooms!(self, mut) {
+                    room.end_of(body.id.inode, cx);
+                }
+            }
             // What no detector judges.
             _ => {}
         }

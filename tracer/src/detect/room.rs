@@ -33,6 +33,16 @@ pub(crate) trait Room {
         }
     }
 
+    /// Resolves what is about a namespace that is gone.
+    fn end_of(&mut self, netns: u32, cx: &mut Context<'_>) {
+        let mut cases = self.cases();
+        for id in ids(&cases) {
+            for cases in &mut cases {
+                cases.end_one_of(netns, id, cx);
+            }
+        }
+    }
+
     /// Says what is open: what has news, or all of it.
     fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
         self.judge(cx);

@@ -1,6 +1,9 @@
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
-use conntracer_common::{record::syn_outcome, stats::hook};
+use conntracer_common::{
+    record::{netns_flag, syn_outcome},
+    stats::hook,
+};
 use proptest::prelude::*;
 
 use crate::{
@@ -57,6 +60,28 @@ fn what_a_full_table_forgets_is_resolved_and_counted() {
         [Status::Open, Status::Open, Status::Resolved, Status::Open]
     );
     assert!(run.pipeline.tallies().evicted["listeners_evicted"] > 0);
+}
+
+#[test]
+fn a_namespace_that_is_gone_takes_its_findings_along() {
+    let mut run = Run::new();
+    for (netns, sk) in [(4026, 1), (4027, 2)] {
+        let mut listener = listener("10.0.0.1:80", "10.0.0.2:4000");
+        (listener.netns, listener.sk) = (netns, sk);
+        run.syn(listener, |syn| {
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1;
+        });
+    }
+    run.netns(4026, 7);
+    assert_eq!(run.statuses(), [Status::Open, Status::Open]);
+    run.netns_with(4026, 7, netns_flag::GONE);
+    let [.., ended] = &run.findings[..] else {
+        panic!("nothing was found");
+    };
+    assert_eq!(ended.status, Status::Resolved);
+    assert_eq!(ended.subject.netns(), Some(4026));
+    assert_eq!(run.findings.len(), 3, "the other namespace's goes on");
+    run.assert_replays(Thresholds::default());
 }
 
 #[test]

@@ -40,6 +40,8 @@ pub struct Netns {
     pub unreadable: bool,
     /// The kernel does not tell of segments that it could not send again.
     pub failures_untraced: bool,
+    /// It is gone, with every socket in it, and no other has its inode yet.
+    pub gone: bool,
     /// Namespaces not compared, and counts that found no room.
     pub uncompared: u32,
     pub untracked: u32,
@@ -88,6 +90,7 @@ impl Netns {
             filtered: raw.flags & netns_flag::FILTERED != 0,
             unreadable: raw.flags & netns_flag::UNREADABLE != 0,
             failures_untraced: raw.flags & netns_flag::FAILURES_UNTRACED != 0,
+            gone: raw.flags & netns_flag::GONE != 0,
             uncompared: raw.uncompared,
             untracked: raw.untracked,
             counters,

@@ -107,7 +107,7 @@ impl Namespaces {
     ) -> io::Result<()> {
         let (found, whole) = self.meet(kernel)?;
         if whole {
-            self.depart(kernel, &found)?;
+            self.depart(kernel, &found, ktime_ns, feed)?;
         }
         for (id, known) in &mut self.known {
             let Some(net) = found.get(id) else {
@@ -131,21 +131,32 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Forgets the namespaces that are gone: known ones, and those that came and went between two walks and left
+    /// Forgets the namespaces that are gone, and says so of those that were known: known ones, and those that came and went between two walks and left
     /// nothing but counts. Each is missed by two walks in a row: one whose next namespace is freed underfoot, and its
     /// memory reused for the list's last, comes around without those in between.
     fn depart(
         &mut self,
         kernel: &mut impl BothCounts,
         found: &BTreeMap<NetnsId, u64>,
+        ktime_ns: u64,
+        feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
         let mut absent = kernel.counted()?;
         absent.remove(&NetnsId::default());
         absent.extend(self.known.keys());
         absent.retain(|id| !found.contains_key(id));
         for id in self.absent.intersection(&absent) {
-            self.known.remove(id);
             kernel.forget(*id);
+            let Some(known) = self.known.remove(id) else {
+                continue;
+            };
+            // What is said of an inode would be taken for the next one's.
+            if !found.keys().any(|other| other.inode == id.inode) {
+                let mut last = known.said.unwrap_or_default();
+                last.id = *id;
+                last.flags |= netns_flag::GONE;
+                say(&mut None, &last, ktime_ns, feed);
+            }
         }
         self.absent = absent;
         Ok(())
@@ -341,6 +352,8 @@ mod tests {
         forgotten: Vec<u32>,
         /// Namespaces that leave the list when they have been met.
         taken_down: Vec<u32>,
+        /// What tells the namespaces from earlier ones of the same inodes.
+        mix: u32,
         /// The next walk comes around after the first namespace.
         cut_short: Cell<bool>,
         /// Events that the kernel counted and the eBPF side has yet to; told at a look.
@@ -377,7 +390,10 @@ mod tests {
             if let Some(at) = at {
                 let inode = self.lists[at];
                 look.ops = OPS;
-                look.id = id(inode);
+                look.id = NetnsId {
+                    mix: id(inode).mix ^ self.mix,
+                    ..id(inode)
+                };
                 look.previous = if self.taken_down.contains(&inode) {
                     0xdead_0000_0000_0122
                 } else {
@@ -486,8 +502,24 @@ mod tests {
         assert_eq!(born.flags, netns_flag::BORN);
         assert_eq!(born.kernel[kernel::LISTEN_DROPS], 1);
         assert_eq!(residues(born), 0);
-        compared(&mut namespaces, &mut fake);
+        let gone = compared(&mut namespaces, &mut fake);
         assert_eq!(fake.forgotten, [2]);
+        let gone: Vec<_> = gone
+            .iter()
+            .map(|record| (record.id, record.flags))
+            .collect();
+        assert_eq!(gone, [(id(2), netns_flag::GONE)]);
+    }
+
+    #[test]
+    fn a_namespace_whose_inode_is_another_s_by_now_is_not_said_to_be_gone() {
+        let mut fake = Fake::of(&[1, 2]);
+        let mut namespaces = Namespaces::new(&Filter::NONE, 0);
+        namespaces.begin(&fake).unwrap();
+        fake.mix = 7;
+        compared(&mut namespaces, &mut fake);
+        assert!(compared(&mut namespaces, &mut fake).is_empty());
+        assert_eq!(fake.forgotten, [1, 2]);
     }
 
     #[test]

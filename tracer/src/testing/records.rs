@@ -208,9 +208,15 @@ impl Run {
 
     /// The comparison of a namespace, which counted nothing.
     pub(crate) fn netns(&mut self, inode: u32, mix: u32) {
+        self.netns_with(inode, mix, 0);
+    }
+
+    /// With bits of `netns_flag`.
+    pub(crate) fn netns_with(&mut self, inode: u32, mix: u32, flags: u8) {
         let record = record::Netns {
             header: self.header::<record::Netns>(kind::NETNS),
             id: NetnsId { inode, mix },
+            flags,
             ..record::Netns::default()
         };
         self.record(&record);
