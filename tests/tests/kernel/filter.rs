@@ -243,7 +243,9 @@ fn assert_only(run: &Run, pid: u32, connects: usize) {
         name(OTHER)
     };
     for finding in run.findings() {
-        let owner = finding.owner.as_ref().expect("it is known");
+        let Some(owner) = &finding.owner else {
+            panic!("it is known: {finding:#?}");
+        };
         assert_eq!(
             (owner.pid, owner.comm.as_str()),
             (pid, name),
