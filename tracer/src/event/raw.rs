@@ -68,8 +68,8 @@ pub(super) fn stamped(stamp_ms: u32, now_ns: u64) -> Option<Ktime> {
         clippy::cast_possible_truncation,
         reason = "it wraps like the kernel's"
     )]
-    let now_ms = now_ns.checked_div(1_000_000)? as u32;
-    let ago_ms = now_ms.wrapping_sub(stamp_ms);
+    let clock_ms = now_ns.checked_div(1_000_000)? as u32;
+    let ago_ms = clock_ms.wrapping_sub(stamp_ms);
     (stamp_ms != 0 && ago_ms < A_DAY_MS)
         .then(|| Ktime(now_ns.saturating_sub(u64::from(ago_ms).saturating_mul(1_000_000))))
 }

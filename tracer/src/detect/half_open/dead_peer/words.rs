@@ -216,11 +216,13 @@ fn amount(bytes: u32, fin: bool) -> Option<String> {
     }
 }
 
+/// Of what does not leave this host.
+const LOCAL: &str = "look at this host's output firewall, its qdisc (tc -s qdisc), the link and the neighbour \
+                     entry of the next hop (ip neigh)";
+
 fn advice(silence: &Silence, limit: Option<Duration>, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
     let tcp = &silence.connection.tcp;
     let netns = silence.connection.netns;
-    const LOCAL: &str = "look at this host's output firewall, its qdisc (tc -s qdisc), the link and the neighbour \
-                         entry of the next hop (ip neigh)";
     if silence.is_local(cx.traces_failures())
         && matches!(silence.stage, Stage::Suspected | Stage::Confirmed(_))
     {

@@ -194,12 +194,9 @@ impl HalfClosed {
             rcv_nxt: tcp.rcv_nxt,
             progress,
         };
-        let look = match self.looks.touch(&body.socket.id) {
-            Some(look) => look,
-            None => {
-                self.looks.insert(body.socket.id, new);
-                return progress;
-            }
+        let Some(look) = self.looks.touch(&body.socket.id) else {
+            self.looks.insert(body.socket.id, new);
+            return progress;
         };
         if advanced(look.snd_una, tcp.snd_una) || advanced(look.rcv_nxt, tcp.rcv_nxt) {
             *look = Look {

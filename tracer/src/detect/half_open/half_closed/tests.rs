@@ -274,7 +274,8 @@ fn what_is_in_use_is_no_finding(
 ) {
     // The first look of an older recording has nothing to compare with.
     let mut run = told_of(half, look);
-    run.findings.retain(|finding| finding.cause == "half_closed");
+    run.findings
+        .retain(|finding| finding.cause == "half_closed");
     let after_first = run
         .findings
         .iter()
@@ -311,7 +312,8 @@ fn each_reading_needs_its_own_evidence(
     #[case] said: &str,
 ) {
     let mut run = told_of(half, |_, snapshot| look(snapshot));
-    run.findings.retain(|finding| finding.cause == "half_closed");
+    run.findings
+        .retain(|finding| finding.cause == "half_closed");
     assert_eq!(looks_like(&run), &Value::Text(reading.to_owned().into()));
     let finding = run.only();
     assert!(finding.summary.contains(said), "{finding:#?}");
@@ -325,7 +327,7 @@ fn each_reading_needs_its_own_evidence(
 fn what_still_delivers_is_no_part_of_a_leak() {
     let mut run = Run::new();
     for step in 0..7_u16 {
-        for port in 0..1 + 2 * step {
+        for port in 0..=2 * step {
             let mut socket = socket("10.0.0.1:80", &format!("10.0.0.2:{}", 4000 + port));
             socket.state = state::CLOSE_WAIT;
             let since_ns = run.ktime_ns() - 61 * SECOND;
