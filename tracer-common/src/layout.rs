@@ -103,6 +103,8 @@ layout! {
     rcv_nxt = "tcp_sock"."rcv_nxt";
     copied_seq = "tcp_sock"."copied_seq", optional;
     lsndtime = "tcp_sock"."lsndtime", optional;
+    rcv_tstamp = "tcp_sock"."rcv_tstamp", optional;
+    retrans_stamp = "tcp_sock"."retrans_stamp", optional;
     bytes_received = "tcp_sock"."bytes_received", optional;
     snd_wnd = "tcp_sock"."snd_wnd";
     packets_out = "tcp_sock"."packets_out";

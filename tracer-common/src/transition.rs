@@ -89,12 +89,12 @@ impl Transition {
     }
 }
 
-/// Bytes that the application did not read when its connection ended from the state `old`: `close()` drains the
-/// queue and leaves `copied_seq` as it is. A FIN has a number and is no byte.
+/// Bytes that the application has not read, where the peer's FIN came or not: `close()` drains the queue and leaves
+/// `copied_seq` as it is. A FIN has a number and is no byte.
 #[must_use]
 #[inline]
-pub const fn unread(rcv_nxt: u32, copied_seq: u32, old: u8) -> u32 {
-    let fin = (old == state::CLOSE_WAIT || old == state::LAST_ACK) as u32;
+pub const fn unread(rcv_nxt: u32, copied_seq: u32, fin_came: bool) -> u32 {
+    let fin = fin_came as u32;
     let unread = rcv_nxt.wrapping_sub(copied_seq).wrapping_sub(fin);
     // An end that was read as well.
     if unread > i32::MAX as u32 { 0 } else { unread }
@@ -113,6 +113,17 @@ pub const fn idle_jiffies(now: u32, sent: u32, received: u32) -> u32 {
         idle = now.wrapping_sub(received);
     }
     idle
+}
+
+/// How long ago `then` was, in jiffies; `u32::MAX` where it never was.
+#[must_use]
+#[inline]
+pub const fn ago_jiffies(now: u32, then: u32) -> u32 {
+    if then == 0 {
+        u32::MAX
+    } else {
+        now.wrapping_sub(then)
+    }
 }
 
 #[cfg(test)]
@@ -206,11 +217,11 @@ mod tests {
 
     #[test]
     fn a_fin_is_no_byte_that_was_left_unread() {
-        assert_eq!(unread(110, 100, state::ESTABLISHED), 10);
-        assert_eq!(unread(111, 100, state::CLOSE_WAIT), 10);
-        assert_eq!(unread(101, 100, state::LAST_ACK), 0);
-        assert_eq!(unread(100, 100, state::LAST_ACK), 0, "read to its end");
-        assert_eq!(unread(5, u32::MAX - 4, state::ESTABLISHED), 10);
+        assert_eq!(unread(110, 100, false), 10);
+        assert_eq!(unread(111, 100, true), 10);
+        assert_eq!(unread(101, 100, true), 0);
+        assert_eq!(unread(100, 100, true), 0, "read to its end");
+        assert_eq!(unread(5, u32::MAX - 4, false), 10);
     }
 
     #[test]

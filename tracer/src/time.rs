@@ -20,6 +20,15 @@ impl Ktime {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
+    /// `duration` earlier; the beginning of time when that overflows.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_sub(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+        )
+    }
+
     /// `duration` later; the end of time when that overflows.
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {

@@ -31,5 +31,6 @@ mod retransmit_storm;
 mod scenario;
 mod seed;
 mod send_stall;
+mod silence;
 mod support;
 mod syn_drop;

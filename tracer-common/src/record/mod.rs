@@ -57,13 +57,13 @@ records! {
     RESET = 7: Reset, 128;
     DROP = 8: Drop, 144;
     PROBE = 9: Probe, 208;
-    SNAPSHOT = 10: Snapshot, 208;
+    SNAPSHOT = 10: Snapshot, 248;
     TICK = 11: Tick, 16;
     LOSS = 12: Loss, 32;
     SOURCES = 13: Sources, 424;
     EARLY_DROP = 14: EarlyDrop, 208;
     NETNS = 15: Netns, 544;
-    SEED = 16: Seed, 240;
+    SEED = 16: Seed, 256;
     PROCESS = 17: Process, 448;
     HOLDERS = 18: Holders, 408;
     RETRANSMITS = 19: Retransmits, 400;

@@ -5,6 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::{Header, Owner, Socket, Tcp};
 use crate::{
     retransmit::{Attempt, advanced, class, counted},
+    tcp::state,
     undo::way,
 };
 
@@ -210,6 +211,10 @@ impl RetransmitTotals {
     pub fn of(event: &Retransmit) -> Self {
         let mut totals = Self::default();
         totals.count(event, None);
+        // The peer's window is not known yet.
+        if matches!(event.socket.state, state::SYN_SENT | state::SYN_RECV) {
+            totals.shut = 0;
+        }
         totals
     }
 }

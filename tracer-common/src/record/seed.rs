@@ -28,4 +28,9 @@ pub struct Seed {
     /// Of a request: SYN-ACKs retransmitted so far.
     pub num_retrans: u8,
     pub pad: [u8; 3],
+    /// How long ago the peer last acknowledged or sent anything; `u64::MAX` when never, or not known.
+    pub heard_idle_ns: u64,
+    /// As in [`Snapshot`](super::Snapshot).
+    pub retrans_stamp: u32,
+    pub pad_to_8: u32,
 }

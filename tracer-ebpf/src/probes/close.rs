@@ -53,7 +53,6 @@ fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut Cl
     field_into!(sk, sk_err, &mut record.error);
     field_into!(sk, sk_err_soft, &mut record.soft_error);
     record.idle_ns = idle::idle_ns(sk);
-    record.unread = unread(field!(sk, rcv_nxt: u32), field!(sk, copied_seq: u32), old);
     record.reason = rst.reason;
     record.flags = 0;
     if rst.received != 0 {
@@ -62,12 +61,18 @@ fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut Cl
         record.flags |= close_flag::RST_SENT;
     }
     let flags = field!(sk, skc_flags: u64);
+    let fin_came = flags & SOCK_DONE != 0;
+    record.unread = unread(
+        field!(sk, rcv_nxt: u32),
+        field!(sk, copied_seq: u32),
+        fin_came,
+    );
     if flags & SOCK_DEAD != 0 {
         record.flags |= close_flag::ORPHAN;
     } else if field!(sk, sk_socket: u64) == 0 {
         record.flags |= close_flag::NOT_ACCEPTED;
     }
-    if flags & SOCK_DONE != 0 {
+    if fin_came {
         record.flags |= close_flag::FIN_RECEIVED;
     }
     if flags & SOCK_LINGER != 0 && field!(sk, sk_lingertime: u64) == 0 {

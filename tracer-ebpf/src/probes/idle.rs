@@ -6,7 +6,7 @@ use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use conntracer_common::{
     record::{Idle, answer, idle_flag},
     tcp::{pending, state},
-    transition::idle_jiffies,
+    transition::{ago_jiffies, idle_jiffies},
 };
 
 use crate::{
@@ -54,6 +54,28 @@ fn looked_at(ctx: &RawTracePointContext, sk: u64, born_ns: u64, limit_ns: u64) -
     } else {
         answer::SAID
     }
+}
+
+/// How long ago a time of a socket's was, which is in `tcp_jiffies32`; `u64::MAX` where it never was.
+#[inline(always)]
+pub(crate) fn ago_ns(then: u32) -> u64 {
+    let ago = ago_jiffies(sock::now_jiffies(), then);
+    if ago == u32::MAX {
+        return u64::MAX;
+    }
+    u64::from(ago) * u64::from(global!(OPTIONS.tick_ns))
+}
+
+/// How long ago the peer last acknowledged or sent anything. An ACK sets the one, data the other, and a socket that was
+/// never established has neither.
+#[inline(always)]
+pub(crate) fn heard_idle_ns(sk: u64) -> u64 {
+    let (acked, received) = (field!(sk, rcv_tstamp: u32), field!(sk, icsk_lrcvtime: u32));
+    let idle = idle_jiffies(sock::now_jiffies(), acked, received);
+    if idle == u32::MAX {
+        return u64::MAX;
+    }
+    u64::from(idle) * u64::from(global!(OPTIONS.tick_ns))
 }
 
 /// Since data last went either way; `lsndtime` and `lrcvtime` are `tcp_jiffies32`, set when the connection is

@@ -19,7 +19,7 @@ use crate::{
     globals::global,
     maps::{HEIR, LISTENERS, SEEDING, SOCKETS},
     probes::{
-        fork, listener, matching,
+        fork, idle, listener, matching,
         ownership::{self, Ownership},
         socket,
     },
@@ -254,6 +254,8 @@ fn clear(record: &mut Seed) {
     record.max_ack_backlog = 0;
     record.holders = 0;
     record.num_retrans = 0;
+    record.heard_idle_ns = u64::MAX;
+    record.retrans_stamp = 0;
 }
 
 /// A request, or what is left of a connection: neither is a full socket.
@@ -302,6 +304,8 @@ fn connection(sk: u64, state: u8, record: &mut Seed) -> bool {
     sock::fill_tcp(sk, &mut record.tcp);
     field_into!(sk, bytes_received, &mut record.bytes_received);
     record.active_ns = active_ns(sk);
+    record.heard_idle_ns = idle::heard_idle_ns(sk);
+    field_into!(sk, retrans_stamp, &mut record.retrans_stamp);
     let Some(entry) = known else {
         return true;
     };

@@ -4,16 +4,17 @@
 
 use aya_ebpf::{EbpfContext, macros::raw_tracepoint, programs::RawTracePointContext};
 use conntracer_common::{
-    record::{Snapshot, Socket, answer},
+    record::{Snapshot, Socket, answer, snapshot_flag},
     tcp::state,
+    transition::unread,
 };
 
 use crate::{
     account::Outcome,
     emit::{self, Lane},
     maps::SOCKETS,
-    probes::{listener, socket},
-    sock,
+    probes::{idle, listener, socket},
+    sock::{self, SOCK_DEAD, SOCK_DONE, field, field_into},
 };
 
 #[raw_tracepoint]
@@ -57,6 +58,20 @@ pub(crate) fn taken<C: EbpfContext>(ctx: &C, sk: u64, adopt: bool) -> Outcome {
         return Outcome::Filtered;
     }
     sock::fill_tcp(sk, &mut record.tcp);
+    record.received_idle_ns = idle::ago_ns(field!(sk, icsk_lrcvtime: u32));
+    record.sent_idle_ns = idle::ago_ns(field!(sk, lsndtime: u32));
+    record.heard_idle_ns = idle::heard_idle_ns(sk);
+    field_into!(sk, retrans_stamp, &mut record.retrans_stamp);
+    let flags = field!(sk, skc_flags: u64);
+    let copied_seq = field!(sk, copied_seq: u32);
+    let fin_came = flags & SOCK_DONE != 0;
+    record.unread = unread(record.tcp.rcv_nxt, copied_seq, fin_came);
+    if flags & SOCK_DEAD == 0 && field!(sk, sk_socket: u64) == 0 {
+        record.flags |= snapshot_flag::NOT_ACCEPTED;
+    }
+    if fin_came && copied_seq != record.tcp.rcv_nxt {
+        record.flags |= snapshot_flag::END_UNREAD;
+    }
     record.since_ns = SOCKETS.get(sk).map_or(0, |entry| entry.since_ns);
     emit::emit(ctx, Lane::Bulk, &record)
 }

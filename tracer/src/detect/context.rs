@@ -143,6 +143,17 @@ impl Context<'_> {
             .fold(facts, |facts, (name, off)| facts.signed(name, off))
     }
 
+    /// Whether the kernel tells of a retransmission that failed: `tcp_retransmit_skb` has the error from 6.17 on.
+    pub(crate) fn traces_failures(&self) -> bool {
+        let mut numbers = self
+            .host
+            .kernel
+            .split(|of: char| !of.is_ascii_digit())
+            .map(|number| number.parse::<u32>().unwrap_or(0));
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        version >= (6, 17)
+    }
+
     /// A sysctl of a network namespace; `None` of any but the one that conntracer runs in.
     fn sysctl(&self, name: &str, netns: u32) -> Option<&str> {
         let is_own = self.host.netns == Some(netns);

@@ -180,8 +180,8 @@ impl Body {
             kind::SOURCES => Self::Sources(Sources::decode(&read(bytes, header)?)),
             kind::DROP => Self::Drop(Drop::decode(&read(bytes, header)?)?),
             kind::EARLY_DROP => Self::EarlyDrop(EarlyDrop::decode(&read(bytes, header)?)?),
-            kind::SNAPSHOT => Self::Snapshot(Snapshot::decode(&read(bytes, header)?)?),
-            kind::SEED => Self::Seed(Seed::decode(&read(bytes, header)?)?),
+            kind::SNAPSHOT => Self::Snapshot(Snapshot::decode(bytes, header)?),
+            kind::SEED => Self::Seed(Seed::decode(bytes, header)?),
             kind::IDLE => Self::Idle(Idle::decode(&read(bytes, header)?)?),
             kind::TICK => {
                 let _: record::Tick = read(bytes, header)?;

@@ -1,10 +1,12 @@
 //! Sockets that were there before the tracer.
 
-use conntracer_common::record;
+use std::{mem::offset_of, time::Duration};
+
+use conntracer_common::record::{self, Header};
 
 use super::{
     owner::Owner,
-    raw::{DecodeError, when},
+    raw::{DecodeError, ago, read_grown, stamped, when},
     socket::{Socket, TcpState},
     tcp::Tcp,
 };
@@ -29,10 +31,21 @@ pub struct Seed {
     pub holders: u32,
     /// Of a request: SYN-ACKs retransmitted so far.
     pub num_retrans: u8,
+    /// How long ago the peer last acknowledged or sent anything; `None` when never, or not known.
+    pub heard_idle: Option<Duration>,
+    /// When what is not acknowledged was first sent again.
+    pub retransmits_since: Option<Ktime>,
 }
 
 impl Seed {
-    pub(super) fn decode(raw: &record::Seed) -> Result<Self, DecodeError> {
+    /// A recording of an earlier conntracer does not tell when the peer was last heard.
+    pub(super) fn decode(bytes: &[u8], header: &Header) -> Result<Self, DecodeError> {
+        const OLDER: usize = offset_of!(record::Seed, heard_idle_ns);
+        let unknown = record::Seed {
+            heard_idle_ns: u64::MAX,
+            ..record::Seed::default()
+        };
+        let raw: record::Seed = read_grown(bytes, OLDER, &unknown, header)?;
         let socket = Socket::decode(&raw.socket);
         // A socket that was found has a state, which its line tells.
         if socket.state == TcpState::Unknown {
@@ -52,6 +65,8 @@ impl Seed {
             max_ack_backlog: raw.max_ack_backlog,
             holders: raw.holders,
             num_retrans: raw.num_retrans,
+            heard_idle: ago(raw.heard_idle_ns),
+            retransmits_since: stamped(raw.retrans_stamp, raw.header.ktime_ns),
         })
     }
 }

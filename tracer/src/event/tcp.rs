@@ -77,6 +77,27 @@ impl Tcp {
         self.snd_nxt.wrapping_sub(self.snd_una)
     }
 
+    /// The application has shut its side, so that a FIN follows all that it wrote, and that is not acknowledged. It is the
+    /// last in the sequence.
+    #[must_use]
+    pub const fn fin_waits(&self) -> bool {
+        const SEND_SHUTDOWN: u8 = 2;
+        self.shutdown & SEND_SHUTDOWN != 0 && self.write_seq != self.snd_una
+    }
+
+    /// Bytes sent and not acknowledged: a FIN has a number and is no byte.
+    #[must_use]
+    pub const fn unacked_data_bytes(&self) -> u32 {
+        let fin = self.fin_waits() && self.snd_nxt == self.write_seq;
+        self.unacked_bytes().saturating_sub(fin as u32)
+    }
+
+    /// Bytes written and not acknowledged, without the FIN.
+    #[must_use]
+    pub const fn waiting_data_bytes(&self) -> u32 {
+        self.waiting_bytes().saturating_sub(self.fin_waits() as u32)
+    }
+
     /// Written by the application and not acknowledged, whether it was sent or not.
     #[must_use]
     pub const fn waiting_bytes(&self) -> u32 {
@@ -111,6 +132,46 @@ impl Tcp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fin_has_a_number_and_is_no_byte() {
+        let tcp = |shutdown, snd_una, snd_nxt| Tcp {
+            shutdown,
+            snd_una,
+            snd_nxt,
+            write_seq: 1001,
+            ..Tcp::default()
+        };
+        let said = |tcp: Tcp| {
+            (
+                tcp.unacked_data_bytes(),
+                tcp.waiting_data_bytes(),
+                tcp.fin_waits(),
+            )
+        };
+        assert_eq!(said(tcp(2, 1000, 1001)), (0, 0, true), "the FIN alone");
+        assert_eq!(
+            said(tcp(3, 901, 1001)),
+            (99, 99, true),
+            "both are in flight"
+        );
+        assert_eq!(
+            said(tcp(2, 901, 951)),
+            (50, 99, true),
+            "it was not sent yet"
+        );
+        assert_eq!(
+            said(tcp(2, 1001, 1001)),
+            (0, 0, false),
+            "it is acknowledged"
+        );
+        assert_eq!(said(tcp(0, 1000, 1001)), (1, 1, false), "a byte");
+        assert_eq!(
+            said(tcp(1, 1000, 1001)),
+            (1, 1, false),
+            "the peer's side is shut"
+        );
+    }
 
     /// Fields of a damaged record, whose product goes beyond 64 bits.
     #[test]

@@ -170,6 +170,9 @@ impl Run {
             header: self.header::<record::Snapshot>(kind::SNAPSHOT),
             socket,
             owner: owner(),
+            received_idle_ns: u64::MAX,
+            sent_idle_ns: u64::MAX,
+            heard_idle_ns: u64::MAX,
             ..record::Snapshot::default()
         };
         change(&mut record);
@@ -245,6 +248,7 @@ impl Run {
             owner: owner(),
             active_ns: self.ktime_ns,
             holders: 1,
+            heard_idle_ns: u64::MAX,
             ..record::Seed::default()
         };
         change(&mut record);

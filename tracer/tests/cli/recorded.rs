@@ -191,7 +191,7 @@ fn lives() -> Vec<Vec<u8>> {
         socket,
         owner,
         tcp,
-        since_ns: 0,
+        ..Snapshot::default()
     };
     vec![
         record(SECOND_NS, kind::CONNECT, opened, |r| &mut r.header),

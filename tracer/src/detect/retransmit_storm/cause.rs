@@ -6,6 +6,7 @@ use crate::event::RetransmitType;
 /// Why segments have to be retransmitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
+    SynsUnanswered,
     PeerUnreachable,
     PathLoss,
     PathMtu,
@@ -21,7 +22,7 @@ impl Cause {
     /// is not acknowledged is a full-sized one each time, and does not come through although the peer still
     /// talks, or has what came after it, size is what tells them apart, unless that is full-sized too. Where the
     /// peer acknowledges anything, or its duplicate ACKs called for the retransmissions, the path works and loses. Timeouts
-    /// alone mean silence.
+    /// alone mean silence, of which SYNs tell less: no window, no path and no peer is known of before the first answer.
     pub(super) fn of(sum: &Segments) -> Self {
         if sum.failed > sum.count() {
             return Self::LocalDrop;
@@ -40,11 +41,10 @@ impl Cause {
         if sum.progress > 0 || sum.of_kind(RetransmitType::Fast) > 0 {
             return Self::PathLoss;
         }
-        let silent = [
-            RetransmitType::Timeout,
-            RetransmitType::Syn,
-            RetransmitType::SynAck,
-        ];
+        if sum.of_kind(RetransmitType::Syn) > sum.data() {
+            return Self::SynsUnanswered;
+        }
+        let silent = [RetransmitType::Timeout, RetransmitType::SynAck];
         if silent.iter().any(|kind| sum.of_kind(*kind) > 0) {
             return Self::PeerUnreachable;
         }
@@ -65,6 +65,7 @@ impl Cause {
 
     pub(super) const fn name(self) -> &'static str {
         match self {
+            Self::SynsUnanswered => "syns_unanswered",
             Self::PeerUnreachable => "peer_unreachable",
             Self::PathLoss => "path_loss",
             Self::PathMtu => "path_mtu",

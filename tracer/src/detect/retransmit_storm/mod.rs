@@ -12,7 +12,7 @@
 //! **Count.** Every segment the scope sent again since its activity began, from before the opening to
 //! the end, so that it equals `Tcp RetransSegs` of a namespace that has just this storm. What did not
 //! leave the host (`tcp_retransmit_skb` with an error, or before Linux 6.17 only `total_retrans`) is counted
-//! apart, and so is what was retransmitted unnecessarily, which is part of the count: the peer says that it came twice
+//! apart, and in the count of `local_drop` alone, of which it is the matter. Apart is what was retransmitted unnecessarily, too, which is part of the count: the peer says that it came twice
 //! (duplicate SACKs, RFC 2883), or the kernel finds out first and takes back what it did about the loss.
 //! Connections are counted in the kernel, and their records cumulative: a record that is lost takes nothing
 //! away. What the eBPF side missed is in the count by `total_retrans`, without a type; before Linux 6.17 it cannot be
@@ -83,6 +83,7 @@ pub(super) static SPEC: Spec = Spec {
         "receiver_stalled",
         "reordering",
         "unknown",
+        "syns_unanswered",
     ],
     hooks: &[hook::RETRANSMIT, hook::SYNACK],
     losses: &[],

@@ -68,16 +68,13 @@ pub(super) fn draft(
     if let Some(of) = of {
         facts = of.course.facts(facts, &of.connection.tcp);
     }
-    let segments = plural(sum.count(), "segment");
-    let ratio = sum.ratio().map_or_else(String::new, |ratio| {
-        format!(" ({:.1} % of what was sent)", ratio * 100.0)
-    });
-    let icmp = if cause == Cause::PathMtu {
-        sum.sizes.icmp()
-    } else {
-        ""
-    };
+    let summary = summary(cause, sum, &to, activity.peak_per_s);
     let advice = advice(cause, sum, &subject, cx);
+    let count = if cause == Cause::LocalDrop {
+        sum.moved()
+    } else {
+        sum.count()
+    };
     Some(Draft {
         spec,
         cause: cause.name(),
@@ -92,15 +89,45 @@ pub(super) fn draft(
         sample: None,
         since: activity.since(),
         last: activity.last,
-        count: sum.count(),
-        summary: format!(
-            "{segments} retransmitted to {to}{ratio}, at most {} a second: {}{icmp}",
-            activity.peak_per_s,
-            reading(cause, sum),
-        ),
+        count,
+        summary,
         evidence: facts,
         advice,
     })
+}
+
+fn summary(cause: Cause, sum: &Segments, to: &str, peak_per_s: u64) -> String {
+    let reading = reading(cause, sum);
+    if cause == Cause::LocalDrop {
+        let failed = plural(sum.failed, "segment");
+        let left = sum.count();
+        let others = if left > 0 {
+            format!(", {left} others did")
+        } else {
+            String::new()
+        };
+        return format!(
+            "{failed} that were to be retransmitted to {to} did not leave this host{others}, at most {peak_per_s} a \
+             second: {reading}"
+        );
+    }
+    let noun = if cause == Cause::SynsUnanswered && sum.data() == 0 {
+        "SYN"
+    } else {
+        "segment"
+    };
+    let segments = plural(sum.count(), noun);
+    let ratio = sum.ratio().map_or_else(String::new, |ratio| {
+        format!(" ({:.1} % of what was sent)", ratio * 100.0)
+    });
+    let icmp = if cause == Cause::PathMtu {
+        sum.sizes.icmp()
+    } else {
+        ""
+    };
+    format!(
+        "{segments} retransmitted to {to}{ratio}, at most {peak_per_s} a second: {reading}{icmp}"
+    )
 }
 
 const fn kind_key(kind: RetransmitType) -> &'static str {
@@ -116,17 +143,21 @@ const fn kind_key(kind: RetransmitType) -> &'static str {
 
 fn reading(cause: Cause, sum: &Segments) -> &'static str {
     match cause {
-        Cause::PeerUnreachable if sum.of_kind(RetransmitType::Syn) == sum.count() => {
-            "connects go unanswered: the peer is gone or filtered, or its listener drops SYNs"
+        Cause::SynsUnanswered if sum.data() == 0 => {
+            "no answer came to any of them: a filter on the way drops them or what answers them, the peer is down, or \
+             its listener drops them"
+        }
+        Cause::SynsUnanswered => {
+            "most are SYNs, and nothing is acknowledged: the path or the peer does not answer"
         }
         Cause::PeerUnreachable => {
-            "only timeouts, nothing is acknowledged: the peer cannot be reached"
+            "only timeouts, nothing is acknowledged: the packets or all that answers them are lost"
         }
         Cause::PathLoss => "the peer acknowledges the rest: packets are lost on the path",
         Cause::PathMtu => {
             "only full-sized segments fail while the peer still talks: they are too large for the path"
         }
-        Cause::LocalDrop => "most never left this host: it drops them itself",
+        Cause::LocalDrop => "this host drops them itself",
         Cause::ReceiverStalled => "the peer's window is shut: its application does not read",
         Cause::Reordering if sum.undone > sum.spurious / 2 => {
             "most had arrived before they were repeated, as their acknowledgements tell: they were late, \
@@ -157,6 +188,12 @@ fn advice(
             "check that the peer is up and that no firewall drops its packets silently \
              (ip route get, mtr --tcp)"
                 .into(),
+        ],
+        Cause::SynsUnanswered => vec![
+            "see what leaves this host and what comes back (tcpdump -ni any 'tcp[13] & 2 != 0 or icmp'): SYNs that do \
+             not leave are dropped here, and only SYNs mean that a filter, a dead host or a listener drops them"
+                .into(),
+            "on the peer, 'nstat -az TcpExtListenDrops' rises where its listener drops them".into(),
         ],
         Cause::PathLoss => vec![
             "look for drops here first (ip -s link, tc -s qdisc, ethtool -S), then along the path \

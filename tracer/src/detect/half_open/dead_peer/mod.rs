@@ -142,14 +142,44 @@ impl DeadPeer {
             Body::Snapshot(body) if body.socket.state == TcpState::Close => {
                 self.gone(event.time, change.connection.key);
             }
-            Body::Snapshot(Snapshot { socket, tcp, .. }) | Body::Seed(Seed { socket, tcp, .. })
-                if !matches!(socket.state, TcpState::SynSent | TcpState::SynRecv)
-                    && self.observe(event.time, tcp, change, cx).is_some() =>
-            {
-                self.judge(change.connection.key, cx);
+            Body::Snapshot(Snapshot {
+                socket, tcp, about, ..
+            }) => {
+                let heard = about.and_then(|about| about.heard_idle);
+                let stamp = about.and_then(|about| about.retransmits_since);
+                self.looked_at((event.time, socket.state, tcp), (heard, stamp), change, cx);
+            }
+            Body::Seed(Seed {
+                socket,
+                tcp,
+                heard_idle,
+                retransmits_since,
+                ..
+            }) => {
+                let told = (*heard_idle, *retransmits_since);
+                self.looked_at((event.time, socket.state, tcp), told, change, cx);
             }
             _ => {}
         }
+    }
+
+    /// A socket as it is, and what it tells of before: how long ago it heard of the peer, and since when it sends again.
+    fn looked_at(
+        &mut self,
+        (at, state, tcp): (Ktime, TcpState, &Tcp),
+        (heard_idle, sends_again_since): (Option<Duration>, Option<Ktime>),
+        change: &Change<'_>,
+        cx: &mut Context<'_>,
+    ) {
+        if matches!(state, TcpState::SynSent | TcpState::SynRecv) {
+            return;
+        }
+        let Some(silence) = self.observe(at, tcp, false, change, cx) else {
+            return;
+        };
+        silence.heard = heard_idle.map(|ago| at.before(ago)).or(silence.heard);
+        silence.sends_again_since = sends_again_since.or(silence.sends_again_since);
+        self.judge(change.connection.key, cx);
     }
 
     fn retransmit(
@@ -163,7 +193,7 @@ impl DeadPeer {
         if matches!(body.socket.state, TcpState::SynSent | TcpState::SynRecv) {
             return;
         }
-        let Some(silence) = self.observe(at, &body.tcp, change, cx) else {
+        let Some(silence) = self.observe(at, &body.tcp, false, change, cx) else {
             return;
         };
         if body.errno == 0 {
@@ -176,7 +206,7 @@ impl DeadPeer {
     }
 
     fn probe(&mut self, at: Ktime, body: &Probe, change: &Change<'_>, cx: &mut Context<'_>) {
-        let Some(silence) = self.observe(at, &body.tcp, change, cx) else {
+        let Some(silence) = self.observe(at, &body.tcp, true, change, cx) else {
             return;
         };
         silence.keepalive = body.keepalive;
@@ -204,6 +234,7 @@ impl DeadPeer {
         &mut self,
         at: Ktime,
         tcp: &Tcp,
+        is_probe: bool,
         change: &Change<'_>,
         cx: &mut Context<'_>,
     ) -> Option<&mut Entry<Silence>> {
@@ -234,11 +265,7 @@ impl DeadPeer {
         let silence = self.silences.begin(key, cx, new)?;
         silence.connection = *change.connection;
         silence.timeouts = tcp.retransmits;
-        silence.probes = if silence.has_left {
-            silence.probes.max(tcp.probes_out)
-        } else {
-            tcp.probes_out
-        };
+        silence.probed(tcp.probes_out, is_probe, at);
         silence.last = at;
         Some(silence)
     }
@@ -247,7 +274,7 @@ impl DeadPeer {
         let rules = &self.silences.rules;
         let is_worth = self.silences.get(&key).is_some_and(|silence| {
             silence.timeouts >= rules.timeouts
-                || (silence.timeouts == 0 && silence.probes >= rules.probes)
+                || (silence.timeouts == 0 && silence.unanswered_probes() >= rules.probes)
         });
         self.silences.judge(&key, is_worth, cx);
     }
@@ -288,6 +315,8 @@ impl DeadPeer {
         silence.connection.owner = body.owner.or(silence.connection.owner);
         silence.timeouts = silence.timeouts.max(body.retransmits);
         silence.probes = silence.probes.max(body.probes_out);
+        // The kernel gives up where the last one is late, too.
+        silence.in_flight = false;
         silence.fatal = silence.timeouts > 0;
         silence.last = cx.now;
         silence.stage = stage;

@@ -1,5 +1,7 @@
 //! The silence of one connection: what was counted while nothing was acknowledged.
 
+use std::time::Duration;
+
 use super::{
     narrow::Narrow,
     patience::{self, RTO_MIN},
@@ -18,7 +20,11 @@ pub(super) struct Silence {
     pub(super) connection: Connection,
     pub(super) stage: Stage,
     pub(super) timeouts: u8,
+    /// Probes as the kernel counts them, and when there was last one more.
     pub(super) probes: u8,
+    raised: Ktime,
+    /// The last one may still be answered.
+    pub(super) in_flight: bool,
     /// What was probed for has left the host since, and the kernel counts timeouts from then on.
     pub(super) has_left: bool,
     /// The kernel's last timeout, which it does not add to `timeouts`.
@@ -28,10 +34,15 @@ pub(super) struct Silence {
     pub(super) sent: u32,
     pub(super) not_sent: u32,
     pub(super) narrow: Narrow,
+    /// When it began for conntracer.
     pub(super) since: Ktime,
     pub(super) last: Ktime,
     /// It was seen from its first timeout or probe on.
     pub(super) is_whole: bool,
+    /// What the socket tells of a beginning that was not seen: when it first sent again what is not acknowledged, and when
+    /// it last heard of the peer.
+    pub(super) sends_again_since: Option<Ktime>,
+    pub(super) heard: Option<Ktime>,
     pub(super) gone: Option<Gone>,
 }
 
@@ -50,6 +61,8 @@ impl Silence {
             stage: Stage::Suspected,
             timeouts: 0,
             probes: 0,
+            raised: now,
+            in_flight: false,
             has_left: false,
             fatal: false,
             keepalive: false,
@@ -58,7 +71,11 @@ impl Silence {
             narrow: Narrow::default(),
             since: now,
             last: now,
-            is_whole: connection.tcp.retransmits <= 1 && connection.tcp.probes_out <= 1,
+            is_whole: !connection.older
+                && connection.tcp.retransmits <= 1
+                && connection.tcp.probes_out <= 1,
+            sends_again_since: None,
+            heard: None,
             gone: None,
         }
     }
@@ -67,8 +84,59 @@ impl Silence {
         if self.timeouts > 0 {
             u64::from(self.timeouts).saturating_add(u64::from(self.fatal))
         } else {
-            self.probes.into()
+            self.unanswered_probes().into()
         }
+    }
+
+    /// A probe in flight is not unanswered.
+    pub(super) const fn unanswered_probes(&self) -> u8 {
+        self.probes.saturating_sub(self.in_flight as u8)
+    }
+
+    /// Probes as a record tells them. That of a probe comes before the kernel counts it (`tcp_write_wakeup`): those it
+    /// tells of are all late. The others count the last one, which is in flight until its answer is due.
+    pub(super) fn probed(&mut self, told: u8, is_probe: bool, now: Ktime) {
+        if told > self.probes {
+            self.raised = now;
+        }
+        self.in_flight = !is_probe && told > 0 && now.since(self.raised) <= self.answer_time();
+        self.probes = if self.has_left {
+            self.probes.max(told)
+        } else {
+            told
+        };
+    }
+
+    /// After which an answer is late: two round trips, and a second for whoever answers.
+    fn answer_time(&self) -> Duration {
+        const SLOW_ANSWER: Duration = Duration::from_secs(1);
+        self.connection
+            .tcp
+            .srtt
+            .saturating_mul(2)
+            .saturating_add(SLOW_ANSWER)
+    }
+
+    /// Since when the peer is silent: since the first timeout or unanswered probe that was seen, and of what began before
+    /// conntracer as the socket tells; `None` where neither does.
+    pub(super) fn since_when(&self) -> Option<Ktime> {
+        if self.is_whole {
+            return Some(self.since);
+        }
+        if self.timeouts > 0 && self.sends_again_since.is_some() {
+            return self.sends_again_since;
+        }
+        self.heard
+    }
+
+    /// Retransmissions and probes that did not leave this host. Up to 6.16 the kernel tells of none, and those that are
+    /// missing among the timeouts tell; the last may be under way.
+    pub(super) fn unsent(&self, traces_failures: bool) -> u32 {
+        if traces_failures || !self.is_whole {
+            return self.not_sent;
+        }
+        let tried = u32::from(self.timeouts).saturating_sub(1);
+        self.not_sent.max(tried.saturating_sub(self.sent))
     }
 
     /// The connection was over at `end`, without a word of how. Where its silence had lasted for as long as the kernel
@@ -88,10 +156,9 @@ impl Silence {
         self.timeouts > 0 || self.probes > 0
     }
 
-    /// Nothing of the connection left this host: it says nothing about the peer. Up to 6.12 the
-    /// kernel does not tell of a retransmission that failed; then timeouts without any tell it.
-    pub(super) const fn is_local(&self) -> bool {
-        self.sent == 0 && (self.not_sent > 0 || (self.is_whole && self.timeouts > 1))
+    /// Nothing of the connection left this host: it says nothing about the peer.
+    pub(super) fn is_local(&self, traces_failures: bool) -> bool {
+        self.sent == 0 && self.unsent(traces_failures) > 0
     }
 
     /// Whether what was probed for leaves because this host sends it at last. The kernel counts no probes then
@@ -107,6 +174,6 @@ impl Silence {
 
     /// The peer is there, and full-sized segments do not reach it.
     pub(super) const fn is_narrow(&self) -> bool {
-        !self.is_local() && self.narrow.is_likely()
+        self.sent > 0 && self.narrow.is_likely()
     }
 }

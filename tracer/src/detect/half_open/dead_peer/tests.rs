@@ -598,3 +598,174 @@ fn a_closed_connection_whose_data_waits_is_an_orphan() {
         "{finding:#?}"
     );
 }
+
+/// A FIN has a number, and is no byte.
+#[rstest]
+#[case::the_fin_alone(2, 1000, 1001, ", the FIN unacknowledged")]
+#[case::data_and_the_fin(2, 1000, 1101, ", 100 bytes and the FIN unacknowledged")]
+#[case::a_byte(0, 1000, 1001, ", 1 byte unacknowledged")]
+#[case::nothing(0, 1000, 1000, "")]
+fn a_sentence_about_data_needs_data(
+    #[case] shutdown: u8,
+    #[case] snd_una: u32,
+    #[case] snd_nxt: u32,
+    #[case] said: &str,
+) {
+    let mut run = Run::new();
+    for number in 1..=3 {
+        run.pass(Duration::from_millis(200 << (number - 1)));
+        run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.tcp.retransmits = number;
+            retransmit.tcp.shutdown = shutdown;
+            retransmit.tcp.snd_una = snd_una;
+            retransmit.tcp.snd_nxt = snd_nxt;
+            retransmit.tcp.write_seq = snd_nxt;
+        });
+    }
+    let summary = &run.only().summary;
+    assert_eq!(
+        summary,
+        &format!(
+            "no acknowledgement from {REMOTE} arrives: 3 retransmission timeouts in a row in 1.2 s{said}"
+        )
+    );
+}
+
+/// Probes at 1, 2, 3 s. The third is in flight at its record, and while its answer may come.
+#[test]
+fn a_probe_in_flight_is_not_unanswered() {
+    let mut run = Run::new();
+    let probe = |run: &mut Run, before| {
+        run.probe(socket(LOCAL, REMOTE), |probe| {
+            probe.tcp.probes_out = before;
+            probe.tcp.srtt_us = 100_000 << 3;
+        });
+    };
+    let look = |run: &mut Run, probes_out| {
+        run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
+            snapshot.tcp.probes_out = probes_out;
+            snapshot.tcp.srtt_us = 100_000 << 3;
+        });
+    };
+    probe(&mut run, 1);
+    look(&mut run, 2);
+    assert!(run.findings.is_empty(), "the second is in flight");
+    run.pass(Duration::from_secs(1));
+    look(&mut run, 2);
+    assert!(run.findings.is_empty(), "its answer may come");
+    run.pass(Duration::from_secs(1));
+    probe(&mut run, 2);
+    assert_eq!(run.only().count, 2, "two before it are late");
+    look(&mut run, 3);
+    run.pass(Duration::from_secs(1));
+    assert_eq!(run.only().count, 2, "the third is in flight");
+    run.pass(Duration::from_secs(3));
+    look(&mut run, 3);
+    run.pass(Duration::from_secs(1));
+    assert_eq!(run.only().count, 3, "it is late");
+    assert!(
+        run.only().summary.starts_with("no answer from"),
+        "{:#?}",
+        run.only()
+    );
+}
+
+/// What never left this host is no silence of the peer's, all of it or some.
+#[rstest]
+#[case::all_left(&[0, 0, 0, 0, 0], "no acknowledgement from 10.0.0.2:4000 arrives: 5 retransmission timeouts in a row in 6.0 s, 2000 bytes unacknowledged")]
+#[case::one_left(&[0, 1, 1, 1, 1], "no acknowledgement from 10.0.0.2:4000 arrives: 5 retransmission timeouts in a row in 6.0 s, 2000 bytes unacknowledged; 4 of its 5 retransmissions never left this host")]
+#[case::none_left(&[1, 1, 1, 1, 1], "nothing sent to 10.0.0.2:4000 leaves this host: 5 retransmission timeouts in a row in 6.0 s, 2000 bytes not delivered")]
+fn what_never_left_is_not_the_peers_silence(#[case] errors: &[u32], #[case] said: &str) {
+    let mut run = Run::new();
+    for (number, error) in (1..).zip(errors) {
+        run.pass(Duration::from_millis(200 << (number - 1)));
+        run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
+            retransmit.tcp.retransmits = number;
+            retransmit.tcp.write_seq = 3000;
+            retransmit.error = *error;
+            retransmit.failures_traced = 1;
+        });
+    }
+    run.pass(Duration::from_secs(1));
+    let told = run.only().summary.replace("7.0 s", "6.0 s");
+    assert_eq!(told, said);
+    let local = "look at this host's output firewall";
+    assert_eq!(run.only().advice[0].starts_with(local), errors.contains(&1));
+    run.closed(socket(LOCAL, REMOTE), |closed| {
+        closed.error = 110;
+        closed.retransmits = 5;
+    });
+    let confirmed = run.only();
+    assert_eq!(confirmed.stage.as_deref(), Some("confirmed"));
+    assert!(!confirmed.summary.contains("is gone"), "{confirmed:#?}");
+    let blames = confirmed.summary.starts_with("no acknowledgement from");
+    assert_eq!(blames, errors.contains(&0), "{confirmed:#?}");
+}
+
+/// On a kernel that tells of each retransmission that failed, one that no record tells of was missed, and left.
+#[rstest]
+#[case::tells_of_failures("6.17.3-amd64", false)]
+#[case::does_not("6.16.9", true)]
+#[case::does_not_either("5.10.0-30", true)]
+fn the_silence_of_a_hook_is_no_word_where_it_would_have_spoken(
+    #[case] kernel: &str,
+    #[case] is_local: bool,
+) {
+    let mut host = host();
+    kernel.clone_into(&mut host.kernel);
+    let mut run = Run::on(Thresholds::default(), host);
+    for before in 0..=3 {
+        run.pass(Duration::from_millis(200 << before));
+        run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
+            snapshot.tcp.ca_state = ca::LOSS;
+            snapshot.tcp.retransmits = before;
+        });
+    }
+    let told = run.only().summary.contains("leaves this host");
+    assert_eq!(told, is_local, "{:#?}", run.only());
+}
+
+/// Trouble that began before conntracer: since when is in the socket, or not known.
+#[rstest]
+#[case::sent_again_since(
+    12_600_000_000,
+    Some(12_600),
+    ", 6 retransmission timeouts in a row in 12.6 s, "
+)]
+#[case::heard(
+    13_400_000_000,
+    None,
+    ", 6 retransmission timeouts in a row in 13.4 s, "
+)]
+#[case::nothing_is_known(
+    u64::MAX,
+    None,
+    ", 6 retransmission timeouts in a row, since when is not known: it began before conntracer, "
+)]
+fn trouble_from_before_says_since_when(
+    #[case] heard_idle_ns: u64,
+    #[case] sent_again_ms: Option<u64>,
+    #[case] said: &str,
+) {
+    let mut run = Run::new();
+    let now_ms = run.ktime_ns() / 1_000_000;
+    run.seed(socket(LOCAL, REMOTE), |seed| {
+        seed.tcp.retransmits = 6;
+        seed.tcp.snd_una = 1000;
+        seed.tcp.snd_nxt = 3000;
+        seed.heard_idle_ns = heard_idle_ns;
+        seed.retrans_stamp = sent_again_ms.map_or(0, |ago| u32::try_from(now_ms - ago).unwrap());
+    });
+    let finding = run.only();
+    let expected = format!(
+        "no acknowledgement from {REMOTE} arrives: {}2000 bytes unacknowledged",
+        &said[2..]
+    );
+    assert_eq!(finding.summary, expected);
+    let known = finding.evidence.iter().any(|fact| fact.name == "silent_s");
+    assert_eq!(known, heard_idle_ns != u64::MAX || sent_again_ms.is_some());
+    // Nothing is concluded from retransmissions that nobody could see.
+    run.pass(Duration::from_secs(1));
+    assert!(!run.only().summary.contains("leaves this host"));
+    run.assert_replays(Thresholds::default());
+}

@@ -7,25 +7,38 @@ use super::{
     silence::Silence,
     stage::Stage,
 };
-use crate::detect::{
-    errno,
-    room::{Context, Draft, Facts, Spec, plural, said_seconds},
+use crate::{
+    detect::{
+        errno,
+        room::{Context, Draft, Facts, Spec, plural, said_seconds},
+    },
+    event::Tcp,
 };
 
 pub(super) fn draft(spec: &'static Spec, silence: &Silence, cx: &Context<'_>) -> Draft {
     let stage = silence.stage;
     let connection = &silence.connection;
     let tcp = &connection.tcp;
-    let silent = cx.now.since(silence.since);
     let limit = limit(connection, cx);
     let mut facts = Facts::default()
-        .count("unacked_bytes", tcp.unacked_bytes())
+        .count("unacked_bytes", tcp.unacked_data_bytes())
         .count("consecutive_timeouts", silence.timeouts)
-        .count("probes_unanswered", silence.probes)
-        .count("backoff", tcp.backoff)
-        .seconds("silent_s", silent)
+        .count("probes_unanswered", silence.unanswered_probes())
+        .count("backoff", tcp.backoff);
+    if tcp.fin_waits() {
+        facts = facts.text("fin_acknowledged", "no");
+    }
+    facts = match silence.since_when() {
+        Some(since) => facts.seconds("silent_s", cx.now.since(since)),
+        None => facts.text("silent_since", "not known"),
+    };
+    if let Some(heard) = silence.heard {
+        facts = facts.seconds("peer_last_heard_s", cx.now.since(heard));
+    }
+    let unsent = silence.unsent(cx.traces_failures());
+    facts = facts
         .number("srtt_ms", tcp.srtt.as_secs_f64() * 1e3)
-        .count("segments_not_sent", silence.not_sent);
+        .count("segments_not_sent", unsent);
     if silence.timeouts > 0
         && let Some(limit) = limit
     {
@@ -77,96 +90,168 @@ pub(super) fn draft(spec: &'static Spec, silence: &Silence, cx: &Context<'_>) ->
         subject: connection.subject(),
         owner: connection.owner,
         sample: None,
-        since: silence.since,
+        since: silence.since_when().unwrap_or(silence.since),
         last: silence.last,
         count: silence.count(),
-        summary: summary(silence, silent),
+        summary: summary(silence, cx),
         evidence: facts,
         advice: advice(silence, limit, cx),
     }
 }
 
-fn summary(silence: &Silence, silent: Duration) -> String {
+fn summary(silence: &Silence, cx: &Context<'_>) -> String {
     let remote = silence.connection.remote;
-    let unacked = silence.connection.tcp.unacked_bytes();
-    let tried = if silence.timeouts > 0 {
-        format!(
-            "{} in a row",
-            plural(silence.count(), "retransmission timeout")
-        )
-    } else if silence.keepalive {
-        plural(silence.count(), "unanswered keepalive probe")
-    } else {
-        plural(silence.count(), "unanswered window probe")
-    };
-    let silent = said_seconds(silent);
+    let unacked = unacked(&silence.connection.tcp);
+    let tried = tried(silence, cx);
     let orphan = if silence.connection.tcp.orphan {
         "; the application has closed the connection and is not told"
     } else {
         ""
     };
     let icmp = silence.narrow.sizes.icmp();
+    let unsent = silence.unsent(cx.traces_failures());
+    let is_local = silence.is_local(cx.traces_failures());
+    // Of what did leave some may be acknowledged no more; of what did not, nothing can be.
+    let partly = if unsent > 0 && !is_local {
+        format!(
+            "; {unsent} of its {} never left this host",
+            plural(
+                u64::from(unsent).saturating_add(silence.sent.into()),
+                if silence.timeouts > 0 {
+                    "retransmission"
+                } else {
+                    "probe"
+                }
+            )
+        )
+    } else {
+        String::new()
+    };
     match silence.stage {
         Stage::Confirmed(errno) => {
-            let is_gone = if silence.is_narrow() {
+            let what = if is_local {
+                format!("nothing sent to {remote} left this host")
+            } else if silence.is_narrow() {
                 format!("full-sized segments do not reach {remote}, which talks{icmp}")
             } else {
-                format!("{remote} is gone")
+                unheard(silence)
             };
             let with = errno.map_or_else(String::new, |errno| {
                 format!(" with {}", errno::name(errno).unwrap_or("another error"))
             });
-            format!("{is_gone}: the kernel gave up{with} after {tried} in {silent}{orphan}")
+            format!("{what}: the kernel gave up{with} after {tried}{partly}{orphan}")
         }
-        Stage::Recovered => format!("{remote} answers again after {tried} in {silent}"),
-        Stage::Reset => format!(
-            "{remote} answered with a reset after {tried} in {silent}: it had lost the connection"
-        ),
-        Stage::Closed => format!("the connection to {remote} was closed after {tried} in {silent}"),
+        Stage::Recovered => format!("{remote} answers again after {tried}{partly}"),
+        Stage::Reset => format!("a reset came from the address of {remote} after {tried}{partly}"),
+        Stage::Closed => format!("the connection to {remote} was closed after {tried}{partly}"),
         Stage::Forgotten if silence.connection.key.is_untracked() => {
-            format!("no longer watched, it shows nothing more; {remote} had {tried} in {silent}")
+            format!("no longer watched, it shows nothing more; {remote} had {tried}{partly}")
         }
         Stage::Forgotten => {
-            format!("no longer watched, the table is full; {remote} had {tried} in {silent}")
+            format!("no longer watched, the table is full; {remote} had {tried}{partly}")
         }
-        Stage::Suspected if silence.is_local() => format!(
-            "nothing sent to {remote} leaves this host: {tried} in {silent}, {unacked} bytes wait"
+        Stage::Suspected if is_local => format!(
+            "nothing sent to {remote} leaves this host: {tried}{}",
+            waiting(&silence.connection.tcp)
         ),
         Stage::Suspected if silence.is_narrow() => format!(
-            "full-sized segments do not reach {remote}, which talks{icmp}: {tried} in {silent}, {unacked} bytes \
-             unacknowledged{orphan}"
+            "full-sized segments do not reach {remote}, which talks{icmp}: {tried}{unacked}{orphan}"
         ),
-        Stage::Suspected => format!(
-            "{remote} is silent: {tried} in {silent}, {unacked} bytes unacknowledged{orphan}"
-        ),
+        Stage::Suspected => {
+            format!("{}: {tried}{unacked}{partly}{orphan}", unheard(silence))
+        }
     }
 }
+
+/// What does not come, as this host's TCP sees it: who keeps it back is not known.
+fn unheard(silence: &Silence) -> String {
+    let remote = silence.connection.remote;
+    if silence.narrow.talks {
+        format!("{remote} sends, and no acknowledgement of it arrives")
+    } else if silence.timeouts > 0 {
+        format!("no acknowledgement from {remote} arrives")
+    } else {
+        format!("no answer from {remote} arrives")
+    }
+}
+
+/// What was tried, and in which time.
+fn tried(silence: &Silence, cx: &Context<'_>) -> String {
+    let count = silence.count();
+    let tried = if silence.timeouts > 0 {
+        format!("{} in a row", plural(count, "retransmission timeout"))
+    } else if silence.keepalive {
+        plural(count, "unanswered keepalive probe")
+    } else {
+        plural(count, "unanswered window probe")
+    };
+    match silence.since_when() {
+        Some(since) => format!("{tried} in {}", said_seconds(cx.now.since(since))),
+        None => format!("{tried}, since when is not known: it began before conntracer"),
+    }
+}
+
+/// What is in flight, for the end of a sentence.
+fn unacked(tcp: &Tcp) -> String {
+    amount(
+        tcp.unacked_data_bytes(),
+        tcp.fin_waits() && tcp.snd_nxt == tcp.write_seq,
+    )
+    .map_or_else(String::new, |amount| format!(", {amount} unacknowledged"))
+}
+
+/// What the application has written and nobody has acknowledged.
+fn waiting(tcp: &Tcp) -> String {
+    amount(tcp.waiting_data_bytes(), tcp.fin_waits())
+        .map_or_else(String::new, |amount| format!(", {amount} not delivered"))
+}
+
+/// Bytes, and a FIN, which is none.
+fn amount(bytes: u32, fin: bool) -> Option<String> {
+    match (bytes, fin) {
+        (0, false) => None,
+        (0, true) => Some("the FIN".to_owned()),
+        (bytes, false) => Some(plural(bytes.into(), "byte")),
+        (bytes, true) => Some(format!("{} and the FIN", plural(bytes.into(), "byte"))),
+    }
+}
+
+/// Of what does not leave this host.
+const LOCAL: &str = "look at this host's output firewall, its qdisc (tc -s qdisc), the link and the neighbour \
+                     entry of the next hop (ip neigh)";
 
 fn advice(silence: &Silence, limit: Option<Duration>, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
     let tcp = &silence.connection.tcp;
     let netns = silence.connection.netns;
-    if silence.is_local() {
-        return vec![
-            "look at this host's output firewall, its qdisc (tc -s qdisc), the link and the neighbour \
-             entry of the next hop (ip neigh)"
-                .into(),
-        ];
+    if silence.is_local(cx.traces_failures())
+        && matches!(silence.stage, Stage::Suspected | Stage::Confirmed(_))
+    {
+        return vec![LOCAL.into()];
     }
     match silence.stage {
         Stage::Recovered | Stage::Closed | Stage::Forgotten => return Vec::new(),
         Stage::Reset => {
             return vec![
-                "the peer restarted or dropped its state: let the application reconnect".into(),
+                "let the application reconnect: who sent the reset does not know the connection, or ended it \
+                 (connection_drop tells more)"
+                    .into(),
             ];
         }
         _ if silence.is_narrow() => return silence.narrow.sizes.advice(Some(netns), cx),
         Stage::Suspected | Stage::Confirmed(_) => {}
     }
     let mut advice: Vec<Cow<'static, str>> = Vec::new();
+    if silence.unsent(cx.traces_failures()) > 0 {
+        advice.push(LOCAL.into());
+    }
+    let remote = silence.connection.remote;
     advice.push(
         format!(
-            "check that {} is up, and that no firewall on the way forgot the connection",
-            silence.connection.remote.ip(),
+            "look for its packets here (tcpdump -ni any 'src host {} and tcp src port {}'): where they arrive, this \
+             host drops them (nft list ruleset, nstat -az); where none do, the peer is down, or a firewall or NAT on \
+             the way forgot the connection",
+            remote.ip(),
+            remote.port(),
         )
         .into(),
     );

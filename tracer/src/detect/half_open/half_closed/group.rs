@@ -24,14 +24,17 @@ pub(super) struct GroupKey {
     /// 0 when the owner is unknown.
     pub(super) pid: u32,
     pub(super) state: TcpState,
+    /// Nobody has accepted them yet.
+    pub(super) queued: bool,
 }
 
 /// The oldest socket of a group.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Oldest {
     pub(super) id: SocketId,
-    /// When it entered the state, or an upper bound of that.
+    /// When it entered the state, or an upper bound of that, and when anything last came through on it.
     pub(super) since: Ktime,
+    pub(super) progress: Ktime,
     /// It did before conntracer began.
     pub(super) before: bool,
     pub(super) local: SocketAddr,
@@ -44,10 +47,14 @@ pub(super) struct Oldest {
 /// What a group of half-closed sockets looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reading {
+    /// They wait for accept().
+    NotAccepted,
     /// Ever more of them.
     Leak,
     /// The peer is the one that takes its time.
     SlowPeer,
+    /// The application does not read what came, which is this host's own doing.
+    Unread,
     /// The application has nothing left to do with them, and keeps them.
     Forgotten,
 }
@@ -55,11 +62,27 @@ pub(super) enum Reading {
 impl Reading {
     pub(super) const fn name(self) -> &'static str {
         match self {
+            Self::NotAccepted => "not_accepted",
             Self::Leak => "leak",
+            Self::Unread => "not_read",
             Self::SlowPeer => "slow_peer",
             Self::Forgotten => "forgotten",
         }
     }
+}
+
+/// What the sockets of a group are in, by number.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    /// Those with something to deliver that the peer has not taken yet, and of these the ones on which it acknowledges
+    /// nothing: timeouts or unanswered probes.
+    pub(super) delivering: u64,
+    pub(super) unanswered: u64,
+    /// Those of which the application has not read all that came, the peer's end included; and the bytes.
+    pub(super) unread: u64,
+    pub(super) unread_bytes: u64,
+    /// Those of which the socket told what the two are.
+    pub(super) told: u64,
 }
 
 #[derive(Debug, Default)]
@@ -74,9 +97,9 @@ pub(super) struct Group {
     pub(super) sharing: u64,
     pub(super) shared: u64,
     pub(super) peak: u64,
-    /// Those that the peer has closed, and has not taken everything from yet: likewise.
-    pub(super) counting_delivering: u64,
-    pub(super) delivering: u64,
+    /// What was seen of them: likewise.
+    pub(super) seeing: Seen,
+    pub(super) seen: Seen,
     pub(super) oldest: Option<Oldest>,
     pub(super) absent_polls: u8,
     /// Counts at steps of [`sample_interval`], oldest first.
@@ -89,12 +112,12 @@ impl Group {
         let unlisted = mem::take(&mut self.counting_unlisted);
         let count = mem::take(&mut self.counting).saturating_add(unlisted);
         let shared = mem::take(&mut self.sharing);
-        let delivering = mem::take(&mut self.counting_delivering);
+        let seen = mem::take(&mut self.seeing);
         if count > 0 {
             self.count = count;
             self.unlisted = unlisted;
             self.shared = shared;
-            self.delivering = delivering;
+            self.seen = seen;
             self.peak = self.peak.max(count);
         }
         count
@@ -111,7 +134,7 @@ impl Group {
             if self.samples.len() == SAMPLES as usize {
                 self.samples.pop_front();
             }
-            self.samples.push_back((now, self.count));
+            self.samples.push_back((now, self.kept()));
         }
     }
 
@@ -119,14 +142,19 @@ impl Group {
     pub(super) fn growth(&self, thresholds: &Thresholds, now: Ktime) -> Option<(u64, Duration)> {
         let (then, count) = *self.samples.front()?;
         let span = now.since(then);
-        (span >= sample_interval(thresholds)).then(|| (self.count.saturating_sub(count), span))
+        (span >= sample_interval(thresholds)).then(|| (self.kept().saturating_sub(count), span))
+    }
+
+    /// Those that nothing but the application keeps: they have nothing to deliver.
+    fn kept(&self) -> u64 {
+        self.count.saturating_sub(self.seen.delivering)
     }
 
     /// Grown fast enough, and again and again: a burst of clients that leave together is no leak.
     pub(super) fn leaks(&self, thresholds: &Thresholds, now: Ktime) -> bool {
         const RISES: usize = 3;
         let counts = self.samples.iter().map(|(_, count)| *count);
-        let later = counts.clone().skip(1).chain([self.count]);
+        let later = counts.clone().skip(1).chain([self.kept()]);
         let rises = counts
             .zip(later)
             .filter(|(before, after)| after > before)
@@ -142,13 +170,23 @@ impl Group {
         self.count.saturating_sub(self.unlisted)
     }
 
-    pub(super) fn reading(&self, state: TcpState, thresholds: &Thresholds, now: Ktime) -> Reading {
-        if self.leaks(thresholds, now) {
+    /// From this host's own doing to the peer's. See [`Reading`].
+    pub(super) fn reading(&self, key: &GroupKey, thresholds: &Thresholds, now: Ktime) -> Reading {
+        let all = |count: u64| count > 0 && count == self.listed();
+        if key.queued {
+            Reading::NotAccepted
+        } else if self.leaks(thresholds, now) {
             Reading::Leak
-        } else if state == TcpState::FinWait2
-            || self.delivering > 0 && self.delivering == self.listed()
-        {
+        } else if key.state == TcpState::FinWait2 {
+            if all(self.seen.unread) {
+                Reading::Unread
+            } else {
+                Reading::SlowPeer
+            }
+        } else if all(self.seen.delivering) {
             Reading::SlowPeer
+        } else if all(self.seen.unread) {
+            Reading::Unread
         } else {
             Reading::Forgotten
         }

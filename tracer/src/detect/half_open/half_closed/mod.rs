@@ -1,22 +1,27 @@
 //! `half_open` / `half_closed`: one side has closed, the other has not, for too long.
 //!
 //! **Rule.** Every poll lists the sockets that are in CLOSE_WAIT or FIN_WAIT2 for longer than
-//! [`Thresholds::half_closed_after_s`], which are grouped
+//! [`Thresholds::half_closed_after_s`]. Those on which nothing came through for as long, which are neither sent to with
+//! success nor received on, are grouped
 //! by process and state. Opens at
 //! [`Thresholds::half_closed_sockets`]; resolves when two
 //! polls find none. The count is how many there are; of a resolved finding, how many there were at
 //! most. Of very many a poll lists a part, and counts the others by process (`unlisted_sockets`).
 //!
-//! **Reading.** CLOSE_WAIT: the peer closed and the application did not. A number that grows again and again, by
+//! **Reading.** CLOSE_WAIT: the peer closed and the application did not. Sockets that nobody has accepted are no
+//! process's to close: they wait for accept(), and are a group of their own. A number that grows again and again, by
 //! [`Thresholds::leak_per_minute`], is a descriptor leak; sockets that
-//! still have something to deliver belong to a slow peer; the others are forgotten, or their task is stuck.
-//! FIN_WAIT2: the application shut its sending side, and the peer does not close.
+//! still have something to deliver belong to a slow peer; those of which the application has not even read the end are
+//! not looked at by it; the others are forgotten.
+//! FIN_WAIT2: the application shut its sending side, and the peer does not close; where what it sends is not read, it may
+//! not be able to.
 //!
 //! **Older than conntracer.** A socket that was half-closed before conntracer began is so at least since
 //! the kernel last did anything with it; its age is said to be that at least.
 //!
-//! **False positives.** Protocols that half-close by design (rsh, some proxies) stay so for as long
-//! as the other direction sends; raise the age there.
+//! **Healthy.** Protocols that half-close by design stay so for as long as the other direction sends: progress tells.
+//!
+//! **False positives.** The same where the other direction says nothing for longer than the limit; raise it there.
 
 mod group;
 #[cfg(test)]
@@ -25,10 +30,10 @@ mod words;
 
 use std::{collections::HashSet, time::Duration};
 
-use conntracer_common::stats::hook;
+use conntracer_common::{retransmit::advanced, stats::hook};
 use foldhash::quality::RandomState;
 
-use self::group::{Group, GroupKey, Oldest};
+use self::group::{Group, GroupKey, Oldest, Seen};
 use super::{KIND, thresholds::Thresholds};
 use crate::{
     count::Grow,
@@ -36,6 +41,8 @@ use crate::{
     event::{HalfClosed as Unlisted, Snapshot, TcpState},
     finding::Status,
     id::SocketId,
+    table::Bounded,
+    time::Ktime,
 };
 
 pub(crate) static SPEC: Spec = Spec {
@@ -50,6 +57,9 @@ pub(crate) static SPEC: Spec = Spec {
 
 /// Sockets of one poll that are told apart: four times the eBPF side's default table.
 const SEEN: usize = 1 << 18;
+
+/// Sockets of which the last look is kept: those that a poll lists, and as many that were.
+const LOOKS: usize = 16_384;
 
 impl Case for Group {
     type Key = GroupKey;
@@ -80,6 +90,32 @@ pub(crate) struct HalfClosed {
     groups: Cases<Group>,
     /// Sockets counted since the last tick: a watched one is listed twice in a poll.
     seen: HashSet<SocketId, RandomState>,
+    /// What each of them was like at the last look.
+    looks: Bounded<SocketId, Look>,
+}
+
+/// A half-closed socket at a look, and when it was last seen in use.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    snd_una: u32,
+    rcv_nxt: u32,
+    progress: Ktime,
+}
+
+impl Seen {
+    fn saw(&mut self, body: &Snapshot) {
+        let tcp = &body.tcp;
+        let delivers = body.socket.state == TcpState::CloseWait && tcp.waiting_bytes() > 0;
+        self.delivering.grow(u64::from(delivers));
+        let is_unanswered = tcp.retransmits > 0 || tcp.probes_out > 1;
+        self.unanswered.grow(u64::from(delivers && is_unanswered));
+        if let Some(about) = body.about {
+            self.told.grow(1);
+            let is_unread = about.unread_bytes > 0 || about.end_unread;
+            self.unread.grow(u64::from(is_unread));
+            self.unread_bytes.grow(about.unread_bytes.into());
+        }
+    }
 }
 
 impl HalfClosed {
@@ -87,6 +123,7 @@ impl HalfClosed {
         Self {
             groups: Cases::new(limits.processes, thresholds),
             seen: HashSet::default(),
+            looks: Bounded::new(LOOKS),
         }
     }
 
@@ -100,10 +137,15 @@ impl HalfClosed {
         if cx.now.since(since) < limit || self.seen.len() >= SEEN || !self.seen.insert(socket.id) {
             return;
         }
+        let progress = self.progress(body, since, cx.now);
+        if cx.now.since(progress) < limit {
+            return;
+        }
         let key = GroupKey {
             netns: socket.netns,
             pid: body.owner.map_or(0, |owner| owner.pid),
             state: socket.state,
+            queued: body.about.is_some_and(|about| about.not_accepted),
         };
         let Some(group) = self.groups.begin(key, cx, Group::default) else {
             return;
@@ -115,13 +157,12 @@ impl HalfClosed {
         group.counting.grow(1);
         let holders = body.owner.and_then(|owner| owner.holders);
         group.sharing.grow(u64::from(holders > Some(1)));
-        group.counting_delivering.grow(u64::from(
-            socket.state == TcpState::CloseWait && body.tcp.waiting_bytes() > 0,
-        ));
+        group.seeing.saw(body);
         if group.oldest.is_none_or(|oldest| since < oldest.since) {
             group.oldest = Some(Oldest {
                 id: socket.id,
                 since,
+                progress,
                 before: socket.older && since < socket.id.born,
                 local: socket.local,
                 remote: socket.remote,
@@ -131,13 +172,48 @@ impl HalfClosed {
         }
     }
 
+    /// When something last came through on a half-closed socket, or it became one: data that came, or that the peer
+    /// acknowledged. One in use is healthy however long it is half-closed.
+    ///
+    /// What was sent last is acknowledged where nothing is in flight, and came through after it was sent. What is in
+    /// flight may have been sent again and again: then only that less is than at the look before tells.
+    fn progress(&mut self, body: &Snapshot, since: Ktime, now: Ktime) -> Ktime {
+        let tcp = &body.tcp;
+        let mut progress = since;
+        let ago = |ago: Duration| now.before(ago);
+        if let Some(about) = body.about {
+            let received = about.received_idle.map(ago);
+            let sent = about
+                .sent_idle
+                .filter(|_| tcp.unacked_bytes() == 0)
+                .map(ago);
+            progress = progress.max(received.max(sent).unwrap_or(since));
+        }
+        let new = Look {
+            snd_una: tcp.snd_una,
+            rcv_nxt: tcp.rcv_nxt,
+            progress,
+        };
+        let Some(look) = self.looks.touch(&body.socket.id) else {
+            self.looks.insert(body.socket.id, new);
+            return progress;
+        };
+        if advanced(look.snd_una, tcp.snd_una) || advanced(look.rcv_nxt, tcp.rcv_nxt) {
+            *look = Look {
+                progress: now,
+                ..new
+            };
+        }
+        progress.max(look.progress)
+    }
+
     /// Which namespace they are in is not known: they count where most of the process's others do.
     pub(crate) fn unlisted(&mut self, body: &Unlisted) {
         let pid = body.owner.map_or(0, |owner| owner.pid);
         let key = self
             .groups
             .iter()
-            .filter(|(key, _)| (key.pid, key.state) == (pid, body.state))
+            .filter(|(key, _)| !key.queued && (key.pid, key.state) == (pid, body.state))
             .max_by_key(|(_, group)| group.counting)
             .map(|(key, _)| *key);
         if let Some(group) = key.and_then(|key| self.groups.get_mut(&key)) {

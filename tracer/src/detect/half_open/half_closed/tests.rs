@@ -1,6 +1,10 @@
 use std::time::Duration;
 
-use conntracer_common::{record::socket_flag, tcp::state};
+use conntracer_common::{
+    record::{Snapshot, snapshot_flag, socket_flag},
+    tcp::state,
+};
+use rstest::rstest;
 
 use crate::{
     detect::Thresholds,
@@ -200,4 +204,140 @@ fn a_close_that_only_one_of_two_holders_called_is_told_from_a_forgotten_one() {
     assert_eq!(told(&[0, 1]), (None, false));
     assert_eq!(told(&[1, 2]), (Some(Value::Count(1)), false));
     assert_eq!(told(&[2, 3]), (Some(Value::Count(2)), true));
+}
+
+/// What a socket that is half-closed for 100 s looks like at each of 300 polls within 75 s, and whether it is a finding.
+fn told_of(half: u8, look: impl Fn(u64, &mut Snapshot)) -> Run {
+    let mut run = Run::new();
+    let mut socket = socket("10.0.0.1:80", "10.0.0.2:4000");
+    socket.state = half;
+    let since_ns = run.ktime_ns() - 100_000_000_000;
+    for poll in 0..300 {
+        run.snapshot(socket, |snapshot| {
+            snapshot.since_ns = since_ns;
+            snapshot.tcp.snd_una = 1000;
+            snapshot.tcp.snd_nxt = 1000;
+            snapshot.tcp.write_seq = 1000;
+            look(poll, snapshot);
+        });
+        run.tick();
+        run.skip(Duration::from_millis(250));
+    }
+    run.assert_replays(Thresholds::default());
+    run
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Half-closed and in use is healthy: progress tells, and not bytes that wait at the moment of a look.
+#[rstest]
+#[case::a_line_a_second_is_acknowledged(state::CLOSE_WAIT, |poll, snapshot: &mut Snapshot| {
+    let sent = 1000 + 10 * u32::try_from(poll / 4).unwrap();
+    snapshot.tcp.snd_una = sent;
+    snapshot.tcp.snd_nxt = sent;
+    snapshot.tcp.write_seq = sent;
+    snapshot.sent_idle_ns = poll % 4 * SECOND / 4;
+}, false)]
+#[case::one_each_50_s_is(state::CLOSE_WAIT, |poll, snapshot: &mut Snapshot| {
+    snapshot.sent_idle_ns = (poll % 200) * SECOND / 4;
+}, false)]
+#[case::a_bulk_is_under_way(state::CLOSE_WAIT, |poll, snapshot: &mut Snapshot| {
+    let una = 1000 + 1000 * u32::try_from(poll).unwrap();
+    snapshot.tcp.snd_una = una;
+    snapshot.tcp.snd_nxt = una + 50_000;
+    snapshot.tcp.write_seq = una + 90_000;
+}, false)]
+#[case::the_other_side_sends(state::FIN_WAIT2, |poll, snapshot: &mut Snapshot| {
+    snapshot.tcp.rcv_nxt = 10 * u32::try_from(poll / 100).unwrap();
+    snapshot.received_idle_ns = poll % 100 * SECOND / 4;
+}, false)]
+#[case::an_older_recording_shows_progress(state::FIN_WAIT2, |poll, snapshot: &mut Snapshot| {
+    snapshot.tcp.rcv_nxt = 10 * u32::try_from(poll).unwrap();
+}, false)]
+#[case::what_is_sent_again_is_no_progress(state::CLOSE_WAIT, |poll, snapshot: &mut Snapshot| {
+    snapshot.tcp.snd_nxt = 3000;
+    snapshot.tcp.write_seq = 3000;
+    snapshot.tcp.retransmits = 5;
+    snapshot.sent_idle_ns = poll % 4 * SECOND / 4;
+}, true)]
+#[case::nothing_came_for_a_minute(state::FIN_WAIT2, |_, snapshot: &mut Snapshot| {
+    snapshot.received_idle_ns = 61 * SECOND;
+}, true)]
+#[case::nothing_was_sent_for_a_minute(state::CLOSE_WAIT, |_, snapshot: &mut Snapshot| {
+    snapshot.sent_idle_ns = 61 * SECOND;
+    snapshot.received_idle_ns = 99 * SECOND;
+}, true)]
+fn what_is_in_use_is_no_finding(
+    #[case] half: u8,
+    #[case] look: fn(u64, &mut Snapshot),
+    #[case] is_told: bool,
+) {
+    // The first look of an older recording has nothing to compare with.
+    let mut run = told_of(half, look);
+    run.findings
+        .retain(|finding| finding.cause == "half_closed");
+    let after_first = run
+        .findings
+        .iter()
+        .any(|finding| finding.status == Status::Update);
+    let told = !run.findings.is_empty() && (after_first || run.only().status != Status::Resolved);
+    assert_eq!(told, is_told, "{:#?}", run.findings);
+}
+
+/// Each reading needs its own evidence, and `close()` is blamed only on who has the descriptor and has read the end.
+#[rstest]
+#[case::forgotten(state::CLOSE_WAIT, |_: &mut Snapshot| {}, "forgotten", "close() was not called")]
+#[case::not_accepted(state::CLOSE_WAIT, |snapshot: &mut Snapshot| {
+    snapshot.flags = snapshot_flag::NOT_ACCEPTED | snapshot_flag::END_UNREAD;
+}, "not_accepted", "1 connection in CLOSE_WAIT waits for accept() by process 1234")]
+#[case::the_end_is_not_read(state::CLOSE_WAIT, |snapshot: &mut Snapshot| {
+    snapshot.flags = snapshot_flag::END_UNREAD;
+    snapshot.unread = 7;
+}, "not_read", "what came before its end (7 bytes) is not read")]
+#[case::slow(state::CLOSE_WAIT, |snapshot: &mut Snapshot| {
+    snapshot.tcp.write_seq = 5000;
+}, "slow_peer", "is slow to take what it is still sent")]
+#[case::unanswered(state::CLOSE_WAIT, |snapshot: &mut Snapshot| {
+    snapshot.tcp.write_seq = 5000;
+    snapshot.tcp.retransmits = 3;
+}, "slow_peer", "acknowledges nothing of what it is still sent")]
+#[case::the_peer_does_not_close(state::FIN_WAIT2, |_: &mut Snapshot| {}, "slow_peer", "it has shut its side, the peer does not close")]
+#[case::this_host_does_not_read(state::FIN_WAIT2, |snapshot: &mut Snapshot| {
+    snapshot.unread = 65_000;
+}, "not_read", "does not read what the peer sends (65000 bytes)")]
+fn each_reading_needs_its_own_evidence(
+    #[case] half: u8,
+    #[case] look: fn(&mut Snapshot),
+    #[case] reading: &str,
+    #[case] said: &str,
+) {
+    let mut run = told_of(half, |_, snapshot| look(snapshot));
+    run.findings
+        .retain(|finding| finding.cause == "half_closed");
+    assert_eq!(looks_like(&run), &Value::Text(reading.to_owned().into()));
+    let finding = run.only();
+    assert!(finding.summary.contains(said), "{finding:#?}");
+    let blamed = finding.summary.contains("close() was not");
+    assert_eq!(blamed, reading == "forgotten", "{finding:#?}");
+    assert_eq!(finding.count, 1);
+}
+
+/// Ever more peers that take nothing are no leak of this process's.
+#[test]
+fn what_still_delivers_is_no_part_of_a_leak() {
+    let mut run = Run::new();
+    for step in 0..7_u16 {
+        for port in 0..=2 * step {
+            let mut socket = socket("10.0.0.1:80", &format!("10.0.0.2:{}", 4000 + port));
+            socket.state = state::CLOSE_WAIT;
+            let since_ns = run.ktime_ns() - 61 * SECOND;
+            run.snapshot(socket, |snapshot| {
+                snapshot.since_ns = since_ns;
+                snapshot.tcp.write_seq = 5000;
+            });
+        }
+        run.tick();
+        run.skip(Duration::from_secs(10));
+    }
+    assert_eq!(looks_like(&run), &Value::Text("slow_peer".into()));
 }

@@ -20,7 +20,7 @@ pub(super) fn draft(
     thresholds: &Thresholds,
     cx: &Context<'_>,
 ) -> Draft {
-    let reading = group.reading(key.state, thresholds, cx.now);
+    let reading = group.reading(key, thresholds, cx.now);
     let growth = group.growth(thresholds, cx.now);
     let since = group.oldest.map_or(cx.now, |oldest| oldest.since);
     let mut facts = Facts::default()
@@ -37,6 +37,7 @@ pub(super) fn draft(
         .seconds("oldest_s", cx.now.since(since));
     if let Some(oldest) = group.oldest {
         facts = facts
+            .seconds("oldest_without_progress_s", cx.now.since(oldest.progress))
             .text("oldest_local", oldest.local.to_string())
             .text("oldest_remote", oldest.remote.to_string());
         if oldest.before {
@@ -52,7 +53,15 @@ pub(super) fn draft(
         facts = facts.count("shared_sockets", group.shared);
     }
     if key.state == TcpState::CloseWait {
-        facts = facts.count("still_sending", group.delivering);
+        facts = facts.count("still_sending", group.seen.delivering);
+        if group.seen.unanswered > 0 {
+            facts = facts.count("unanswered_sockets", group.seen.unanswered);
+        }
+    }
+    if group.seen.told > 0 {
+        facts = facts
+            .count("not_read_sockets", group.seen.unread)
+            .count("unread_bytes", group.seen.unread_bytes);
     }
     facts = facts.text("looks_like", reading.name());
     if let Some((gained, span)) = growth {
@@ -100,19 +109,53 @@ fn summary(
         }
         _ => String::new(),
     };
+    let seen = &group.seen;
     match (key.state, reading) {
+        (_, Reading::NotAccepted) => {
+            let (connections, wait) = if count == 1 {
+                ("connection", "waits")
+            } else {
+                ("connections", "wait")
+            };
+            format!(
+                "{count} {connections} in CLOSE_WAIT {wait} for accept() by {owner}{oldest}: the peers have closed \
+                 their side meanwhile"
+            )
+        }
+        (TcpState::CloseWait, Reading::SlowPeer) if seen.unanswered == seen.delivering => format!(
+            "{owner} holds {sockets} in CLOSE_WAIT{oldest}: the peer has closed its side, and acknowledges nothing \
+             of what it is still sent"
+        ),
         (TcpState::CloseWait, Reading::SlowPeer) => format!(
             "{owner} holds {sockets} in CLOSE_WAIT{oldest}: the peer has closed its side, and is slow to take \
              what it is still sent"
+        ),
+        (TcpState::CloseWait, Reading::Unread) => format!(
+            "{owner} holds {sockets} in CLOSE_WAIT{oldest}: the peer has closed, and what came before its end{} is \
+             not read",
+            unread(seen.unread_bytes)
         ),
         (TcpState::CloseWait, _) => format!(
             "{owner} holds {sockets} in CLOSE_WAIT{oldest}: the peer has closed, close() was not \
              called{trend}"
         ),
+        (_, Reading::Unread) => format!(
+            "{owner} holds {sockets} in FIN_WAIT2{oldest}: it has shut its side, and does not read what the peer \
+             sends{}",
+            unread(seen.unread_bytes)
+        ),
         _ => format!(
             "{owner} holds {sockets} in FIN_WAIT2{oldest}: it has shut its side, the peer does not \
              close{trend}"
         ),
+    }
+}
+
+fn unread(bytes: u64) -> String {
+    if bytes == 0 {
+        String::new()
+    } else {
+        format!(" ({})", plural(bytes, "byte"))
     }
 }
 
@@ -133,6 +176,23 @@ fn advice(
         ];
     }
     match (key.state, reading) {
+        (_, Reading::NotAccepted) => vec![
+            format!(
+                "see what {owner} does instead of accept() (ps -o pid,stat,wchan:20,cmd -p {}: T is stopped, D waits \
+                 for a disk), and whether accept() fails for want of descriptors (ls /proc/{}/fd against 'Max open \
+                 files' in its limits)",
+                key.pid, key.pid
+            )
+            .into(),
+        ],
+        (_, Reading::Unread) => vec![
+            format!(
+                "see what {owner} does instead of reading (ps -o pid,stat,wchan:20,cmd -p {}: T is stopped, D waits \
+                 for a disk): a stuck task, or a socket that it does not look at any more",
+                key.pid
+            )
+            .into(),
+        ],
         (TcpState::CloseWait, Reading::Leak) => vec![
             format!("find the path in {owner} that forgets close() after read() returned 0").into(),
             format!(

@@ -1,0 +1,349 @@
+//! Silence and its look-alikes: what is said of connections on which nothing comes through needs its own evidence, and
+//! the healthy twin of each is no finding.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, SocketAddr},
+    thread,
+    time::{Duration, Instant},
+};
+
+use conntracer_tests::{
+    family::{Family, SERVER_PORT},
+    line::{Finding, Status},
+    link::Pair,
+    netfilter::{self, Hook},
+    socket::{self, Connection, connect_without_waiting, deafen, listen, tcp, tcp_info},
+    wait::{self, EVENTUALLY, SOON},
+};
+use rstest::rstest;
+use socket2::Socket;
+use tempfile::NamedTempFile;
+
+use crate::support::{assert_sound, binary, lacking, trace, watch};
+
+/// Connects at once to an address that does not answer: their SYNs, repeated, are a storm of the remote's by the second
+/// repetition on every kernel.
+const CONNECTS: usize = 40;
+
+/// A second in place of a minute.
+const HALF_CLOSED: &str = "[detect.half_open]\nhalf_closed_after_s = 1\n";
+
+/// 0 is the window of every socket that waits for a SYN-ACK. A tracer of its own, for the storm.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn syns_that_are_not_answered_shut_no_window(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    let nobody = SocketAddr::new(family.ghost(), SERVER_PORT);
+    let connecting: Vec<Socket> = server
+        .run(|| (0..CONNECTS).map(|_| connect(family, nobody)).collect())
+        .unwrap();
+    let storm = tracer
+        .wait_for("a storm of SYNs", SOON, is("retransmit_storm"))
+        .unwrap();
+    let run = tracer.stop().unwrap();
+    drop(connecting);
+
+    assert_eq!(storm.cause, "syns_unanswered", "{storm:#?}");
+    for storm in run.last_of(is("retransmit_storm")) {
+        assert_eq!(storm.cause, "syns_unanswered", "{storm:#?}");
+        assert!(!storm.summary.contains("window"), "{storm:#?}");
+        assert!(storm.summary.contains("SYNs retransmitted"), "{storm:#?}");
+    }
+    assert!(run.last_of(is("half_open")).is_empty(), "{run:#?}");
+    assert_sound(&run, &server);
+}
+
+/// The same connects where somebody listens.
+#[test]
+fn syns_that_are_answered_are_nothing() {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    let Some(mut tracer) = watch(&binary, &pair.client) else {
+        return;
+    };
+    let address = Family::V4.veth_listener();
+    let listener = server.run(|| listen(Family::V4, address, 128)).unwrap();
+    let connecting: Vec<Socket> = pair
+        .client
+        .run(|| {
+            (0..CONNECTS)
+                .map(|_| connect(Family::V4, address))
+                .collect()
+        })
+        .unwrap();
+    for client in connecting {
+        drop(Connection::accept(&listener, client).unwrap());
+    }
+    let run = tracer.checkpoint().unwrap();
+
+    assert!(run.last_of(|_| true).is_empty(), "{run:#?}");
+    assert_sound(&run, &pair.client);
+}
+
+/// Data whose first retransmission leaves and is lost on the way, while none of the others leave: or all of them do.
+#[rstest]
+#[case::some_stay_here(true)]
+#[case::all_leave(false)]
+fn what_never_left_is_not_the_peers_silence(#[case] stay: bool) {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    let Some(mut tracer) = watch(&binary, &server) else {
+        return;
+    };
+    if !tracer.has_hook("rto") {
+        lacking("the rto hook is off: timeouts that send nothing are not seen");
+        return;
+    }
+    let connection = pair.connect(Family::V4).unwrap();
+    deafen(&connection.connected).unwrap();
+    (&connection.accepted).write_all(&[0; 1000]).unwrap();
+    retransmitted(&connection.accepted, 1);
+    if stay {
+        server.run(|| netfilter::drop_at(Hook::Output)).unwrap();
+    }
+    retransmitted(&connection.accepted, 4);
+    let said = tracer
+        .wait_for("a silence", SOON, |finding| {
+            is_silence(finding) && finding.count >= 4
+        })
+        .unwrap();
+    let counted = server.counters().unwrap();
+    let run = tracer.checkpoint().unwrap();
+    if stay {
+        server.run(netfilter::let_pass).unwrap();
+    }
+    connection.abort().unwrap();
+
+    assert_eq!(counted.retrans_fail > 0, stay, "{counted:?}");
+    let last = run.last_of(is_silence);
+    for finding in last.into_iter().chain([&said]) {
+        let unsent = finding.number("segments_not_sent");
+        assert_eq!(unsent >= 2, stay, "{finding:#?}");
+        assert_eq!(
+            finding.summary.contains("never left this host"),
+            stay,
+            "{finding:#?}"
+        );
+        let is_local = finding.advice[0].starts_with("look at this host's output firewall");
+        assert_eq!(is_local, stay, "{finding:#?}");
+        assert_eq!(finding.number("unacked_bytes"), 1000, "{finding:#?}");
+    }
+    assert_sound(&run, &server);
+}
+
+/// The FIN alone is in flight.
+#[test]
+fn an_unacknowledged_fin_is_no_byte() {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let Some(mut tracer) = watch(&binary, &pair.server) else {
+        return;
+    };
+    let connection = pair.connect(Family::V4).unwrap();
+    deafen(&connection.connected).unwrap();
+    connection.accepted.shutdown(Shutdown::Write).unwrap();
+    let said = tracer.wait_for("a silence", SOON, is_silence).unwrap();
+    connection.abort().unwrap();
+
+    assert_eq!(said.number("unacked_bytes"), 0, "{said:#?}");
+    assert_eq!(said.evidence["fin_acknowledged"], "no");
+    assert!(said.summary.contains("the FIN unacknowledged"), "{said:#?}");
+    assert!(!said.summary.contains("byte"), "{said:#?}");
+}
+
+/// A silence that began before conntracer says since when, as the socket knows. A tracer of its own, for what was there
+/// before it.
+#[test]
+fn trouble_from_before_says_since_when() {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    let connection = pair.connect(Family::V4).unwrap();
+    deafen(&connection.connected).unwrap();
+    let spoken = Instant::now();
+    (&connection.accepted).write_all(&[0; 1000]).unwrap();
+    retransmitted(&connection.accepted, 3);
+    // The first was 0.2 s after the data, the third 1.2 s after the first.
+    let at_least = Duration::from_secs(1);
+    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+        return;
+    };
+    let seeded = tracer.has_hook("seed");
+    let said = tracer.wait_for("a silence", SOON, is_silence).unwrap();
+    let at_most = spoken.elapsed() + Duration::from_secs(1);
+    let run = tracer.stop().unwrap();
+    connection.abort().unwrap();
+
+    if !seeded {
+        assert!(said.count >= 3, "{said:#?}");
+    }
+    let silent = seconds(&said, "silent_s").expect("the socket tells it");
+    assert!(
+        (at_least.as_secs_f64()..at_most.as_secs_f64()).contains(&silent),
+        "{silent} {said:#?}"
+    );
+    assert!(!said.summary.contains("leaves this host"), "{said:#?}");
+    assert!(!said.summary.contains("in 0.0 s"), "{said:#?}");
+    assert_sound(&run, &server);
+}
+
+/// One side is shut on either of two connections, and the other side goes on for several times as long as makes a
+/// half-closed socket a finding: a line each now and then. Then nothing more comes. A tracer of its own, for its
+/// configuration.
+#[test]
+fn half_closed_and_in_use_is_healthy() {
+    const LINES: usize = 40;
+    const PAUSE: Duration = Duration::from_millis(100);
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    let config = config(HALF_CLOSED);
+    let arguments = ["--config", config.path().to_str().unwrap()];
+    let Some(mut tracer) = trace(&binary, &server, &arguments) else {
+        return;
+    };
+    let address = Family::V4.veth_listener();
+    let listener = server.run(|| listen(Family::V4, address, 16)).unwrap();
+    let connected = || {
+        let client = pair.client.run(|| connect(Family::V4, address)).unwrap();
+        Connection::accept(&listener, client).unwrap()
+    };
+    let (listens, asks) = (connected(), connected());
+    listens.connected.shutdown(Shutdown::Write).unwrap();
+    asks.accepted.shutdown(Shutdown::Write).unwrap();
+    for _ in 0..LINES {
+        say(&listens.accepted, &listens.connected);
+        say(&asks.connected, &asks.accepted);
+        // What paces them is no wait for anything.
+        thread::sleep(PAUSE);
+    }
+    let in_use = tracer.checkpoint().unwrap();
+    let mut idle = Vec::new();
+    for state in ["CLOSE_WAIT", "FIN_WAIT2"] {
+        let found = tracer.wait_for(state, SOON, |finding| {
+            is_half_closed(finding) && finding.evidence["state"] == state
+        });
+        idle.push(found.unwrap());
+    }
+    let run = tracer.stop().unwrap();
+    drop((listens, asks));
+
+    assert!(in_use.last_of(|_| true).is_empty(), "{in_use:#?}");
+    // The server has not read the client's end, which nobody told it to.
+    assert_eq!(idle[0].evidence["looks_like"], "not_read", "{idle:#?}");
+    assert!(!idle[0].summary.contains("close() was not"), "{idle:#?}");
+    assert_eq!(idle[1].evidence["looks_like"], "slow_peer", "{idle:#?}");
+    for finding in &idle {
+        let since = seconds(finding, "oldest_without_progress_s").unwrap();
+        assert!((1.0..4.0).contains(&since), "{finding:#?}");
+    }
+    assert_sound(&run, &server);
+}
+
+/// Clients that have left before anybody called accept(): nobody has those descriptors. One that is accepted, read to its
+/// end and kept is forgotten. A tracer of its own, for its configuration.
+#[test]
+fn a_socket_that_is_not_accepted_waits_for_accept() {
+    const CLIENTS: usize = 3;
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    let config = config(HALF_CLOSED);
+    let arguments = ["--config", config.path().to_str().unwrap()];
+    let Some(mut tracer) = trace(&binary, &server, &arguments) else {
+        return;
+    };
+    let address = Family::V4.veth_listener();
+    let listener = server.run(|| listen(Family::V4, address, 16)).unwrap();
+    for _ in 0..CLIENTS {
+        pair.client
+            .run(|| Ok(std::net::TcpStream::connect(address)?))
+            .unwrap();
+    }
+    let queued = tracer
+        .wait_for("those that wait", SOON, |finding| {
+            is_half_closed(finding) && finding.count == CLIENTS as u64
+        })
+        .unwrap();
+    let accepted: Vec<Socket> = (0..CLIENTS)
+        .map(|_| {
+            let (accepted, _) = listener.accept().unwrap();
+            let read = (&accepted).read(&mut [0]).unwrap();
+            assert_eq!(read, 0, "the peer has closed");
+            accepted
+        })
+        .collect();
+    tracer
+        .wait_for("the end of the wait", SOON, |finding| {
+            finding.id == queued.id && finding.status == Status::Resolved
+        })
+        .unwrap();
+    let forgotten = tracer
+        .wait_for("those that are kept", SOON, |finding| {
+            is_half_closed(finding) && finding.id != queued.id && finding.count == CLIENTS as u64
+        })
+        .unwrap();
+    let run = tracer.stop().unwrap();
+    drop(accepted);
+
+    assert_eq!(queued.evidence["looks_like"], "not_accepted", "{queued:#?}");
+    assert!(queued.summary.contains("wait for accept()"), "{queued:#?}");
+    assert!(!queued.summary.contains("close()"), "{queued:#?}");
+    assert!(!queued.advice.join("\n").contains("close"), "{queued:#?}");
+    assert_eq!(forgotten.evidence["looks_like"], "forgotten");
+    assert!(
+        forgotten.summary.contains("close() was not called"),
+        "{forgotten:#?}"
+    );
+    assert_sound(&run, &server);
+}
+
+fn connect(family: Family, address: SocketAddr) -> anyhow::Result<Socket> {
+    let client = tcp(family)?;
+    connect_without_waiting(&client, address)?;
+    Ok(client)
+}
+
+/// One line, which arrives.
+fn say(from: &Socket, to: &Socket) {
+    socket::transfer(from, to, 10).unwrap();
+}
+
+/// Waits until so many timeouts in a row have come.
+fn retransmitted(socket: &Socket, times: u8) {
+    wait::until("timeouts", EVENTUALLY, || {
+        Ok((tcp_info(socket)?.tcpi_retransmits >= times).then_some(()))
+    })
+    .unwrap();
+}
+
+fn seconds(finding: &Finding, name: &str) -> Option<f64> {
+    finding.evidence.get(name)?.as_f64()
+}
+
+fn is(kind: &str) -> impl Fn(&Finding) -> bool {
+    move |finding| finding.finding == kind
+}
+
+fn is_silence(finding: &Finding) -> bool {
+    finding.finding == "half_open" && finding.cause == "dead_peer"
+}
+
+fn is_half_closed(finding: &Finding) -> bool {
+    finding.finding == "half_open" && finding.cause == "half_closed"
+}
+
+fn config(text: &str) -> NamedTempFile {
+    let mut config = NamedTempFile::new().unwrap();
+    config.write_all(text.as_bytes()).unwrap();
+    config
+}
