@@ -177,21 +177,24 @@ impl Run {
     /// The same, with those that the kernel skipped and did not count: a second witness did.
     #[must_use]
     pub fn missed(&self, hook: &str) -> u64 {
+        self.lost(hook) + self.unseen(hook)
+    }
+
+    /// Events that the kernel skipped and did not count.
+    #[must_use]
+    pub fn unseen(&self, hook: &str) -> u64 {
         let mut hooks = self.start.plan.hooks.iter();
         let is_witnessed = hooks.any(|plan| plan.hook == hook && plan.hook_type == "tracepoint");
         let ahead = [
             self.before.ahead.get(hook).copied(),
             self.totals.ahead.get(hook).map(|[_, now]| *now),
         ];
-        let [Some(before), Some(now)] = ahead else {
-            return self.lost(hook);
-        };
-        let unseen = if is_witnessed {
-            u64::try_from(now - before).unwrap_or_default()
-        } else {
-            0
-        };
-        self.lost(hook) + unseen
+        match ahead {
+            [Some(before), Some(now)] if is_witnessed => {
+                u64::try_from(now - before).unwrap_or_default()
+            }
+            _ => 0,
+        }
     }
 
     /// What was said of one of several namespaces.

@@ -9,16 +9,16 @@ use anyhow::{Result, bail};
 
 /// Longest wait for something the kernel does at once, or within its shortest timers. Generous,
 /// because an emulated CPU is a hundred times slower than a real one; it costs nothing when met.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_mins(1);
 
 /// Longest wait for something behind several of TCP's doubling timers.
-pub const EVENTUALLY: Duration = Duration::from_secs(90);
+pub const EVENTUALLY: Duration = Duration::from_mins(3);
 
 /// Pause between two looks at a condition: a fifth of the kernel's shortest RTO, 200 ms.
 const INTERVAL: Duration = Duration::from_millis(40);
 
 /// Looks until `condition` gives a value or the deadline passes; `what` completes the sentence
-/// "waited 30 s for …".
+/// "waited 60 s for …".
 pub fn until<T>(
     what: &str,
     limit: Duration,

@@ -22,7 +22,7 @@ use conntracer_tests::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::support::{assert_said, assert_sound, binary, lacking, trace};
+use crate::support::{assert_said, assert_sound, binary, lacking, missed_of, trace};
 
 const WORKERS: usize = 2;
 /// What listen() is asked for; the queue takes one more.
@@ -94,10 +94,11 @@ fn stopped_nginx_workers_are_one_accept_queue_full() {
         .iter()
         .map(|finding| finding.number("third_acks_refused"))
         .sum();
-    assert_eq!(
-        finding.count + refused_acks,
-        counted.listen_overflows,
-        "{run:#?}"
+    let told = finding.count + refused_acks;
+    let missed = missed_of(&run, "ListenOverflows");
+    assert!(
+        (told..=told + missed).contains(&counted.listen_overflows),
+        "{missed} missed: {run:#?}"
     );
     assert_said(&run, "syn_drop");
     assert_sound(&run, &netns);

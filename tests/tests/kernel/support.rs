@@ -325,11 +325,13 @@ pub(crate) fn assert_reconciled(run: &Run, netns: &NetNs, before: &Counters) {
 /// Events that the hooks that count what a counter counts have missed.
 #[track_caller]
 pub(crate) fn missed_of(run: &Run, counter: &str) -> u64 {
-    compared::hooks_of(counter)
-        .unwrap_or_else(|| panic!("{counter} is compared, and no hook is known that counts it"))
-        .iter()
-        .map(|hook| run.missed(hook))
-        .sum()
+    let hooks = compared::hooks_of(counter)
+        .unwrap_or_else(|| panic!("{counter} is compared, and no hook is known that counts it"));
+    let lost: u64 = hooks.iter().map(|hook| run.lost(hook)).sum();
+    let unseen: u64 = compared::witnessed(hooks)
+        .map(|hook| run.unseen(hook))
+        .sum();
+    lost + unseen
 }
 
 /// What a detector cannot see under this plan is said in the plan and in its findings, and what it

@@ -165,18 +165,26 @@ pub(crate) fn outcome<C: EbpfContext>(
     }
     let bit = 1 << outcome;
     let first = entry.emitted & bit == 0;
-    if !first && !is_streamed(kind::SYN) && now - entry.emitted_ns < SYN_INTERVAL_NS {
+    let is_due = first || now - entry.emitted_ns >= SYN_INTERVAL_NS;
+    if !is_due && !is_streamed(kind::SYN) {
         return Outcome::Aggregated;
     }
-    entry.emitted |= bit;
-    entry.emitted_ns = now;
+    if is_due {
+        entry.emitted |= bit;
+        entry.emitted_ns = now;
+    }
     entry.syn.evidence = evidence;
     listener::settings(entry, listener);
     if let Some(packet) = sock::packet(skb) {
         entry.syn.socket.remote_addr = packet.remote_addr;
         entry.syn.socket.remote_port = packet.remote_port;
     }
-    let lane = if first { Lane::Urgent } else { Lane::Rare };
+    // What is only streamed takes no room from what is rare.
+    let lane = match (first, is_due) {
+        (true, _) => Lane::Urgent,
+        (false, true) => Lane::Rare,
+        (false, false) => Lane::Bulk,
+    };
     listener::said(ctx, entry, outcome as u8, lane)
 }
 
