@@ -68,6 +68,7 @@ layout! {
     /// The bytes that hold these bit fields, at bits `reuseport_bit` and `ipv6only_bit`.
     skc_reuseport = "sock_common"."skc_reuseport", optional;
     skc_ipv6only = "sock_common"."skc_ipv6only", optional;
+    skc_bound_dev_if = "sock_common"."skc_bound_dev_if", optional;
 
     sk_protocol = "sock"."sk_protocol";
     /// Whether a process has locked the socket (include/net/sock.h, `sock_owned_by_user`).

@@ -76,6 +76,8 @@ records! {
     HALF_CLOSED = 27: HalfClosed, 72;
     CLOCK = 28: Clock, 24;
     CHECKPOINT = 29: Checkpoint, 16;
+    ACCEPTOR = 30: Acceptor, 184;
+    NETNS_FACTS = 31: NetnsFacts, 144;
 }
 
 /// Where a socket's owner was learned; DESIGN.md's `owner_source`.

@@ -13,7 +13,11 @@ use crate::{
     id::SocketId,
     plan::Coverage,
     reconcile::{EVIDENCE, Reconciler},
-    table::listener::Listeners,
+    table::{
+        acceptor::{Acceptors, Look},
+        listener::{ListenerKey, Listeners},
+        netns_facts::{Known, NetnsTroubles},
+    },
     time::Ktime,
 };
 
@@ -23,6 +27,8 @@ pub(crate) struct Context<'a> {
     pub(crate) host: &'a Host,
     /// As the event left them.
     pub(crate) listeners: &'a Listeners,
+    pub(crate) acceptors: &'a Acceptors,
+    pub(crate) netns_facts: &'a NetnsTroubles,
     /// Records lost so far, hook by hook.
     pub(crate) lost: &'a [u64; HOOKS.len()],
     /// The kernel's own counters, against ours.
@@ -152,6 +158,18 @@ impl Context<'_> {
             .map(|number| number.parse::<u32>().unwrap_or(0));
         let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         version >= (6, 17)
+    }
+
+    /// How the processes stood that may accept the connections of a listening socket, at the last look of a poll. There
+    /// is one soon after a listener turned clients away.
+    pub(crate) fn acceptors(&self, listener: &ListenerKey, socket: SocketId) -> Option<&Look> {
+        self.acceptors.of(listener, socket)
+    }
+
+    /// What /proc showed of a namespace in which something failed, at the last look of a poll: figures by
+    /// [`conntracer_common::record::netns_fact`].
+    pub(crate) fn netns_facts(&self, netns: u32) -> Option<&Known> {
+        self.netns_facts.of(netns)
     }
 
     /// A sysctl of a network namespace; `None` of any but the one that conntracer runs in.

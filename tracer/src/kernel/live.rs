@@ -136,6 +136,7 @@ impl LiveKernel {
         half_closed_ns: u64,
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
+        let asked = self.stream.take_asked_ports();
         let stream = &mut self.stream;
         let mut poll = Poll {
             now_ns: ktime_ns(),
@@ -150,7 +151,7 @@ impl LiveKernel {
         self.early_drops.poll(&mut poll)?;
         self.failures.poll(&mut poll)?;
         self.retransmits.poll(&mut poll)?;
-        self.listeners.poll(&watched.listeners, &mut poll)?;
+        self.listeners.poll(&watched.listeners, &asked, &mut poll)?;
         poll.snapshots(&watched.connections)?;
         self.half_closed.poll(half_closed_ns, &mut poll)?;
         // What the programs wrote in the meantime: the search below asks about every connection.

@@ -18,8 +18,8 @@ pub(super) struct SpotKey {
 }
 
 impl SpotKey {
-    /// Who listened there before. Only where nobody does any more does it matter.
-    pub(super) fn before<'a>(&self, listeners: &'a Listeners) -> Option<&'a Owner> {
+    /// Who listened there before, and was not seen to since a moment.
+    pub(super) fn before<'a>(&self, listeners: &'a Listeners, since: Ktime) -> Option<&'a Owner> {
         if self.cause != Cause::NoListener {
             return None;
         }
@@ -30,10 +30,14 @@ impl SpotKey {
         [self.local.ip(), unspecified, Ipv6Addr::UNSPECIFIED.into()]
             .into_iter()
             .find_map(|address| {
-                listeners.last_owner(&ListenerKey {
+                let key = ListenerKey {
                     netns: self.netns,
                     local: SocketAddr::new(address, self.local.port()),
-                })
+                };
+                let listens = listeners
+                    .get(&key)
+                    .is_some_and(|service| service.listens_after(since));
+                listeners.last_owner(&key).filter(|_| !listens)
             })
     }
 }

@@ -20,6 +20,8 @@
 
 mod cause;
 mod drops;
+mod elsewhere;
+mod netfilter;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -239,7 +241,7 @@ impl Room for EarlyDrop {
             let Some(spot) = self.spots.get(&key).filter(|spot| !spot.is_open()) else {
                 continue;
             };
-            let is_service = key.before(cx.listeners).is_some();
+            let is_service = key.before(cx.listeners, spot.since).is_some();
             let of = NetnsKey {
                 netns: key.netns,
                 cause: key.cause,
