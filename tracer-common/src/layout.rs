@@ -94,6 +94,7 @@ layout! {
     /// The byte whose low 5 bits are `icsk_ca_state`.
     icsk_ca_state = "inet_connection_sock"."icsk_ca_state";
     icsk_rto = "inet_connection_sock"."icsk_rto";
+    icsk_syn_retries = "inet_connection_sock"."icsk_syn_retries", optional;
     icsk_user_timeout = "inet_connection_sock"."icsk_user_timeout", optional;
     icsk_lrcvtime = "inet_connection_sock"."icsk_ack.lrcvtime", optional;
     icsk_qlen = "inet_connection_sock"."icsk_accept_queue.qlen";
@@ -151,6 +152,8 @@ layout! {
     skb_cb = "sk_buff"."cb";
     skb_protocol = "sk_buff"."protocol";
     skb_network_header = "sk_buff"."network_header";
+    skb_transport_header = "sk_buff"."transport_header", optional;
+    skb_data = "sk_buff"."data", optional;
     skb_dev = "sk_buff"."dev";
     skb_sk = "sk_buff"."sk";
     skb_refdst = "sk_buff"."_skb_refdst";
@@ -174,6 +177,7 @@ layout! {
     net_list = "net"."list", optional;
     net_ops = "net"."ns.ops", optional;
     task_flags = "task_struct"."flags";
+    task_exit_code = "task_struct"."exit_code", optional;
     task_leader = "task_struct"."group_leader";
     task_started = "task_struct"."start_boottime", optional;
     task_comm = "task_struct"."comm";
@@ -195,6 +199,7 @@ layout! {
     cgroup_node = "cgroup"."kn", optional;
     node_id = "kernfs_node"."id", optional;
     net_tcp_statistics = "net"."mib.tcp_statistics", optional;
+    net_syn_retries = "net"."ipv4.sysctl_tcp_syn_retries", optional;
     net_syncookies = "net"."ipv4.sysctl_tcp_syncookies", optional;
     net_max_syn_backlog = "net"."ipv4.sysctl_max_syn_backlog", optional;
     net_abort_on_overflow = "net"."ipv4.sysctl_tcp_abort_on_overflow", optional;

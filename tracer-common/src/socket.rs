@@ -36,7 +36,8 @@ pub struct SocketState {
     pub undoable: u8,
     /// 1 once it was said to be accepted.
     pub accepted: u8,
-    pub pad: u8,
+    /// 1 once connect() was answered by a segment that does not fit.
+    pub answered: u8,
     pub held: Held,
 }
 

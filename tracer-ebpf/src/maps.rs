@@ -141,6 +141,28 @@ const _: () = assert!(size_of::<FailureKey>() == FAILED_KEY_BYTES);
 #[map]
 pub(crate) static FAILURES: Table<HashMap<FailureKey, Failed>> = Table::hash(4096);
 
+/// The last ICMP message about a SYN, by [`icmp_key`]. LRU: most are about attempts that have ended.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub(crate) struct IcmpSaid {
+    pub(crate) remote_addr: [u32; 4],
+    pub(crate) from: [u32; 4],
+    pub(crate) ktime_ns: u64,
+    pub(crate) netns: u32,
+    pub(crate) icmp_type: u8,
+    pub(crate) icmp_code: u8,
+    pub(crate) pad: [u8; 2],
+}
+
+/// Its ports, and its namespace with the last word of the remote address; the value has both whole.
+#[inline(always)]
+pub(crate) fn icmp_key(netns: u32, local_port: u16, remote_port: u16, remote_word: u32) -> u64 {
+    (u64::from(netns ^ remote_word) << 32) | (u64::from(local_port) << 16) | u64::from(remote_port)
+}
+
+#[map]
+pub(crate) static ICMP_SAID: Table<LruHashMap<u64, IcmpSaid>> = Table::lru(1024);
+
 /// Those that found `FAILURES` full, one entry a process and error.
 #[map]
 pub(crate) static FAILURES_OVERFLOW: Table<HashMap<FailureKey, Failed>> = Table::hash(256);

@@ -12,7 +12,7 @@ use conntracer_tests::{
     output::Run,
     scenario::early_drop::{Obstacle, Refused, SYNS},
     socket::{connect_without_waiting, listen_on, tcp},
-    wait::{self, SOON},
+    wait::{self, EVENTUALLY, SOON},
 };
 use rstest::rstest;
 
@@ -122,11 +122,16 @@ fn a_rule_is_named_where_conntrack_is_excluded(#[case] hook: Hook) {
     };
     scenario.listen().unwrap();
     scenario.send().unwrap();
+    // The process may be found by a search that comes later.
+    tracer
+        .wait_for("a rule to be told of", EVENTUALLY, |finding| {
+            is_syn_drop(finding) && finding.evidence["filtered_by"] == "rule"
+        })
+        .unwrap();
     let run = tell_all(&mut tracer, &HOOKS, SYNS.into(), dropped);
 
     let finding = only(&run);
     assert_eq!(finding.cause, "filtered", "{finding:#?}");
-    assert_eq!(finding.evidence["filtered_by"], "rule", "{finding:#?}");
     assert!(
         finding.summary.contains("by a netfilter rule"),
         "{finding:#?}"

@@ -10,6 +10,7 @@ mod alone;
 mod connect_failure;
 mod connection;
 mod connection_drop;
+mod connects;
 mod denied;
 mod doctor;
 mod early_drop;

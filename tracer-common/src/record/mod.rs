@@ -68,7 +68,7 @@ records! {
     HOLDERS = 18: Holders, 408;
     RETRANSMITS = 19: Retransmits, 400;
     UNDO = 20: Undo, 176;
-    FAILURE = 21: Failure, 168;
+    FAILURE = 21: Failure, 184;
     CLOSE = 22: Close, 240;
     IDLE = 23: Idle, 216;
     SEEDED = 24: Seeded, 40;

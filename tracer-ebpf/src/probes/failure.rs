@@ -20,7 +20,10 @@ use conntracer_common::{
 use crate::{
     account::{Outcome, account},
     globals::global,
-    maps::{CONNECTING, FAILURE_SAID, FAILURES, FAILURES_COUNTED, FAILURES_OVERFLOW, FailureKey},
+    maps::{
+        CONNECTING, FAILURE_SAID, FAILURES, FAILURES_COUNTED, FAILURES_OVERFLOW, FailureKey,
+        ICMP_SAID, SOCKETS, icmp_key,
+    },
     probes::{
         cumulative::{Counts, Cumulative, Tally},
         matching, reset, socket,
@@ -34,6 +37,8 @@ const EAGAIN: u32 = 11;
 const EADDRNOTAVAIL: u32 = 99;
 const EALREADY: u32 = 114;
 const EINPROGRESS: u32 = 115;
+/// include/linux/sched.h.
+const PF_EXITING: u32 = 0x4;
 
 #[fexit(function = "tcp_v4_connect")]
 pub(crate) fn failure_fexit_v4(ctx: FExitContext) -> i32 {
@@ -162,9 +167,37 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
             // No SYN in flight: connect() is about to say why (or, with Fast Open, had not begun). How long it
             // lasted tells nothing: the birth that is known may be of the attempt before.
             return Outcome::Aggregated;
-        } else if lasted_ns >= PATIENCE_NS {
-            how |= failure_how::PATIENT;
+        } else {
+            if lasted_ns >= PATIENCE_NS {
+                how |= failure_how::PATIENT;
+            }
+            let soft = field!(sk, sk_err_soft: u32);
+            if soft != 0 {
+                error = soft;
+                how |= failure_how::SOFT;
+            }
+            if field!(sock::current_task(), task_flags: u32) & PF_EXITING != 0
+                && field!(sk, sk_owned: u32) != 0
+            {
+                how |= failure_how::EXITING;
+            }
         }
+    }
+    if SOCKETS.get(sk).is_some_and(|entry| entry.answered != 0) {
+        how |= failure_how::ANSWERED;
+    }
+    let key = icmp_key(
+        socket.netns,
+        socket.local_port,
+        socket.remote_port,
+        socket.remote_addr[3],
+    );
+    if ICMP_SAID.get(key).is_some_and(|said| {
+        said.netns == socket.netns
+            && said.remote_addr[2] == socket.remote_addr[2]
+            && said.ktime_ns >= socket.born_ns
+    }) {
+        how |= failure_how::ICMP;
     }
     let failure = Attempt {
         socket: &socket,
@@ -214,6 +247,9 @@ fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
             record.error = attempt.error;
             record.syns = attempt.syns;
             record.how = attempt.how;
+            if attempt.how & failure_how::AT_ONCE == 0 {
+                tell_end(record, attempt);
+            }
             if key.port == 0 {
                 record.socket.remote_addr = [0; 4];
                 record.socket.remote_port = 0;
@@ -226,6 +262,33 @@ fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
         add(counted, 1);
     }
     outcome
+}
+
+/// What bounded the attempt, who ended it, and the ICMP message that did.
+#[inline(always)]
+fn tell_end(record: &mut Failure, attempt: &Attempt<'_>) {
+    let socket = attempt.socket;
+    let net = sock::net_of(socket.sk);
+    record.syn_retries = field!(socket.sk, icsk_syn_retries: u8);
+    // An int before 5.15, a byte since: the low byte either way (little endian).
+    record.sysctl_syn_retries = field!(net, net_syn_retries: u8);
+    record.signal = 0;
+    if attempt.how & failure_how::EXITING != 0 {
+        record.signal = field!(sock::current_task(), task_exit_code: u32) as u8 & 0x7f;
+    }
+    let key = icmp_key(
+        socket.netns,
+        socket.local_port,
+        socket.remote_port,
+        socket.remote_addr[3],
+    );
+    if attempt.how & failure_how::ICMP != 0
+        && let Some(said) = ICMP_SAID.get(key)
+    {
+        record.icmp_type = said.icmp_type;
+        record.icmp_code = said.icmp_code;
+        record.icmp_from = said.from;
+    }
 }
 
 const COUNTS: Counts<Failed> = Counts {

@@ -13,7 +13,7 @@ use crate::{
     account::{Outcome, account, is_streamed},
     emit::{self, Lane},
     globals::global,
-    maps::{LAST_RST, LastRst, Rst},
+    maps::{LAST_RST, LastRst, Rst, SOCKETS},
     probes::{matching, netns, socket},
     sock::{self, Anywhere, field},
 };
@@ -77,6 +77,13 @@ pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
             remember(sk, reason, 0);
         }
         netns::count(sock::net_of(sk), count::RESET_SENT);
+        // Only what came in answer to its SYN makes a socket send one that has no connection yet.
+        if skb != 0
+            && field!(sk, skc_state: u8) == state::SYN_SENT
+            && let Some(entry) = SOCKETS.edit(sk)
+        {
+            entry.answered = 1;
+        }
         reset(&ctx, sk, reason, 0)
     } else if skb != 0 {
         netns::count(sock::net_of_packet(skb), count::RESET_SENT);

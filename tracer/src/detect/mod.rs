@@ -187,7 +187,10 @@ impl Detectors {
             self.stall.change(event, change, cx);
         }
         match &event.body {
-            Body::Retransmit(body) => self.storm.retransmit(event.time, body, change, cx),
+            Body::Retransmit(body) => {
+                self.connect_failure.retransmit(body);
+                self.storm.retransmit(event.time, body, change, cx);
+            }
             Body::Undo(body) => self.storm.undo(body, cx),
             Body::Syn(body) => {
                 let Some(applied) = applied else { return };
@@ -202,7 +205,12 @@ impl Detectors {
             }
             Body::Sources(body) => self.handshake.sources(body, cx),
             Body::EarlyDrop(body) => self.early_drop.early_drop(body, cx),
-            Body::Failure(body) => self.connect_failure.failure(body, cx),
+            Body::Failure(body) => {
+                let (to, from) = (body.socket.remote, body.socket.local.ip());
+                let turned_away = self.syn_drop.turned_away(to, from);
+                let here = turned_away.or_else(|| self.early_drop.dropped(to, from));
+                self.connect_failure.failure(body, here, cx);
+            }
             Body::State(body) => {
                 self.dead_peer.state(body, cx);
                 self.stall.state(body, cx);

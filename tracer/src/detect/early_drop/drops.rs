@@ -61,6 +61,9 @@ pub(super) struct Drops {
     /// Filtered by netfilter, not by XDP or traffic control.
     pub(super) by_netfilter: bool,
     pub(super) latest: EarlyDrop,
+    /// What a poll found out about them: which part of netfilter, or who listens for others; and what was said of it.
+    pub(super) found: Option<&'static str>,
+    pub(super) said_found: Option<&'static str>,
 }
 
 impl Drops {
@@ -73,6 +76,8 @@ impl Drops {
             because: None,
             by_netfilter: false,
             latest,
+            found: None,
+            said_found: None,
         }
     }
 
@@ -98,6 +103,8 @@ pub(super) struct Scan {
     pub(super) spots: u64,
     /// The one address they share.
     pub(super) address: Option<IpAddr>,
+    /// Others found no room in the eBPF side's map, whose addresses are not known.
+    pub(super) has_more: bool,
 }
 
 impl Scan {

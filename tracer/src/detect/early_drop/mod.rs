@@ -26,7 +26,10 @@ mod netfilter;
 mod tests;
 mod words;
 
-use std::{mem, net::SocketAddr};
+use std::{
+    mem,
+    net::{IpAddr, SocketAddr},
+};
 
 use conntracer_common::stats::hook;
 
@@ -35,6 +38,7 @@ use self::{
     drops::{Drops, NetnsKey, Scan, SpotKey},
 };
 use super::{
+    connect_failure::Here,
     room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec},
     syn_drop::{self, thresholds::Thresholds},
 };
@@ -102,7 +106,16 @@ impl Case for Drops {
         self.count
     }
 
-    fn is_over(&mut self, _: &SpotKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
+    fn has_other_news(&self) -> bool {
+        self.found != self.said_found
+    }
+
+    fn told(&mut self) {
+        self.said_found = self.found;
+    }
+
+    fn is_over(&mut self, key: &SpotKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
+        self.found = words::found(key, self, cx);
         cx.now.since(self.last) >= rules.quiet()
     }
 }
@@ -145,6 +158,19 @@ impl EarlyDrop {
             touched_spots: Vec::new(),
             touched_scans: Vec::new(),
         }
+    }
+
+    /// The open finding of SYNs from `from` that were dropped on this host on their way to `to`.
+    pub(super) fn dropped(&self, to: SocketAddr, from: IpAddr) -> Option<Here> {
+        let (key, entry) = self
+            .spots
+            .open()
+            .find(|(spot, drops)| spot.local == to && drops.latest.socket.remote.ip() == from)?;
+        Some(Here {
+            netns: key.netns,
+            finding: entry.id()?,
+            cause: key.cause.name(),
+        })
     }
 
     pub(crate) fn early_drop(&mut self, early_drop: &Event, cx: &mut Context<'_>) {
@@ -197,7 +223,8 @@ impl EarlyDrop {
         let new = || Scan {
             drops: new(),
             spots: 0,
-            address: Some(local.ip()),
+            address: (local.port() != 0).then(|| local.ip()),
+            has_more: false,
         };
         let Some(scan) = self.scans.begin(key, cx, new) else {
             return;
@@ -207,8 +234,14 @@ impl EarlyDrop {
             is_new = local.port() != 0;
         }
         scan.spots.grow(u64::from(is_new));
-        scan.address = scan.address.filter(|address| *address == local.ip());
-        if local.port() == 0 {
+        if local.port() != 0 {
+            let is_first = scan.spots == u64::from(is_new);
+            scan.address = match scan.address {
+                None if is_first => Some(local.ip()),
+                known => known.filter(|address| *address == local.ip()),
+            };
+        } else {
+            scan.has_more = true;
             // As many as the eBPF side has room for, and more.
             scan.spots = scan.spots.max(scan_ports);
         }
@@ -253,6 +286,9 @@ impl Room for EarlyDrop {
                 // What gets its own finding is no part of a scan.
                 scan.drops.count = scan.drops.count.saturating_sub(spot.count);
                 scan.spots = scan.spots.saturating_sub(1);
+            }
+            if let Some(spot) = self.spots.get_mut(&key) {
+                spot.found = words::found(&key, spot, cx);
             }
             self.spots.raise(&key, cx);
         }

@@ -19,6 +19,18 @@ use crate::{
     finding::Subject,
 };
 
+/// What a poll found out about SYNs to an address and port.
+pub(super) fn found(key: &SpotKey, drops: &Drops, cx: &Context<'_>) -> Option<&'static str> {
+    match key.cause {
+        Cause::Filtered if drops.by_netfilter => {
+            Some(By::of(cx.netns_facts(key.netns), drops.latest.path).name())
+        }
+        Cause::NoListener => elsewhere::nearest(key.netns, key.local, drops.since, cx)
+            .map(|elsewhere| elsewhere.name()),
+        _ => None,
+    }
+}
+
 /// One address and port.
 pub(super) fn spot(spec: &'static Spec, key: &SpotKey, drops: &Drops, cx: &Context<'_>) -> Draft {
     let before = key.before(cx.listeners, drops.since);
@@ -74,7 +86,13 @@ pub(super) fn scan(spec: &'static Spec, key: NetnsKey, scan: &Scan, cx: &Context
     let ports = plural(scan.spots, "port");
     let to = match scan.address {
         Some(address) => format!("{ports} of {address}"),
+        None if scan.has_more && scan.spots <= 1 => "many ports".to_owned(),
         None => format!("{ports} of several addresses"),
+    };
+    let to = if scan.has_more {
+        format!("{to} and more that found no room in the table")
+    } else {
+        to
     };
     let by = if drops.remotes.is_power_of_two() {
         format!(" by {}", drops.latest.socket.remote.ip())

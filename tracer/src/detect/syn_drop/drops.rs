@@ -1,6 +1,6 @@
 //! What a listener did instead of creating a connection, cause by cause.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use conntracer_common::{
     netns::kernel,
@@ -134,6 +134,8 @@ pub(super) struct Drops {
     /// The finding that says this listener is flooded, and the one that was last pointed to.
     pub(super) flood: Option<u64>,
     pub(super) said_flood: Option<u64>,
+    /// Who was turned away last.
+    pub(super) last_remote: Option<IpAddr>,
     /// The acceptor when it dropped last, and what kept those who may accept from it. They stay for the end, when the
     /// queue is empty and all is well.
     pub(super) acceptor: Option<Acceptor>,
@@ -160,9 +162,11 @@ impl Drops {
     pub(super) fn remember(&mut self, acceptor: Option<Acceptor>, why: Option<Why>) {
         self.acceptor = acceptor.or(self.acceptor);
         let Some(why) = why else { return };
-        // One that has been let go says nothing of the drops before.
+        // One that has been let go says nothing of the drops before; one that turned out not to hold the listener, of none.
         let is_news = self.why.as_ref().is_none_or(|known| known.at < why.at);
-        if is_news && (why.hindrance.is_some() || !self.is_hindered()) {
+        let knows_better = |known: &Why| why.is_of_holders && !known.is_of_holders;
+        let is_better = self.why.as_ref().is_none_or(knows_better);
+        if is_news && (is_better || why.hindrance.is_some() || !self.is_hindered()) {
             self.why = Some(why);
         }
     }

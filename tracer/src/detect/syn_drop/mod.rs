@@ -27,7 +27,10 @@ pub(crate) mod thresholds;
 mod why;
 mod words;
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use conntracer_common::{record::syn_outcome, stats::hook};
 
@@ -38,6 +41,7 @@ use self::{
     scene::Scene,
     why::Why,
 };
+use super::connect_failure::Here;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::Syn,
@@ -173,6 +177,21 @@ impl SynDrop {
         }
     }
 
+    /// The open finding of the listener of this host at `to` that turned `from` away last.
+    pub(super) fn turned_away(&self, to: SocketAddr, from: IpAddr) -> Option<Here> {
+        let (key, entry) = self.drops.open().find(|((listener, cause), drops)| {
+            *cause != Cause::Cookies
+                && listener.local.port() == to.port()
+                && (listener.local.ip() == to.ip() || listener.local.ip().is_unspecified())
+                && drops.last_remote == Some(from)
+        })?;
+        Some(Here {
+            netns: key.0.netns,
+            finding: entry.id()?,
+            cause: key.1.name(),
+        })
+    }
+
     fn drop(
         &mut self,
         syn: &Syn,
@@ -205,6 +224,9 @@ impl SynDrop {
         drops.share(syn.socket.id, more);
         drops.acks = drops.acks.saturating_add(acks);
         drops.last = now;
+        if syn.socket.remote.port() != 0 {
+            drops.last_remote = Some(syn.socket.remote.ip());
+        }
         drops.by_fields |= !syn.by_counters;
         if cause.is_of_accept_queue() {
             let acceptor = cx
