@@ -191,13 +191,15 @@ fn attempts_that_a_listener_of_this_host_turns_away_point_to_its_finding() {
     full.quiet().unwrap();
     let run = tracer.checkpoint().unwrap();
 
-    assert_eq!(
-        finding.number("dropped_here_finding"),
-        dropped.id,
-        "{finding:#?}"
+    // Its handshakes that were under way may have a finding of their own.
+    let here = finding.number("dropped_here_finding");
+    let of_listener = run.last_of(is_syn_drop);
+    assert!(
+        of_listener.iter().any(|found| found.id == here),
+        "{finding:#?}, {dropped:#?}"
     );
     assert!(
-        finding.advice[0].contains(&format!("finding {}", dropped.id)),
+        finding.advice[0].contains(&format!("finding {here}")),
         "{finding:#?}"
     );
     assert!(!finding.advice.join("; ").contains("mtr"), "{finding:#?}");
