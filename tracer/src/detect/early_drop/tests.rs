@@ -369,6 +369,27 @@ fn what_found_the_kernels_map_full_is_a_scan() {
     );
 }
 
+/// A scan of more ports than the eBPF side has room for: those that it kept are of one address.
+#[rstest]
+#[case::one(&["10.0.0.1"], "70 ports of 10.0.0.1 and more that found no room")]
+#[case::several(&["10.0.0.1", "10.0.0.3"], "70 ports of several addresses and more that found no room")]
+fn a_scan_is_of_the_addresses_that_are_known(#[case] addresses: &[&str], #[case] said: &str) {
+    let mut run = Run::new();
+    for port in 0..70_usize {
+        let address = addresses[port % addresses.len()];
+        run.early_drop(
+            socket(&format!("{address}:{}", 1000 + port), REMOTE),
+            1,
+            "NO_SOCKET",
+            |_| {},
+        );
+    }
+    run.early_drop(socket("0.0.0.0:0", REMOTE), 900, "NO_SOCKET", |_| {});
+    run.tick();
+    let summary = &run.only().summary;
+    assert!(summary.contains(said), "{summary}");
+}
+
 #[test]
 fn an_entry_that_was_removed_and_came_again_counts_from_its_beginning() {
     let mut run = Run::new();

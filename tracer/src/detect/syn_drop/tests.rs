@@ -172,6 +172,45 @@ fn a_third_ack_of_which_no_socket_was_made_is_concluded_to_want_memory() {
     run.assert_replays(Thresholds::default());
 }
 
+/// The tracepoints go by the kernel's counters, which count a request that an ICMP message ended alike.
+#[rstest]
+#[case::seen(HookType::Fentry, None, false)]
+#[case::counted(HookType::Tracepoint, None, true)]
+#[case::counted_and_some_came(HookType::Tracepoint, Some(3), true)]
+#[case::counted_and_none_came(HookType::Tracepoint, Some(0), false)]
+fn a_request_that_icmp_may_have_ended_is_not_blamed_on_memory(
+    #[case] hook_type: HookType,
+    #[case] received: Option<u64>,
+    #[case] may_be: bool,
+) {
+    let mut run = on(&[("ack", hook_type)]);
+    if let Some(received) = received {
+        run.netns_facts(|facts| {
+            facts.figures[record::netns_fact::ICMP_IN_UNREACHABLE] = received;
+        });
+    }
+    run.syn(listener("10.0.0.1:80", "10.0.0.2:4000"), |syn| {
+        syn.totals[syn_outcome::ACK_OTHER] = 2;
+    });
+    let finding = run.only();
+    let said = finding
+        .summary
+        .contains("an ICMP message ended the request");
+    assert_eq!(said, may_be, "{}", finding.summary);
+    assert_eq!(
+        finding.summary.contains("believe"),
+        !may_be,
+        "{}",
+        finding.summary
+    );
+    assert_eq!(
+        finding.advice[0].contains("nstat"),
+        may_be,
+        "{:?}",
+        finding.advice
+    );
+}
+
 #[test]
 fn sockets_that_share_an_address_add_up() {
     let mut run = Run::new();

@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 
-use conntracer_common::record::syn_outcome;
+use conntracer_common::record::{netns_fact, syn_outcome};
 
 use super::{drops::Cause, scene::Scene, why::Why};
 use crate::{
     detect::room::{Context, Draft, Facts, Spec, plural, said_seconds, who},
     event::Syn,
     finding::Subject,
+    plan::HookType,
     table::listener::{AcceptCoverage, Acceptor, takes},
 };
 
@@ -52,12 +53,12 @@ pub(super) fn draft(
         summary: match drops.flood {
             Some(flood) => format!(
                 "{}; finding {flood} says that it looks like a flood",
-                summary(scene, cause)
+                summary(scene, cause, cx)
             ),
-            None => summary(scene, cause),
+            None => summary(scene, cause, cx),
         },
         evidence: cx.reconciled(evidence(scene, cause), scene.key.netns, cause.counters()),
-        advice: advice(scene, cause),
+        advice: advice(scene, cause, cx),
     }
 }
 
@@ -243,7 +244,20 @@ fn said_pace(acceptor: &Acceptor) -> String {
     }
 }
 
-fn summary(scene: &Scene<'_>, cause: Cause) -> String {
+/// Whether an ICMP message may have ended a request: the kernel counts it as it does a socket that was not made, and the
+/// tracepoints go by its counters. None was received where the namespace counts none.
+fn may_be_icmp(scene: &Scene<'_>, cx: &Context<'_>) -> bool {
+    let none = |figure| {
+        let facts = cx.netns_facts(scene.key.netns);
+        facts.is_some_and(|known| known.now(figure) == Some(0))
+    };
+    let is_v6 = scene.key.local.is_ipv6();
+    let received =
+        !none(netns_fact::ICMP_IN_UNREACHABLE) || is_v6 && !none(netns_fact::ICMP6_IN_UNREACHABLE);
+    received && cx.host.plan.hook_type("ack") == HookType::Tracepoint
+}
+
+fn summary(scene: &Scene<'_>, cause: Cause, cx: &Context<'_>) -> String {
     let syn = scene.worst;
     let local = scene.key.local;
     let count = scene.drops.count;
@@ -289,6 +303,11 @@ fn summary(scene: &Scene<'_>, cause: Cause) -> String {
             "{local} dropped {}: this host has no route back to the client",
             plural(count, "SYN"),
         ),
+        Cause::NoMemory if may_be_icmp(scene, cx) => format!(
+            "{local} lost {}, though its accept queue had room: the kernel made no socket of a third ACK, as it \
+             does for want of memory, or an ICMP message ended the request",
+            plural(count, "request"),
+        ),
         Cause::NoMemory => format!(
             "{local} refused {}, though its accept queue had room: the kernel made no socket, as it does \
              for want of memory, and the clients believe they are connected",
@@ -308,7 +327,7 @@ fn summary(scene: &Scene<'_>, cause: Cause) -> String {
     }
 }
 
-fn advice(scene: &Scene<'_>, cause: Cause) -> Vec<Cow<'static, str>> {
+fn advice(scene: &Scene<'_>, cause: Cause, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
     let syn = scene.worst;
     let mut advice: Vec<Cow<'static, str>> = Vec::new();
     match cause {
@@ -352,6 +371,11 @@ fn advice(scene: &Scene<'_>, cause: Cause) -> Vec<Cow<'static, str>> {
                 scene.service.latest.socket.remote.ip()
             )
             .into(),
+        ),
+        Cause::NoMemory if may_be_icmp(scene, cx) => advice.push(
+            "tell them apart by 'nstat -az IcmpInDestUnreachs TcpExtTCPMemoryPressures' in the listener's namespace: \
+             the one that grows with these"
+                .into(),
         ),
         Cause::NoMemory => advice.push(
             "look for who holds this host's memory: failed allocations in dmesg, TCP's share in \
