@@ -110,6 +110,24 @@ impl Context<'_> {
         spec: &Spec,
         losses: impl IntoIterator<Item = &'s u32>,
     ) -> Option<Cow<'static, str>> {
+        if let Some(lost) = self.doubt_by_losses(losses) {
+            return Some(lost);
+        }
+        match self.host.plan.coverage(spec.detector) {
+            Some(plan) if plan.coverage == Coverage::Exact => None,
+            Some(plan) => Some(plan.because.clone().map_or_else(
+                || "a hook it stands on sees less than everything".into(),
+                Cow::Owned,
+            )),
+            None => Some("the hook plan says nothing of this detector".into()),
+        }
+    }
+
+    /// The same of a finding that no missing hook could have made another: only what was lost of these may have.
+    pub(crate) fn doubt_by_losses<'s>(
+        &self,
+        losses: impl IntoIterator<Item = &'s u32>,
+    ) -> Option<Cow<'static, str>> {
         for hook in losses {
             let (Some(lost), Some(name)) =
                 (self.lost.get(*hook as usize), HOOKS.get(*hook as usize))
@@ -120,14 +138,7 @@ impl Context<'_> {
                 return Some(format!("{lost} records of the {name} hook were lost").into());
             }
         }
-        match self.host.plan.coverage(spec.detector) {
-            Some(plan) if plan.coverage == Coverage::Exact => None,
-            Some(plan) => Some(plan.because.clone().map_or_else(
-                || "a hook it stands on sees less than everything".into(),
-                Cow::Owned,
-            )),
-            None => Some("the hook plan says nothing of this detector".into()),
-        }
+        None
     }
 
     /// What the kernel's own `counters` say of a namespace at the last comparison: the residues, or that

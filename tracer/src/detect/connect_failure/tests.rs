@@ -12,7 +12,8 @@ use rstest::rstest;
 use crate::{
     detect::{Thresholds, errno},
     finding::{Certainty, Status, Subject, Value},
-    testing::{Run, evidence, listener, socket},
+    plan::Coverage,
+    testing::{Run, evidence, host, listener, socket},
 };
 
 fn attempt() -> Socket {
@@ -164,6 +165,45 @@ fn what_came_back_is_told_and_what_did_not_is_not(
         "{finding:#?}"
     );
     run.assert_replays(Thresholds::default());
+}
+
+/// A hook that is missing makes doubtful what it could have told, and nothing else.
+#[rstest]
+#[case::by_a_rst(errno::ECONNREFUSED, failure_how::RESET, None, Certainty::Exact)]
+#[case::by_a_rst_and_some_lost(
+    errno::ECONNREFUSED,
+    failure_how::RESET,
+    Some(hook::STATE),
+    Certainty::Inferred
+)]
+#[case::by_a_rst_and_others_lost(
+    errno::ECONNREFUSED,
+    failure_how::RESET,
+    Some(hook::SYN),
+    Certainty::Exact
+)]
+#[case::by_the_timer(errno::ETIMEDOUT, 0, None, Certainty::Exact)]
+#[case::by_icmp(errno::EHOSTUNREACH, 0, None, Certainty::Inferred)]
+fn a_missing_hook_makes_doubtful_what_it_could_have_told(
+    #[case] error: u32,
+    #[case] how: u8,
+    #[case] lost: Option<u32>,
+    #[case] certainty: Certainty,
+) {
+    let mut host = host();
+    for plan in &mut host.plan.detectors {
+        plan.coverage = Coverage::Degraded;
+        plan.because = Some("connect() is not seen".to_owned());
+    }
+    let mut run = Run::on(Thresholds::default(), host);
+    run.tick();
+    if let Some(hook) = lost {
+        run.loss(hook, 1);
+    }
+    run.failure(attempt(), 1, |failure| {
+        (failure.error, failure.how) = (error, how);
+    });
+    assert_eq!(run.only().certainty, certainty);
 }
 
 /// Before the first poll a hook may not have been attached: its silence says nothing.

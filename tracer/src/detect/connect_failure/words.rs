@@ -54,7 +54,14 @@ fn doubt(spec: &Spec, attempts: &Attempts, cx: &Context<'_>) -> Option<Cow<'stat
                 .into(),
         );
     }
-    cx.doubt(spec)
+    match ToldBy::of(attempts) {
+        // What connect() returns at once, and ICMP, are other hooks' to tell: they could not have changed these.
+        ToldBy::Rst => cx.doubt_by_losses(&[hook::STATE, hook::RESET_RECEIVED]),
+        ToldBy::Timer | ToldBy::Application | ToldBy::Exit | ToldBy::Signal => {
+            cx.doubt_by_losses(&[hook::STATE])
+        }
+        _ => cx.doubt(spec),
+    }
 }
 
 /// From which wait on this host's own neighbour discovery may have given up: three probes, a second apart.
