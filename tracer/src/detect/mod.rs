@@ -206,9 +206,13 @@ impl Detectors {
             Body::Sources(body) => self.handshake.sources(body, cx),
             Body::EarlyDrop(body) => self.early_drop.early_drop(body, cx),
             Body::Failure(body) => {
-                let (to, from) = (body.socket.remote, body.socket.local.ip());
-                let turned_away = self.syn_drop.turned_away(to, from);
-                let here = turned_away.or_else(|| self.early_drop.dropped(to, from));
+                let attempt = connect_failure::Route {
+                    netns: body.socket.netns,
+                    from: body.socket.local,
+                    to: body.socket.remote,
+                };
+                let turned_away = self.syn_drop.turned_away(&attempt);
+                let here = turned_away.or_else(|| self.early_drop.dropped(&attempt));
                 self.connect_failure.failure(body, here, cx);
             }
             Body::State(body) => {

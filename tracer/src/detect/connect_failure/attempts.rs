@@ -102,6 +102,48 @@ pub(super) struct Attempts {
     pub(super) resets_seen: bool,
 }
 
+/// An attempt, as the namespace that it was made in has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route {
+    pub(crate) netns: u32,
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
+}
+
+/// The clients whose SYNs were dropped last at one place.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Remotes {
+    last: [Option<SocketAddr>; 16],
+    next: usize,
+}
+
+impl Remotes {
+    pub(crate) const NONE: Self = Self {
+        last: [None; 16],
+        next: 0,
+    };
+
+    pub(crate) fn add(&mut self, remote: SocketAddr) {
+        if remote.port() == 0 || self.last.contains(&Some(remote)) {
+            return;
+        }
+        if let Some(place) = self.last.get_mut(self.next) {
+            *place = Some(remote);
+        }
+        self.next = self.next.wrapping_add(1) % self.last.len();
+    }
+
+    /// Whether SYNs of an attempt were among them, dropped in namespace `netns`. In another namespace the same addresses
+    /// may be others': the port tells, and a loopback is never that of another.
+    pub(crate) fn met(&self, attempt: &Route, netns: u32) -> bool {
+        let mut last = self.last.iter().flatten();
+        if netns == attempt.netns {
+            return last.any(|remote| remote.ip() == attempt.from.ip());
+        }
+        !attempt.to.ip().is_loopback() && last.any(|remote| *remote == attempt.from)
+    }
+}
+
 /// Where SYNs to the same address and port were dropped on this host, and the finding that tells of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Here {

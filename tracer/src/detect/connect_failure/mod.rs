@@ -23,8 +23,8 @@ use std::net::SocketAddr;
 
 use conntracer_common::stats::hook;
 
-pub(super) use self::attempts::Here;
 use self::attempts::{AttemptKey, Attempts, Cause, Syns};
+pub(super) use self::attempts::{Here, Remotes, Route};
 pub(super) use self::thresholds::Thresholds;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{

@@ -318,13 +318,19 @@ fn a_listener_of_this_host_that_dropped_them_is_pointed_to() {
     assert!(!failure.advice.join("; ").contains("mtr"), "{failure:#?}");
 }
 
-/// Another client of that listener, or another port, explains nothing.
+/// Another client of that listener, or another port, explains nothing; nor does the same address of another namespace.
 #[rstest]
-#[case::another_client("10.0.0.9:443", "10.0.0.7:40000")]
-#[case::another_port("10.0.0.9:444", "10.0.0.1:40000")]
-fn a_listener_that_dropped_others_is_not_pointed_to(#[case] local: &str, #[case] remote: &str) {
+#[case::another_client("10.0.0.9:443", "10.0.0.7:40000", 4026)]
+#[case::another_port("10.0.0.9:444", "10.0.0.1:40000", 4026)]
+#[case::another_namespace("10.0.0.9:443", "10.0.0.1:40001", 4027)]
+fn a_listener_that_dropped_others_is_not_pointed_to(
+    #[case] local: &str,
+    #[case] remote: &str,
+    #[case] netns: u32,
+) {
     let mut run = Run::new();
     run.syn(listener(local, remote), |syn| {
+        syn.socket.netns = netns;
         syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 3;
     });
     run.failure(attempt(), 1, |failure| failure.error = errno::ETIMEDOUT);

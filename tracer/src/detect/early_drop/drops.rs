@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::cause::{Because, Cause, Why};
 use crate::{
+    detect::connect_failure::Remotes,
     event::{EarlyDrop, Owner},
     table::listener::{ListenerKey, Listeners},
     time::Ktime,
@@ -61,6 +62,8 @@ pub(super) struct Drops {
     /// Filtered by netfilter, not by XDP or traffic control.
     pub(super) by_netfilter: bool,
     pub(super) latest: EarlyDrop,
+    /// Who sent the last ones.
+    pub(super) recent: Remotes,
     /// What a poll found out about them: which part of netfilter, or who listens for others; and what was said of it.
     pub(super) found: Option<&'static str>,
     pub(super) said_found: Option<&'static str>,
@@ -76,6 +79,7 @@ impl Drops {
             because: None,
             by_netfilter: false,
             latest,
+            recent: Remotes::NONE,
             found: None,
             said_found: None,
         }
@@ -89,6 +93,7 @@ impl Drops {
         self.by_netfilter = why.by_netfilter;
         let (remote, device) = (self.latest.socket.remote, self.latest.device);
         self.latest = *early_drop;
+        self.recent.add(early_drop.socket.remote);
         if early_drop.socket.remote.port() == 0 {
             self.latest.socket.remote = remote;
         }

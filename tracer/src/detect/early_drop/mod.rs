@@ -26,10 +26,7 @@ mod netfilter;
 mod tests;
 mod words;
 
-use std::{
-    mem,
-    net::{IpAddr, SocketAddr},
-};
+use std::{mem, net::SocketAddr};
 
 use conntracer_common::stats::hook;
 
@@ -38,7 +35,7 @@ use self::{
     drops::{Drops, NetnsKey, Scan, SpotKey},
 };
 use super::{
-    connect_failure::Here,
+    connect_failure::{Here, Route},
     room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec},
     syn_drop::{self, thresholds::Thresholds},
 };
@@ -160,12 +157,11 @@ impl EarlyDrop {
         }
     }
 
-    /// The open finding of SYNs from `from` that were dropped on this host on their way to `to`.
-    pub(super) fn dropped(&self, to: SocketAddr, from: IpAddr) -> Option<Here> {
-        let (key, entry) = self
-            .spots
-            .open()
-            .find(|(spot, drops)| spot.local == to && drops.latest.socket.remote.ip() == from)?;
+    /// The open finding of SYNs that this host dropped, those of an attempt among them.
+    pub(super) fn dropped(&self, attempt: &Route) -> Option<Here> {
+        let (key, entry) = self.spots.open().find(|(spot, drops)| {
+            spot.local == attempt.to && drops.recent.met(attempt, spot.netns)
+        })?;
         Some(Here {
             netns: key.netns,
             finding: entry.id()?,

@@ -1,6 +1,6 @@
 //! What a listener did instead of creating a connection, cause by cause.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use conntracer_common::{
     netns::kernel,
@@ -10,6 +10,7 @@ use conntracer_common::{
 
 use super::why::Why;
 use crate::{
+    detect::connect_failure::Remotes,
     id::SocketId,
     table::listener::{Acceptor, ListenerKey},
     time::Ktime,
@@ -135,7 +136,7 @@ pub(super) struct Drops {
     pub(super) flood: Option<u64>,
     pub(super) said_flood: Option<u64>,
     /// Who was turned away last.
-    pub(super) last_remote: Option<IpAddr>,
+    pub(super) remotes: Remotes,
     /// The acceptor when it dropped last, and what kept those who may accept from it. They stay for the end, when the
     /// queue is empty and all is well.
     pub(super) acceptor: Option<Acceptor>,

@@ -27,10 +27,7 @@ pub(crate) mod thresholds;
 mod why;
 mod words;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::time::Duration;
 
 use conntracer_common::{record::syn_outcome, stats::hook};
 
@@ -41,7 +38,7 @@ use self::{
     scene::Scene,
     why::Why,
 };
-use super::connect_failure::Here;
+use super::connect_failure::{Here, Route};
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::Syn,
@@ -177,13 +174,14 @@ impl SynDrop {
         }
     }
 
-    /// The open finding of the listener of this host at `to` that turned `from` away last.
-    pub(super) fn turned_away(&self, to: SocketAddr, from: IpAddr) -> Option<Here> {
+    /// The open finding of the listener of this host that turned an attempt away.
+    pub(super) fn turned_away(&self, attempt: &Route) -> Option<Here> {
         let (key, entry) = self.drops.open().find(|((listener, cause), drops)| {
+            let at = listener.local;
             *cause != Cause::Cookies
-                && listener.local.port() == to.port()
-                && (listener.local.ip() == to.ip() || listener.local.ip().is_unspecified())
-                && drops.last_remote == Some(from)
+                && at.port() == attempt.to.port()
+                && (at.ip() == attempt.to.ip() || at.ip().is_unspecified())
+                && drops.remotes.met(attempt, listener.netns)
         })?;
         Some(Here {
             netns: key.0.netns,
@@ -224,9 +222,7 @@ impl SynDrop {
         drops.share(syn.socket.id, more);
         drops.acks = drops.acks.saturating_add(acks);
         drops.last = now;
-        if syn.socket.remote.port() != 0 {
-            drops.last_remote = Some(syn.socket.remote.ip());
-        }
+        drops.remotes.add(syn.socket.remote);
         drops.by_fields |= !syn.by_counters;
         if cause.is_of_accept_queue() {
             let acceptor = cx
