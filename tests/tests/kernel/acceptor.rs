@@ -54,14 +54,15 @@ fn a_worker_that_is_stopped_is_why_the_queue_is_full() {
     let run = tracer.checkpoint().unwrap();
 
     let pid = worker.pid();
-    let stopped = "is stopped (state T)";
+    // Its master has other children in other tests, until the holders are found.
+    let stopped = "stopped (state T)";
     assert!(finding.summary.contains(stopped), "{finding:#?}");
     assert_eq!(
         finding.evidence["acceptor_hindered_by"], "stopped",
         "{finding:#?}"
     );
     assert!(
-        finding.advice[0].contains(&format!("kill -CONT {pid}")),
+        finding.advice[0].contains("kill -CONT") && finding.advice[0].contains(&pid.to_string()),
         "{finding:#?}"
     );
     let all = finding.advice.join("; ");

@@ -22,7 +22,7 @@ use crate::{
     globals::global,
     maps::{
         CONNECTING, FAILURE_SAID, FAILURES, FAILURES_COUNTED, FAILURES_OVERFLOW, FailureKey,
-        ICMP_SAID, SOCKETS, icmp_key,
+        ICMP_SAID, IcmpSaid, SOCKETS, icmp_key,
     },
     probes::{
         cumulative::{Counts, Cumulative, Tally},
@@ -146,6 +146,8 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     if !socket::fill(sk, &mut socket, &mut owner) {
         return Outcome::Filtered;
     }
+    let (key, place) = icmp_place(&socket);
+    let end = attempt_end(sk, key, place, socket.born_ns);
     let mut error = field!(sk, sk_err: u32);
     let mut how = 0;
     let mut lasted_ns = 0;
@@ -171,34 +173,14 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
             if lasted_ns >= PATIENCE_NS {
                 how |= failure_how::PATIENT;
             }
-            let soft = field!(sk, sk_err_soft: u32);
-            if soft != 0 {
-                error = soft;
-                how |= failure_how::SOFT;
-            }
-            if field!(sock::current_task(), task_flags: u32) & PF_EXITING != 0
-                && field!(sk, sk_owned: u32) != 0
-            {
-                how |= failure_how::EXITING;
-            }
+            // Without a branch for each: the verifier would walk all that follows once more for it.
+            error = (end >> 8) as u32;
+            how |= (((error | error.wrapping_neg()) >> 31) as u8)
+                << failure_how::SOFT.trailing_zeros();
+            how |= end as u8 & failure_how::EXITING;
         }
     }
-    if SOCKETS.get(sk).is_some_and(|entry| entry.answered != 0) {
-        how |= failure_how::ANSWERED;
-    }
-    let key = icmp_key(
-        socket.netns,
-        socket.local_port,
-        socket.remote_port,
-        socket.remote_addr[3],
-    );
-    if ICMP_SAID.get(key).is_some_and(|said| {
-        said.netns == socket.netns
-            && said.remote_addr[2] == socket.remote_addr[2]
-            && said.ktime_ns >= socket.born_ns
-    }) {
-        how |= failure_how::ICMP;
-    }
+    how |= end as u8 & (failure_how::ANSWERED | failure_how::ICMP);
     let failure = Attempt {
         socket: &socket,
         owner: &owner,
@@ -247,9 +229,7 @@ fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
             record.error = attempt.error;
             record.syns = attempt.syns;
             record.how = attempt.how;
-            if attempt.how & failure_how::AT_ONCE == 0 {
-                tell_end(record, attempt);
-            }
+            tell_end(record, attempt);
             if key.port == 0 {
                 record.socket.remote_addr = [0; 4];
                 record.socket.remote_port = 0;
@@ -267,28 +247,77 @@ fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
 /// What bounded the attempt, who ended it, and the ICMP message that did.
 #[inline(always)]
 fn tell_end(record: &mut Failure, attempt: &Attempt<'_>) {
-    let socket = attempt.socket;
-    let net = sock::net_of(socket.sk);
-    record.syn_retries = field!(socket.sk, icsk_syn_retries: u8);
+    let sk = attempt.socket.sk;
+    record.syn_retries = field!(sk, icsk_syn_retries: u8);
     // An int before 5.15, a byte since: the low byte either way (little endian).
-    record.sysctl_syn_retries = field!(net, net_syn_retries: u8);
-    record.signal = 0;
-    if attempt.how & failure_how::EXITING != 0 {
-        record.signal = field!(sock::current_task(), task_exit_code: u32) as u8 & 0x7f;
+    record.sysctl_syn_retries = field!(sock::net_of(sk), net_syn_retries: u8);
+    let is_exiting = (attempt.how >> failure_how::EXITING.trailing_zeros()) & 1;
+    let code = field!(sock::current_task(), task_exit_code: u32) as u8;
+    record.signal = code & 0x7f & 0_u8.wrapping_sub(is_exiting);
+    let (key, place) = icmp_place(attempt.socket);
+    let born_ns = attempt.socket.born_ns;
+    let said = icmp_said(key, place, born_ns, 0);
+    record.icmp_type = said as u8;
+    record.icmp_code = (said >> 8) as u8;
+    let first = icmp_said(key, place, born_ns, 1);
+    let last = icmp_said(key, place, born_ns, 2);
+    record.icmp_from[0] = first as u32;
+    record.icmp_from[1] = (first >> 32) as u32;
+    record.icmp_from[2] = last as u32;
+    record.icmp_from[3] = (last >> 32) as u32;
+}
+
+/// What else is known of an attempt that ends: bits of `failure_how`, and above them the error that was noted.
+///
+/// A global function, as the kernel's verifier calls it: it walks this once, not once for each way here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn attempt_end(sk: u64, key: u64, place: u64, born_ns: u64) -> u64 {
+    let mut how = 0;
+    if SOCKETS.get(sk).is_some_and(|entry| entry.answered != 0) {
+        how |= failure_how::ANSWERED;
     }
-    let key = icmp_key(
-        socket.netns,
-        socket.local_port,
-        socket.remote_port,
-        socket.remote_addr[3],
-    );
-    if attempt.how & failure_how::ICMP != 0
-        && let Some(said) = ICMP_SAID.get(key)
+    if icmp(key, place, born_ns).is_some() {
+        how |= failure_how::ICMP;
+    }
+    if field!(sock::current_task(), task_flags: u32) & PF_EXITING != 0
+        && field!(sk, sk_owned: u32) != 0
     {
-        record.icmp_type = said.icmp_type;
-        record.icmp_code = said.icmp_code;
-        record.icmp_from = said.from;
+        how |= failure_how::EXITING;
     }
+    u64::from(field!(sk, sk_err_soft: u32)) << 8 | u64::from(how)
+}
+
+/// The ICMP message about an attempt, in parts: type and code, and the two halves of its sender; 0 where none is known.
+/// A global function like [`attempt_end`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn icmp_said(key: u64, place: u64, born_ns: u64, part: u32) -> u64 {
+    let Some(said) = icmp(key, place, born_ns) else {
+        return 0;
+    };
+    let half = |at: usize| u64::from(said.from[at]) | u64::from(said.from[at + 1]) << 32;
+    match part {
+        0 => u64::from(said.icmp_type) | u64::from(said.icmp_code) << 8,
+        1 => half(0),
+        _ => half(2),
+    }
+}
+
+/// Where the message about a socket's SYN is kept, and what it must be of: its namespace, and the last word of the remote
+/// address. Two numbers for a global function, which has no room for more.
+#[inline(always)]
+fn icmp_place(socket: &Socket) -> (u64, u64) {
+    let word = socket.remote_addr[3];
+    let key = icmp_key(socket.netns, socket.local_port, socket.remote_port, word);
+    (key, u64::from(socket.netns) << 32 | u64::from(word))
+}
+
+#[inline(always)]
+fn icmp(key: u64, place: u64, born_ns: u64) -> Option<&'static IcmpSaid> {
+    let said = ICMP_SAID.get(key)?;
+    let of = u64::from(said.netns) << 32 | u64::from(said.remote_addr[3]);
+    (of == place && said.ktime_ns >= born_ns).then_some(said)
 }
 
 const COUNTS: Counts<Failed> = Counts {

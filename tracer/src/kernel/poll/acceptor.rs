@@ -8,6 +8,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -29,6 +30,8 @@ const MAX_LISTENERS: usize = 64;
 /// Processes of one look, and of all the looks of one poll.
 const MAX_PROCESSES: usize = 8;
 const MAX_A_POLL: usize = 32;
+/// Children of an owner among which those are looked for that run its program.
+const MAX_CHILDREN: usize = 64;
 /// Between two looks at one listener: a person who stops or wakes a process reads about it a second later.
 const AGAIN_NS: u64 = 1_000_000_000;
 /// Without a dropped SYN for so long, a listener is in trouble no more: its finding is over by then.
@@ -191,12 +194,13 @@ impl AcceptorLooks {
             }
             pids.push(troubled.owner.pid);
             let most = MAX_PROCESSES - 1;
-            pids.extend(standing::children(
-                &self.proc,
-                troubled.owner.pid,
-                most,
-                true,
-            ));
+            // A child that runs another program has hardly inherited a listener to accept from.
+            let program =
+                |pid: u32| fs::read_link(self.proc.join(pid.to_string()).join("exe")).ok();
+            let own = program(troubled.owner.pid);
+            let children = standing::children(&self.proc, troubled.owner.pid, MAX_CHILDREN, true);
+            let alike = children.into_iter().filter(|child| program(*child) == own);
+            pids.extend(alike.take(most));
             0
         } else {
             acceptor_flag::HOLDS
