@@ -130,7 +130,8 @@ impl Remotes {
         if let Some(place) = self.last.get_mut(self.next) {
             *place = Some(remote);
         }
-        self.next = self.next.wrapping_add(1) % self.last.len();
+        let next = self.next.wrapping_add(1);
+        self.next = if next < self.last.len() { next } else { 0 };
     }
 
     /// Whether SYNs of an attempt were among them, dropped in namespace `netns`. In another namespace the same addresses
