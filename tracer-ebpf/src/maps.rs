@@ -8,7 +8,7 @@ use aya_ebpf::{
 use conntracer_common::{
     early_drop::DropCounters,
     netns::{Counts, Look},
-    record::{Seed, Sources},
+    record::{Beside, Seed, Sources},
     socket::{
         EARLY_DROP_KEY_BYTES, EarlyDropEntry, FAILED_KEY_BYTES, FORK_PLACES, Failed, Heir,
         Listener, RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState,
@@ -62,6 +62,10 @@ pub(crate) static SEEDING: Table<Array<Seed>> = Table::array(1);
 /// The process that `heir` makes a socket's owner, and whom it follows.
 #[map]
 pub(crate) static HEIR: Table<Array<Heir>> = Table::array(1);
+
+/// The address that `beside` looks for, and what it found so far.
+#[map]
+pub(crate) static BESIDE: Table<Array<Beside>> = Table::array(1);
 
 /// Listeners by the address of their `struct sock`. A plain hash: an LRU would forget listeners under
 /// pressure, and with them the attribution of every drop.

@@ -114,7 +114,8 @@ fn what_no_timer_sends_again_is_no_timeout(#[case] provoke: fn(&Patterns) -> Res
     // On a slow machine the timer may be faster than the script.
     if counted.timeouts == 0 {
         assert_eq!(of("timeout"), 0, "{sent:?} {counted:?}");
-        assert!(of("unknown") > 0, "{sent:?} {counted:?}");
+        // Before Linux 5.17 the data of a SYN is sent again beside a probe's timer, and looks like one.
+        assert!(of("unknown") + of("tail_loss_probe") > 0, "{sent:?}");
     }
     assert_reconciled(&run, &server, &counted);
     assert_sound(&run, &server);

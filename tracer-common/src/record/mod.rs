@@ -76,6 +76,7 @@ records! {
     HALF_CLOSED = 27: HalfClosed, 72;
     CLOCK = 28: Clock, 24;
     CHECKPOINT = 29: Checkpoint, 16;
+    BESIDE = 50: Beside, 64;
 }
 
 /// Where a socket's owner was learned; DESIGN.md's `owner_source`.

@@ -208,6 +208,14 @@ fn of_userspace(kind: u16, number: u8, now_ns: u64) -> Vec<u8> {
             limit_ns: 900_000_000_000,
             ..record::IdleTotals::default()
         }),
+        kind::BESIDE => of(&record::Beside {
+            remote_addr: socket.remote_addr,
+            netns: socket.netns,
+            family: socket.family,
+            connections: 3,
+            answered: 1,
+            ..record::Beside::default()
+        }),
         kind::CLOCK => of(&record::Clock::default()),
         kind::HALF_CLOSED => of(&record::HalfClosed {
             owner,

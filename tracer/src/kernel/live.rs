@@ -20,9 +20,9 @@ use super::{
     options::Options,
     owners::OwnerSearch,
     poll::{
-        Poll, early_drop::EarlyDrops, failure::Failures, half_closed::HalfClosedSweep,
-        idle::IdleSearch, listener::Listeners, loss::Losses, netns::NetnsCounters,
-        retransmit::RetransmitTotals, seed::Seeds,
+        Poll, beside::BesideSearch, early_drop::EarlyDrops, failure::Failures,
+        half_closed::HalfClosedSweep, idle::IdleSearch, listener::Listeners, loss::Losses,
+        netns::NetnsCounters, retransmit::RetransmitTotals, seed::Seeds,
     },
     ring::Rings,
     stream::Stream,
@@ -60,6 +60,7 @@ pub struct LiveKernel {
     retransmits: RetransmitTotals,
     listeners: Listeners,
     half_closed: HalfClosedSweep,
+    beside: BesideSearch,
     idle: Option<IdleSearch>,
     losses: Losses,
     netns: NetnsCounters,
@@ -101,6 +102,7 @@ impl LiveKernel {
             retransmits: RetransmitTotals::new(&mut ebpf)?,
             listeners: Listeners::new(&mut ebpf, by_state)?,
             half_closed: HalfClosedSweep::new(Arc::clone(&sockets)),
+            beside: BesideSearch::new(&mut ebpf, Arc::clone(&sockets))?,
             idle: options.idle_ns.map(|limit| IdleSearch::new(sockets, limit)),
             losses: Losses::new(&mut ebpf)?,
             netns: NetnsCounters::new(&mut ebpf, &options.filter, limits, cpus)?,
@@ -153,6 +155,7 @@ impl LiveKernel {
         self.listeners.poll(&watched.listeners, &mut poll)?;
         poll.snapshots(&watched.connections)?;
         self.half_closed.poll(half_closed_ns, &mut poll)?;
+        self.beside.poll(watched.silent.as_ref(), &mut poll)?;
         // What the programs wrote in the meantime: the search below asks about every connection.
         poll.rings.drain(poll.feed);
         if let Some(idle) = &mut self.idle {
