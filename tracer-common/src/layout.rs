@@ -103,7 +103,11 @@ layout! {
     rcv_nxt = "tcp_sock"."rcv_nxt";
     copied_seq = "tcp_sock"."copied_seq", optional;
     lsndtime = "tcp_sock"."lsndtime", optional;
+    /// When an acknowledgement last came (`tcp_jiffies32`), and when the first segment after the last one that was
+    /// acknowledged was sent (CLOCK_MONOTONIC in microseconds).
     rcv_tstamp = "tcp_sock"."rcv_tstamp", optional;
+    first_tx_mstamp = "tcp_sock"."first_tx_mstamp", optional;
+    is_mptcp = "tcp_sock"."is_mptcp", optional;
     retrans_stamp = "tcp_sock"."retrans_stamp", optional;
     bytes_received = "tcp_sock"."bytes_received", optional;
     snd_wnd = "tcp_sock"."snd_wnd";
@@ -173,6 +177,7 @@ layout! {
     net_list = "net"."list", optional;
     net_ops = "net"."ns.ops", optional;
     task_flags = "task_struct"."flags";
+    task_exit_code = "task_struct"."exit_code", optional;
     task_leader = "task_struct"."group_leader";
     task_started = "task_struct"."start_boottime", optional;
     task_comm = "task_struct"."comm";
