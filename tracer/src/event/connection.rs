@@ -161,8 +161,9 @@ pub enum Exit {
 impl Exit {
     const fn decode(code: u16) -> Self {
         // As wait() has it: 0x80 is a core dump's.
-        match code as u8 & 0x7f {
-            0 => Self::Status((code >> 8) as u8),
+        let [low, status] = code.to_le_bytes();
+        match low & 0x7f {
+            0 => Self::Status(status),
             signal => Self::Signal(signal),
         }
     }

@@ -64,7 +64,6 @@ fn of_pattern(key: &DeathKey, deaths: &Deaths, pattern: Pattern, cx: &Context<'_
 
 fn of_how(key: &DeathKey, deaths: &Deaths, rules: &Thresholds) -> Advice {
     let owner = who(deaths.latest.owner.as_ref());
-    let remote = deaths.latest.socket.remote.ip();
     let netns = key.netns;
     match key.how {
         How::ResetReceived => of_reset(key, deaths, rules),
@@ -104,23 +103,33 @@ fn of_how(key: &DeathKey, deaths: &Deaths, rules: &Thresholds) -> Advice {
              'nstat -az' shows it in MPTcpExtMP*, 'ss -M' what is left"
                 .into(),
         ],
-        How::Data | How::Fin | How::Timeout | How::UserTimeout | How::OrphanTimeout => {
-            let mut advice: Advice = Vec::new();
-            if u32::from(deaths.latest.tcp.retransmits) > deaths.latest.tcp.total_retrans {
-                advice.push(
-                    format!(
-                        "see first why this host could not send all of it again: TcpExtTCPRetransFail in \
-                         namespace {netns} (nstat -az), its route and its device"
-                    )
-                    .into(),
-                );
-            }
-            advice.push(
-                format!("check that {remote} is up, and that no firewall on the way forgot the connection")
-                    .into(),
-            );
-            advice
-        }
+        How::Data
+        | How::Fin
+        | How::Timeout
+        | How::UserTimeout
+        | How::OrphanTimeout
+        | How::Icmp
+        | How::NoRoute
+        | How::Unreachable
+        | How::Unsent
+        | How::Keepalive
+        | How::WindowProbe => of_timeout(key, deaths),
+        How::Killed => vec!["ask who ran 'ss -K', or which agent destroys sockets".into()],
+        How::Orphan => vec![
+            "see 'nstat -az TcpExtTCPAbortOnMemory TcpExtTCPAbortOnLinger', net.ipv4.tcp_max_orphans and \
+             net.ipv4.tcp_mem"
+                .into(),
+        ],
+        How::Aborted => vec!["kernel_reason in the evidence names what to look at".into()],
+        How::Error => vec!["the error in the evidence names what to look at".into()],
+    }
+}
+
+/// Nothing came back.
+fn of_timeout(key: &DeathKey, deaths: &Deaths) -> Advice {
+    let remote = deaths.latest.socket.remote.ip();
+    let netns = key.netns;
+    match key.how {
         How::Icmp => vec![
             format!(
                 "see who said so: 'ip neigh show {remote}' (FAILED: this host itself, which got no answer from its \
@@ -151,19 +160,37 @@ fn of_how(key: &DeathKey, deaths: &Deaths, rules: &Thresholds) -> Advice {
             )
             .into(),
         ],
-        How::Keepalive | How::WindowProbe => vec![
-            format!("check that {remote} is up; if it is, a NAT or firewall forgot the idle connection: send \
-                     keepalives more often")
-                .into(),
+        How::Keepalive => vec![
+            format!(
+                "check that {remote} is up; if it is, candidates are a firewall or NAT that forgot the idle \
+                 connection, this host's own among them: send keepalives more often"
+            )
+            .into(),
         ],
-        How::Killed => vec!["ask who ran 'ss -K', or which agent destroys sockets".into()],
-        How::Orphan => vec![
-            "see 'nstat -az TcpExtTCPAbortOnMemory TcpExtTCPAbortOnLinger', net.ipv4.tcp_max_orphans and \
-             net.ipv4.tcp_mem"
-                .into(),
+        How::WindowProbe => vec![
+            format!(
+                "check that {remote} is up; if it is, candidates are a firewall on the way, this host's own among \
+                 them, that forgot the connection while the window was shut"
+            )
+            .into(),
         ],
-        How::Aborted => vec!["kernel_reason in the evidence names what to look at".into()],
-        How::Error => vec!["the error in the evidence names what to look at".into()],
+        _ => {
+            let mut advice: Advice = Vec::new();
+            if u32::from(deaths.latest.tcp.retransmits) > deaths.latest.tcp.total_retrans {
+                advice.push(
+                    format!(
+                        "see first why this host could not send all of it again: TcpExtTCPRetransFail in \
+                         namespace {netns} (nstat -az), its route and its device"
+                    )
+                    .into(),
+                );
+            }
+            advice.push(
+                format!("check that {remote} is up, and that no firewall on the way forgot the connection")
+                    .into(),
+            );
+            advice
+        }
     }
 }
 

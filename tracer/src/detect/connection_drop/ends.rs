@@ -86,8 +86,11 @@ impl Ends {
 
     /// Who sent the RST that ended a connection.
     pub(super) fn sender(&self, ending: &Close, cx: &Context<'_>) -> By {
+        let other = self.other(ending, cx.now).map(|end| end.how);
+        let other = other.filter(|how| how.sends_reset());
         match ending.sender.map(|sender| (sender.by, sender.translated)) {
-            Some((SentBy::Socket, _)) => By::Socket(self.other(ending, cx.now).map(|end| end.how)),
+            Some((SentBy::Socket, _)) => By::Socket(other),
+            None if other.is_some() => By::Socket(other),
             Some((SentBy::Answer(state), _)) => By::Answer(state),
             Some((SentBy::NoSocket, translated)) => By::NoSocket { translated },
             None if ending.senders_told && is_attached(cx) => By::Unseen,
