@@ -8,7 +8,7 @@ use super::{
     ends::By,
     group::{Deaths, Pattern, Whose},
     thresholds::Thresholds,
-    words::signal_name,
+    words::{lacks_source, signal_name},
 };
 use crate::{
     detect::room::{Context, said_seconds, who},
@@ -136,8 +136,18 @@ fn of_timeout(key: &DeathKey, deaths: &Deaths) -> Advice {
                  neighbour), otherwise a router: 'tcpdump icmp or icmp6' shows which"
             )
             .into(),
-            format!("check that {remote} is up, and the routes on the way to it").into(),
+            format!("check that {remote} is up, the routes on the way to it, and firewalls that reject").into(),
         ],
+        How::NoRoute if lacks_source(&deaths.latest) => {
+            let local = deaths.latest.socket.local.ip();
+            vec![
+                format!(
+                    "see in namespace {netns} whether it still has the address ('ip address show to {local}') or has \
+                     a route that discards ('ip route get {remote} from {local}')"
+                )
+                .into(),
+            ]
+        }
         How::NoRoute => vec![
             format!(
                 "see what became of the route, the address or the device in namespace {netns}: 'ip route get \
@@ -241,7 +251,7 @@ fn of_reset(key: &DeathKey, deaths: &Deaths, rules: &Thresholds) -> Advice {
         By::Answer(TcpState::Listen) => vec![
             format!(
                 "{remote} listens on this host, and holds no established connection for what was sent: it ended \
-                 there before, or was never complete"
+                 there before, or was never complete (net.ipv4.tcp_abort_on_overflow, with a full accept queue)"
             )
             .into(),
         ],

@@ -123,6 +123,12 @@ fn without_route(ending: &mut Close) {
     ending.tcp.total_retrans = 1;
 }
 
+fn without_source(ending: &mut Close) {
+    timed_out(ending);
+    ending.error = errno::EINVAL;
+    ending.tcp.total_retrans = 1;
+}
+
 fn unsent(ending: &mut Close) {
     window(ending);
     ending.tcp.snd_wnd = 64_000;
@@ -296,8 +302,20 @@ const CLAIMS: &[Claim] = &[
     },
     Claim {
         words: "ICMP said that the peer cannot be reached",
-        said: &[by_icmp],
-        never: &[without_route, unreachable, timed_out],
+        said: &[by_icmp, |ending| {
+            timed_out(ending);
+            ending.error = errno::ECONNREFUSED;
+        }],
+        never: &[without_route, unreachable, timed_out, without_source],
+    },
+    Claim {
+        words: "finds no route from 10.0.0.1 to the peer any more",
+        said: &[without_source],
+        never: &[by_icmp, without_route, |ending| {
+            // Of another source: nothing had timed out.
+            ending.error = errno::EINVAL;
+            ending.flags = 0;
+        }],
     },
     Claim {
         words: "this host has no route to the peer any more",

@@ -66,7 +66,7 @@ impl How {
         Some(match ending.errno {
             errno::ETIMEDOUT if orphan => Self::OrphanTimeout,
             errno::ETIMEDOUT => Self::of_timeout(ending),
-            errno if is_unreachable(errno) => Self::of_unreachable(ending),
+            errno if is_unreachable(errno, ending) => Self::of_unreachable(ending, errno),
             errno::ECONNABORTED => Self::Killed,
             errno::ECONNRESET | errno::EPIPE => return Self::of_reset(ending),
             0 if orphan => Self::Orphan,
@@ -125,8 +125,19 @@ impl How {
     /// when the kernel gives up. A look-up that fails sends nothing that would be counted (`__tcp_retransmit_skb`), and
     /// leaves the socket without a route; so may the kernel's own doubts of a route, but not where it only probed
     /// (`dst_negative_advice`). An ICMP message leaves the route.
-    const fn of_unreachable(ending: &Close) -> Self {
+    const fn of_unreachable(ending: &Close, errno: u32) -> Self {
         let tcp = &ending.tcp;
+        match errno {
+            // No ICMP message is turned into these (`icmp_err_convert`, `tab_unreach`), and no look-up fails with those.
+            errno::EINVAL | errno::ENETDOWN => return Self::NoRoute,
+            errno::ECONNREFUSED
+            | errno::ENOPROTOOPT
+            | errno::EOPNOTSUPP
+            | errno::EPROTO
+            | errno::EHOSTDOWN
+            | errno::ENONET => return Self::Icmp,
+            _ => {}
+        }
         if tcp.retransmits as u32 > tcp.total_retrans {
             return Self::NoRoute;
         }
@@ -158,8 +169,8 @@ impl How {
             Self::Linger
         } else if tcp.retransmits == 0 && tcp.probes_out == 0 {
             Self::Disconnect
-        } else if is_unreachable(ending.soft_errno) {
-            Self::of_unreachable(ending)
+        } else if is_unreachable(ending.soft_errno, ending) {
+            Self::of_unreachable(ending, ending.soft_errno)
         } else {
             Self::of_timeout(ending)
         }
@@ -275,16 +286,23 @@ fn is_window_shut(ending: &Close) -> bool {
 /// A bit of `sk_shutdown` (include/net/sock.h).
 const RCV_SHUTDOWN: u8 = 1;
 
-/// Kept in mind by the kernel until it gave up.
-pub(super) const fn is_unreachable(errno: u32) -> bool {
-    matches!(
-        errno,
+/// Kept in mind by the kernel until it gave up: an error that a look-up of a route or an ICMP message leaves.
+const fn is_unreachable(errno: u32, ending: &Close) -> bool {
+    let gave_up = ending.tcp.retransmits > 0 || ending.tcp.probes_out > 0;
+    match errno {
         errno::EHOSTUNREACH
-            | errno::ENETUNREACH
-            | errno::EHOSTDOWN
-            | errno::ENETDOWN
-            | errno::ENONET
-    )
+        | errno::ENETUNREACH
+        | errno::EHOSTDOWN
+        | errno::ENETDOWN
+        | errno::ENONET => true,
+        errno::ECONNREFUSED
+        | errno::EACCES
+        | errno::EINVAL
+        | errno::ENOPROTOOPT
+        | errno::EOPNOTSUPP
+        | errno::EPROTO => gave_up,
+        _ => false,
+    }
 }
 
 /// What a RST met.

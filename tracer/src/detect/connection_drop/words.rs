@@ -130,9 +130,11 @@ fn facts(key: &DeathKey, deaths: &Deaths, cx: &Context<'_>) -> Facts {
             facts = facts.count("not_accepted", deaths.queued);
         }
     }
-    if let Some(name) = errno::name(latest.errno) {
-        facts = facts.text("error", name);
-    }
+    facts = match errno::name(latest.errno) {
+        Some(name) => facts.text("error", name),
+        None if latest.errno != 0 => facts.count("error_number", latest.errno),
+        None => facts,
+    };
     if let Some(reason) = latest.reason {
         facts = reason_fact(facts, "kernel_reason", reason, cx);
     }
@@ -236,6 +238,10 @@ fn summary(
             "timed out after {owner} had closed: its last data or FIN was not acknowledged"
         ),
         How::Icmp => "timed out, and ICMP said that the peer cannot be reached".to_owned(),
+        How::NoRoute if lacks_source(&deaths.latest) => format!(
+            "timed out: this host finds no route from {} to the peer any more",
+            deaths.latest.socket.local.ip()
+        ),
         How::NoRoute if deaths.latest.routed == Some(true) => {
             "timed out: this host had no route to the peer for a time".to_owned()
         }
@@ -256,6 +262,11 @@ fn summary(
         Some(pattern) => format!("{whose} {died}, {}", paused(pattern, key, &owner)),
         None => format!("{whose} {died}{}", after_pause(key, deaths, rules)),
     }
+}
+
+/// A look-up fails like this where the source is no address of the namespace, and by a route that is a black hole.
+pub(super) const fn lacks_source(latest: &Close) -> bool {
+    latest.errno == errno::EINVAL || (latest.errno == 0 && latest.soft_errno == errno::EINVAL)
 }
 
 fn gave_up(key: &DeathKey, deaths: &Deaths) -> String {
