@@ -13,13 +13,14 @@ use conntracer_tests::{
     forked::{self, Forked},
     line::{Finding, Subject},
     link::Pair,
+    netns::NetNs,
     output::Run,
     packet::{self, Segment, flag},
     peer::{Peer, Script},
     served::{accept, listens},
     sock_diag,
     socket::{
-        Connection, abort_on_close, connect_without_waiting, deafen, listen, listen_on, tcp,
+        Connection, abort_on_close, connect_without_waiting, deafen, listen, listen_on, mptcp, tcp,
         vanish, wait_acknowledged, wait_error, wait_readable,
     },
     wait::{self, EVENTUALLY},
@@ -620,4 +621,42 @@ fn a_reset_is_told_by_who_sent_it() {
         assert!(reset.summary.contains(said), "{reset:#?}");
     }
     assert_sound(&run, &pair.client);
+}
+
+/// MPTCP ends its TCP connections by a RST where data is left unread: nobody has killed them, and no process has set
+/// SO_LINGER.
+#[test]
+fn what_mptcp_ends_is_not_told_as_killed() {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let address = Family::V4.veth_listener();
+    let made = |netns: &NetNs| netns.run(|| mptcp(Family::V4)).unwrap();
+    let (Some(listener), Some(client)) = (made(&pair.server), made(&pair.client)) else {
+        lacking("this kernel has no MPTCP");
+        return;
+    };
+    let Some(mut here) = watch(&binary, &pair.server) else {
+        return;
+    };
+    let Some(mut there) = watch(&binary, &pair.client) else {
+        return;
+    };
+    let listener = listen_on(listener, address, 4).unwrap();
+    connect_without_waiting(&client, address).unwrap();
+    let mut connection = Connection::accept(&listener, client).unwrap();
+    connection.connected.write_all(b"request").unwrap();
+    wait_readable(&connection.accepted).unwrap();
+    drop(connection.accepted);
+    wait_readable(&connection.connected).unwrap();
+    let (run, ended) = all(&mut here, 1, "mptcp");
+    if let Some(ended) = ended {
+        assert_eq!(ended.cause, "reset_sent", "{ended:#?}");
+        assert!(ended.summary.contains("of MPTCP"), "{ended:#?}");
+    }
+    assert_sound(&run, &pair.server);
+    let run = tell_all(&mut there, &HOOKS, 1, died);
+    for ended in run.last_of(is_drop) {
+        assert!(ended.summary.contains("of MPTCP"), "{ended:#?}");
+        assert!(!ended.summary.contains("administrator"), "{ended:#?}");
+    }
 }
