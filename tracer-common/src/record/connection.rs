@@ -116,6 +116,14 @@ pub mod close_flag {
     pub const EXITING: u8 = 128;
 }
 
+/// Bits of [`Close::hints`].
+pub mod close_hint {
+    /// The kernel tells of every RST that TCP sends on this host.
+    pub const SENDERS_TOLD: u8 = 1;
+    /// It was taken away without a word to the peer (`TCP_REPAIR`), to live on elsewhere.
+    pub const REPAIR: u8 = 2;
+}
+
 /// Values of [`Close::sender`]: how the RST that ended a connection was sent, where this host sent it.
 pub mod rst_sender {
     /// Nobody on this host was seen to.
@@ -158,8 +166,8 @@ pub struct Close {
     /// How, and from which state, this host sent the RST that was received: see [`rst_sender`].
     pub sender: u8,
     pub sender_state: u8,
-    /// 1 where the kernel tells of every RST that TCP sends on this host.
-    pub senders_told: u8,
+    /// Bits of [`close_hint`].
+    pub hints: u8,
     /// 1 where the socket had a route that it sent by, 2 where it had none; 0 where the kernel does not tell.
     pub routed: u8,
     /// Since the first segment that was not answered was sent; `u64::MAX` where there is none. This and what follows

@@ -4,7 +4,7 @@
 use aya_ebpf::programs::BtfTracePointContext;
 use conntracer_common::{
     layout::ABSENT,
-    record::{Close, close_flag, kind, owner_source, rst_sender},
+    record::{Close, close_flag, close_hint, kind, owner_source, rst_sender},
     transition::{Transition, unread},
 };
 
@@ -43,7 +43,7 @@ pub(crate) fn closed(
         record.owner.source = 0;
         let matches = socket::fill(sk, &mut record.socket, &mut record.owner);
         // The RST follows, and is told of when it has reached its end already (`tcp_send_active_reset`).
-        if abrupt && rst.sk == 0 && load!(sk, sk_err: u32) == 0 {
+        if abrupt && rst.sk == 0 && load!(sk, sk_err: u32) == 0 && !in_repair(sk) {
             reset::sent(&record.socket, u32::MAX, rst_sender::SOCKET);
         }
         if matches {
@@ -69,7 +69,13 @@ fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut Cl
     record.flags = 0;
     record.exit_code = 0;
     record.sender = 0;
-    record.senders_told = u8::from(global!(FACTS.args_tcp_send_reset) >= 3);
+    record.hints = 0;
+    if global!(FACTS.args_tcp_send_reset) >= 3 {
+        record.hints |= close_hint::SENDERS_TOLD;
+    }
+    if in_repair(sk) {
+        record.hints |= close_hint::REPAIR;
+    }
     record.routed = if global!(LAYOUT.sk_dst) == ABSENT {
         0
     } else if field!(sk, sk_dst: u64) != 0 {
@@ -108,6 +114,12 @@ fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut Cl
         closer(sk, record);
     }
     emit::emit(ctx, Lane::Bulk, &*record)
+}
+
+/// Whether the socket is taken away without a word (`tcp_disconnect`).
+#[inline(always)]
+fn in_repair(sk: u64) -> bool {
+    (field!(sk, tcp_repair: u8) >> (global!(FACTS.repair_bit) & 7)) & 1 != 0
 }
 
 /// What is known of the process that closes a connection: it runs now where it has locked the socket, or where it closes

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use conntracer_common::record::{self, Header, close_flag, rst_sender};
+use conntracer_common::record::{self, Header, close_flag, close_hint, rst_sender};
 use serde::Serialize;
 use zerocopy::IntoBytes;
 
@@ -147,6 +147,8 @@ pub struct Close {
     pub sender: Option<RstSender>,
     /// The kernel tells of every RST that TCP sends.
     pub senders_told: bool,
+    /// It was taken away without a word to the peer (`TCP_REPAIR`).
+    pub in_repair: bool,
     /// Whether the socket had a route that it sent by, where the kernel tells.
     pub routed: Option<bool>,
 }
@@ -264,7 +266,8 @@ impl Close {
             flags: raw.flags,
             exit: (raw.flags & close_flag::EXITING != 0).then(|| Exit::decode(raw.exit_code)),
             sender: RstSender::decode(raw),
-            senders_told: raw.senders_told != 0,
+            senders_told: raw.hints & close_hint::SENDERS_TOLD != 0,
+            in_repair: raw.hints & close_hint::REPAIR != 0,
             routed: match raw.routed {
                 1 => Some(true),
                 2 => Some(false),

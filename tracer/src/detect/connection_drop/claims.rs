@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    record::{Close, Socket, close_flag, rst_sender},
+    record::{Close, Socket, close_flag, close_hint, rst_sender},
     stats::hook,
     tcp::state,
 };
@@ -160,11 +160,11 @@ fn unused(ending: &mut Close) {
 }
 
 fn told(ending: &mut Close) {
-    ending.senders_told = 1;
+    ending.hints = close_hint::SENDERS_TOLD;
 }
 
 fn by(ending: &mut Close, sender: u8, state: u8) {
-    ending.senders_told = 1;
+    ending.hints = close_hint::SENDERS_TOLD;
     ending.sender = sender;
     ending.sender_state = state;
     ending.sender_netns = 4027;
@@ -727,6 +727,12 @@ fn a_check_is_quiet_and_nothing_else_is() {
     assert_eq!(at_once(accepted(), &linger), 1, "a server that cuts");
     assert_eq!(at_once(service(), &reset), 1, "a client that is cut");
     assert_eq!(at_once(accepted(), &|ending| ending.bytes_received = 1), 1);
+    let taken = |ending: &mut Close| {
+        by_process(ending);
+        ending.bytes_received = 1;
+        ending.hints = close_hint::REPAIR;
+    };
+    assert_eq!(at_once(service(), &taken), 0, "a checkpoint");
     let later = run(host(), accepted(), unused);
     assert_eq!(later.last_words().len(), 1);
 }

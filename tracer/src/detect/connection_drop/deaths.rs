@@ -57,9 +57,9 @@ pub(super) enum How {
 }
 
 impl How {
-    /// `None` for an orderly end, and for a RST that cost nobody anything.
+    /// `None` for an orderly end, for one that goes on elsewhere, and for a RST that cost nobody anything.
     pub(super) fn of(ending: &Close, host: &Host) -> Option<Self> {
-        if ending.is_orderly() {
+        if ending.is_orderly() || ending.in_repair {
             return None;
         }
         let orphan = ending.has(close_flag::ORPHAN);

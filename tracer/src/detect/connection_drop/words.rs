@@ -223,8 +223,7 @@ fn summary(
             format!("reset by this host: {owner} closed the listener before they were accepted")
         }
         How::Disconnect => format!(
-            "ended without a FIN by {owner} (connect() to AF_UNSPEC, TCP_REPAIR of a checkpoint, or a protocol \
-             above)"
+            "ended without a FIN by {owner} (connect() to AF_UNSPEC, or a protocol above)"
         ),
         How::Subflow => "ended by MPTCP on this host".to_owned(),
         How::Data => "timed out: data was not acknowledged".to_owned(),
