@@ -4,11 +4,12 @@
 use std::borrow::Cow;
 
 use super::{
-    deaths::{DeathKey, How, Met},
+    deaths::DeathKey,
     ends::By,
     group::{Deaths, Pattern, Whose},
+    how::{How, Met},
+    phrase::{lacks_source, signal_name},
     thresholds::Thresholds,
-    words::{lacks_source, signal_name},
 };
 use crate::{
     detect::room::{Context, said_seconds, who},

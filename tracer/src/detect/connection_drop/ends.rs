@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use conntracer_common::stats::{HOOKS, hook};
 
-use super::deaths::How;
+use super::how::How;
 use crate::{
     detect::room::Context,
     event::{Close, Owner, SentBy, TcpState},

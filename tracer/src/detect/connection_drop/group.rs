@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::{
-    deaths::{DeathKey, How, Met},
+    deaths::DeathKey,
     ends::{By, End},
+    how::{How, Met},
     thresholds::Thresholds,
 };
 use crate::{

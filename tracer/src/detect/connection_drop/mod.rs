@@ -25,6 +25,8 @@ mod claims;
 mod deaths;
 mod ends;
 mod group;
+mod how;
+mod phrase;
 #[cfg(test)]
 mod tests;
 mod thresholds;
@@ -34,9 +36,10 @@ use conntracer_common::{record::close_flag, stats::hook};
 
 pub(super) use self::thresholds::Thresholds;
 use self::{
-    deaths::{DeathKey, How, Met, Place},
+    deaths::{DeathKey, Place},
     ends::{By, Ends},
     group::Deaths,
+    how::{How, Met},
 };
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{event::Close as Event, finding::FindingKind};

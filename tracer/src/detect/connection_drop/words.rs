@@ -6,9 +6,11 @@ use conntracer_common::record::close_flag;
 
 use super::{
     advice::advice,
-    deaths::{DeathKey, How, Met, Place},
+    deaths::{DeathKey, Place},
     ends::By,
     group::{Deaths, Pattern, Range, Whose},
+    how::{How, Met},
+    phrase::{ended, lacks_source, signal_name},
     thresholds::Thresholds,
 };
 use crate::{
@@ -263,11 +265,6 @@ fn summary(
     }
 }
 
-/// A look-up fails like this where the source is no address of the namespace, and by a route that is a black hole.
-pub(super) const fn lacks_source(latest: &Close) -> bool {
-    latest.errno == errno::EINVAL || (latest.errno == 0 && latest.soft_errno == errno::EINVAL)
-}
-
 fn gave_up(key: &DeathKey, deaths: &Deaths) -> String {
     let at = match key.place {
         Place::Listener(local) => local.to_string(),
@@ -405,38 +402,4 @@ fn paused(pattern: Pattern, key: &DeathKey, owner: &str) -> String {
              timeout of at most that, of something between"
         ),
     }
-}
-
-/// How a process ended, as the end of a sentence.
-pub(super) fn ended(exit: Exit) -> String {
-    match exit {
-        Exit::Signal(signal) => format!("was ended by {}", signal_name(signal)),
-        Exit::Status(status) => format!("ended with status {status}"),
-    }
-}
-
-/// The signals that end processes, as x86 and ARM number them.
-pub(super) fn signal_name(signal: u8) -> Cow<'static, str> {
-    let name = match signal {
-        1 => "SIGHUP",
-        2 => "SIGINT",
-        3 => "SIGQUIT",
-        4 => "SIGILL",
-        5 => "SIGTRAP",
-        6 => "SIGABRT",
-        7 => "SIGBUS",
-        8 => "SIGFPE",
-        9 => "SIGKILL",
-        10 => "SIGUSR1",
-        11 => "SIGSEGV",
-        12 => "SIGUSR2",
-        13 => "SIGPIPE",
-        14 => "SIGALRM",
-        15 => "SIGTERM",
-        24 => "SIGXCPU",
-        25 => "SIGXFSZ",
-        31 => "SIGSYS",
-        _ => return format!("signal {signal}").into(),
-    };
-    name.into()
 }
