@@ -8,6 +8,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::record::{EarlyDrop, Failure, Owner, Retransmits, Syn, UndoTotals};
 
+/// [`SocketState::listener`] of a connection that its application had closed before it was first seen: whose it was,
+/// its listener does not tell.
+pub const NOBODYS: u64 = u64::MAX;
+
 /// One connection, from birth (or first coverage) to `tcp_destroy_sock`. The key is the address of its
 /// `struct sock`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -17,7 +21,7 @@ pub struct SocketState {
     pub born_ns: u64,
     /// When `state` was entered; only CLOSE_WAIT and FIN_WAIT2 are kept.
     pub since_ns: u64,
-    /// Address of the listener it came from, 0 when none or unknown.
+    /// Address of the listener it came from, 0 when none or unknown, [`NOBODYS`] where it has no owner to inherit.
     pub listener: u64,
     /// See [`Listener::owned_ns`].
     pub owned_ns: u64,

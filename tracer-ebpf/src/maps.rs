@@ -8,7 +8,7 @@ use aya_ebpf::{
 use conntracer_common::{
     early_drop::DropCounters,
     netns::{Counts, Look},
-    record::{Beside, Seed, Sources},
+    record::{Beside, Owner, Seed, Sources},
     socket::{
         EARLY_DROP_KEY_BYTES, EarlyDropEntry, FAILED_KEY_BYTES, FORK_PLACES, Failed, Heir,
         Listener, RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState,
@@ -187,6 +187,50 @@ pub(crate) struct LastRst {
 
 #[map]
 pub(crate) static LAST_RST: Table<PerCpuArray<LastRst>> = Table::per_cpu(1);
+
+/// A listener that a thread closed.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub(crate) struct ClosedListener {
+    pub(crate) owner: Owner,
+    pub(crate) netns: u32,
+    pub(crate) local_port: u16,
+    pub(crate) pad: u16,
+}
+
+/// The last one that each thread closed, by thread: what waits in its queue ends in the same call, and the listener is
+/// forgotten by then. LRU: one forgotten among 256 others leaves those connections without an owner.
+#[map]
+pub(crate) static CLOSED_LISTENERS: Table<LruHashMap<u64, ClosedListener>> = Table::lru(256);
+
+/// Between which ends a RST went, as its sender sees them. `remote_port` 0: whatever port of the remote end.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub(crate) struct SentRstKey {
+    pub(crate) local_addr: [u32; 4],
+    pub(crate) remote_addr: [u32; 4],
+    /// The local port, and the remote one above it: in one word, as keys are best for the verifier (see `table`).
+    pub(crate) ports: u64,
+}
+
+/// How one was sent.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub(crate) struct SentRst {
+    pub(crate) at_ns: u64,
+    pub(crate) reason: u32,
+    pub(crate) netns: u32,
+    /// One of `rst_sender`.
+    pub(crate) how: u8,
+    /// Of the sender's socket.
+    pub(crate) state: u8,
+    pub(crate) pad: [u8; 6],
+}
+
+/// The last RSTs that TCP sent on this host, for the end that is reset by one. LRU: one forgotten among 2,048 others is
+/// not seen, and is not said to have come from elsewhere without the other candidates.
+#[map]
+pub(crate) static SENT_RSTS: Table<LruHashMap<SentRstKey, SentRst>> = Table::lru(2048);
 
 /// A client whose third ACK was discarded.
 #[repr(C)]

@@ -9,6 +9,7 @@ mod alone;
 mod connect_failure;
 mod connection;
 mod connection_drop;
+mod deaths;
 mod denied;
 mod doctor;
 mod early_drop;

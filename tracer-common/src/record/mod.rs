@@ -69,7 +69,7 @@ records! {
     RETRANSMITS = 19: Retransmits, 400;
     UNDO = 20: Undo, 176;
     FAILURE = 21: Failure, 168;
-    CLOSE = 22: Close, 240;
+    CLOSE = 22: Close, 256;
     IDLE = 23: Idle, 216;
     SEEDED = 24: Seeded, 40;
     IDLE_TOTALS = 25: IdleTotals, 40;

@@ -172,7 +172,7 @@ impl Body {
             kind::STATE => Self::State(State::decode(&read(bytes, header)?)?),
             kind::RESET => Self::Reset(Reset::decode(&read(bytes, header)?)?),
             kind::FAILURE => Self::Failure(Failure::decode(&read(bytes, header)?)?),
-            kind::CLOSE => Self::Close(Close::decode(&read(bytes, header)?)?),
+            kind::CLOSE => Self::Close(Close::decode(bytes, header)?),
             kind::PROBE => Self::Probe(Probe::decode(&read(bytes, header)?)?),
             kind::RETRANSMIT => Self::Retransmit(Retransmit::decode(&read(bytes, header)?)?),
             kind::RETRANSMITS => Self::Retransmit(Retransmit::decode_all(bytes, header)?),

@@ -151,8 +151,10 @@ fn of_trouble(kind: u16, number: u8, now_ns: u64) -> Vec<u8> {
             tcp,
             bytes_received: 4096,
             idle_ns: 1_000_000,
+            unanswered_ns: u64::MAX,
             error: 104,
             reason: u32::MAX,
+            sender_reason: u32::MAX,
             old_state: state::ESTABLISHED,
             flags: close_flag::RST_RECEIVED,
             ..record::Close::default()

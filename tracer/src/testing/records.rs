@@ -370,8 +370,10 @@ impl Run {
             owner: owner(),
             bytes_received: 4096,
             idle_ns: 1_000_000,
+            unanswered_ns: u64::MAX,
             error: 104,
             reason: u32::MAX,
+            sender_reason: u32::MAX,
             old_state: state::ESTABLISHED,
             flags: record::close_flag::RST_RECEIVED,
             ..record::Close::default()
