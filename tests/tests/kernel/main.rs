@@ -26,6 +26,7 @@ mod listener;
 mod listeners;
 mod nginx;
 mod owner;
+mod programs;
 mod reconcile;
 mod retransmit;
 mod retransmit_storm;
