@@ -178,6 +178,26 @@ impl Pair {
         })
     }
 
+    /// Takes the server's way to a [lent](Self::lend) address away.
+    pub fn forget_way(&self, lent: IpAddr) -> Result<()> {
+        let family = Family::of(lent);
+        let route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(lent, family.host_len())
+            .with_context(|| format!("a route to {lent}"))?
+            .gateway(family.client())
+            .with_context(|| format!("a route to {lent} by the client"))?;
+        self.server.run(|| {
+            with_handle(async |handle: &Handle| {
+                handle
+                    .route()
+                    .del(route.build())
+                    .execute()
+                    .await
+                    .with_context(|| format!("removing the route to {lent}"))
+            })
+        })
+    }
+
     /// A connection from the client to a listener of the server, which is closed by then.
     pub fn connect(&self, family: Family) -> Result<Connection> {
         let address = family.veth_listener();

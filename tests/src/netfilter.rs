@@ -41,6 +41,8 @@ pub enum Match {
     Everything,
     /// So many of a hundred packets, at random.
     Percent(u8),
+    /// So many of a thousand.
+    PerMille(u8),
     /// Packets of more than so many bytes, IP header included.
     LargerThan(u32),
 }
@@ -100,7 +102,8 @@ pub fn reject_at(hook: Hook, code: u8) -> Result<()> {
 pub fn drop_some_at(hook: Hook, matches: Match) -> Result<()> {
     let (policy, test) = match matches {
         Match::Everything => (POLICY_DROP, None),
-        Match::Percent(percent) => (POLICY_ACCEPT, Some(is_drawn(percent))),
+        Match::Percent(percent) => (POLICY_ACCEPT, Some(is_drawn(percent, 100))),
+        Match::PerMille(share) => (POLICY_ACCEPT, Some(is_drawn(share, 1000))),
         Match::LargerThan(bytes) => (POLICY_ACCEPT, Some(is_larger(bytes))),
     };
     rule_at(hook, policy, test.map(|test| [test, drop_it()].concat()))
@@ -145,15 +148,15 @@ fn rule_at(hook: Hook, policy: u32, rule: Option<Vec<u8>>) -> Result<()> {
     change(&messages)
 }
 
-/// Whether a number drawn from a hundred is below `percent`: numbers in the host's byte order, of which the
-/// first byte is all there is.
-fn is_drawn(percent: u8) -> Vec<u8> {
+/// Whether a number drawn from `of` is below `share`.
+fn is_drawn(share: u8, of: u32) -> Vec<u8> {
     const RANDOM: u32 = 1;
     const LESS: u32 = 2;
-    let draw = numbers(&[(1, REGISTER), (2, 100), (3, RANDOM), (4, 0)]);
+    let draw = numbers(&[(1, REGISTER), (2, of), (3, RANDOM), (4, 0)]);
     [
         expression(b"numgen\0", &draw),
-        compare(LESS, u32::from(percent).to_le_bytes()),
+        swapped(),
+        compare(LESS, u32::from(share).to_be_bytes()),
     ]
     .concat()
 }
@@ -161,8 +164,18 @@ fn is_drawn(percent: u8) -> Vec<u8> {
 /// Whether a packet is larger than `bytes`.
 fn is_larger(bytes: u32) -> Vec<u8> {
     const META_LENGTH: u32 = 0;
-    const HOST_TO_NETWORK: u32 = 1;
     const GREATER: u32 = 4;
+    [
+        expression(b"meta\0", &numbers(&[(1, REGISTER), (2, META_LENGTH)])),
+        swapped(),
+        compare(GREATER, bytes.to_be_bytes()),
+    ]
+    .concat()
+}
+
+/// Puts the register's number, which is in the host's byte order, in the network's: bytes are compared as they stand.
+fn swapped() -> Vec<u8> {
+    const HOST_TO_NETWORK: u32 = 1;
     let swap = numbers(&[
         (1, REGISTER),
         (2, REGISTER),
@@ -170,12 +183,7 @@ fn is_larger(bytes: u32) -> Vec<u8> {
         (4, 4),
         (5, 4),
     ]);
-    [
-        expression(b"meta\0", &numbers(&[(1, REGISTER), (2, META_LENGTH)])),
-        expression(b"byteorder\0", &swap),
-        compare(GREATER, bytes.to_be_bytes()),
-    ]
-    .concat()
+    expression(b"byteorder\0", &swap)
 }
 
 fn compare(operation: u32, with: [u8; 4]) -> Vec<u8> {

@@ -17,7 +17,7 @@ use crate::{
     link::Pair,
     netns::NetNs,
     packet::{self, Segment, flag},
-    socket::{abort_on_close, connect_without_waiting, listen, tcp},
+    socket::{abort_on_close, connect_with_data, connect_without_waiting, listen, tcp},
     wait::SOON,
 };
 
@@ -132,6 +132,32 @@ impl Peer {
             } else if script.timestamps {
                 echoed = echoed.or(heard);
             }
+        }
+        Ok(socket)
+    }
+
+    /// A connection from the server of `pair` that sends so many bytes with its SYN (RFC 7413), of which the peer
+    /// acknowledges the SYN alone, and then what is sent again.
+    pub fn take_the_syn_alone(&self, pair: &Pair, bytes: u16) -> Result<Socket> {
+        // Client, and without a cookie.
+        pair.server.set_sysctl("net/ipv4/tcp_fastopen", "5")?;
+        let socket = pair.server.run(|| -> Result<Socket> {
+            let socket = tcp(self.family)?;
+            connect_with_data(&socket)?;
+            connect_without_waiting(&socket, self.address)?;
+            std::io::Write::write_all(&mut &socket, &vec![0; bytes.into()])
+                .context("writing with the SYN")?;
+            Ok(socket)
+        })?;
+        abort_on_close(&socket)?;
+        let syn = self
+            .hear(|segment| segment.flags & flag::SYN != 0 && segment.bytes > 0)
+            .context("hearing a SYN with data")?;
+        let offer = [&[2, 4][..], &MSS.to_be_bytes(), &[1, 1, 4, 2]].concat();
+        self.say(&syn, flag::SYN | flag::ACK, ISN, syn.seq + 1, &offer)?;
+        for step in [Step::Hear(0), Step::Ack(bytes.into(), &[])] {
+            self.step(&socket, &syn, None, step)
+                .with_context(|| format!("{step:?}"))?;
         }
         Ok(socket)
     }

@@ -266,10 +266,13 @@ const fn before_zero(word: u64) -> u64 {
 }
 
 /// What to write to the rings beyond what findings need; bits of `EMIT`, one per
-/// [`crate::record::kind`].
+/// [`crate::record::kind`]. What userspace alone writes has none where its number is beyond these.
 #[must_use]
 pub const fn emit_bit(kind: u16) -> u32 {
-    1 << kind
+    match 1_u32.checked_shl(kind as u32) {
+        Some(bit) => bit,
+        None => 0,
+    }
 }
 
 #[cfg(test)]

@@ -105,7 +105,13 @@ layout! {
     rcv_nxt = "tcp_sock"."rcv_nxt";
     copied_seq = "tcp_sock"."copied_seq", optional;
     lsndtime = "tcp_sock"."lsndtime", optional;
+    /// When an acknowledgement last came (`tcp_jiffies32`), and when the first segment after the last one that was
+    /// acknowledged was sent (CLOCK_MONOTONIC in microseconds).
     rcv_tstamp = "tcp_sock"."rcv_tstamp", optional;
+    first_tx_mstamp = "tcp_sock"."first_tx_mstamp", optional;
+    is_mptcp = "tcp_sock"."is_mptcp", optional;
+    /// The byte that holds it, at bit `repair_bit`.
+    tcp_repair = "tcp_sock"."repair", optional;
     retrans_stamp = "tcp_sock"."retrans_stamp", optional;
     bytes_received = "tcp_sock"."bytes_received", optional;
     snd_wnd = "tcp_sock"."snd_wnd";
@@ -247,7 +253,8 @@ pub struct KernelFacts {
     pub ipv6only_bit: u8,
     /// 1 where the running task's type is known to the verifier (`bpf_get_current_task_btf`, Linux 5.11).
     pub typed_task: u8,
-    pub pad: u8,
+    /// Bit of `tcp_sock.repair` within its byte.
+    pub repair_bit: u8,
 }
 
 impl KernelFacts {
@@ -273,7 +280,7 @@ impl KernelFacts {
         reuseport_bit: 0,
         ipv6only_bit: 0,
         typed_task: 0,
-        pad: 0,
+        repair_bit: 0,
     };
 }
 

@@ -42,7 +42,7 @@ pub mod count {
     /// Segments sent again, by [`class`]: this is the first.
     pub const RETRANSMITTED: usize = COOKIE_DROPPED + 14;
     /// Losses that the kernel took back, by [`way`]: this is the first.
-    pub const UNDONE: usize = RETRANSMITTED + class::COUNT;
+    pub const UNDONE: usize = RETRANSMITTED + class::COUNTED;
     pub const COUNT: usize = UNDONE + way::COUNT;
 }
 
@@ -157,18 +157,21 @@ pub const fn expected(counts: &Counts) -> KernelCounts {
     sums[kernel::SYNCOOKIES_FAILED] = counts[c::COOKIE_INVALID];
     let mut again = counts[c::SYN_ACK_RETRANSMITTED];
     let mut index = 0;
-    while index < class::COUNT {
+    while index < class::COUNTED {
         again = again.wrapping_add(counts[c::RETRANSMITTED + index]);
         index += 1;
     }
     sums[kernel::SYN_RETRANS] = counts[c::SYN_ACK_RETRANSMITTED]
         .wrapping_add(counts[c::RETRANSMITTED + class::SYN as usize])
+        .wrapping_add(counts[c::RETRANSMITTED + class::SYN_NOT_CONGESTION as usize])
         .wrapping_add(counts[c::RETRANSMITTED + class::SYN_ACK as usize]);
     sums[kernel::EMBRYONIC_RSTS] =
         counts[c::REQUEST_RESET].wrapping_add(counts[c::REQUEST_ABORTED]);
     sums[kernel::TIMEOUTS] = counts[c::TIMEOUT].wrapping_add(counts[c::REQUEST_TIMEOUT]);
     sums[kernel::FAST_RETRANS] = counts[c::RETRANSMITTED + class::FAST as usize];
-    sums[kernel::SLOW_START_RETRANS] = counts[c::RETRANSMITTED + class::SLOW_START as usize];
+    sums[kernel::SLOW_START_RETRANS] = counts[c::RETRANSMITTED + class::SLOW_START as usize]
+        .wrapping_add(counts[c::RETRANSMITTED + class::NOT_CONGESTION as usize])
+        .wrapping_add(counts[c::RETRANSMITTED + class::SYN_NOT_CONGESTION as usize]);
     sums[kernel::LOSS_PROBES] = counts[c::LOSS_PROBE];
     sums[kernel::RETRANS_FAIL] = counts[c::RETRANSMIT_FAILED];
     sums[kernel::RETRANS_SEGS] = again;

@@ -17,6 +17,8 @@ pub struct Attempt {
     /// `icsk_ca_state` and `icsk_pending`.
     pub ca_state: u8,
     pub pending: u8,
+    /// 1 in the state Loss without a timeout: nothing is there to take back (`undo_marker` is 0).
+    pub without_timeout: u8,
 }
 
 /// What sent a segment again. Each is counted by another counter of the kernel, or by none.
@@ -35,7 +37,34 @@ pub mod class {
     pub const LOSS_PROBE: u8 = 5;
     /// None of these: the data of a SYN that only the SYN was acknowledged of.
     pub const OTHER: u8 = 6;
+    /// As many as records tell apart.
     pub const COUNT: usize = 7;
+    /// What was not lost to congestion, told as [`OTHER`]: too large for what ICMP said of the path, or the data of a Fast
+    /// Open SYN of which only the SYN was acknowledged (`tcp_simple_retransmit`, `tcp_non_congestion_loss_retransmit`).
+    /// No timer fired, and the kernel counts it in `TCPSlowStartRetrans`; of a SYN in `TCPSynRetrans` too.
+    pub const NOT_CONGESTION: u8 = 7;
+    pub const SYN_NOT_CONGESTION: u8 = 8;
+    /// As many as are counted in a namespace.
+    pub const COUNTED: usize = 9;
+
+    /// As records tell it.
+    #[must_use]
+    #[inline]
+    pub const fn told(class: u8) -> u8 {
+        match class {
+            NOT_CONGESTION => OTHER,
+            SYN_NOT_CONGESTION => SYN,
+            _ => class,
+        }
+    }
+}
+
+/// Whether a socket came to the state Loss without a timeout, which would have something to take back
+/// (`tcp_enter_loss`, `tcp_init_undo`): its timer is pending.
+#[must_use]
+#[inline]
+pub const fn is_without_timeout(ca_state: u8, pending: u8, undo_marker: u32) -> bool {
+    ca_state == ca::LOSS && pending != pending::NONE && undo_marker == 0
 }
 
 /// One of [`class`].
@@ -50,6 +79,8 @@ pub const fn class(attempt: &Attempt) -> u8 {
     if attempt.tcp_flags & flag::SYN != 0 {
         return if attempt.state == state::SYN_RECV {
             class::SYN_ACK
+        } else if attempt.without_timeout != 0 {
+            class::SYN_NOT_CONGESTION
         } else {
             class::SYN
         };
@@ -60,6 +91,8 @@ pub const fn class(attempt: &Attempt) -> u8 {
     if attempt.ca_state == ca::LOSS {
         return if attempt.pending == pending::NONE {
             class::TIMEOUT
+        } else if attempt.without_timeout != 0 {
+            class::NOT_CONGESTION
         } else {
             class::SLOW_START
         };
@@ -113,6 +146,7 @@ mod tests {
         sacked: sacked::EVER_RETRANS | sacked::LOST,
         ca_state: ca::OPEN,
         pending: pending::RETRANS,
+        without_timeout: 0,
     };
 
     #[test]
@@ -145,6 +179,32 @@ mod tests {
             let after = Attempt { pending, ..timeout };
             assert_eq!(class(&after), class::SLOW_START);
         }
+    }
+
+    #[test]
+    fn without_a_timeout_nothing_in_the_state_loss_is_one() {
+        let marked = |pending, undo_marker| is_without_timeout(ca::LOSS, pending, undo_marker);
+        assert!(marked(pending::RETRANS, 0));
+        assert!(
+            !marked(pending::RETRANS, 7),
+            "a timeout has something to take back"
+        );
+        assert!(!marked(pending::NONE, 0), "the timer itself");
+        assert!(!is_without_timeout(ca::RECOVERY, pending::RETRANS, 0));
+        let simple = Attempt {
+            ca_state: ca::LOSS,
+            without_timeout: 1,
+            ..ESTABLISHED
+        };
+        assert_eq!(class(&simple), class::NOT_CONGESTION);
+        assert_eq!(class::told(class(&simple)), class::OTHER);
+        let syn = Attempt {
+            state: state::SYN_SENT,
+            tcp_flags: flag::SYN,
+            ..simple
+        };
+        assert_eq!(class(&syn), class::SYN_NOT_CONGESTION);
+        assert_eq!(class::told(class(&syn)), class::SYN);
     }
 
     #[test]

@@ -8,6 +8,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::record::{EarlyDrop, Failure, Owner, Retransmits, Syn, UndoTotals};
 
+/// [`SocketState::listener`] of a connection that its application had closed before it was first seen: whose it was,
+/// its listener does not tell.
+pub const NOBODYS: u64 = u64::MAX;
+
 /// One connection, from birth (or first coverage) to `tcp_destroy_sock`. The key is the address of its
 /// `struct sock`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -17,7 +21,7 @@ pub struct SocketState {
     pub born_ns: u64,
     /// When `state` was entered; only CLOSE_WAIT and FIN_WAIT2 are kept.
     pub since_ns: u64,
-    /// Address of the listener it came from, 0 when none or unknown.
+    /// Address of the listener it came from, 0 when none or unknown, [`NOBODYS`] where it has no owner to inherit.
     pub listener: u64,
     /// See [`Listener::owned_ns`].
     pub owned_ns: u64,
@@ -36,8 +40,7 @@ pub struct SocketState {
     pub undoable: u8,
     /// 1 once it was said to be accepted.
     pub accepted: u8,
-    /// 1 once connect() was answered by a segment that does not fit.
-    pub answered: u8,
+    pub pad: u8,
     pub held: Held,
 }
 
@@ -175,6 +178,26 @@ pub const EARLY_DROP_KEY_BYTES: usize = 40;
 pub struct Failed {
     pub failure: Failure,
     pub emitted_ns: u64,
+}
+
+/// An ICMP message about a SYN: the value of the `ICMP_SAID` map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct IcmpSaid {
+    pub remote_addr: [u32; 4],
+    pub from: [u32; 4],
+    pub ktime_ns: u64,
+    pub netns: u32,
+    pub icmp_type: u8,
+    pub icmp_code: u8,
+    pub pad: [u8; 2],
+}
+
+/// Its key: the ports, and the namespace with the last word of the remote address; the value has both whole.
+#[must_use]
+#[inline(always)]
+pub fn icmp_key(netns: u32, local_port: u16, remote_port: u16, remote_word: u32) -> u64 {
+    (u64::from(netns ^ remote_word) << 32) | (u64::from(local_port) << 16) | u64::from(remote_port)
 }
 
 /// Bytes of a key of the `FAILURES` map; the record says all that is in it.

@@ -100,6 +100,55 @@ pub const fn unread(rcv_nxt: u32, copied_seq: u32, fin_came: bool) -> u32 {
     if unread > i32::MAX as u32 { 0 } else { unread }
 }
 
+/// What a socket knows of the time that passed before it died, each in nanoseconds before its end; `u64::MAX` where it
+/// does not know.
+#[derive(Clone, Copy, Debug)]
+pub struct Pause {
+    /// Data was last sent, or sent again.
+    pub sent_ns: u64,
+    /// Data or an acknowledgement last came.
+    pub heard_ns: u64,
+    /// `tcp_sock.first_tx_mstamp`: with nothing acknowledged since, when the first segment that is not was sent
+    /// (`tcp_rate_skb_sent`); otherwise when the last one that was acknowledged was. Nothing that is sent again renews
+    /// it.
+    pub first_tx_ns: u64,
+    /// Something is not acknowledged.
+    pub in_flight: bool,
+}
+
+impl Pause {
+    /// For how long nothing had passed before the first segment that was not answered; without one, before the end.
+    /// 0 where something was in flight when the peer was last heard.
+    #[must_use]
+    #[inline]
+    pub const fn before_ns(self) -> u64 {
+        if self.in_flight {
+            if self.first_tx_ns == u64::MAX || self.heard_ns == u64::MAX {
+                return u64::MAX;
+            }
+            return self.heard_ns.saturating_sub(self.first_tx_ns);
+        }
+        if self.sent_ns < self.heard_ns {
+            self.sent_ns
+        } else {
+            self.heard_ns
+        }
+    }
+
+    /// Since the first segment that was not answered; `u64::MAX` where there is none, or it is not known which.
+    #[must_use]
+    #[inline]
+    pub const fn unanswered_ns(self) -> u64 {
+        if !self.in_flight || self.first_tx_ns == u64::MAX || self.heard_ns == u64::MAX {
+            u64::MAX
+        } else if self.first_tx_ns < self.heard_ns {
+            self.first_tx_ns
+        } else {
+            self.heard_ns
+        }
+    }
+}
+
 /// Since data last went either way, in jiffies; `sent` and `received` are when, 0 where none ever was. `u32::MAX`
 /// where neither was.
 #[must_use]
@@ -222,6 +271,40 @@ mod tests {
         assert_eq!(unread(101, 100, true), 0);
         assert_eq!(unread(100, 100, true), 0, "read to its end");
         assert_eq!(unread(5, u32::MAX - 4, false), 10);
+    }
+
+    #[test]
+    fn a_pause_ends_with_the_first_segment_that_was_not_answered() {
+        const S: u64 = 1_000_000_000;
+        let pause = Pause {
+            sent_ns: 0,
+            heard_ns: 25 * S,
+            first_tx_ns: 13 * S,
+            in_flight: true,
+        };
+        // Sent again just now: the first time was 13 s ago, after 12 s without anything.
+        assert_eq!(pause.before_ns(), 12 * S);
+        assert_eq!(pause.unanswered_ns(), 13 * S);
+        // In the middle of a transfer: the peer was heard after the last acknowledged segment was sent.
+        let busy = Pause {
+            heard_ns: 3 * S,
+            first_tx_ns: 4 * S,
+            ..pause
+        };
+        assert_eq!((busy.before_ns(), busy.unanswered_ns()), (0, 3 * S));
+        let idle = Pause {
+            sent_ns: 40 * S,
+            heard_ns: 30 * S,
+            in_flight: false,
+            ..pause
+        };
+        assert_eq!((idle.before_ns(), idle.unanswered_ns()), (30 * S, u64::MAX));
+        let unknown = Pause {
+            first_tx_ns: u64::MAX,
+            ..pause
+        };
+        assert_eq!(unknown.before_ns(), u64::MAX);
+        assert_eq!(unknown.unanswered_ns(), u64::MAX);
     }
 
     #[test]

@@ -8,10 +8,10 @@ use aya_ebpf::{
 use conntracer_common::{
     early_drop::DropCounters,
     netns::{Counts, Look},
-    record::{Seed, Sources},
+    record::{Beside, Owner, Seed, Sources},
     socket::{
         EARLY_DROP_KEY_BYTES, EarlyDropEntry, FAILED_KEY_BYTES, FORK_PLACES, Failed, Heir,
-        Listener, RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState,
+        IcmpSaid, Listener, RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState,
     },
     stats::{HookCounters, hook},
     syn::SynCounters,
@@ -62,6 +62,10 @@ pub(crate) static SEEDING: Table<Array<Seed>> = Table::array(1);
 /// The process that `heir` makes a socket's owner, and whom it follows.
 #[map]
 pub(crate) static HEIR: Table<Array<Heir>> = Table::array(1);
+
+/// The address that `beside` looks for, and what it found so far.
+#[map]
+pub(crate) static BESIDE: Table<Array<Beside>> = Table::array(1);
 
 /// Listeners by the address of their `struct sock`. A plain hash: an LRU would forget listeners under
 /// pressure, and with them the attribution of every drop.
@@ -141,27 +145,13 @@ const _: () = assert!(size_of::<FailureKey>() == FAILED_KEY_BYTES);
 #[map]
 pub(crate) static FAILURES: Table<HashMap<FailureKey, Failed>> = Table::hash(4096);
 
-/// The last ICMP message about a SYN, by [`icmp_key`]. LRU: most are about attempts that have ended.
-#[repr(C)]
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
-pub(crate) struct IcmpSaid {
-    pub(crate) remote_addr: [u32; 4],
-    pub(crate) from: [u32; 4],
-    pub(crate) ktime_ns: u64,
-    pub(crate) netns: u32,
-    pub(crate) icmp_type: u8,
-    pub(crate) icmp_code: u8,
-    pub(crate) pad: [u8; 2],
-}
-
-/// Its ports, and its namespace with the last word of the remote address; the value has both whole.
-#[inline(always)]
-pub(crate) fn icmp_key(netns: u32, local_port: u16, remote_port: u16, remote_word: u32) -> u64 {
-    (u64::from(netns ^ remote_word) << 32) | (u64::from(local_port) << 16) | u64::from(remote_port)
-}
-
+/// The last ICMP message about a SYN, by [`icmp_key`], for userspace. LRU: most are about attempts that have ended.
 #[map]
 pub(crate) static ICMP_SAID: Table<LruHashMap<u64, IcmpSaid>> = Table::lru(1024);
+
+/// When a socket that was connecting last answered a segment with a RST, for userspace.
+#[map]
+pub(crate) static ANSWERED: Table<LruHashMap<u64, u64>> = Table::lru(256);
 
 /// Those that found `FAILURES` full, one entry a process and error.
 #[map]
@@ -205,6 +195,50 @@ pub(crate) struct LastRst {
 
 #[map]
 pub(crate) static LAST_RST: Table<PerCpuArray<LastRst>> = Table::per_cpu(1);
+
+/// A listener that a thread closed.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub(crate) struct ClosedListener {
+    pub(crate) owner: Owner,
+    pub(crate) netns: u32,
+    pub(crate) local_port: u16,
+    pub(crate) pad: u16,
+}
+
+/// The last one that each thread closed, by thread: what waits in its queue ends in the same call, and the listener is
+/// forgotten by then. LRU: one forgotten among 256 others leaves those connections without an owner.
+#[map]
+pub(crate) static CLOSED_LISTENERS: Table<LruHashMap<u64, ClosedListener>> = Table::lru(256);
+
+/// Between which ends a RST went, as its sender sees them. `remote_port` 0: whatever port of the remote end.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub(crate) struct SentRstKey {
+    pub(crate) local_addr: [u32; 4],
+    pub(crate) remote_addr: [u32; 4],
+    /// The local port, and the remote one above it: in one word, as keys are best for the verifier (see `table`).
+    pub(crate) ports: u64,
+}
+
+/// How one was sent.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub(crate) struct SentRst {
+    pub(crate) at_ns: u64,
+    pub(crate) reason: u32,
+    pub(crate) netns: u32,
+    /// One of `rst_sender`.
+    pub(crate) how: u8,
+    /// Of the sender's socket.
+    pub(crate) state: u8,
+    pub(crate) pad: [u8; 6],
+}
+
+/// The last RSTs that TCP sent on this host, for the end that is reset by one. LRU: one forgotten among 2,048 others is
+/// not seen, and is not said to have come from elsewhere without the other candidates.
+#[map]
+pub(crate) static SENT_RSTS: Table<LruHashMap<SentRstKey, SentRst>> = Table::lru(2048);
 
 /// A client whose third ACK was discarded.
 #[repr(C)]

@@ -296,6 +296,22 @@ pub(crate) fn is_kernel() -> bool {
     kthread_bit::<Anywhere>(current_task()) != 0
 }
 
+/// What [`exit_code_of_current`] says of a process that is not ending.
+pub(crate) const RUNS: u32 = u32::MAX;
+
+/// With which code the process running now ends, where it does (`PF_EXITING`): what `do_exit` stores before it closes
+/// the files.
+#[inline(always)]
+pub(crate) fn exit_code_of_current() -> u32 {
+    const PF_EXITING: u32 = 4;
+    let task = current_task();
+    let flags: u32 = field!(task, task_flags: u32);
+    if flags & PF_EXITING == 0 {
+        return RUNS;
+    }
+    field!(task, task_exit_code: u32) & 0xffff
+}
+
 /// The `struct task_struct` running now.
 #[inline(always)]
 pub(crate) fn current_task() -> u64 {
@@ -322,6 +338,12 @@ pub(crate) fn now_jiffies() -> u32 {
 pub(crate) fn cpu() -> u32 {
     // SAFETY: helper without preconditions.
     unsafe { generated::bpf_get_smp_processor_id() }
+}
+
+/// The thread running now, and its process.
+#[inline(always)]
+pub(crate) fn current_thread() -> u64 {
+    bpf_get_current_pid_tgid()
 }
 
 /// The process running now.

@@ -18,6 +18,10 @@ pub struct Host {
     pub arch: String,
     /// CLOCK_REALTIME − CLOCK_MONOTONIC at start, nanoseconds; a `Clock` record tells when it changes.
     pub realtime_offset_ns: i64,
+    /// When every hook was attached: before, none that is silent says anything by that. 0 where a recording does not
+    /// tell it.
+    #[serde(default)]
+    pub attached_ns: u64,
     /// `enum skb_drop_reason` and `enum sk_rst_reason` of the running kernel by value, without their
     /// prefixes; empty when the kernel has none.
     pub drop_reasons: BTreeMap<u32, String>,

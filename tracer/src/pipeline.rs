@@ -226,7 +226,7 @@ impl Pipeline {
     /// What the next poll is to show: silent and stalled connections, whose recovery no hook tells, and
     /// listeners with an open finding.
     pub fn watched(&mut self) -> Watched {
-        self.detectors.watched()
+        self.detectors.watched(self.now)
     }
 
     /// Age from which the next poll is to list half-closed sockets.

@@ -306,7 +306,7 @@ impl Figures {
             kernel,
             counted: kernel.saturating_sub_signed(residue),
             residue,
-            because: (residue != 0).then(|| likely(counter, residue, plan, lost)),
+            because: (residue != 0).then(|| likely(counter, residue, netns, plan, lost)),
         }
     }
 }
@@ -325,6 +325,7 @@ impl Netns {
 fn likely(
     counter: usize,
     residue: i64,
+    netns: &Netns,
     plan: &Plan,
     lost: &[u64; HOOKS.len()],
 ) -> Cow<'static, str> {
@@ -344,7 +345,12 @@ fn likely(
     for name in HOOKS_OF[counter] {
         let hook = plan.hooks.iter().find(|hook| hook.hook == *name);
         if let Some(blind_to) = hook.and_then(|hook| hook.blind_to.as_deref()) {
-            return format!("the {name} hook is blind to {blind_to}").into();
+            let blind = format!("the {name} hook is blind to {blind_to}");
+            // Of two that no counter tells apart, neither is blamed.
+            return match beside_hooks(counter, netns) {
+                Some(other) => format!("either {blind}; or {other}").into(),
+                None => blind.into(),
+            };
         }
         if hook.is_some_and(|hook| hook.hook_type == HookType::Kprobe) {
             return format!(
@@ -353,30 +359,42 @@ fn likely(
             .into();
         }
     }
-    match counter {
+    match (beside_hooks(counter, netns), counter) {
+        (Some(reason), _) => reason.into(),
+        (
+            None,
+            kernel::SYN_RETRANS
+            | kernel::TIMEOUTS
+            | kernel::FAST_RETRANS
+            | kernel::SLOW_START_RETRANS
+            | kernel::RETRANS_FAIL
+            | kernel::RETRANS_SEGS,
+        ) => "they passed no program: some kernels under load run none for whole bursts of timers on a CPU ('perf stat \
+              -e tcp:tcp_retransmit_skb' counts with them)"
+            .into(),
+        (None, _) => "not known: please report it".into(),
+    }
+}
+
+/// What the kernel counts in `counter` and no hook sees, as far as no other counter excludes it.
+fn beside_hooks(counter: usize, netns: &Netns) -> Option<&'static str> {
+    Some(match counter {
         kernel::LISTEN_DROPS => {
             "an ICMP error about a request, and a SYN to a broadcast address, pass no hook"
         }
         // A SYN-ACK is counted only once it is sent (`tcp_rtx_synack`).
-        kernel::SYN_RETRANS => {
+        kernel::SYN_RETRANS if netns.kernel[kernel::RETRANS_FAIL] > 0 => {
             "SYNs that this host could not send again, which the kernel counts all the same"
-        }
-        kernel::RETRANS_SEGS => {
-            "segments that this host could not send again, which the kernel counts all the same"
-        }
-        kernel::FAST_RETRANS => {
-            "the data of a Fast Open SYN of which only the SYN was acknowledged counts as a repeat"
         }
         kernel::OUT_RSTS => "resets that could not be allocated are counted all the same",
         kernel::ATTEMPT_FAILS => {
-            "a RST to a Fast Open connection before its third ACK counts twice"
+            "the kernel counts a RST to a Fast Open connection before its third ACK as one to its request, too"
         }
         kernel::SYNCOOKIES_SENT | kernel::REQ_Q_FULL_DO_COOKIES => {
             "BPF programs that make cookies are counted, and pass no hook"
         }
-        _ => "not known: please report it",
-    }
-    .into()
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -489,7 +507,12 @@ mod tests {
         );
         assert_eq!(
             reason(&nothing, 6),
-            (2, "the syn hook is blind to the first SYN".into())
+            (
+                2,
+                "either the syn hook is blind to the first SYN; or an ICMP error about a request, and a SYN to a \
+                 broadcast address, pass no hook"
+                    .into()
+            )
         );
         let (residue, because) = reason(&nothing, 1);
         assert_eq!(residue, -2);
@@ -498,8 +521,41 @@ mod tests {
             ("syn", HookType::Kprobe, None),
             ("ack", HookType::Kprobe, None),
         ]);
-        let because = likely(kernel::LISTEN_DROPS, 2, &kprobes, &nothing);
+        let because = likely(
+            kernel::LISTEN_DROPS,
+            2,
+            &netns(1, 6, 3, 4),
+            &kprobes,
+            &nothing,
+        );
         assert!(because.contains("the syn hook is a kprobe"), "{because}");
+    }
+
+    /// "Could not be sent" is no reason where nothing failed, nor ever of what is compared without those.
+    #[test]
+    fn a_residue_names_no_reason_that_a_counter_excludes() {
+        let all = plan(&[
+            ("retransmit", HookType::Tracepoint, None),
+            ("synack", HookType::Fentry, None),
+        ]);
+        let because = |counter: usize, failed: u64| {
+            let mut netns = netns(1, 0, 0, 0);
+            netns.kernel[kernel::RETRANS_FAIL] = failed;
+            likely(counter, 1, &netns, &all, &[0; HOOKS.len()])
+        };
+        assert!(because(kernel::SYN_RETRANS, 1).contains("could not send again"));
+        for (counter, failed) in [
+            (kernel::SYN_RETRANS, 0),
+            (kernel::RETRANS_SEGS, 0),
+            (kernel::RETRANS_SEGS, 1),
+            (kernel::FAST_RETRANS, 1),
+        ] {
+            let because = because(counter, failed);
+            assert!(
+                because.contains("passed no program"),
+                "{counter}: {because}"
+            );
+        }
     }
 
     #[test]

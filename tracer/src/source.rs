@@ -4,7 +4,7 @@ use std::io;
 
 use conntracer_common::stats::HookCounters;
 
-use crate::id::SocketId;
+use crate::{id::SocketId, time::Ktime};
 
 /// What the detectors want to see at the next poll, whatever happened to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,6 +13,18 @@ pub struct Watched {
     pub connections: Vec<SocketId>,
     /// Listeners with an open finding.
     pub listeners: Vec<SocketId>,
+    /// A silent connection, of whose address the others are to tell.
+    pub silent: Option<Silent>,
+}
+
+/// An address that does not answer one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silent {
+    pub netns: u32,
+    pub family: u16,
+    /// As in records: IPv4 is v4-mapped.
+    pub remote_addr: [u32; 4],
+    pub since: Ktime,
 }
 
 /// A live supply of raw records. Every record it hands out is complete and starts with a

@@ -226,6 +226,22 @@ const NARROWER: Pattern = Pattern {
     ..NARROW
 };
 
+/// A router says at once that the path is narrower than ten segments are: they are sent again, smaller, and no timer
+/// fires.
+const SHRUNK: Pattern = Pattern {
+    name: "a router says that the path is narrower",
+    lost_syns: 0,
+    timestamps: false,
+    script: &[
+        Write(WINDOW),
+        Hear(LAST),
+        TooBig(0, 700),
+        Hear(0),
+        Ack(WINDOW, &[]),
+    ],
+    counter: |counters| counters.slow_start_retrans,
+};
+
 /// What the router says: less than the link, and more than the segments that are lost.
 pub const TOLD_BYTES: u16 = 1400;
 
@@ -274,6 +290,22 @@ impl Patterns {
         let peer = Peer::new(&self.pair, self.family, 4000)?;
         let pattern = if told { &NARROWER } else { &NARROW };
         peer.play(&self.pair, &pattern.script())
+    }
+
+    /// A router says that a path is narrower than it was. The connection lasts as long as what is returned.
+    pub fn shrink(&self) -> Result<Socket> {
+        let peer = Peer::new(&self.pair, self.family, 5000)?;
+        let socket = peer.play(&self.pair, &SHRUNK.script())?;
+        socket::wait_acknowledged(&socket, SOON)?;
+        Ok(socket)
+    }
+
+    /// A SYN with data, of which only the SYN arrives.
+    pub fn take_the_syn_alone(&self) -> Result<Socket> {
+        let peer = Peer::new(&self.pair, self.family, 5001)?;
+        let socket = peer.take_the_syn_alone(&self.pair, 100)?;
+        socket::wait_acknowledged(&socket, SOON)?;
+        Ok(socket)
     }
 
     fn show(&self, port: u16, pattern: &Pattern) -> Result<()> {

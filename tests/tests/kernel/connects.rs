@@ -96,6 +96,10 @@ fn a_firewalls_message_is_told_by_type_and_code(#[case] waits: bool) {
     let Some(mut tracer) = watch(&binary, &client) else {
         return;
     };
+    if !waits && !tracer.has_hook("failure") {
+        lacking("the failure hook is off: a message that finds the socket locked is not seen");
+        return;
+    }
     let address = SocketAddr::new(Family::V4.server(), PORT);
     let before = client.counters().unwrap();
     if waits {
@@ -158,10 +162,9 @@ fn an_attempt_ends_with_its_process() {
     let run = tracer.checkpoint().unwrap();
 
     assert_eq!(finding.cause, "cancelled", "{finding:#?}");
-    assert_eq!(finding.evidence["told_by"], "signal", "{finding:#?}");
-    assert_eq!(finding.number("signal"), 9, "{finding:#?}");
+    assert_eq!(finding.evidence["told_by"], "exit", "{finding:#?}");
     assert!(
-        finding.summary.contains("signal 9 (SIGKILL)"),
+        finding.summary.contains("ended with their process"),
         "{finding:#?}"
     );
     assert!(!finding.summary.contains("given up"), "{finding:#?}");

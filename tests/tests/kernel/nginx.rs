@@ -141,7 +141,7 @@ fn program(variable: &str) -> Option<PathBuf> {
 }
 
 /// An nginx in the foreground, everything it writes in a directory of its own. Ended when dropped.
-struct Nginx {
+pub(crate) struct Nginx {
     process: Process,
     workers: Vec<Pid>,
     _directory: TempDir,
@@ -149,7 +149,7 @@ struct Nginx {
 
 impl Nginx {
     /// Starts it in `netns`, and waits until it answers.
-    fn start(program: PathBuf, netns: &NetNs, address: SocketAddr) -> Result<Self> {
+    pub(crate) fn start(program: PathBuf, netns: &NetNs, address: SocketAddr) -> Result<Self> {
         let directory = tempfile::tempdir().context("making a temporary directory")?;
         let path = directory.path();
         let config = path.join("nginx.conf");
@@ -185,6 +185,10 @@ impl Nginx {
 
     fn master(&self) -> u32 {
         self.process.pid().as_raw_nonzero().get().unsigned_abs()
+    }
+
+    pub(crate) fn signal_master(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
     }
 
     fn signal_workers(&self, signal: Signal) -> Result<()> {

@@ -347,3 +347,62 @@ fn config(text: &str) -> NamedTempFile {
     config.write_all(text.as_bytes()).unwrap();
     config
 }
+
+/// Full-sized segments alone are in flight, and none arrives: of a path that carries only small ones, or of a peer that is
+/// gone. Another connection to it, beside, is answered or there is none.
+#[rstest]
+#[case::beside_one_that_is_answered(true)]
+#[case::alone(false)]
+fn full_sized_loss_alone_names_both_candidates(#[case] others: bool) {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    let Some(mut tracer) = watch(&binary, &server) else {
+        return;
+    };
+    let address = Family::V4.veth_listener();
+    let listener = server.run(|| listen(Family::V4, address, 16)).unwrap();
+    let connected = || {
+        let client = pair.client.run(|| connect(Family::V4, address)).unwrap();
+        Connection::accept(&listener, client).unwrap()
+    };
+    let (silent, beside) = (connected(), connected());
+    deafen(&silent.connected).unwrap();
+    let segment = usize::try_from(tcp_info(&silent.accepted).unwrap().tcpi_snd_mss).unwrap();
+    (&silent.accepted).write_all(&vec![0; segment]).unwrap();
+    let said = tracer
+        .wait_for("both candidates", EVENTUALLY, |finding| {
+            if others {
+                // Answered all the while.
+                say(&beside.accepted, &beside.connected);
+            }
+            is_silence(finding)
+                && finding
+                    .evidence
+                    .get("other_connections_answered")
+                    .is_some_and(|answered| answered.as_u64() == Some(u64::from(others)))
+        })
+        .unwrap();
+    let run = tracer.checkpoint().unwrap();
+    for connection in [silent, beside] {
+        connection.abort().unwrap();
+    }
+
+    let looks_like = if others {
+        "path_mtu_or_forgotten"
+    } else {
+        "path_mtu_or_dead_peer"
+    };
+    assert_eq!(said.evidence["looks_like"], looks_like, "{said:#?}");
+    assert!(
+        said.summary.contains("the path may be too narrow"),
+        "{said:#?}"
+    );
+    assert_eq!(
+        said.summary.contains("the peer is gone"),
+        !others,
+        "{said:#?}"
+    );
+    assert!(said.advice[0].contains("ping -c3 -M do"), "{said:#?}");
+    assert_sound(&run, &server);
+}

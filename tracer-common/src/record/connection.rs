@@ -102,10 +102,10 @@ pub struct Failure {
     pub syns: u32,
     /// Bits of [`failure_how`].
     pub how: u8,
-    /// Of the last one: `TCP_SYNCNT`, 0 where it is not set, and `net.ipv4.tcp_syn_retries`, 0 where it is not known.
+    /// Of the last one: `TCP_SYNCNT` and `net.ipv4.tcp_syn_retries`, 0 where they are not known.
     pub syn_retries: u8,
     pub sysctl_syn_retries: u8,
-    /// The signal that ended the process, 0 for none.
+    /// The signal that ended the process, 0 where it is not known.
     pub signal: u8,
     /// Of the last ICMP message about it.
     pub icmp_type: u8,
@@ -131,6 +131,32 @@ pub mod close_flag {
     pub const NOT_ACCEPTED: u8 = 16;
     /// The peer's FIN came (`SOCK_DONE`).
     pub const FIN_RECEIVED: u8 = 32;
+    /// A TCP connection below an MPTCP one, which the application does not hold itself.
+    pub const SUBFLOW: u8 = 64;
+    /// By a process that was ending (`PF_EXITING`): see [`Close::exit_code`].
+    pub const EXITING: u8 = 128;
+}
+
+/// Bits of [`Close::hints`].
+pub mod close_hint {
+    /// The kernel tells of every RST that TCP sends on this host.
+    pub const SENDERS_TOLD: u8 = 1;
+    /// It was taken away without a word to the peer (`TCP_REPAIR`), to live on elsewhere.
+    pub const REPAIR: u8 = 2;
+}
+
+/// Values of [`Close::sender`]: how the RST that ended a connection was sent, where this host sent it.
+pub mod rst_sender {
+    /// Nobody on this host was seen to.
+    pub const UNSEEN: u8 = 0;
+    /// The socket at the other end did, by its own decision.
+    pub const SOCKET: u8 = 1;
+    /// Its kernel did, in answer to a segment, of the socket in the state [`Close::sender_state`].
+    pub const ANSWER: u8 = 2;
+    /// The same, where no socket was found for the segment.
+    pub const NO_SOCKET: u8 = 3;
+    /// Added to these: between the same ends but for one of them, which is translated.
+    pub const TRANSLATED: u8 = 128;
 }
 
 /// How an established connection ended: with an error, without a FIN, or with a RST; every end where
@@ -143,7 +169,8 @@ pub struct Close {
     pub owner: Owner,
     pub tcp: Tcp,
     pub bytes_received: u64,
-    /// Since data was last sent or received; `u64::MAX` when none was, or the kernel does not tell.
+    /// How long nothing had passed before the first segment that was not answered, or where all were, before the end;
+    /// `u64::MAX` where the kernel does not tell. See [`crate::transition::Pause`].
     pub idle_ns: u64,
     /// `sk_err` and `sk_err_soft` (errno, positive).
     pub error: u32,
@@ -155,7 +182,21 @@ pub struct Close {
     pub old_state: u8,
     /// Bits of [`close_flag`].
     pub flags: u8,
-    pub pad: [u8; 6],
+    /// `task_struct.exit_code` of the process that was ending: the signal in the low 7 bits, the status above 8.
+    pub exit_code: u16,
+    /// How, and from which state, this host sent the RST that was received: see [`rst_sender`].
+    pub sender: u8,
+    pub sender_state: u8,
+    /// Bits of [`close_hint`].
+    pub hints: u8,
+    /// 1 where the socket had a route that it sent by, 2 where it had none; 0 where the kernel does not tell.
+    pub routed: u8,
+    /// Since the first segment that was not answered was sent; `u64::MAX` where there is none. This and what follows
+    /// earlier recordings do not have.
+    pub unanswered_ns: u64,
+    /// `enum sk_rst_reason` with which it was sent, and the namespace that it was sent in.
+    pub sender_reason: u32,
+    pub sender_netns: u32,
 }
 
 /// A keepalive or zero-window probe (`tcp_write_wakeup`).

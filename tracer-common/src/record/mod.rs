@@ -69,7 +69,7 @@ records! {
     RETRANSMITS = 19: Retransmits, 400;
     UNDO = 20: Undo, 176;
     FAILURE = 21: Failure, 184;
-    CLOSE = 22: Close, 240;
+    CLOSE = 22: Close, 256;
     IDLE = 23: Idle, 216;
     SEEDED = 24: Seeded, 40;
     IDLE_TOTALS = 25: IdleTotals, 40;
@@ -78,6 +78,7 @@ records! {
     CHECKPOINT = 29: Checkpoint, 16;
     ACCEPTOR = 30: Acceptor, 184;
     NETNS_FACTS = 31: NetnsFacts, 144;
+    BESIDE = 50: Beside, 64;
 }
 
 /// Where a socket's owner was learned; DESIGN.md's `owner_source`.

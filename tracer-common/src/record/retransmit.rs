@@ -27,7 +27,8 @@ pub struct Retransmit {
     pub sacked: u8,
     /// 1: the kernel tells of what it could not send, so that every attempt is a record.
     pub failures_traced: u8,
-    pub pad: u8,
+    /// 1: the socket came to the state Loss without a timeout; 0 in older recordings.
+    pub without_timeout: u8,
     /// Segments that the peer said came twice (`tcp_sock.dsack_dups`), in the socket's life.
     pub dsack_dups: u32,
 }
@@ -135,6 +136,7 @@ impl Attempt {
             sacked: record.sacked,
             ca_state: record.tcp.ca_state,
             pending: record.tcp.pending,
+            without_timeout: record.without_timeout,
         }
     }
 }
@@ -160,7 +162,7 @@ impl RetransmitTotals {
         }
         if let Some(of_class) = self
             .segments
-            .get_mut(usize::from(class(&Attempt::of(event))))
+            .get_mut(usize::from(class::told(class(&Attempt::of(event)))))
         {
             *of_class += segments;
         }

@@ -21,6 +21,26 @@ pub struct IdleTotals {
     pub limit_ns: u64,
 }
 
+/// What the other connections of this host to the address of a silent one show, asked for by userspace: whether the
+/// address answers those.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Beside {
+    pub header: Header,
+    /// As in [`Socket`](super::Socket).
+    pub remote_addr: [u32; 4],
+    /// For how long the one that was asked for is silent.
+    pub silent_ns: u64,
+    /// How long ago any of them last heard of the address; `u64::MAX` when none ever did.
+    pub heard_idle_ns: u64,
+    pub netns: u32,
+    /// Connections to the address, that one included, and those of them that heard of it within that time.
+    pub connections: u32,
+    pub answered: u32,
+    pub family: u16,
+    pub pad: u16,
+}
+
 /// Somebody asked how things stand (SIGUSR1), made by userspace: every open finding is said again. All that led up to
 /// it stands before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]

@@ -3,15 +3,17 @@
 
 use aya_ebpf::programs::BtfTracePointContext;
 use conntracer_common::{
-    record::{Close, close_flag, kind},
+    layout::ABSENT,
+    record::{Close, close_flag, close_hint, kind, owner_source, rst_sender},
     transition::{Transition, unread},
 };
 
 use crate::{
     account::{Outcome, is_streamed},
     emit::{self, Lane},
+    globals::global,
     maps::Rst,
-    probes::{idle, reset, socket},
+    probes::{idle, listener, reset, socket},
     scratch,
     sock::{self, SOCK_DEAD, SOCK_DONE, SOCK_LINGER, field, field_into, load},
 };
@@ -34,29 +36,56 @@ pub(crate) fn closed(
     if !abrupt && !is_streamed(kind::CLOSE) {
         return Outcome::Aggregated;
     }
-    scratch::CLOSE.make(|record| said(ctx, sk, transition.old, &rst, record))
+    scratch::CLOSE.make(|record| {
+        record.socket.born_ns = 0;
+        record.socket.role = 0;
+        record.socket.flags = 0;
+        record.owner.source = 0;
+        let matches = socket::fill(sk, &mut record.socket, &mut record.owner);
+        // The RST follows, and is told of when it has reached its end already (`tcp_send_active_reset`).
+        if abrupt && rst.sk == 0 && load!(sk, sk_err: u32) == 0 && !in_repair(sk) {
+            reset::sent(&record.socket, u32::MAX, rst_sender::SOCKET);
+        }
+        if matches {
+            said(ctx, sk, transition.old, &rst, record)
+        } else {
+            Outcome::Filtered
+        }
+    })
 }
 
 #[inline(always)]
 fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut Close) -> Outcome {
-    record.socket.born_ns = 0;
-    record.socket.role = 0;
-    record.socket.flags = 0;
-    record.owner.source = 0;
-    if !socket::fill(sk, &mut record.socket, &mut record.owner) {
-        return Outcome::Filtered;
-    }
     sock::fill_tcp(sk, &mut record.tcp);
     record.header = emit::header::<Close>();
     record.old_state = old;
     field_into!(sk, bytes_received, &mut record.bytes_received);
     field_into!(sk, sk_err, &mut record.error);
     field_into!(sk, sk_err_soft, &mut record.soft_error);
-    record.idle_ns = idle::idle_ns(sk);
+    let pause = idle::pause(sk, record.tcp.snd_una != record.tcp.snd_nxt);
+    record.idle_ns = pause.before_ns();
+    record.unanswered_ns = pause.unanswered_ns();
     record.reason = rst.reason;
     record.flags = 0;
+    record.exit_code = 0;
+    record.sender = 0;
+    record.hints = 0;
+    if global!(FACTS.args_tcp_send_reset) >= 3 {
+        record.hints |= close_hint::SENDERS_TOLD;
+    }
+    if in_repair(sk) {
+        record.hints |= close_hint::REPAIR;
+    }
+    record.routed = if global!(LAYOUT.sk_dst) == ABSENT {
+        0
+    } else if field!(sk, sk_dst: u64) != 0 {
+        1
+    } else {
+        2
+    };
     if rst.received != 0 {
         record.flags |= close_flag::RST_RECEIVED;
+        reset::fill_sender(record);
     } else if rst.sk != 0 {
         record.flags |= close_flag::RST_SENT;
     }
@@ -78,5 +107,42 @@ fn said(ctx: &BtfTracePointContext, sk: u64, old: u8, rst: &Rst, record: &mut Cl
     if flags & SOCK_LINGER != 0 && field!(sk, sk_lingertime: u64) == 0 {
         record.flags |= close_flag::NO_LINGER;
     }
+    if field!(sk, is_mptcp: u8) != 0 {
+        record.flags |= close_flag::SUBFLOW;
+    }
+    if rst.sk == 0 && record.error == 0 {
+        closer(sk, record);
+    }
     emit::emit(ctx, Lane::Bulk, &*record)
+}
+
+/// Whether the socket is taken away without a word (`tcp_disconnect`).
+#[inline(always)]
+fn in_repair(sk: u64) -> bool {
+    (field!(sk, tcp_repair: u8) >> (global!(FACTS.repair_bit) & 7)) & 1 != 0
+}
+
+/// What is known of the process that closes a connection: it runs now where it has locked the socket, or where it closes
+/// the listener of a connection that nobody accepted (`inet_csk_listen_stop`).
+#[inline(always)]
+fn closer(sk: u64, record: &mut Close) {
+    if record.flags & close_flag::NOT_ACCEPTED != 0 {
+        let Some(owner) = listener::closing(&record.socket) else {
+            // A third ACK that met a listener which had just closed, in whatever task that came.
+            record.owner.source = owner_source::UNKNOWN;
+            return;
+        };
+        record.owner = *owner;
+        // Of the listener: nobody looked for the connection's.
+        record.owner.holders = 0;
+    } else if field!(sk, sk_owned: u32) == 0 || sock::is_kernel() {
+        return;
+    } else if record.owner.source == owner_source::UNKNOWN {
+        sock::fill_current(&mut record.owner, owner_source::PASSED);
+    }
+    let exit_code = sock::exit_code_of_current();
+    if exit_code != sock::RUNS {
+        record.flags |= close_flag::EXITING;
+        record.exit_code = exit_code as u16;
+    }
 }

@@ -14,15 +14,15 @@ use conntracer_common::{
     record::{Failure, Owner, PATIENCE_NS, Socket, failure_how, owner_source, role},
     socket::Failed,
     stats::hook,
-    tcp::AF_INET,
+    tcp::{AF_INET, state},
 };
 
 use crate::{
     account::{Outcome, account},
     globals::global,
     maps::{
-        CONNECTING, FAILURE_SAID, FAILURES, FAILURES_COUNTED, FAILURES_OVERFLOW, FailureKey,
-        ICMP_SAID, IcmpSaid, SOCKETS, icmp_key,
+        ANSWERED, CONNECTING, FAILURE_SAID, FAILURES, FAILURES_COUNTED, FAILURES_OVERFLOW,
+        FailureKey,
     },
     probes::{
         cumulative::{Counts, Cumulative, Tally},
@@ -37,8 +37,6 @@ const EAGAIN: u32 = 11;
 const EADDRNOTAVAIL: u32 = 99;
 const EALREADY: u32 = 114;
 const EINPROGRESS: u32 = 115;
-/// include/linux/sched.h.
-const PF_EXITING: u32 = 0x4;
 
 #[fexit(function = "tcp_v4_connect")]
 pub(crate) fn failure_fexit_v4(ctx: FExitContext) -> i32 {
@@ -146,8 +144,6 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     if !socket::fill(sk, &mut socket, &mut owner) {
         return Outcome::Filtered;
     }
-    let (key, place) = icmp_place(&socket);
-    let end = attempt_end(sk, key, place, socket.born_ns);
     let mut error = field!(sk, sk_err: u32);
     let mut how = 0;
     let mut lasted_ns = 0;
@@ -169,18 +165,13 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
             // No SYN in flight: connect() is about to say why (or, with Fast Open, had not begun). How long it
             // lasted tells nothing: the birth that is known may be of the attempt before.
             return Outcome::Aggregated;
-        } else {
-            if lasted_ns >= PATIENCE_NS {
-                how |= failure_how::PATIENT;
+        } else if lasted_ns >= PATIENCE_NS {
+            how |= failure_how::PATIENT;
+            if sock::exit_code_of_current() != sock::RUNS {
+                how |= failure_how::EXITING;
             }
-            // Without a branch for each: the verifier would walk all that follows once more for it.
-            error = (end >> 8) as u32;
-            how |= (((error | error.wrapping_neg()) >> 31) as u8)
-                << failure_how::SOFT.trailing_zeros();
-            how |= end as u8 & failure_how::EXITING;
         }
     }
-    how |= end as u8 & (failure_how::ANSWERED | failure_how::ICMP);
     let failure = Attempt {
         socket: &socket,
         owner: &owner,
@@ -190,6 +181,18 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
         syns: field!(sk, total_retrans: u32) + 1,
     };
     count(ctx, &failure)
+}
+
+/// A socket answers a segment with a RST: where it has no connection yet, only what came in answer to its SYN makes it.
+///
+/// A global function, as the kernel's verifier calls it: it walks this once, not once for each way here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn note_answer(sk: u64, skb: u64) -> u64 {
+    if skb == 0 || field!(sk, skc_state: u8) != state::SYN_SENT {
+        return 0;
+    }
+    u64::from(ANSWERED.insert(sk, sock::now_ns()))
 }
 
 /// One attempt that failed.
@@ -229,7 +232,6 @@ fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
             record.error = attempt.error;
             record.syns = attempt.syns;
             record.how = attempt.how;
-            tell_end(record, attempt);
             if key.port == 0 {
                 record.socket.remote_addr = [0; 4];
                 record.socket.remote_port = 0;
@@ -242,82 +244,6 @@ fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
         add(counted, 1);
     }
     outcome
-}
-
-/// What bounded the attempt, who ended it, and the ICMP message that did.
-#[inline(always)]
-fn tell_end(record: &mut Failure, attempt: &Attempt<'_>) {
-    let sk = attempt.socket.sk;
-    record.syn_retries = field!(sk, icsk_syn_retries: u8);
-    // An int before 5.15, a byte since: the low byte either way (little endian).
-    record.sysctl_syn_retries = field!(sock::net_of(sk), net_syn_retries: u8);
-    let is_exiting = (attempt.how >> failure_how::EXITING.trailing_zeros()) & 1;
-    let code = field!(sock::current_task(), task_exit_code: u32) as u8;
-    record.signal = code & 0x7f & 0_u8.wrapping_sub(is_exiting);
-    let (key, place) = icmp_place(attempt.socket);
-    let born_ns = attempt.socket.born_ns;
-    let said = icmp_said(key, place, born_ns, 0);
-    record.icmp_type = said as u8;
-    record.icmp_code = (said >> 8) as u8;
-    let first = icmp_said(key, place, born_ns, 1);
-    let last = icmp_said(key, place, born_ns, 2);
-    record.icmp_from[0] = first as u32;
-    record.icmp_from[1] = (first >> 32) as u32;
-    record.icmp_from[2] = last as u32;
-    record.icmp_from[3] = (last >> 32) as u32;
-}
-
-/// What else is known of an attempt that ends: bits of `failure_how`, and above them the error that was noted.
-///
-/// A global function, as the kernel's verifier calls it: it walks this once, not once for each way here.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn attempt_end(sk: u64, key: u64, place: u64, born_ns: u64) -> u64 {
-    let mut how = 0;
-    if SOCKETS.get(sk).is_some_and(|entry| entry.answered != 0) {
-        how |= failure_how::ANSWERED;
-    }
-    if icmp(key, place, born_ns).is_some() {
-        how |= failure_how::ICMP;
-    }
-    if field!(sock::current_task(), task_flags: u32) & PF_EXITING != 0
-        && field!(sk, sk_owned: u32) != 0
-    {
-        how |= failure_how::EXITING;
-    }
-    u64::from(field!(sk, sk_err_soft: u32)) << 8 | u64::from(how)
-}
-
-/// The ICMP message about an attempt, in parts: type and code, and the two halves of its sender; 0 where none is known.
-/// A global function like [`attempt_end`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn icmp_said(key: u64, place: u64, born_ns: u64, part: u32) -> u64 {
-    let Some(said) = icmp(key, place, born_ns) else {
-        return 0;
-    };
-    let half = |at: usize| u64::from(said.from[at]) | u64::from(said.from[at + 1]) << 32;
-    match part {
-        0 => u64::from(said.icmp_type) | u64::from(said.icmp_code) << 8,
-        1 => half(0),
-        _ => half(2),
-    }
-}
-
-/// Where the message about a socket's SYN is kept, and what it must be of: its namespace, and the last word of the remote
-/// address. Two numbers for a global function, which has no room for more.
-#[inline(always)]
-fn icmp_place(socket: &Socket) -> (u64, u64) {
-    let word = socket.remote_addr[3];
-    let key = icmp_key(socket.netns, socket.local_port, socket.remote_port, word);
-    (key, u64::from(socket.netns) << 32 | u64::from(word))
-}
-
-#[inline(always)]
-fn icmp(key: u64, place: u64, born_ns: u64) -> Option<&'static IcmpSaid> {
-    let said = ICMP_SAID.get(key)?;
-    let of = u64::from(said.netns) << 32 | u64::from(said.remote_addr[3]);
-    (of == place && said.ktime_ns >= born_ns).then_some(said)
 }
 
 const COUNTS: Counts<Failed> = Counts {

@@ -8,8 +8,10 @@ use aya_ebpf::{
     programs::{FEntryContext, ProbeContext},
 };
 
+use conntracer_common::socket::{IcmpSaid, icmp_key};
+
 use crate::{
-    maps::{ICMP_SAID, IcmpSaid, icmp_key},
+    maps::ICMP_SAID,
     sock::{self, field},
 };
 

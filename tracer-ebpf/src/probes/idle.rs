@@ -6,7 +6,7 @@ use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use conntracer_common::{
     record::{Idle, answer, idle_flag},
     tcp::{pending, state},
-    transition::{ago_jiffies, idle_jiffies},
+    transition::{Pause, ago_jiffies, idle_jiffies},
 };
 
 use crate::{
@@ -76,6 +76,22 @@ pub(crate) fn heard_idle_ns(sk: u64) -> u64 {
         return u64::MAX;
     }
     u64::from(idle) * u64::from(global!(OPTIONS.tick_ns))
+}
+
+/// What a dying socket knows of the time that passed before.
+#[inline(always)]
+pub(crate) fn pause(sk: u64, in_flight: bool) -> Pause {
+    let first_tx = field!(sk, first_tx_mstamp: u64);
+    Pause {
+        sent_ns: ago_ns(field!(sk, lsndtime: u32)),
+        heard_ns: heard_idle_ns(sk),
+        first_tx_ns: if first_tx == 0 {
+            u64::MAX
+        } else {
+            sock::now_ns().saturating_sub(first_tx.wrapping_mul(1000))
+        },
+        in_flight,
+    }
 }
 
 /// Since data last went either way; `lsndtime` and `lrcvtime` are `tcp_jiffies32`, set when the connection is

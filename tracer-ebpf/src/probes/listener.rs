@@ -16,7 +16,7 @@ use crate::{
     account::Outcome,
     emit::{self, Lane},
     globals::global,
-    maps::{LISTEN_PORTS, LISTENERS, ListenKey},
+    maps::{CLOSED_LISTENERS, ClosedListener, LISTEN_PORTS, LISTENERS, ListenKey},
     probes::{fork, matching, sources},
     sock::{self, Anywhere, field},
     table::{add, write_once, zeros},
@@ -168,7 +168,21 @@ pub(crate) extern "C" fn dropper(sk: u64) -> u64 {
 /// A listener closes: its final totals are the last chance to be exact.
 #[inline(always)]
 pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
-    let Some(entry) = LISTENERS.edit(sk) else {
+    let mut listener = ClosedListener {
+        owner: Owner::default(),
+        netns: sock::netns_of::<Anywhere>(sk),
+        local_port: u16::from_be(field!(sk, inet_sport: u16)),
+        pad: 0,
+    };
+    let known = LISTENERS.edit(sk);
+    if let Some(entry) = &known {
+        listener.owner = entry.syn.owner;
+    }
+    if listener.owner.source == owner_source::UNKNOWN {
+        sock::fill_current(&mut listener.owner, owner_source::LISTENER);
+    }
+    CLOSED_LISTENERS.insert(sock::current_thread(), &listener);
+    let Some(entry) = known else {
         return Outcome::Filtered;
     };
     // The last word on this socket says that it is the last.
@@ -188,6 +202,14 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     } else {
         Outcome::Lost
     }
+}
+
+/// The owner of the listener that the running thread closes, if a connection waited for accept() there.
+#[inline(always)]
+pub(crate) fn closing(socket: &Socket) -> Option<&'static Owner> {
+    let listener = CLOSED_LISTENERS.get(sock::current_thread())?;
+    let is_its = listener.netns == socket.netns && listener.local_port == socket.local_port;
+    is_its.then_some(&listener.owner)
 }
 
 /// A socket is gone: a SYN on another CPU may have adopted it after it had closed.

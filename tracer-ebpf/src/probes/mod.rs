@@ -3,6 +3,7 @@
 
 mod accept;
 mod ack;
+mod beside;
 mod bracket;
 mod close;
 mod connect;

@@ -4,7 +4,7 @@
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use conntracer_common::{
     netns::count,
-    record::{Reset, Socket, kind},
+    record::{Close, Reset, Socket, kind, role, rst_sender},
     stats::hook,
     tcp::state,
 };
@@ -13,8 +13,8 @@ use crate::{
     account::{Outcome, account, is_streamed},
     emit::{self, Lane},
     globals::global,
-    maps::{LAST_RST, LastRst, Rst, SOCKETS},
-    probes::{matching, netns, socket},
+    maps::{LAST_RST, LastRst, Rst, SENT_RSTS, SentRst, SentRstKey},
+    probes::{failure, matching, netns, socket},
     sock::{self, Anywhere, field},
 };
 
@@ -59,6 +59,59 @@ pub(crate) fn last_of(sk: u64) -> Rst {
     rst
 }
 
+/// Keeps how a RST was sent, for the end that it reaches: between the same ends, and from the same end to any port of
+/// the other's, in case that is translated on the way.
+#[inline(always)]
+pub(crate) fn sent(socket: &Socket, reason: u32, how: u8) {
+    let mut key = SentRstKey {
+        local_addr: socket.local_addr,
+        remote_addr: socket.remote_addr,
+        ports: u64::from(socket.local_port) | u64::from(socket.remote_port) << 16,
+    };
+    let value = SentRst {
+        at_ns: sock::now_ns(),
+        reason,
+        netns: socket.netns,
+        how,
+        state: socket.state,
+        pad: [0; 6],
+    };
+    SENT_RSTS.insert(&key, &value);
+    key.ports = u64::from(socket.local_port);
+    SENT_RSTS.insert(&key, &value);
+}
+
+/// Says how the RST was sent that a connection received, where this host sent it.
+#[inline(always)]
+pub(crate) fn fill_sender(record: &mut Close) {
+    /// A RST crosses from one namespace to another within the same softirq, unless a queue holds it up.
+    const RECENT_NS: u64 = 1_000_000_000;
+    let socket = &record.socket;
+    let mut key = SentRstKey {
+        local_addr: socket.remote_addr,
+        remote_addr: socket.local_addr,
+        ports: u64::from(socket.remote_port) | u64::from(socket.local_port) << 16,
+    };
+    let mut translated = 0;
+    let mut found = SENT_RSTS.get(&key);
+    // Of a connection that was accepted, the remote port is its client's alone.
+    if found.is_none() && socket.role == role::PASSIVE {
+        key.ports = u64::from(socket.remote_port);
+        translated = rst_sender::TRANSLATED;
+        found = SENT_RSTS.get(&key);
+    }
+    let Some(rst) = found else {
+        return;
+    };
+    if sock::now_ns() - rst.at_ns > RECENT_NS {
+        return;
+    }
+    record.sender = rst.how | translated;
+    record.sender_state = rst.state;
+    record.sender_reason = rst.reason;
+    record.sender_netns = rst.netns;
+}
+
 /// `sk` is NULL where no listener was found (from 6.12 on such resets are reported), `skb` where the
 /// reset is this host's own decision. The reason is an argument from 6.12 on.
 #[btf_tracepoint(function = "tcp_send_reset")]
@@ -76,14 +129,9 @@ pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
         if skb == 0 && field!(sk, skc_state: u8) != state::CLOSE {
             remember(sk, reason, 0);
         }
+        sent_by(sk, skb, reason);
         netns::count(sock::net_of(sk), count::RESET_SENT);
-        // Only what came in answer to its SYN makes a socket send one that has no connection yet.
-        if skb != 0
-            && field!(sk, skc_state: u8) == state::SYN_SENT
-            && let Some(entry) = SOCKETS.edit(sk)
-        {
-            entry.answered = 1;
-        }
+        failure::note_answer(sk, skb);
         reset(&ctx, sk, reason, 0)
     } else if skb != 0 {
         netns::count(sock::net_of_packet(skb), count::RESET_SENT);
@@ -92,6 +140,32 @@ pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
         Outcome::Aggregated
     };
     account(hook::RESET_SENT, outcome)
+}
+
+/// Keeps a RST of a socket; a listener's and a request's answer to a segment is between the ends that the segment names.
+#[inline(always)]
+fn sent_by(sk: u64, skb: u64, reason: u32) {
+    let mut socket = Socket::default();
+    let state = field!(sk, skc_state: u8);
+    if state == state::TIME_WAIT || state == state::NEW_SYN_RECV {
+        sock::fill_common::<Anywhere>(sk, &mut socket);
+    } else {
+        sock::fill_full::<Anywhere>(sk, &mut socket);
+    }
+    if state == state::LISTEN {
+        let Some(packet) = sock::packet(skb) else {
+            return;
+        };
+        socket.local_addr = packet.local_addr;
+        socket.remote_addr = packet.remote_addr;
+        socket.remote_port = packet.remote_port;
+    }
+    let how = if skb == 0 {
+        rst_sender::SOCKET
+    } else {
+        rst_sender::ANSWER
+    };
+    sent(&socket, reason, how);
 }
 
 #[inline(always)]
@@ -131,10 +205,7 @@ fn reset(ctx: &BtfTracePointContext, sk: u64, reason: u32, received: u8) -> Outc
 /// A reset in answer to a segment that found no socket.
 #[inline(always)]
 fn unconnected(ctx: &BtfTracePointContext, skb: u64, reason: u32) -> Outcome {
-    if !is_streamed(kind::RESET) {
-        return Outcome::Aggregated;
-    }
-    let Some(packet) = sock::packet(skb).filter(|_| !matching::by_owner()) else {
+    let Some(packet) = sock::packet(skb) else {
         return Outcome::Filtered;
     };
     let socket = Socket {
@@ -147,7 +218,11 @@ fn unconnected(ctx: &BtfTracePointContext, skb: u64, reason: u32) -> Outcome {
         state: state::CLOSE,
         ..Socket::default()
     };
-    if !matching::socket(&socket) {
+    sent(&socket, reason, rst_sender::NO_SOCKET);
+    if !is_streamed(kind::RESET) {
+        return Outcome::Aggregated;
+    }
+    if matching::by_owner() || !matching::socket(&socket) {
         return Outcome::Filtered;
     }
     let record = Reset {

@@ -6,7 +6,7 @@ use conntracer_common::{
     layout::ABSENT,
     netns::count as netns_count,
     record::{Header, RETRANSMIT_INTERVAL_NS, Retransmit, Retransmits, Socket, Tcp, kind},
-    retransmit::{Attempt, class, is_untried},
+    retransmit::{Attempt, class, is_untried, is_without_timeout},
     socket::Retransmitted,
     stats::hook,
     tcp::state,
@@ -49,6 +49,7 @@ fn said(ctx: &BtfTracePointContext, sk: u64, skb: u64, record: &mut Retransmit) 
     field_into!(sk, dsack_dups, &mut record.dsack_dups);
     record.error = error(ctx);
     record.failures_traced = u8::from(traces_failures());
+    record.without_timeout = without_timeout(sk);
     // A queued skb has no headers to parse: everything is in TCP_SKB_CB.
     let cb = skb + u64::from(global!(LAYOUT.skb_cb));
     record.segs = segments(cb);
@@ -129,6 +130,20 @@ fn cumulated(ctx: &BtfTracePointContext, entry: &mut Retransmitted, event: &Retr
     }
 }
 
+/// See [`is_without_timeout`].
+#[inline(always)]
+fn without_timeout(sk: u64) -> u8 {
+    let ca_state = field!(sk, icsk_ca_state: u8) & 0x1f;
+    u8::from(
+        global!(LAYOUT.undo_marker) != ABSENT
+            && is_without_timeout(
+                ca_state,
+                field!(sk, icsk_pending: u8),
+                field!(sk, undo_marker: u32),
+            ),
+    )
+}
+
 /// From 6.17 on failed attempts are reported too, with the error.
 #[inline(always)]
 fn error(ctx: &BtfTracePointContext) -> u32 {
@@ -163,6 +178,7 @@ fn count(ctx: &BtfTracePointContext, sk: u64, skb: u64) {
                     sacked: field!(cb, cb_sacked: u8),
                     ca_state: field!(sk, icsk_ca_state: u8) & 0x1f,
                     pending: field!(sk, icsk_pending: u8),
+                    without_timeout: without_timeout(sk),
                 }))
         }
         errno if is_untried(errno) => return,

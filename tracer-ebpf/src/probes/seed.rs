@@ -8,7 +8,7 @@
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use conntracer_common::{
     record::{Owner, Seed, Socket, Tcp, owner_source, role},
-    socket::{Holder, SocketState},
+    socket::{Holder, NOBODYS, SocketState},
     stats::hook,
     tcp::state,
 };
@@ -115,7 +115,13 @@ fn seeded(sk: u64, state: u8) -> Outcome {
     let entry = SocketState {
         born_ns: global!(OPTIONS.began_ns),
         since_ns: if half_closed == 0 { 0 } else { active_ns(sk) },
-        listener: if role == role::PASSIVE { listener } else { 0 },
+        listener: if role != role::PASSIVE {
+            0
+        } else if sock::is_orphan::<Anywhere>(sk) {
+            NOBODYS
+        } else {
+            listener
+        },
         half_closed,
         role,
         troubled: u8::from(troubled),

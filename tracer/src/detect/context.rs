@@ -98,6 +98,11 @@ impl Context<'_> {
         });
     }
 
+    /// Records of a hook that were lost so far.
+    pub(crate) fn lost_of(&self, hook: u32) -> u64 {
+        self.lost.get(hook as usize).copied().unwrap_or_default()
+    }
+
     /// Why a finding of a detector is not exact: records of a hook that it needs were lost, or the hooks see less than
     /// everything; `None` when it is.
     pub(crate) fn doubt(&self, spec: &Spec) -> Option<Cow<'static, str>> {

@@ -51,6 +51,7 @@ use crate::{
         connection::Change,
         listener::{Applied, ListenerKey},
     },
+    time::Ktime,
 };
 
 /// Every detector, in the order in which they are told.
@@ -228,6 +229,7 @@ impl Detectors {
             Body::Snapshot(body) => self.half_closed.snapshot(body, cx),
             Body::HalfClosed(body) => self.half_closed.unlisted(body),
             Body::Idle(body) => self.idle.idle(body, cx),
+            Body::Beside(body) => self.dead_peer.beside(body, cx),
             Body::IdleTotals(body) => self.idle.idle_totals(body, cx),
             Body::Tick => {
                 for room in rooms!(self, mut) {
@@ -254,7 +256,7 @@ impl Detectors {
 
     /// What the next poll is to show: silent and stalled connections, whose recovery no hook tells, and listeners with
     /// an open finding.
-    pub(crate) fn watched(&mut self) -> Watched {
+    pub(crate) fn watched(&mut self, now: Ktime) -> Watched {
         let limit = self.watched;
         let (mut connections, mut unwatched) = self.dead_peer.watched(limit);
         for id in self.stall.watched() {
@@ -271,6 +273,7 @@ impl Detectors {
         Watched {
             connections,
             listeners: self.handshake.watched(),
+            silent: self.dead_peer.asks_about(now),
         }
     }
 

@@ -57,6 +57,13 @@ impl Sizes {
         }
     }
 
+    /// The data of an ICMP echo whose packet is as large as the smallest full-sized segment that fails: TCP has 24 bytes
+    /// more before its data, timestamps included.
+    pub(crate) fn echo_bytes(&self) -> Option<u32> {
+        const MORE: u32 = 24;
+        Some(self.full_bytes?.saturating_add(MORE))
+    }
+
     /// What ICMP has to do with it: the rest of a sentence that says that segments are too large.
     pub(crate) const fn icmp(&self) -> &'static str {
         if self.icmp_mtu.is_some() {

@@ -2,8 +2,9 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use conntracer_common::record::{self, Header, close_flag, failure_how};
+use conntracer_common::record::{self, Header, close_flag, close_hint, failure_how, rst_sender};
 use serde::Serialize;
+use zerocopy::IntoBytes;
 
 use super::{
     owner::Owner,
@@ -161,8 +162,11 @@ pub struct Close {
     pub octets_received: u64,
     /// Since the connection began; `None` when its beginning was not seen.
     pub age: Option<Duration>,
-    /// Since data was last sent or received; `None` when none was, or the kernel does not tell.
+    /// How long nothing had passed before the first segment that was not answered, or where all were, before the end;
+    /// `None` where it is not known.
     pub idle: Option<Duration>,
+    /// Since the first segment that was not answered was sent; `None` where there is none, or it is not known.
+    pub unanswered: Option<Duration>,
     /// `sk_err` and `sk_err_soft`; 0 for none.
     pub errno: u32,
     pub soft_errno: u32,
@@ -172,6 +176,72 @@ pub struct Close {
     pub old: TcpState,
     /// Bits of [`conntracer_common::record::close_flag`].
     pub flags: u8,
+    /// The process that closed it was ending.
+    pub exit: Option<Exit>,
+    /// How this host sent the RST that was received, where it was seen to.
+    pub sender: Option<RstSender>,
+    /// The kernel tells of every RST that TCP sends.
+    pub senders_told: bool,
+    /// It was taken away without a word to the peer (`TCP_REPAIR`).
+    pub in_repair: bool,
+    /// Whether the socket had a route that it sent by, where the kernel tells.
+    pub routed: Option<bool>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Exit {
+    Signal(u8),
+    Status(u8),
+}
+
+impl Exit {
+    const fn decode(code: u16) -> Self {
+        // As wait() has it: 0x80 is a core dump's.
+        let [low, status] = code.to_le_bytes();
+        match low & 0x7f {
+            0 => Self::Status(status),
+            signal => Self::Signal(signal),
+        }
+    }
+}
+
+/// How a RST was sent on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RstSender {
+    pub by: SentBy,
+    /// `enum sk_rst_reason`, where the kernel gives one.
+    pub reason: Option<u32>,
+    pub netns: u32,
+    /// One of the ends is translated on the way.
+    pub translated: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SentBy {
+    /// By the socket's own decision.
+    Socket,
+    /// In answer to a segment, of a socket in this state.
+    Answer(TcpState),
+    /// In answer to a segment that met no socket.
+    NoSocket,
+}
+
+impl RstSender {
+    const fn decode(raw: &record::Close) -> Option<Self> {
+        let by = match raw.sender & !rst_sender::TRANSLATED {
+            rst_sender::SOCKET => SentBy::Socket,
+            rst_sender::ANSWER => SentBy::Answer(TcpState::of(raw.sender_state)),
+            rst_sender::NO_SOCKET => SentBy::NoSocket,
+            _ => return None,
+        };
+        Some(Self {
+            by,
+            reason: reason(raw.sender_reason),
+            netns: raw.sender_netns,
+            translated: raw.sender & rst_sender::TRANSLATED != 0,
+        })
+    }
 }
 
 /// Which side sent the first FIN.
@@ -197,7 +267,22 @@ impl Closer {
 }
 
 impl Close {
-    pub(super) fn decode(raw: &record::Close) -> Result<Self, DecodeError> {
+    /// An earlier recording ends before what was added since.
+    pub(super) fn decode(bytes: &[u8], header: &Header) -> Result<Self, DecodeError> {
+        const OLDER: usize = std::mem::offset_of!(record::Close, unanswered_ns);
+        if bytes.len() == OLDER {
+            let added = record::Close {
+                unanswered_ns: u64::MAX,
+                ..record::Close::default()
+            };
+            let added = added.as_bytes().get(OLDER..).unwrap_or_default();
+            return Self::of(&read(&[bytes, added].concat(), header)?);
+        }
+        Self::of(&read(bytes, header)?)
+    }
+
+    fn of(raw: &record::Close) -> Result<Self, DecodeError> {
+        let known = |ns: u64| (ns != u64::MAX).then(|| Duration::from_nanos(ns));
         let socket = Socket::decode(&raw.socket);
         let is_whole = socket.id.born != Ktime(0) && !socket.older && socket.role != Role::Unknown;
         Ok(Self {
@@ -206,13 +291,23 @@ impl Close {
             tcp: Tcp::decode(&raw.tcp),
             octets_received: raw.bytes_received,
             age: is_whole.then(|| Ktime(raw.header.ktime_ns).since(socket.id.born)),
-            idle: (raw.idle_ns != u64::MAX).then(|| Duration::from_nanos(raw.idle_ns)),
+            idle: known(raw.idle_ns),
+            unanswered: known(raw.unanswered_ns),
             errno: raw.error,
             soft_errno: raw.soft_error,
             reason: reason(raw.reason),
             unread_bytes: raw.unread,
             old: raw.old_state.into(),
             flags: raw.flags,
+            exit: (raw.flags & close_flag::EXITING != 0).then(|| Exit::decode(raw.exit_code)),
+            sender: RstSender::decode(raw),
+            senders_told: raw.hints & close_hint::SENDERS_TOLD != 0,
+            in_repair: raw.hints & close_hint::REPAIR != 0,
+            routed: match raw.routed {
+                1 => Some(true),
+                2 => Some(false),
+                _ => None,
+            },
         })
     }
 
@@ -221,16 +316,41 @@ impl Close {
         self.flags & flag != 0
     }
 
+    /// Whether this side's FIN is among what was written.
+    const fn has_fin(&self) -> bool {
+        matches!(
+            self.old,
+            TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing | TcpState::LastAck
+        )
+    }
+
+    /// Bytes that were sent and not acknowledged. A FIN has a number and is no byte.
+    #[must_use]
+    pub const fn unacked_data(&self) -> u32 {
+        let fin = self.has_fin() && self.tcp.snd_nxt == self.tcp.write_seq;
+        self.tcp.unacked_bytes().saturating_sub(fin as u32)
+    }
+
+    /// Bytes that the application wrote and the peer did not acknowledge, whether they were sent or not.
+    #[must_use]
+    pub const fn waiting_data(&self) -> u32 {
+        self.tcp
+            .waiting_bytes()
+            .saturating_sub(self.has_fin() as u32)
+    }
+
+    /// Whether a byte passed in either way, or was to.
+    #[must_use]
+    pub const fn has_data(&self) -> bool {
+        self.bytes_sent() > 0 || self.bytes_received() > 0 || self.waiting_data() > 0
+    }
+
     /// Bytes of the application that the peer acknowledged: the kernel also counts the SYN of an active open and
     /// the FIN (`tcp_snd_una_update`).
     #[must_use]
     pub const fn bytes_sent(&self) -> u64 {
         let syn = matches!(self.socket.role, Role::Active);
-        let fin = self.tcp.waiting_bytes() == 0
-            && matches!(
-                self.old,
-                TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing | TcpState::LastAck
-            );
+        let fin = self.tcp.waiting_bytes() == 0 && self.has_fin();
         self.tcp
             .bytes_acked
             .saturating_sub((syn as u64).saturating_add(fin as u64))

@@ -75,6 +75,6 @@ pub(super) fn stamped(stamp_ms: u32, now_ns: u64) -> Option<Ktime> {
 }
 
 /// A reason of the kernel's, which some kernels do not give.
-pub(super) fn reason(raw: u32) -> Option<u32> {
-    (raw != u32::MAX).then_some(raw)
+pub(super) const fn reason(raw: u32) -> Option<u32> {
+    if raw == u32::MAX { None } else { Some(raw) }
 }

@@ -40,10 +40,11 @@ impl RetransmitType {
     ];
 
     /// The type of a segment, by what sent it again. What follows a retransmission timeout is `Timeout` like its
-    /// first segment: it is retransmitted because a timer expired, not because an ACK told of a hole.
+    /// first segment: it is retransmitted because a timer expired, not because an ACK told of a hole. What is sent
+    /// again in the same state without a timer has no word of its own: `Unknown`.
     #[must_use]
     pub const fn of(class: u8) -> Self {
-        match class {
+        match class::told(class) {
             class::SYN => Self::Syn,
             class::SYN_ACK => Self::SynAck,
             class::TIMEOUT | class::SLOW_START => Self::Timeout,
@@ -208,6 +209,8 @@ mod tests {
     #[case::after_the_timer(class::SLOW_START, RetransmitType::Timeout)]
     #[case::fast(class::FAST, RetransmitType::Fast)]
     #[case::probe(class::LOSS_PROBE, RetransmitType::TailLossProbe)]
+    #[case::no_timer_fired(class::NOT_CONGESTION, RetransmitType::Unknown)]
+    #[case::no_timer_of_connect(class::SYN_NOT_CONGESTION, RetransmitType::Syn)]
     #[case::anything_else(class::OTHER, RetransmitType::Unknown)]
     fn what_sent_a_segment_again_is_its_type(#[case] class: u8, #[case] expected: RetransmitType) {
         assert_eq!(RetransmitType::of(class), expected);

@@ -38,6 +38,12 @@ pub enum TcpState {
 
 impl From<u8> for TcpState {
     fn from(number: u8) -> Self {
+        Self::of(number)
+    }
+}
+
+impl TcpState {
+    pub(super) const fn of(number: u8) -> Self {
         match number {
             state::ESTABLISHED => Self::Established,
             state::SYN_SENT => Self::SynSent,

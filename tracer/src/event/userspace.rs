@@ -1,6 +1,6 @@
 //! What userspace itself put into the stream.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use conntracer_common::{
     netns::{KernelCounts, NetnsId, kernel},
@@ -13,8 +13,8 @@ use conntracer_common::{
 
 use super::{
     owner::Owner,
-    raw::{DecodeError, read},
-    socket::{Socket, TcpState},
+    raw::{DecodeError, ago, read},
+    socket::{Socket, TcpState, address},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +153,30 @@ impl Clock {
     pub(super) const fn decode(raw: &record::Clock) -> Self {
         Self {
             realtime_offset_ns: raw.realtime_offset_ns,
+        }
+    }
+}
+
+/// What the other connections of this host to the address of a silent one show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beside {
+    pub netns: u32,
+    pub remote: IpAddr,
+    /// Connections to it, the silent one included, and those that heard of it within the time of the silence.
+    pub connections: u32,
+    pub answered: u32,
+    /// How long ago any of them last heard of it.
+    pub heard_idle: Option<Duration>,
+}
+
+impl Beside {
+    pub(super) fn decode(raw: &record::Beside) -> Self {
+        Self {
+            netns: raw.netns,
+            remote: address(&raw.remote_addr, raw.family),
+            connections: raw.connections,
+            answered: raw.answered,
+            heard_idle: ago(raw.heard_idle_ns),
         }
     }
 }

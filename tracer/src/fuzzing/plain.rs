@@ -151,8 +151,10 @@ fn of_trouble(kind: u16, number: u8, now_ns: u64) -> Vec<u8> {
             tcp,
             bytes_received: 4096,
             idle_ns: 1_000_000,
+            unanswered_ns: u64::MAX,
             error: 104,
             reason: u32::MAX,
+            sender_reason: u32::MAX,
             old_state: state::ESTABLISHED,
             flags: close_flag::RST_RECEIVED,
             ..record::Close::default()
@@ -207,6 +209,14 @@ fn of_userspace(kind: u16, number: u8, now_ns: u64) -> Vec<u8> {
         kind::IDLE_TOTALS => of(&record::IdleTotals {
             limit_ns: 900_000_000_000,
             ..record::IdleTotals::default()
+        }),
+        kind::BESIDE => of(&record::Beside {
+            remote_addr: socket.remote_addr,
+            netns: socket.netns,
+            family: socket.family,
+            connections: 3,
+            answered: 1,
+            ..record::Beside::default()
         }),
         kind::CLOCK => of(&record::Clock::default()),
         kind::HALF_CLOSED => of(&record::HalfClosed {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ffi::CStr, fs, os::unix::fs::MetadataExt};
 
-use super::clock::realtime_offset_ns;
+use super::clock::{ktime_ns, realtime_offset_ns};
 use crate::{host::Host, plan::Plan};
 
 /// Settings that findings quote and advice is phrased with.
@@ -45,6 +45,7 @@ pub(super) fn host(
         kernel: text(uname.release()),
         arch: text(uname.machine()),
         realtime_offset_ns: realtime_offset_ns(),
+        attached_ns: ktime_ns(),
         drop_reasons,
         reset_reasons,
         netns: own_netns(),

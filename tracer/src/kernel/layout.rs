@@ -121,6 +121,6 @@ fn facts(btf: &Btf<'_>) -> KernelFacts {
         reuseport_bit: bit("sock_common", "skc_reuseport"),
         ipv6only_bit: bit("sock_common", "skc_ipv6only"),
         typed_task: u8::from(counters.contains_key(TYPED_TASK)),
-        pad: 0,
+        repair_bit: bit("tcp_sock", "repair"),
     }
 }

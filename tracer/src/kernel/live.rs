@@ -12,6 +12,7 @@ use zerocopy::IntoBytes;
 
 use super::{
     accounts::Accounts,
+    answer::Answers,
     attach::Attached,
     clock::{WallClock, ktime_ns},
     error::CannotTrace,
@@ -20,9 +21,9 @@ use super::{
     options::Options,
     owners::OwnerSearch,
     poll::{
-        Poll, early_drop::EarlyDrops, failure::Failures, half_closed::HalfClosedSweep,
-        idle::IdleSearch, listener::Listeners, loss::Losses, netns::NetnsCounters,
-        retransmit::RetransmitTotals, seed::Seeds,
+        Poll, beside::BesideSearch, early_drop::EarlyDrops, failure::Failures,
+        half_closed::HalfClosedSweep, idle::IdleSearch, listener::Listeners, loss::Losses,
+        netns::NetnsCounters, retransmit::RetransmitTotals, seed::Seeds,
     },
     ring::Rings,
     stream::Stream,
@@ -60,6 +61,7 @@ pub struct LiveKernel {
     retransmits: RetransmitTotals,
     listeners: Listeners,
     half_closed: HalfClosedSweep,
+    beside: BesideSearch,
     idle: Option<IdleSearch>,
     losses: Losses,
     netns: NetnsCounters,
@@ -91,7 +93,7 @@ impl LiveKernel {
             rings,
             wake: OnceCell::new(),
             logger: options.verbose.then(|| logger(&mut ebpf)).flatten(),
-            stream: Stream::new(&host),
+            stream: Stream::new(&host, Answers::new(&mut ebpf)?),
             accounts: Accounts::new(&mut ebpf)?,
             owners: OwnerSearch::new(&mut ebpf)?,
             groups: GroupVerdicts::new(&mut ebpf, &options.owners)?,
@@ -101,6 +103,7 @@ impl LiveKernel {
             retransmits: RetransmitTotals::new(&mut ebpf)?,
             listeners: Listeners::new(&mut ebpf, by_state)?,
             half_closed: HalfClosedSweep::new(Arc::clone(&sockets)),
+            beside: BesideSearch::new(&mut ebpf, Arc::clone(&sockets))?,
             idle: options.idle_ns.map(|limit| IdleSearch::new(sockets, limit)),
             losses: Losses::new(&mut ebpf)?,
             netns: NetnsCounters::new(&mut ebpf, &options.filter, limits, cpus)?,
@@ -154,6 +157,7 @@ impl LiveKernel {
         self.listeners.poll(&watched.listeners, &asked, &mut poll)?;
         poll.snapshots(&watched.connections)?;
         self.half_closed.poll(half_closed_ns, &mut poll)?;
+        self.beside.poll(watched.silent.as_ref(), &mut poll)?;
         // What the programs wrote in the meantime: the search below asks about every connection.
         poll.rings.drain(poll.feed);
         if let Some(idle) = &mut self.idle {

@@ -11,8 +11,15 @@ use super::error::{CannotTrace, reason};
 use crate::plan::HookType;
 
 /// `snapshot` and `idle` write their records to the bulk ring, `refresh` brings a listener's up to date, `heir`
-/// hands a socket on.
-pub(super) const PROGRAMS: [&str; 5] = ["snapshot", "refresh", "heir", "percpu_base", "netns_look"];
+/// hands a socket on, `beside` counts in its map.
+pub(super) const PROGRAMS: [&str; 6] = [
+    "snapshot",
+    "refresh",
+    "heir",
+    "percpu_base",
+    "netns_look",
+    "beside",
+];
 /// Loaded where somebody asked for idle connections.
 pub(super) const IDLE: &str = "idle";
 

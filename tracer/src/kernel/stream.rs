@@ -9,6 +9,7 @@ use foldhash::quality::RandomState;
 use zerocopy::FromBytes as _;
 
 use super::{
+    answer::Answers,
     names::OwnerNames,
     owners::OwnerSearch,
     place::Places,
@@ -20,6 +21,7 @@ use super::{
 use crate::host::Host;
 
 pub(super) struct Stream {
+    answers: Answers,
     places: Places,
     holders: HolderSearch,
     acceptors: AcceptorLooks,
@@ -69,7 +71,7 @@ impl Ports {
 }
 
 impl Stream {
-    pub(super) fn new(host: &Host) -> Self {
+    pub(super) fn new(host: &Host, answers: Answers) -> Self {
         let places = if host.drop_reasons.is_empty() {
             Places::read()
                 .inspect_err(|error| log::warn!("reading /proc/kallsyms: {error}"))
@@ -78,6 +80,7 @@ impl Stream {
             Places::default()
         };
         Self {
+            answers,
             places,
             holders: HolderSearch::default(),
             acceptors: AcceptorLooks::default(),
@@ -99,6 +102,7 @@ impl Stream {
     /// Hands a record on, with what is made of it.
     pub(super) fn pass(&mut self, record: &[u8], feed: Feed<'_>) {
         let Self {
+            answers,
             places,
             holders,
             acceptors,
@@ -106,12 +110,14 @@ impl Stream {
             ports,
             names,
         } = self;
-        places.name(record, &mut |record| {
-            holders.meet(record);
-            netns_facts.meet(record);
-            ports.meet(record);
-            acceptors.meet(record, feed);
-            names.name(record, feed);
+        answers.name(record, &mut |record| {
+            places.name(record, &mut |record| {
+                holders.meet(record);
+                netns_facts.meet(record);
+                ports.meet(record);
+                acceptors.meet(record, feed);
+                names.name(record, feed);
+            })
         });
     }
 

@@ -61,6 +61,7 @@ pub(crate) fn host() -> Host {
         kernel: "6.12.0".to_owned(),
         arch: "x86_64".to_owned(),
         realtime_offset_ns: 0,
+        attached_ns: 0,
         drop_reasons: (0..).zip(REASONS.map(str::to_owned)).collect(),
         reset_reasons: BTreeMap::from([(14, "TCP_STATE".to_owned())]),
         netns: Some(4026),

@@ -245,6 +245,27 @@ impl Run {
         self.record(&record);
     }
 
+    /// What other connections to an address show: how many there are in all, how many heard of it within the silence, and
+    /// how long ago one did.
+    pub(crate) fn beside(
+        &mut self,
+        socket: Socket,
+        (connections, answered): (u32, u32),
+        ago: Duration,
+    ) {
+        let record = record::Beside {
+            header: self.header::<record::Beside>(kind::BESIDE),
+            remote_addr: socket.remote_addr,
+            netns: socket.netns,
+            family: socket.family,
+            connections,
+            answered,
+            heard_idle_ns: u64::try_from(ago.as_nanos()).expect("a test's duration"),
+            ..record::Beside::default()
+        };
+        self.record(&record);
+    }
+
     /// The comparison of a namespace, which counted nothing.
     pub(crate) fn netns(&mut self, inode: u32, mix: u32) {
         self.netns_with(inode, mix, 0);
@@ -386,8 +407,10 @@ impl Run {
             owner: owner(),
             bytes_received: 4096,
             idle_ns: 1_000_000,
+            unanswered_ns: u64::MAX,
             error: 104,
             reason: u32::MAX,
+            sender_reason: u32::MAX,
             old_state: state::ESTABLISHED,
             flags: record::close_flag::RST_RECEIVED,
             ..record::Close::default()

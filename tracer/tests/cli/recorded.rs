@@ -359,6 +359,7 @@ pub(crate) fn host() -> Host {
         hostname: "web1".to_owned(),
         kernel: "6.12.0".to_owned(),
         arch: "x86_64".to_owned(),
+        attached_ns: 0,
         realtime_offset_ns: 1_700_000_000_000_000_000,
         drop_reasons: BTreeMap::new(),
         reset_reasons: BTreeMap::from([(14, "TCP_STATE".to_owned())]),

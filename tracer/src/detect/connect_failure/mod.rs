@@ -21,7 +21,7 @@ mod words;
 
 use std::net::SocketAddr;
 
-use conntracer_common::stats::hook;
+use conntracer_common::{record::failure_how, stats::hook};
 
 use self::attempts::{AttemptKey, Attempts, Cause, Syns};
 pub(super) use self::attempts::{Here, Remotes, Route};
@@ -74,7 +74,8 @@ impl EntryKey {
             remote: failure.socket.remote,
             first: failure.first,
             errno: failure.errno,
-            how: failure.how,
+            // Not what userspace adds of the last one.
+            how: failure.how & !(failure_how::ICMP | failure_how::ANSWERED),
         }
     }
 }

@@ -130,7 +130,7 @@ fn icmp(failure: &mut record::Failure, (kind, code): (u8, u8), from: &str) {
 )]
 #[case::exited(
     |failure: &mut record::Failure| failure.how = failure_how::PATIENT | failure_how::EXITING,
-    "cancelled", "exit", "which exited", "given up"
+    "cancelled", "exit", "ended with their process, the longest", "given up"
 )]
 #[case::given_up(
     |failure: &mut record::Failure| failure.how = failure_how::PATIENT,

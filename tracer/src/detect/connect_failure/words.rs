@@ -131,7 +131,8 @@ impl ToldBy {
 fn ended_by_timer(attempts: &Attempts) -> bool {
     let latest = &attempts.latest;
     let retries = latest.syn_retries.or(latest.sysctl_syn_retries);
-    retries.is_none_or(|retries| latest.syns > u32::from(retries))
+    // Where it is not known, one that retransmitted nothing was ended by something else.
+    latest.syns > retries.map_or(1, u32::from)
 }
 
 /// Whether no retransmitted SYN left this host.
@@ -279,13 +280,14 @@ fn silence(cause: Cause, attempts: &Attempts, cx: &Context<'_>) -> String {
     if cause == Cause::TimedOut {
         return format!("timed out: {answer}, the longest took {waited}");
     }
+    // A process that was killed, or has exited, gave nothing up; which of both is not always known.
     match (latest.signal, has(attempts, failure_how::EXITING)) {
         (Some(signal), _) => format!(
             "ended with their process, which signal {signal}{} ended, the longest after {waited}: {answer}",
             signal_name(signal)
         ),
         (None, true) => {
-            format!("ended with their process, which exited, the longest after {waited}: {answer}")
+            format!("ended with their process, the longest after {waited}: {answer}")
         }
         (None, false) => {
             format!("given up by the application, the longest after {waited}: {answer}")

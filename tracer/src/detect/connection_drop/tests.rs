@@ -14,7 +14,7 @@ use crate::{
     testing::{Run, evidence, socket},
 };
 
-fn service() -> Socket {
+pub(super) fn service() -> Socket {
     Socket {
         role: role::ACTIVE,
         ..socket("10.0.0.1:40000", "10.0.0.9:443")
@@ -53,7 +53,7 @@ const ORPHAN_WITH_RST: u8 = close_flag::ORPHAN | close_flag::RST_SENT;
     "closed_before_accept"
 )]
 #[case(ended(0, state::ESTABLISHED, 0), "reset_sent", "disconnected")]
-#[case(ended(errno::ETIMEDOUT, state::ESTABLISHED, 0), "timed_out", "data")]
+#[case(ended(errno::ETIMEDOUT, state::ESTABLISHED, 0), "timed_out", "timeout")]
 #[case(
     ended(errno::ETIMEDOUT, state::FIN_WAIT1, close_flag::ORPHAN),
     "timed_out",
@@ -62,7 +62,7 @@ const ORPHAN_WITH_RST: u8 = close_flag::ORPHAN | close_flag::RST_SENT;
 #[case(
     ended(errno::EHOSTUNREACH, state::ESTABLISHED, 0),
     "unreachable",
-    "icmp"
+    "icmp_or_no_route"
 )]
 #[case(
     ended(errno::ECONNABORTED, state::ESTABLISHED, close_flag::RST_SENT),
@@ -156,7 +156,9 @@ fn a_connection_older_than_conntracer_has_no_age() {
 #[case(|ending: &mut Close| ending.tcp.retransmits = 3, "data")]
 #[case(|ending: &mut Close| {
     ending.tcp.retransmits = 3;
+    ending.tcp.total_retrans = 3;
     ending.soft_error = errno::ENETUNREACH;
+    ending.routed = 1;
 }, "icmp")]
 #[case(|ending: &mut Close| {
     ending.tcp.probes_out = 1;
@@ -216,12 +218,27 @@ fn deaths_after_the_same_idle_time_are_a_timeout() {
     assert_eq!(finding.count, 41);
     assert_eq!(
         finding.summary,
-        "41 connections to 10.0.0.9:443 reset by 10.0.0.9:443, each idle for 350.0 s: somebody's idle \
-         timeout"
+        "41 connections to 10.0.0.9:443 ended by a RST from 10.0.0.9:443, each after a pause of 350.0 s: an \
+         idle timeout, of the peer or of something between"
     );
     run.pass(Duration::from_mins(10));
     assert_eq!(run.only().status, Status::Resolved);
     run.assert_replays(Thresholds::default());
+}
+
+/// An older recording ends before what was added since, and says as much as it did.
+#[test]
+fn a_death_of_an_older_recording_is_read() {
+    let mut run = Run::new();
+    run.close(service(), |_| {});
+    let mut bytes = run.fed[0].clone();
+    let older = std::mem::offset_of!(Close, unanswered_ns);
+    bytes.truncate(older);
+    bytes[10..12].copy_from_slice(&u16::try_from(older).expect("it is small").to_ne_bytes());
+    let mut older = Run::new();
+    older.feed(&bytes);
+    assert_eq!(older.only().count, 1);
+    assert_eq!(older.pipeline.tallies().decode_errors, 0);
 }
 
 #[test]

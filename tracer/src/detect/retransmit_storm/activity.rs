@@ -158,6 +158,11 @@ impl Activity {
         paused
     }
 
+    /// Loss holds the connection down: as long as it does the storm is not over.
+    pub(super) const fn costs(&mut self, now: Ktime) {
+        self.busy = now;
+    }
+
     /// Adds what became known of segments that were counted before.
     pub(super) fn learned(
         &mut self,

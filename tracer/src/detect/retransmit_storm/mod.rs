@@ -6,6 +6,8 @@
 //! grows (`peak`), resolves when the rate stayed below half the floor for
 //! [`Thresholds::quiet_s`] (`end`).
 //!
+//! A connection whose window loss alone keeps small (`costly`) is worth one whatever its rate and ratio.
+//!
 //! **Scope.** The narrowest of these, in this order, that explains it: a wider scope stays silent while one narrower scope
 //! holds [`Thresholds::explained`] of its segments, and a narrower one once the wider is open.
 //!
@@ -30,6 +32,7 @@
 
 mod activity;
 mod cause;
+mod costly;
 mod course;
 mod interfaces;
 mod scope;
@@ -52,6 +55,7 @@ pub(super) use self::thresholds::Thresholds;
 use self::{
     activity::Rates,
     cause::Cause,
+    costly::Costly,
     course::Course,
     interfaces::Interfaces,
     scope::{LEVELS, Scope, Wider, levels},
@@ -123,7 +127,7 @@ impl Case for Scoped {
             Cause::Reordering => &REORDERING,
             _ => &SPEC,
         };
-        words::draft(spec, key, self, at.status, at.cx)
+        words::draft(spec, key, self, at.status, at.rules, at.cx)
     }
 
     fn news(&self) -> u64 {
@@ -302,11 +306,13 @@ impl RetransmitStorm {
         let (scope, now) = (Scope::Connection(connection.key), cx.now);
         let begun = self.add(scope, connection.owner, segments, false, cx);
         let course = Course::new(&connection.tcp, segments.min_rtt_us, now);
+        let costly = self.connections.rules.costly();
         if let Some(entry) = self.connections.get_mut(&scope) {
             let of = entry.connection.get_or_insert_with(|| {
                 Box::new(OfConnection {
                     connection: *connection,
                     course,
+                    costly: Costly::default(),
                     spurious: Spurious::new(duplicates),
                 })
             });
@@ -315,6 +321,12 @@ impl RetransmitStorm {
                 of.course = course;
             }
             of.course.goes_on(segments.progress > 0, now);
+            of.costly
+                .saw(&connection.tcp, segments.min_rtt_us, segments.moved(), now);
+            let is_costly = of.costly.is_worth(costly);
+            if is_costly {
+                entry.activity.costs(now);
+            }
         }
         (scope, begun)
     }
@@ -403,7 +415,11 @@ impl RetransmitStorm {
             && let Some(entry) = self.connections.get(&scope)
         {
             let storms = entry.activity.storms(scope.floor(storm), storm, now);
-            self.judge_one(scope, storms && !is_part, cx);
+            let costs = entry
+                .connection
+                .as_ref()
+                .is_some_and(|of| of.costly.is_worth(storm.costly()));
+            self.judge_one(scope, (storms || costs) && !is_part, cx);
         }
         for (wider, may_open) in levels.iter().zip(may_open) {
             if let Some(wider) = wider {

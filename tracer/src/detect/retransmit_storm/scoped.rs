@@ -2,7 +2,9 @@
 
 use conntracer_common::retransmit::advanced;
 
-use super::{activity::Activity, course::Course, segments::Segments, spurious::Spurious};
+use super::{
+    activity::Activity, costly::Costly, course::Course, segments::Segments, spurious::Spurious,
+};
 use crate::{
     event::{Owner, Retransmit},
     table::connection::Connection,
@@ -33,6 +35,7 @@ pub(super) struct OfConnection {
     /// As of its last retransmission: other records tell of it meanwhile, a timeout's before each of these.
     pub(super) connection: Connection,
     pub(super) course: Course,
+    pub(super) costly: Costly,
     pub(super) spurious: Spurious,
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::section::{factor, rate, section, share};
+use crate::section::{factor, rate, section, share, some};
 
 section! {
     "detect.retransmit_storm";
@@ -21,6 +21,11 @@ section! {
         /// Share of retransmitted among sent data segments from which on a connection storms: at 3 % loss alone
         /// holds a connection of 50 ms round trip to about 1.6 Mbit/s.
         ratio: f64 = 0.03 => share;
+        /// Losses of a connection from which on they are worth a finding whatever their ratio, where loss alone holds its
+        /// window down: a window that is small by chance has grown again by then.
+        costly_losses: u64 = 20 => some;
+        /// Seconds that this must have lasted: a connection begins with a small window.
+        costly_s: u64 = 3;
         /// Milliseconds within which retransmissions are one loss and its repair: more than two round trips of
         /// nearly every path.
         burst_ms: u64 = 500;
@@ -36,6 +41,11 @@ section! {
 impl Thresholds {
     pub(crate) const fn quiet(&self) -> Duration {
         Duration::from_secs(self.quiet_s)
+    }
+
+    /// How many losses, and for how long.
+    pub(super) const fn costly(&self) -> (u64, Duration) {
+        (self.costly_losses, Duration::from_secs(self.costly_s))
     }
 
     pub(crate) const fn burst(&self) -> Duration {

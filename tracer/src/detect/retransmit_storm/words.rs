@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
-use super::{cause::Cause, scope::Scope, scoped::Scoped, segments::Segments};
+use super::{
+    cause::Cause, scope::Scope, scoped::Scoped, segments::Segments, thresholds::Thresholds,
+};
 use crate::{
     detect::room::{Context, Draft, Facts, Spec, plural},
     event::RetransmitType,
@@ -14,6 +16,7 @@ pub(super) fn draft(
     scope: &Scope,
     scoped: &Scoped,
     status: Status,
+    rules: &Thresholds,
     cx: &Context<'_>,
 ) -> Option<Draft> {
     let activity = &scoped.activity;
@@ -68,7 +71,16 @@ pub(super) fn draft(
     if let Some(of) = of {
         facts = of.course.facts(facts, &of.connection.tcp);
     }
-    let summary = summary(cause, sum, &to, activity.peak_per_s);
+    let costly = of
+        .map(|of| &of.costly)
+        .filter(|costly| cause == Cause::PathLoss && costly.is_worth(rules.costly()));
+    if let Some(costly) = costly {
+        facts = costly.facts(facts);
+    }
+    let mut summary = summary(cause, sum, &to, activity.peak_per_s);
+    if let Some(costly) = costly {
+        summary.push_str(&costly.said());
+    }
     let advice = advice(cause, sum, &subject, cx);
     let count = if cause == Cause::LocalDrop {
         sum.moved()

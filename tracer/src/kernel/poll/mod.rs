@@ -3,6 +3,7 @@
 //! Each has one entry point, `poll`. In which order they are asked is `kernel::live`'s.
 
 pub(crate) mod acceptor;
+pub(crate) mod beside;
 pub(crate) mod cumulative;
 pub(crate) mod early_drop;
 pub(crate) mod failure;

@@ -12,6 +12,10 @@
 //! TCPTimeouts` counts for the connection since it went silent. Of a connection that only probes, the
 //! unanswered probes.
 //!
+//! **Others.** While a finding is open, the other connections of this host to the same address are asked about: a peer that
+//! answers those is up. Where all that fails are full-sized segments and nothing smaller is under way, both a narrow path
+//! and a dead peer explain it, and both are said, with what the others show.
+//!
 //! **Not dead.** A peer that still sends something, or has what came after the segment that fails, while each
 //! segment that fails is a full-sized one, and none that it has: the path is too narrow for those (`looks_like`
 //! `path_mtu`). Few such connections are no storm, and this is what tells of them.
@@ -22,18 +26,23 @@
 
 mod narrow;
 mod patience;
+mod peers;
 mod silence;
 mod stage;
 #[cfg(test)]
 mod tests;
 mod words;
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
-use conntracer_common::stats::hook;
+use conntracer_common::{
+    stats::hook,
+    tcp::{AF_INET, AF_INET6},
+};
 
 use self::{
     patience::RTO_MAX,
+    peers::{Peer, PeerKey},
     silence::{Gone, Silence},
     stage::{End, Stage},
 };
@@ -41,9 +50,15 @@ use super::{KIND, thresholds::Thresholds};
 use crate::{
     count::Grow,
     detect::room::{Case, Cases, Context, Draft, Entry, Limits, Open, Room, Saying, Spec},
-    event::{Body, Close, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState},
+    event::{
+        Beside, Body, Close, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState,
+    },
     id::SocketId,
-    table::connection::{Change, Connection, ConnectionKey},
+    source::Silent,
+    table::{
+        Bounded,
+        connection::{Change, Connection, ConnectionKey},
+    },
     time::Ktime,
 };
 
@@ -63,6 +78,18 @@ pub(crate) static SPEC: Spec = Spec {
     explain: include_str!("explain.md"),
 };
 
+/// The others at an address are asked again after so long.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// An address as records have it.
+fn words(address: IpAddr) -> [u32; 4] {
+    let v6 = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    };
+    zerocopy::transmute!(v6.octets())
+}
+
 /// A silence that nobody asks about is over after as long as the longest RTO twice over without a record.
 const FORGOTTEN_AFTER: Duration = RTO_MAX.saturating_mul(2);
 
@@ -76,6 +103,14 @@ impl Case for Silence {
 
     fn news(&self) -> u64 {
         self.count()
+    }
+
+    fn has_other_news(&self) -> bool {
+        self.peer_is_news
+    }
+
+    fn told(&mut self) {
+        self.peer_is_news = false;
     }
 
     fn is_over(&mut self, key: &ConnectionKey, _: &Thresholds, cx: &Context<'_>) -> bool {
@@ -107,12 +142,14 @@ impl Case for Silence {
 #[derive(Debug)]
 pub(crate) struct DeadPeer {
     silences: Cases<Silence>,
+    peers: Bounded<PeerKey, Peer>,
 }
 
 impl DeadPeer {
     pub(crate) fn new(limits: &Limits, thresholds: Thresholds) -> Self {
         Self {
             silences: Cases::new(limits.connections, thresholds),
+            peers: Bounded::new(limits.remotes),
         }
     }
 
@@ -133,6 +170,62 @@ impl DeadPeer {
             }
         }
         (watched, more)
+    }
+
+    /// A silent connection with an open finding, of whose address the others were not asked lately.
+    pub(crate) fn asks_about(&self, now: Ktime) -> Option<Silent> {
+        let due = |key: &PeerKey| {
+            let asked = self.peers.get(key).and_then(|peer| peer.asked);
+            asked.is_none_or(|asked| now.since(asked) >= ASKED_AGAIN_AFTER)
+        };
+        let (_, silence) = self
+            .silences
+            .open()
+            .find(|(key, silence)| !key.is_untracked() && due(&silence.peer_key()))?;
+        Some(Silent {
+            netns: silence.connection.netns,
+            family: if silence.connection.remote.is_ipv4() {
+                AF_INET
+            } else {
+                AF_INET6
+            },
+            remote_addr: words(silence.connection.remote.ip()),
+            since: silence.since_when().unwrap_or(silence.since),
+        })
+    }
+
+    /// What others show of an address.
+    pub(crate) fn beside(&mut self, body: &Beside, cx: &mut Context<'_>) {
+        let now = cx.now;
+        self.learn((body.netns, body.remote), |peer| peer.asked(body, now), cx);
+    }
+
+    /// Learns something of an address, for all that are silent there.
+    fn learn(&mut self, key: PeerKey, change: impl FnOnce(&mut Peer), cx: &mut Context<'_>) {
+        if self.peers.touch(&key).is_none() {
+            self.peers.insert(key, Peer::default());
+        }
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        let before = *peer;
+        change(peer);
+        let peer = *peer;
+        if peer == before {
+            return;
+        }
+        let silent: Vec<ConnectionKey> = self
+            .silences
+            .iter()
+            .filter(|(_, silence)| silence.peer_key() == key)
+            .map(|(connection, _)| *connection)
+            .collect();
+        for connection in silent {
+            if let Some(silence) = self.silences.get_mut(&connection) {
+                silence.learn(&peer);
+            }
+            self.judge(connection, cx);
+        }
     }
 
     pub(crate) fn change(&mut self, event: &Event, change: &Change<'_>, cx: &mut Context<'_>) {
@@ -202,6 +295,11 @@ impl DeadPeer {
         } else {
             silence.not_sent.grow(1);
         }
+        // A second timeout is as many as chance does not make.
+        let narrow = (silence.is_narrow() && silence.timeouts > 1).then(|| silence.peer_key());
+        if let Some(key) = narrow {
+            self.learn(key, |peer| peer.narrow = Some(at), cx);
+        }
         self.judge(change.connection.key, cx);
     }
 
@@ -261,7 +359,12 @@ impl DeadPeer {
             return None;
         }
         let now = cx.now;
-        let new = || Silence::new(change.connection, now);
+        let peer = (change.connection.netns, change.connection.remote.ip());
+        let peer = self.peers.get(&peer).copied().unwrap_or_default();
+        let new = || Silence {
+            peer,
+            ..Silence::new(change.connection, now)
+        };
         let silence = self.silences.begin(key, cx, new)?;
         silence.connection = *change.connection;
         silence.timeouts = tcp.retransmits;

@@ -26,6 +26,11 @@ impl Narrow {
         self.carries |= body.tcp.peer_has_full_sized_later();
     }
 
+    /// Nothing but full-sized segments was sent again, and the peer was not heard meanwhile.
+    pub(super) const fn is_full_sized_alone(&self) -> bool {
+        !self.talks && self.heads > 0 && self.heads == self.full_heads
+    }
+
     pub(super) const fn is_likely(&self) -> bool {
         self.talks && !self.carries && self.heads > 0 && self.heads == self.full_heads
     }

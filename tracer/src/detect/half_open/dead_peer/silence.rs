@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     narrow::Narrow,
     patience::{self, RTO_MIN},
+    peers::{Peer, PeerKey},
     stage::{End, Stage},
 };
 use crate::{
@@ -22,7 +23,7 @@ pub(super) struct Silence {
     pub(super) timeouts: u8,
     /// Probes as the kernel counts them, and when there was last one more.
     pub(super) probes: u8,
-    raised: Ktime,
+    pub(super) raised: Ktime,
     /// The last one may still be answered.
     pub(super) in_flight: bool,
     /// What was probed for has left the host since, and the kernel counts timeouts from then on.
@@ -44,6 +45,9 @@ pub(super) struct Silence {
     pub(super) sends_again_since: Option<Ktime>,
     pub(super) heard: Option<Ktime>,
     pub(super) gone: Option<Gone>,
+    /// What other connections to the address show, and whether that was not told yet.
+    pub(super) peer: Peer,
+    pub(super) peer_is_news: bool,
 }
 
 /// A poll did not find the socket.
@@ -77,6 +81,8 @@ impl Silence {
             sends_again_since: None,
             heard: None,
             gone: None,
+            peer: Peer::default(),
+            peer_is_news: false,
         }
     }
 
@@ -175,5 +181,26 @@ impl Silence {
     /// The peer is there, and full-sized segments do not reach it.
     pub(super) const fn is_narrow(&self) -> bool {
         self.sent > 0 && self.narrow.is_likely()
+    }
+
+    /// All that is sent again are full-sized segments, and nothing tells whether the peer is there: it may be the size.
+    pub(super) const fn may_be_narrow(&self) -> bool {
+        self.sent > 0 && self.narrow.is_full_sized_alone()
+    }
+
+    pub(super) const fn peer_key(&self) -> PeerKey {
+        (self.connection.netns, self.connection.remote.ip())
+    }
+
+    pub(super) fn learn(&mut self, peer: &Peer) {
+        let is_news = (self.answered(), self.peer.narrow.is_some());
+        self.peer = *peer;
+        self.peer_is_news |= (self.answered(), self.peer.narrow.is_some()) != is_news;
+    }
+
+    /// Other connections of this host that the peer answered meanwhile.
+    pub(super) fn answered(&self) -> u32 {
+        self.peer
+            .answered_since(self.since_when().unwrap_or(self.since))
     }
 }

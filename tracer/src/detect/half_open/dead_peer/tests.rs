@@ -117,7 +117,13 @@ fn a_peer_that_talks_behind_a_narrow_path_is_not_dead(
             .find(|fact| fact.name == "looks_like")
             .map(|fact| fact.value.clone())
     };
-    let expected = is_narrow.then(|| Value::Text("path_mtu".into()));
+    let expected = if is_narrow {
+        Some(Value::Text("path_mtu".into()))
+    } else if bytes == 1448 {
+        Some(Value::Text("path_mtu_or_dead_peer".into()))
+    } else {
+        None
+    };
     assert_eq!(looks_like(&run), expected, "{:#?}", run.only());
     assert_eq!(run.only().stage.as_deref(), Some("suspected"));
     assert_eq!(run.only().summary.contains("talks"), is_narrow);
@@ -768,4 +774,95 @@ fn trouble_from_before_says_since_when(
     run.pass(Duration::from_secs(1));
     assert!(!run.only().summary.contains("leaves this host"));
     run.assert_replays(Thresholds::default());
+}
+
+/// Five timeouts of a full-sized segment, and nothing smaller in flight.
+fn full_sized(run: &mut Run, remote: &str, talks: bool) {
+    for number in 1..=5 {
+        run.pass(Duration::from_millis(200));
+        run.retransmit(socket(LOCAL, remote), |retransmit| {
+            retransmit.end_seq = retransmit.seq + 1448;
+            retransmit.tcp.retransmits = number;
+            retransmit.tcp.rcv_nxt = u32::from(talks) * u32::from(number);
+        });
+    }
+}
+
+/// Both explain it, a path too narrow and a peer that is gone: what other connections to the peer show tells more.
+#[rstest]
+#[case::nothing_else_is_known(
+    None,
+    false,
+    "path_mtu_or_dead_peer",
+    "the path may be too narrow for them, or the peer is gone"
+)]
+#[case::others_are_idle(Some((3, 0)), false, "path_mtu_or_dead_peer", "the path may be too narrow for them, or the peer is gone")]
+#[case::others_are_answered(Some((3, 2)), false, "path_mtu_or_forgotten", "it answers 2 other connections of this host meanwhile")]
+#[case::another_is_too_narrow(None, true, "path_mtu", "the path is too narrow for them")]
+fn full_sized_loss_alone_names_both_candidates(
+    #[case] beside: Option<(u32, u32)>,
+    #[case] another: bool,
+    #[case] looks_like: &str,
+    #[case] said: &str,
+) {
+    let mut run = Run::new();
+    if another {
+        full_sized(&mut run, "10.0.0.2:4001", true);
+    }
+    full_sized(&mut run, REMOTE, false);
+    if let Some(counts) = beside {
+        let asked = run.pipeline.watched().silent.expect("it is asked about");
+        assert_eq!(asked.remote_addr, socket(LOCAL, REMOTE).remote_addr);
+        let ago = Duration::from_millis(if counts.1 > 0 { 10 } else { 60_000 });
+        run.beside(socket(LOCAL, REMOTE), counts, ago);
+        assert_eq!(run.pipeline.watched().silent, None, "not again at once");
+    }
+    run.pass(Duration::from_secs(2));
+    let words = run.last_words();
+    let finding = words.last().unwrap();
+    assert_eq!(
+        evidence(finding, "looks_like"),
+        &Value::Text(looks_like.to_owned().into())
+    );
+    assert!(finding.summary.contains(said), "{finding:#?}");
+    let advice = finding.advice.join("\n");
+    assert!(
+        advice.starts_with("send it one packet as large"),
+        "{advice}"
+    );
+    assert!(advice.contains("-s 1472 10.0.0.2"), "{advice}");
+    assert_eq!(
+        advice.contains("the peer is down"),
+        looks_like == "path_mtu_or_dead_peer",
+        "{advice}"
+    );
+    run.assert_replays(Thresholds::default());
+}
+
+/// A peer that answers others is not down.
+#[rstest]
+#[case::it_does(2, 10, true)]
+#[case::not_since(2, 60_000, false)]
+#[case::nobody_else(0, 60_000, false)]
+fn a_peer_that_answers_others_is_up(
+    #[case] answered: u32,
+    #[case] ago_ms: u64,
+    #[case] is_up: bool,
+) {
+    let mut run = Run::new();
+    timeouts(&mut run, LOCAL, REMOTE, 4);
+    run.beside(
+        socket(LOCAL, REMOTE),
+        (3, answered),
+        Duration::from_millis(ago_ms),
+    );
+    run.pass(Duration::from_secs(2));
+    run.checkpoint();
+    let finding = run.only();
+    let says_up = finding
+        .summary
+        .contains("it answers 2 other connections of this host");
+    assert_eq!(says_up, is_up, "{finding:#?}");
+    assert_eq!(finding.advice[0].contains("the peer is down"), !is_up);
+    assert_eq!(evidence(finding, "other_connections"), &Value::Count(2));
 }

@@ -55,11 +55,16 @@ pub(super) fn draft(spec: &'static Spec, silence: &Silence, cx: &Context<'_>) ->
             .count("bytes_acked", tcp.bytes_acked)
             .count("segments_retransmitted", tcp.total_retrans);
     }
-    if silence.is_narrow() {
+    if let Some(looks_like) = looks_like(silence) {
         facts = silence
             .narrow
             .sizes
-            .facts(facts.text("looks_like", "path_mtu"));
+            .facts(facts.text("looks_like", looks_like));
+    }
+    if silence.peer.asked.is_some() {
+        facts = facts
+            .count("other_connections", silence.peer.others)
+            .count("other_connections_answered", silence.answered());
     }
     if let Some(errno) = stage.errno() {
         facts = facts.text("error", errno::name(errno).unwrap_or("another error"));
@@ -139,7 +144,12 @@ fn summary(silence: &Silence, cx: &Context<'_>) -> String {
             let with = errno.map_or_else(String::new, |errno| {
                 format!(" with {}", errno::name(errno).unwrap_or("another error"))
             });
-            format!("{what}: the kernel gave up{with} after {tried}{partly}{orphan}")
+            let beside = if is_local || silence.is_narrow() {
+                String::new()
+            } else {
+                beside(silence)
+            };
+            format!("{what}: the kernel gave up{with} after {tried}{partly}{orphan}{beside}")
         }
         Stage::Recovered => format!("{remote} answers again after {tried}{partly}"),
         Stage::Reset => format!("a reset came from the address of {remote} after {tried}{partly}"),
@@ -157,10 +167,48 @@ fn summary(silence: &Silence, cx: &Context<'_>) -> String {
         Stage::Suspected if silence.is_narrow() => format!(
             "full-sized segments do not reach {remote}, which talks{icmp}: {tried}{unacked}{orphan}"
         ),
-        Stage::Suspected => {
-            format!("{}: {tried}{unacked}{partly}{orphan}", unheard(silence))
-        }
+        Stage::Suspected => format!(
+            "{}: {tried}{unacked}{partly}{orphan}{}",
+            unheard(silence),
+            beside(silence)
+        ),
     }
+}
+
+/// What else is known of the peer: of full-sized segments alone, the candidates.
+fn beside(silence: &Silence) -> String {
+    let answered = silence.answered();
+    let others = plural(answered.into(), "other connection");
+    match (silence.may_be_narrow(), silence.peer.narrow, answered) {
+        (true, Some(_), _) => "; all that fails are full-sized segments, and those of another connection to it do not \
+                               reach it either while it talks: the path is too narrow for them"
+            .to_owned(),
+        (true, None, 0) => "; all that fails are full-sized segments: the path may be too narrow for them, or the peer \
+                            is gone"
+            .to_owned(),
+        (true, None, _) => format!(
+            "; all that fails are full-sized segments, and it answers {others} of this host meanwhile: the path may be \
+             too narrow for them, or something forgot this connection"
+        ),
+        (false, _, 0) => String::new(),
+        (false, _, _) => format!("; it answers {others} of this host meanwhile"),
+    }
+}
+
+/// What full-sized segments alone look like.
+fn looks_like(silence: &Silence) -> Option<&'static str> {
+    if silence.is_narrow() {
+        return Some("path_mtu");
+    }
+    silence.may_be_narrow().then(|| {
+        if silence.peer.narrow.is_some() {
+            "path_mtu"
+        } else if silence.answered() > 0 {
+            "path_mtu_or_forgotten"
+        } else {
+            "path_mtu_or_dead_peer"
+        }
+    })
 }
 
 /// What does not come, as this host's TCP sees it: who keeps it back is not known.
@@ -245,11 +293,33 @@ fn advice(silence: &Silence, limit: Option<Duration>, cx: &Context<'_>) -> Vec<C
         advice.push(LOCAL.into());
     }
     let remote = silence.connection.remote;
+    if silence.may_be_narrow() {
+        if let Some(bytes) = silence.narrow.sizes.echo_bytes() {
+            advice.push(
+                format!(
+                    "send it one packet as large that nobody may fragment, and a small one (ping -c3 -M do -s {bytes} {}; \
+                     ping -c3 -s 56 {}): where only the small one is answered, the path is too narrow",
+                    remote.ip(),
+                    remote.ip(),
+                )
+                .into(),
+            );
+        }
+        if silence.peer.narrow.is_some() {
+            advice.extend(silence.narrow.sizes.advice(Some(netns), cx));
+            return advice;
+        }
+    }
+    let down = if silence.answered() > 0 {
+        ""
+    } else {
+        "the peer is down, or "
+    };
     advice.push(
         format!(
             "look for its packets here (tcpdump -ni any 'src host {} and tcp src port {}'): where they arrive, this \
-             host drops them (nft list ruleset, nstat -az); where none do, the peer is down, or a firewall or NAT on \
-             the way forgot the connection",
+             host drops them (nft list ruleset, nstat -az); where none do, {down}a firewall or NAT on the way forgot \
+             the connection",
             remote.ip(),
             remote.port(),
         )

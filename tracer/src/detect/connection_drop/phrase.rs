@@ -1,0 +1,47 @@
+//! Figures of an end as both the summary and the advice have them.
+
+use std::borrow::Cow;
+
+use crate::{
+    detect::errno,
+    event::{Close, Exit},
+};
+
+/// A look-up fails like this where the source is no address of the namespace, and by a route that is a black hole.
+pub(super) const fn lacks_source(latest: &Close) -> bool {
+    latest.errno == errno::EINVAL || (latest.errno == 0 && latest.soft_errno == errno::EINVAL)
+}
+
+/// How a process ended, as the end of a sentence.
+pub(super) fn ended(exit: Exit) -> String {
+    match exit {
+        Exit::Signal(signal) => format!("was ended by {}", signal_name(signal)),
+        Exit::Status(status) => format!("ended with status {status}"),
+    }
+}
+
+/// The signals that end processes, as x86 and ARM number them.
+pub(super) fn signal_name(signal: u8) -> Cow<'static, str> {
+    let name = match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        10 => "SIGUSR1",
+        11 => "SIGSEGV",
+        12 => "SIGUSR2",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => return format!("signal {signal}").into(),
+    };
+    name.into()
+}
