@@ -195,7 +195,7 @@ pub struct IcmpSaid {
 
 /// Its key: the ports, and the namespace with the last word of the remote address; the value has both whole.
 #[must_use]
-#[inline(always)]
+#[inline]
 pub fn icmp_key(netns: u32, local_port: u16, remote_port: u16, remote_word: u32) -> u64 {
     (u64::from(netns ^ remote_word) << 32) | (u64::from(local_port) << 16) | u64::from(remote_port)
 }

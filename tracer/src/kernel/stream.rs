@@ -117,7 +117,7 @@ impl Stream {
                 ports.meet(record);
                 acceptors.meet(record, feed);
                 names.name(record, feed);
-            })
+            });
         });
     }
 
