@@ -8,7 +8,7 @@ use super::{
     ends::By,
     group::{Deaths, Pattern, Whose},
     how::{How, Met},
-    phrase::{lacks_source, signal_name},
+    phrase::{is_held_back, lacks_source, signal_name},
     thresholds::Thresholds,
 };
 use crate::{
@@ -158,8 +158,9 @@ fn of_timeout(key: &DeathKey, deaths: &Deaths) -> Advice {
         ],
         How::Unreachable => vec![
             format!(
-                "see which it is: 'ip route get {remote}' in namespace {netns} fails for want of a route; \
-                 otherwise IcmpInDestUnreachs (nstat -az) has grown"
+                "see in namespace {netns} which it is: 'ip route get {remote}' fails for want of a route, or names the \
+                 gateway; 'ip neigh show' says FAILED or INCOMPLETE where that, or {remote} itself, does not answer; \
+                 otherwise a router said so by ICMP (nstat -az IcmpInDestUnreachs)"
             )
             .into(),
             format!("check that {remote} is up, and the routes on the way to it").into(),
@@ -187,7 +188,7 @@ fn of_timeout(key: &DeathKey, deaths: &Deaths) -> Advice {
         ],
         _ => {
             let mut advice: Advice = Vec::new();
-            if u32::from(deaths.latest.tcp.retransmits) > deaths.latest.tcp.total_retrans {
+            if is_held_back(&deaths.latest) {
                 advice.push(
                     format!(
                         "see first why this host could not send all of it again: TcpExtTCPRetransFail in \
@@ -217,8 +218,8 @@ fn of_exit(exit: Exit, owner: &str) -> Advice {
             signal_name(signal)
         ),
         Exit::Signal(_) | Exit::Status(0) => format!(
-            "let {owner} drain when it is told to end: close the listener's queue last, answer what was asked, \
-             read until the end, then close"
+            "let {owner} drain when it is told to end: accept what waits, answer what was asked, read until the \
+             end, then close"
         ),
         Exit::Status(_) => format!("find out in the log of {owner} why it ended"),
     };

@@ -10,7 +10,7 @@ use super::{
     ends::By,
     group::{Deaths, Pattern, Range, Whose},
     how::{How, Met},
-    phrase::{ended, lacks_source, signal_name},
+    phrase::{ended, is_held_back, lacks_source, signal_name},
     thresholds::Thresholds,
 };
 use crate::{
@@ -247,9 +247,15 @@ fn summary(
             "timed out: this host had no route to the peer for a time".to_owned()
         }
         How::NoRoute => "timed out: this host has no route to the peer any more".to_owned(),
-        How::Unreachable => "timed out: the peer cannot be reached, by ICMP or for want of a route on this \
-                             host"
-            .to_owned(),
+        How::Unreachable if is_held_back(&deaths.latest) => {
+            "timed out: the peer cannot be reached, and not all that was to be sent again left this host; candidates \
+             are its neighbour entry, its route, and an ICMP message"
+                .to_owned()
+        }
+        How::Unreachable => {
+            "timed out: the peer cannot be reached; candidates are its route, its neighbour entry, and an ICMP message"
+                .to_owned()
+        }
         How::Killed => "killed by an administrator's command (ss -K, or a BPF program)".to_owned(),
         How::Orphan => {
             "given up after the application had closed: too many orphans, too little memory, or a negative \
