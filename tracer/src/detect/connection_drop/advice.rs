@@ -8,7 +8,7 @@ use super::{
     ends::By,
     group::{Deaths, Pattern, Whose},
     how::{How, Met},
-    phrase::{is_held_back, lacks_source, signal_name},
+    phrase::{is_held_back, is_refused, lacks_source, signal_name},
     thresholds::Thresholds,
 };
 use crate::{
@@ -131,6 +131,13 @@ fn of_timeout(key: &DeathKey, deaths: &Deaths) -> Advice {
     let remote = deaths.latest.socket.remote.ip();
     let netns = key.netns;
     match key.how {
+        How::Icmp if is_refused(&deaths.latest) => vec![
+            format!(
+                "look for a firewall that rejects ('nft list ruleset', 'iptables-save | grep REJECT'), on this host, on \
+                 the way, and on {remote}: 'tcpdump icmp or icmp6' shows who said so"
+            )
+            .into(),
+        ],
         How::Icmp => vec![
             format!(
                 "see who said so: 'ip neigh show {remote}' (FAILED: this host itself, which got no answer from its \
@@ -311,16 +318,18 @@ fn of_sender(key: &DeathKey, deaths: &Deaths, rules: &Thresholds) -> Advice {
         )
         .into(),
     };
-    let this_host = match key.by {
-        By::Unseen => {
-            "no TCP of this host was seen to send the RST; a packet filter here may have (nft: 'reject with tcp \
-                       reset'), or something between: compare the TTL in a capture"
-        }
-        _ => {
-            "the RST may be of this host's own: of the other end if that is here, of a packet filter (nft: \
-              'reject with tcp reset'); otherwise of the peer or of something between: compare the TTL in a \
-              capture"
-        }
+    let this_host: Cow<'static, str> = match key.by {
+        By::Unseen => format!(
+            "no TCP of this host was seen to send the RST: if {remote} is an address of this host, a packet filter did \
+             ('nft list ruleset': reject with tcp reset); otherwise {remote} or something between: compare the TTL in \
+             a capture"
+        )
+        .into(),
+        _ => format!(
+            "candidates for who sent the RST are this host (if {remote} is one of its addresses, or by a packet \
+             filter: nft 'reject with tcp reset'), {remote}, and something between: compare the TTL in a capture"
+        )
+        .into(),
     };
-    vec![met, this_host.into()]
+    vec![this_host, met]
 }

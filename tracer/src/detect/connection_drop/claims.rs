@@ -129,6 +129,11 @@ fn without_neighbour(ending: &mut Close) {
     ending.tcp.total_retrans = 1;
 }
 
+fn rejected(ending: &mut Close) {
+    timed_out(ending);
+    ending.error = errno::ECONNREFUSED;
+}
+
 fn without_source(ending: &mut Close) {
     timed_out(ending);
     ending.error = errno::EINVAL;
@@ -308,11 +313,24 @@ const CLAIMS: &[Claim] = &[
     },
     Claim {
         words: "ICMP said that the peer cannot be reached",
-        said: &[by_icmp, |ending| {
-            timed_out(ending);
-            ending.error = errno::ECONNREFUSED;
-        }],
-        never: &[without_route, unreachable, timed_out, without_source],
+        said: &[by_icmp],
+        never: &[
+            without_route,
+            unreachable,
+            timed_out,
+            without_source,
+            rejected,
+        ],
+    },
+    Claim {
+        words: "ICMP said that the peer's port cannot be reached",
+        said: &[rejected],
+        never: &[by_icmp, unreachable, timed_out],
+    },
+    Claim {
+        words: "a firewall that rejects (",
+        said: &[rejected],
+        never: &[by_icmp, unreachable, reset],
     },
     Claim {
         words: "finds no route from 10.0.0.1 to the peer any more",

@@ -10,7 +10,7 @@ use super::{
     ends::By,
     group::{Deaths, Pattern, Range, Whose},
     how::{How, Met},
-    phrase::{ended, is_held_back, lacks_source, signal_name},
+    phrase::{ended, is_held_back, is_refused, lacks_source, signal_name},
     thresholds::Thresholds,
 };
 use crate::{
@@ -238,6 +238,9 @@ fn summary(
         How::OrphanTimeout => format!(
             "timed out after {owner} had closed: its last data or FIN was not acknowledged"
         ),
+        How::Icmp if is_refused(&deaths.latest) => {
+            "timed out, and ICMP said that the peer's port cannot be reached".to_owned()
+        }
         How::Icmp => "timed out, and ICMP said that the peer cannot be reached".to_owned(),
         How::NoRoute if lacks_source(&deaths.latest) => format!(
             "timed out: this host finds no route from {} to the peer any more",
