@@ -13,7 +13,7 @@ use crate::{
     attribute::Attribution,
     count::Grow,
     decode::decode,
-    detect::{self, Context, Detectors, Thresholds},
+    detect::{self, Context, Detectors, Missed, Thresholds},
     event::{Body, Event},
     filter::{EventFilter, LeftOut},
     finding::Finding,
@@ -89,6 +89,7 @@ pub struct Pipeline {
     now: Ktime,
     last_id: u64,
     lost: [u64; HOOKS.len()],
+    missed: Missed,
     records: u64,
     decode_errors: u64,
     seeds: Seeds,
@@ -119,6 +120,7 @@ impl Pipeline {
             now: Ktime(0),
             last_id: 0,
             lost: [0; HOOKS.len()],
+            missed: Missed::default(),
             records: 0,
             decode_errors: 0,
             seeds: Seeds::default(),
@@ -168,6 +170,7 @@ impl Pipeline {
                 if let Some(lost) = self.lost.get_mut(loss.hook) {
                     lost.grow(loss.lost);
                 }
+                self.missed.told(loss, self.now);
                 if loss.lost > 0 {
                     out(Output::Gap {
                         at: self.now,
@@ -177,7 +180,7 @@ impl Pipeline {
                 }
             }
             Body::Netns(netns) => {
-                let inherits = self.reconciler.netns(netns);
+                let inherits = self.reconciler.netns(netns, self.now);
                 if inherits {
                     self.forget_netns(netns.id.inode);
                 }
@@ -203,6 +206,7 @@ impl Pipeline {
             acceptors: &self.acceptors,
             netns_facts: &self.netns_facts,
             lost: &self.lost,
+            missed: &self.missed,
             reconciler: &self.reconciler,
             last_id: &mut self.last_id,
             out: &mut |finding| {

@@ -16,6 +16,7 @@ use crate::{
     event::Netns,
     plan::{HookType, Plan},
     table::Bounded,
+    time::Ktime,
 };
 
 /// Namespaces kept, those that are gone included: as many as are compared at once.
@@ -93,6 +94,8 @@ const NEVER: [(&str, &str); 3] = [
 pub(crate) struct Reconciler {
     namespaces: Bounded<NetnsId, Netns>,
     of_all: Option<Netns>,
+    /// When anything was last compared: what did not change on either side is not told again.
+    compared: Ktime,
     /// Counters that every record so far had: those that an older recording has not come last.
     counters: usize,
 }
@@ -102,12 +105,14 @@ impl Reconciler {
         Self {
             namespaces: Bounded::new(MAX_NAMESPACES),
             of_all: None,
+            compared: Ktime(0),
             counters: kernel::COUNT,
         }
     }
 
     /// True of a namespace whose inode was another's.
-    pub(crate) fn netns(&mut self, netns: &Netns) -> bool {
+    pub(crate) fn netns(&mut self, netns: &Netns, now: Ktime) -> bool {
+        self.compared = self.compared.max(now);
         self.counters = self.counters.min(netns.counters);
         if netns.id.inode == 0 {
             self.of_all = Some(*netns);
@@ -148,6 +153,33 @@ impl Reconciler {
             .filter(|(id, _)| id.inode == inode)
             .last()
             .map(|(_, netns)| netns.residue(counter))
+    }
+
+    /// Whether what no program of a hook saw until `lost` cannot have been of a namespace: every counter of the kernel's
+    /// that the hook counts was compared since, and is as it should be. Of hooks alone of which a counter tells all that
+    /// a finding goes by.
+    pub(crate) fn excludes(&self, plan: &Plan, inode: u32, hook: &str, lost: Ktime) -> bool {
+        const COUNTED: [&str; 6] = ["syn", "ack", "cookie", "retransmit", "synack", "undo"];
+        let all_told = self
+            .of_all
+            .is_some_and(|all| all.uncompared == 0 && all.untracked == 0);
+        if !COUNTED.contains(&hook) || self.compared <= lost || !all_told {
+            return false;
+        }
+        let is_known = self.namespaces.iter().any(|(id, _)| id.inode == inode);
+        let mut counters = (0..)
+            .zip(HOOKS_OF)
+            .filter(|(_, hooks)| hooks.contains(&hook));
+        counters.all(|(counter, _)| {
+            let is_told = counter != kernel::RETRANS_FAIL
+                || self.of_all.is_some_and(|all| !all.failures_untraced);
+            !is_told
+                || if is_known {
+                    self.residue(plan, inode, counter) == Some(0)
+                } else {
+                    self.why_not(plan, counter).is_none()
+                }
+        })
     }
 
     /// Why nothing can be compared.
@@ -456,7 +488,7 @@ mod tests {
     fn report(records: &[Netns], lost: &[u64; HOOKS.len()]) -> Reconciliation {
         let mut reconciler = Reconciler::new();
         for record in records {
-            reconciler.netns(record);
+            reconciler.netns(record, Ktime(1));
         }
         reconciler.report(&listeners(), lost)
     }
@@ -565,7 +597,7 @@ mod tests {
             ..netns(1, 3, 3, 3)
         };
         let mut reconciler = Reconciler::new();
-        reconciler.netns(&older);
+        reconciler.netns(&older, Ktime(1));
         let plan = plan(&[
             ("state", HookType::Tracepoint, None),
             ("request", HookType::Fentry, None),

@@ -459,7 +459,9 @@ fn a_pause_before_the_fatal_segment_is_told() {
                     .contains("in answer to the first segment after a pause of 11")
             );
             let told = is(finding, "reset_sent_by", "no TCP socket of this host");
-            assert_eq!(told, tells_of_resets(&tracer), "{finding:#?}");
+            // A hook that lost something has not seen that nobody sent it.
+            let lost = run.missed("reset_sent") > 0;
+            assert!(lost || told == tells_of_resets(&tracer), "{finding:#?}");
         } else {
             assert!(is(finding, "how", "user_timeout"), "{finding:#?}");
             assert!(
@@ -584,14 +586,15 @@ fn a_reset_is_told_by_who_sent_it() {
     vanish(gone.accepted).unwrap();
     (&gone.connected).write_all(b"another").unwrap();
     assert_eq!(death(&gone.connected), libc::ECONNRESET);
-    let (_, reset) = all(&mut tracer, 1, "reset_by_peer");
+    let (run, reset) = all(&mut tracer, 1, "reset_by_peer");
     if let Some(reset) = reset {
         let told = is(
             &reset,
             "reset_sent_by",
             "the kernel of this host, for no socket",
         );
-        assert_eq!(told, tells_of_resets(&tracer), "{reset:#?}");
+        let lost = run.missed("reset_sent") > 0;
+        assert!(lost || told == tells_of_resets(&tracer), "{reset:#?}");
         if told {
             assert_eq!(
                 reset.number("reset_sent_in_netns"),

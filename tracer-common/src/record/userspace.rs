@@ -102,7 +102,8 @@ pub struct Loss {
     pub lost: u64,
     /// Index into [`crate::stats::HOOKS`].
     pub hook: u32,
-    pub pad: u32,
+    /// Of those, the ones that no program saw, so that nothing counted them; 0 in older recordings.
+    pub missed: u32,
 }
 
 /// Bits of [`Netns::flags`].

@@ -7,7 +7,7 @@ use conntracer_common::stats::HOOKS;
 use super::{facts::Facts, spec::Spec};
 use crate::{
     count::Grow,
-    event::Owner,
+    event::{Loss, Owner},
     finding::{Certainty, Finding, Status, Subject},
     host::Host,
     id::SocketId,
@@ -31,10 +31,29 @@ pub(crate) struct Context<'a> {
     pub(crate) netns_facts: &'a NetnsTroubles,
     /// Records lost so far, hook by hook.
     pub(crate) lost: &'a [u64; HOOKS.len()],
+    pub(crate) missed: &'a Missed,
     /// The kernel's own counters, against ours.
     pub(crate) reconciler: &'a Reconciler,
     pub(crate) last_id: &'a mut u64,
     pub(crate) out: &'a mut dyn FnMut(&Finding),
+}
+
+/// Of the records lost, the events that no program saw, hook by hook, and when the last were told of.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Missed {
+    events: [u64; HOOKS.len()],
+    at: [Ktime; HOOKS.len()],
+}
+
+impl Missed {
+    pub(crate) fn told(&mut self, loss: &Loss, now: Ktime) {
+        if let (Some(events), Some(at)) =
+            (self.events.get_mut(loss.hook), self.at.get_mut(loss.hook))
+        {
+            events.grow(loss.missed);
+            *at = now;
+        }
+    }
 }
 
 /// What a detector has to say; [`Context`] adds id, status and time.
@@ -109,13 +128,28 @@ impl Context<'_> {
         self.doubt_by(spec, spec.hooks.iter().chain(spec.losses))
     }
 
+    /// The same of a finding in one network namespace: what was lost elsewhere is none of its concern.
+    pub(crate) fn doubt_in(&self, spec: &Spec, netns: u32) -> Option<Cow<'static, str>> {
+        self.doubt_of(spec, spec.hooks.iter().chain(spec.losses), Some(netns))
+    }
+
     /// The same of a finding that only the losses of some of its detector's hooks concern.
     pub(crate) fn doubt_by<'s>(
         &self,
         spec: &Spec,
         losses: impl IntoIterator<Item = &'s u32>,
     ) -> Option<Cow<'static, str>> {
-        if let Some(lost) = self.doubt_by_losses(losses) {
+        self.doubt_of(spec, losses, None)
+    }
+
+    /// The same of both.
+    pub(crate) fn doubt_of<'s>(
+        &self,
+        spec: &Spec,
+        losses: impl IntoIterator<Item = &'s u32>,
+        netns: Option<u32>,
+    ) -> Option<Cow<'static, str>> {
+        if let Some(lost) = self.doubt_by_losses(losses, netns) {
             return Some(lost);
         }
         match self.host.plan.coverage(spec.detector) {
@@ -132,6 +166,7 @@ impl Context<'_> {
     pub(crate) fn doubt_by_losses<'s>(
         &self,
         losses: impl IntoIterator<Item = &'s u32>,
+        netns: Option<u32>,
     ) -> Option<Cow<'static, str>> {
         for hook in losses {
             let (Some(lost), Some(name)) =
@@ -139,11 +174,24 @@ impl Context<'_> {
             else {
                 continue;
             };
-            if *lost > 0 {
+            if *lost > 0 && !self.is_elsewhere(*hook as usize, netns) {
                 return Some(format!("{lost} records of the {name} hook were lost").into());
             }
         }
         None
+    }
+
+    /// Whether all that a hook lost are events that no program saw, and none of them was in the namespace, as the kernel's
+    /// counters tell.
+    fn is_elsewhere(&self, hook: usize, netns: Option<u32>) -> bool {
+        let (Some(netns), Some(name)) = (netns, HOOKS.get(hook)) else {
+            return false;
+        };
+        let Missed { events, at } = self.missed;
+        events[hook] == self.lost[hook]
+            && self
+                .reconciler
+                .excludes(&self.host.plan, netns, name, at[hook])
     }
 
     /// What the kernel's own `counters` say of a namespace at the last comparison: the residues, or that

@@ -32,7 +32,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::{context::Context, syn_drop::summaries};
+pub(crate) use self::{
+    context::{Context, Missed},
+    syn_drop::summaries,
+};
 use self::{
     half_open::{dead_peer, half_closed, handshake, idle},
     room::Room,

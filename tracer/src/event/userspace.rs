@@ -22,6 +22,8 @@ pub struct Loss {
     /// Index into [`HOOKS`], checked by decode.
     pub hook: usize,
     pub lost: u64,
+    /// Of those, the ones that no program saw.
+    pub missed: u64,
 }
 
 /// The kernel's counters of a network namespace and ours, since the same moment. With inode 0: what is to
@@ -211,6 +213,7 @@ impl Loss {
         Ok(Self {
             hook,
             lost: raw.lost,
+            missed: raw.missed.into(),
         })
     }
 

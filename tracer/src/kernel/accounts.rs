@@ -38,6 +38,11 @@ impl Accounts {
         Ok(sum)
     }
 
+    /// Events of a hook that no program saw.
+    pub(super) fn missed(&self, hook: u32) -> u64 {
+        self.missed.of(hook)
+    }
+
     /// The same, with the events that passed while its program could not run, and the answers that found no
     /// room.
     pub(super) fn of(&self, hook: u32) -> io::Result<HookCounters> {

@@ -69,7 +69,7 @@ impl Source for Fake {
                     header,
                     lost: 3,
                     hook: HOOK,
-                    pad: 0,
+                    missed: 0,
                 }
                 .as_bytes(),
             );

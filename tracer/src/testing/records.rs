@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    netns::NetnsId,
+    netns::{NetnsId, kernel},
     record::{self, Owner, Socket, Tcp, kind, owner_source, role, socket_flag, syn_evidence},
     sketch,
     tcp::{ca, state},
@@ -419,13 +419,35 @@ impl Run {
         self.record(&record);
     }
 
+    /// So many records of a hook are lost, of which no program saw `missed`.
+    pub(crate) fn lost(&mut self, hook: u32, lost: u64, missed: u32) {
+        let header = self.header::<record::Loss>(kind::LOSS);
+        self.record(&record::Loss {
+            header,
+            lost,
+            hook,
+            missed,
+        });
+    }
+
+    /// The comparison of a namespace, whose kernel counted so many retransmissions more than conntracer.
+    pub(crate) fn compared(&mut self, inode: u32, residue: u64) {
+        let mut record = record::Netns {
+            header: self.header::<record::Netns>(kind::NETNS),
+            id: NetnsId { inode, mix: 1 },
+            ..record::Netns::default()
+        };
+        record.kernel[kernel::RETRANS_SEGS] = residue;
+        self.record(&record);
+    }
+
     pub(crate) fn loss(&mut self, hook: u32, lost: u64) {
         let header = self.header::<record::Loss>(kind::LOSS);
         self.record(&record::Loss {
             header,
             lost,
             hook,
-            pad: 0,
+            missed: 0,
         });
     }
 }

@@ -54,11 +54,12 @@ fn doubt(spec: &Spec, attempts: &Attempts, cx: &Context<'_>) -> Option<Cow<'stat
                 .into(),
         );
     }
+    let netns = Some(attempts.latest.socket.netns);
     match ToldBy::of(attempts) {
         // What connect() returns at once, and ICMP, are other hooks' to tell: they could not have changed these.
-        ToldBy::Rst => cx.doubt_by_losses(&[hook::STATE, hook::RESET_RECEIVED]),
+        ToldBy::Rst => cx.doubt_by_losses(&[hook::STATE, hook::RESET_RECEIVED], netns),
         ToldBy::Timer | ToldBy::Application | ToldBy::Exit | ToldBy::Signal => {
-            cx.doubt_by_losses(&[hook::STATE])
+            cx.doubt_by_losses(&[hook::STATE], netns)
         }
         _ => cx.doubt(spec),
     }

@@ -8,7 +8,7 @@ use super::{
     ends::By,
     group::{Deaths, Pattern, Whose},
     how::{How, Met},
-    phrase::{lacks_source, signal_name},
+    phrase::{is_held_back, is_refused, lacks_source, signal_name},
     thresholds::Thresholds,
 };
 use crate::{
@@ -131,6 +131,13 @@ fn of_timeout(key: &DeathKey, deaths: &Deaths) -> Advice {
     let remote = deaths.latest.socket.remote.ip();
     let netns = key.netns;
     match key.how {
+        How::Icmp if is_refused(&deaths.latest) => vec![
+            format!(
+                "look for a firewall that rejects ('nft list ruleset', 'iptables-save | grep REJECT'), on this host, on \
+                 the way, and on {remote}: 'tcpdump icmp or icmp6' shows who said so"
+            )
+            .into(),
+        ],
         How::Icmp => vec![
             format!(
                 "see who said so: 'ip neigh show {remote}' (FAILED: this host itself, which got no answer from its \
@@ -158,8 +165,9 @@ fn of_timeout(key: &DeathKey, deaths: &Deaths) -> Advice {
         ],
         How::Unreachable => vec![
             format!(
-                "see which it is: 'ip route get {remote}' in namespace {netns} fails for want of a route; \
-                 otherwise IcmpInDestUnreachs (nstat -az) has grown"
+                "see in namespace {netns} which it is: 'ip route get {remote}' fails for want of a route, or names the \
+                 gateway; 'ip neigh show' says FAILED or INCOMPLETE where that, or {remote} itself, does not answer; \
+                 otherwise a router said so by ICMP (nstat -az IcmpInDestUnreachs)"
             )
             .into(),
             format!("check that {remote} is up, and the routes on the way to it").into(),
@@ -187,7 +195,7 @@ fn of_timeout(key: &DeathKey, deaths: &Deaths) -> Advice {
         ],
         _ => {
             let mut advice: Advice = Vec::new();
-            if u32::from(deaths.latest.tcp.retransmits) > deaths.latest.tcp.total_retrans {
+            if is_held_back(&deaths.latest) {
                 advice.push(
                     format!(
                         "see first why this host could not send all of it again: TcpExtTCPRetransFail in \
@@ -217,8 +225,8 @@ fn of_exit(exit: Exit, owner: &str) -> Advice {
             signal_name(signal)
         ),
         Exit::Signal(_) | Exit::Status(0) => format!(
-            "let {owner} drain when it is told to end: close the listener's queue last, answer what was asked, \
-             read until the end, then close"
+            "let {owner} drain when it is told to end: accept what waits, answer what was asked, read until the \
+             end, then close"
         ),
         Exit::Status(_) => format!("find out in the log of {owner} why it ended"),
     };
@@ -310,16 +318,18 @@ fn of_sender(key: &DeathKey, deaths: &Deaths, rules: &Thresholds) -> Advice {
         )
         .into(),
     };
-    let this_host = match key.by {
-        By::Unseen => {
-            "no TCP of this host was seen to send the RST; a packet filter here may have (nft: 'reject with tcp \
-                       reset'), or something between: compare the TTL in a capture"
-        }
-        _ => {
-            "the RST may be of this host's own: of the other end if that is here, of a packet filter (nft: \
-              'reject with tcp reset'); otherwise of the peer or of something between: compare the TTL in a \
-              capture"
-        }
+    let this_host: Cow<'static, str> = match key.by {
+        By::Unseen => format!(
+            "no TCP of this host was seen to send the RST: if {remote} is an address of this host, a packet filter did \
+             ('nft list ruleset': reject with tcp reset); otherwise {remote} or something between: compare the TTL in \
+             a capture"
+        )
+        .into(),
+        _ => format!(
+            "candidates for who sent the RST are this host (if {remote} is one of its addresses, or by a packet \
+             filter: nft 'reject with tcp reset'), {remote}, and something between: compare the TTL in a capture"
+        )
+        .into(),
     };
-    vec![met, this_host.into()]
+    vec![this_host, met]
 }

@@ -118,9 +118,20 @@ fn by_icmp(ending: &mut Close) {
 
 fn without_route(ending: &mut Close) {
     unreachable(ending);
+    ending.error = errno::ENETUNREACH;
     ending.routed = 2;
     // Some of what was to be sent again was not.
     ending.tcp.total_retrans = 1;
+}
+
+fn without_neighbour(ending: &mut Close) {
+    unreachable(ending);
+    ending.tcp.total_retrans = 1;
+}
+
+fn rejected(ending: &mut Close) {
+    timed_out(ending);
+    ending.error = errno::ECONNREFUSED;
 }
 
 fn without_source(ending: &mut Close) {
@@ -302,11 +313,24 @@ const CLAIMS: &[Claim] = &[
     },
     Claim {
         words: "ICMP said that the peer cannot be reached",
-        said: &[by_icmp, |ending| {
-            timed_out(ending);
-            ending.error = errno::ECONNREFUSED;
-        }],
-        never: &[without_route, unreachable, timed_out, without_source],
+        said: &[by_icmp],
+        never: &[
+            without_route,
+            unreachable,
+            timed_out,
+            without_source,
+            rejected,
+        ],
+    },
+    Claim {
+        words: "ICMP said that the peer's port cannot be reached",
+        said: &[rejected],
+        never: &[by_icmp, unreachable, timed_out],
+    },
+    Claim {
+        words: "a firewall that rejects (",
+        said: &[rejected],
+        never: &[by_icmp, unreachable, reset],
     },
     Claim {
         words: "finds no route from 10.0.0.1 to the peer any more",
@@ -324,15 +348,26 @@ const CLAIMS: &[Claim] = &[
             ending.routed = 2;
         }],
         // The kernel also gives up routes that it doubts.
-        never: &[by_icmp, unreachable, timed_out, |ending| {
-            unreachable(ending);
-            ending.routed = 2;
-        }],
+        never: &[
+            by_icmp,
+            unreachable,
+            timed_out,
+            without_neighbour,
+            |ending| {
+                unreachable(ending);
+                ending.routed = 2;
+            },
+        ],
     },
     Claim {
-        words: "by ICMP or for want of a route",
+        words: "cannot be reached; candidates are",
         said: &[unreachable],
-        never: &[by_icmp, without_route],
+        never: &[by_icmp, without_route, without_neighbour],
+    },
+    Claim {
+        words: "candidates are its neighbour entry",
+        said: &[without_neighbour],
+        never: &[by_icmp, without_route, timed_out],
     },
     Claim {
         words: "data was not acknowledged",
@@ -376,8 +411,8 @@ const CLAIMS: &[Claim] = &[
     Claim {
         words: "this host had no route to the peer for a time",
         said: &[|ending| {
-            by_icmp(ending);
-            ending.tcp.total_retrans = 1;
+            without_route(ending);
+            ending.routed = 1;
         }],
         never: &[by_icmp, without_route],
     },

@@ -136,10 +136,12 @@ impl How {
             | errno::ENONET => return Self::Icmp,
             _ => {}
         }
-        if tcp.retransmits as u32 > tcp.total_retrans {
-            return Self::NoRoute;
-        }
+        let is_held_back = tcp.retransmits as u32 > tcp.total_retrans;
         match ending.routed {
+            // A neighbour that does not answer keeps segments back, too, and then this host says by ICMP to itself that
+            // there is no way to it (`arp_error_report`).
+            _ if errno == errno::EHOSTUNREACH && is_held_back => Self::Unreachable,
+            _ if is_held_back => Self::NoRoute,
             Some(true) => Self::Icmp,
             Some(false) if tcp.retransmits == 0 && tcp.probes_out > 0 => Self::NoRoute,
             _ => Self::Unreachable,

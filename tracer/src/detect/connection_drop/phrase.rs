@@ -12,6 +12,21 @@ pub(super) const fn lacks_source(latest: &Close) -> bool {
     latest.errno == errno::EINVAL || (latest.errno == 0 && latest.soft_errno == errno::EINVAL)
 }
 
+/// ICMP said that a port or a protocol cannot be reached, as firewalls do that reject.
+pub(super) const fn is_refused(latest: &Close) -> bool {
+    let errno = if latest.errno == 0 {
+        latest.soft_errno
+    } else {
+        latest.errno
+    };
+    matches!(errno, errno::ECONNREFUSED | errno::ENOPROTOOPT)
+}
+
+/// Whether a timeout sent nothing again: no route, or a segment that still waits in a queue of this host.
+pub(super) fn is_held_back(latest: &Close) -> bool {
+    u32::from(latest.tcp.retransmits) > latest.tcp.total_retrans
+}
+
 /// How a process ended, as the end of a sentence.
 pub(super) fn ended(exit: Exit) -> String {
     match exit {

@@ -10,7 +10,7 @@ use super::{
     ends::By,
     group::{Deaths, Pattern, Range, Whose},
     how::{How, Met},
-    phrase::{ended, lacks_source, signal_name},
+    phrase::{ended, is_held_back, is_refused, lacks_source, signal_name},
     thresholds::Thresholds,
 };
 use crate::{
@@ -238,6 +238,9 @@ fn summary(
         How::OrphanTimeout => format!(
             "timed out after {owner} had closed: its last data or FIN was not acknowledged"
         ),
+        How::Icmp if is_refused(&deaths.latest) => {
+            "timed out, and ICMP said that the peer's port cannot be reached".to_owned()
+        }
         How::Icmp => "timed out, and ICMP said that the peer cannot be reached".to_owned(),
         How::NoRoute if lacks_source(&deaths.latest) => format!(
             "timed out: this host finds no route from {} to the peer any more",
@@ -247,9 +250,15 @@ fn summary(
             "timed out: this host had no route to the peer for a time".to_owned()
         }
         How::NoRoute => "timed out: this host has no route to the peer any more".to_owned(),
-        How::Unreachable => "timed out: the peer cannot be reached, by ICMP or for want of a route on this \
-                             host"
-            .to_owned(),
+        How::Unreachable if is_held_back(&deaths.latest) => {
+            "timed out: the peer cannot be reached, and not all that was to be sent again left this host; candidates \
+             are its neighbour entry, its route, and an ICMP message"
+                .to_owned()
+        }
+        How::Unreachable => {
+            "timed out: the peer cannot be reached; candidates are its route, its neighbour entry, and an ICMP message"
+                .to_owned()
+        }
         How::Killed => "killed by an administrator's command (ss -K, or a BPF program)".to_owned(),
         How::Orphan => {
             "given up after the application had closed: too many orphans, too little memory, or a negative \

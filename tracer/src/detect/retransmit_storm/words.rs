@@ -95,7 +95,7 @@ pub(super) fn draft(
             Status::Update => "peak",
             Status::Resolved => "end",
         }),
-        doubt: doubt(spec, cause, cx),
+        doubt: doubt(spec, cause, &subject, cx),
         subject,
         owner,
         sample: None,
@@ -182,8 +182,17 @@ fn reading(cause: Cause, sum: &Segments) -> &'static str {
     }
 }
 
-fn doubt(spec: &Spec, cause: Cause, cx: &Context<'_>) -> Option<Cow<'static, str>> {
-    cx.doubt(spec).or_else(|| {
+fn doubt(
+    spec: &Spec,
+    cause: Cause,
+    subject: &Subject,
+    cx: &Context<'_>,
+) -> Option<Cow<'static, str>> {
+    let of_all = match subject.netns() {
+        Some(netns) => cx.doubt_in(spec, netns),
+        None => cx.doubt(spec),
+    };
+    of_all.or_else(|| {
         (cause == Cause::PathMtu)
             .then(|| "the cause was concluded from the sizes of the segments".into())
     })

@@ -44,7 +44,7 @@ pub(super) fn draft(spec: &'static Spec, stall: &Stall, cx: &Context<'_>) -> Dra
         spec,
         cause,
         stage: Some(stall.stage.name()),
-        doubt: cx.doubt(spec),
+        doubt: cx.doubt_in(spec, stall.connection.netns),
         subject: stall.connection.subject(),
         owner: stall.connection.owner,
         sample: None,

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use conntracer_common::{
     record::{Owner, Socket},
+    stats::hook,
     tcp::{ca, state},
 };
 use rstest::rstest;
@@ -9,6 +10,7 @@ use rstest::rstest;
 use crate::{
     detect::Thresholds,
     finding::{Certainty, Evidence, Status, Subject, Value},
+    plan::{HookPlan, HookType},
     testing::{Run, evidence, host, only_of, socket},
 };
 
@@ -865,4 +867,48 @@ fn a_peer_that_answers_others_is_up(
     assert_eq!(says_up, is_up, "{finding:#?}");
     assert_eq!(finding.advice[0].contains("the peer is down"), !is_up);
     assert_eq!(evidence(finding, "other_connections"), &Value::Count(2));
+}
+
+/// A loss makes a finding doubtful where, and only where, it could have changed the answer.
+#[rstest]
+#[case::nothing_is_lost(None, None, false)]
+#[case::of_a_hook_that_timeouts_do_not_need(Some((hook::PROBE, 1, 1)), None, false)]
+#[case::of_the_ends(Some((hook::STATE, 1, 1)), None, true)]
+#[case::missed_and_not_compared(Some((hook::RETRANSMIT, 2, 2)), None, true)]
+#[case::missed_elsewhere(Some((hook::RETRANSMIT, 2, 2)), Some(0), false)]
+#[case::missed_here(Some((hook::RETRANSMIT, 2, 2)), Some(1), true)]
+#[case::one_was_counted_and_its_record_lost(Some((hook::RETRANSMIT, 2, 1)), Some(0), true)]
+fn a_loss_that_could_not_change_the_answer_makes_no_doubt(
+    #[case] lost: Option<(u32, u64, u32)>,
+    #[case] residue: Option<u64>,
+    #[case] is_doubtful: bool,
+) {
+    let mut host = host();
+    for name in ["retransmit", "synack"] {
+        host.plan.hooks.push(HookPlan {
+            hook: name.to_owned(),
+            hook_type: HookType::Fentry,
+            attached: Vec::new(),
+            refused: Vec::new(),
+            blind_to: None,
+        });
+    }
+    let mut run = Run::on(Thresholds::default(), host);
+    timeouts(&mut run, LOCAL, REMOTE, 4);
+    if let Some((hook, lost, missed)) = lost {
+        run.lost(hook, lost, missed);
+    }
+    run.pass(Duration::from_secs(1));
+    if let Some(residue) = residue {
+        run.compared(0, 0);
+        run.compared(4026, residue);
+    }
+    run.closed(socket(LOCAL, REMOTE), |closed| {
+        closed.error = 110;
+        closed.retransmits = 4;
+    });
+    let finding = run.only();
+    assert_eq!(finding.stage.as_deref(), Some("confirmed"));
+    let doubt = finding.certainty == Certainty::Inferred;
+    assert_eq!(doubt, is_doubtful, "{finding:#?}");
 }

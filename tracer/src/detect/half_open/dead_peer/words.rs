@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use conntracer_common::stats::hook;
+
 use super::{
     patience::{ORPHAN_RETRIES, RETRIES2, limit},
     silence::Silence,
@@ -69,8 +71,14 @@ pub(super) fn draft(spec: &'static Spec, silence: &Silence, cx: &Context<'_>) ->
     if let Some(errno) = stage.errno() {
         facts = facts.text("error", errno::name(errno).unwrap_or("another error"));
     }
+    // What a hook of the other sort lost changes nothing: of probes nothing is sent again, and of data nothing probes.
+    let needed: &[u32] = if silence.timeouts > 0 {
+        &[hook::RETRANSMIT, hook::RTO, hook::STATE, hook::SEED]
+    } else {
+        &[hook::PROBE, hook::STATE, hook::SEED]
+    };
     let doubt = cx
-        .doubt(spec)
+        .doubt_of(spec, needed, Some(connection.netns))
         .or_else(|| {
             silence.is_narrow().then(|| {
                 "that the path is too narrow was concluded from the sizes of the segments".into()

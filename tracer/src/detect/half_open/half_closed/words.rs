@@ -73,7 +73,7 @@ pub(super) fn draft(
         spec,
         cause: "half_closed",
         stage: None,
-        doubt: cx.doubt(spec),
+        doubt: cx.doubt_in(spec, key.netns),
         subject: process((key.netns, key.pid), group.owner.as_ref()),
         owner: group.owner,
         sample: group.oldest.map(|oldest| oldest.id),

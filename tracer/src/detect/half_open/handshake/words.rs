@@ -27,7 +27,7 @@ pub(super) fn draft(
         spec,
         cause: "handshake",
         stage: None,
-        doubt: cx.doubt(spec),
+        doubt: cx.doubt_in(spec, key.netns),
         subject: Subject::Listener {
             netns: key.netns,
             local: key.local,
