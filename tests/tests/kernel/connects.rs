@@ -121,7 +121,9 @@ fn a_firewalls_message_is_told_by_type_and_code(#[case] waits: bool) {
     let sees_icmp = tracer.has_hook("failure");
     let run = tracer.checkpoint().unwrap();
 
-    assert_eq!(finding.evidence["error"], "EHOSTUNREACH", "{finding:#?}");
+    if waits {
+        assert_eq!(finding.evidence["error"], "EHOSTUNREACH", "{finding:#?}");
+    }
     if sees_icmp {
         assert_eq!(finding.cause, "denied", "{finding:#?}");
         assert_eq!(finding.evidence["told_by"], "icmp", "{finding:#?}");
