@@ -85,6 +85,8 @@ counters! {
     /// Orphans given up because there are too many, or too little memory.
     abort_on_memory = "TcpExt"."TCPAbortOnMemory";
     reverse_path = "TcpExt"."IPReversePathFilter";
+    /// ICMP messages received that say "destination unreachable".
+    in_icmp_unreachable = "Icmp"."InDestUnreachs";
     md5_not_found = "TcpExt"."TCPMD5NotFound";
 }
 

@@ -51,6 +51,22 @@ impl Forked {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
+    /// Stops it as job control does, and waits until all of it is.
+    pub fn stop(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        waitpid(Some(self.pid), WaitOptions::UNTRACED).context("waiting for a child to stop")?;
+        Ok(())
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(self.pid, signal).context("sending a signal to a child")
+    }
+
     /// Waits until it ends by itself, which must be with 0.
     pub fn wait(mut self) -> Result<()> {
         let (_, status) = waitpid(Some(self.pid), WaitOptions::empty())

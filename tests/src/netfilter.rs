@@ -90,6 +90,14 @@ pub fn drop_at(hook: Hook) -> Result<()> {
     drop_some_at(hook, Match::Everything)
 }
 
+/// Answers every packet that comes to `hook` by an ICMP message "destination unreachable" of this code, in the calling
+/// thread's namespace (`nft add rule … reject with icmp type host-prohibited`).
+pub fn reject_at(hook: Hook, code: u8) -> Result<()> {
+    const UNREACHABLE: u32 = 0;
+    let reject = [numbers(&[(1, UNREACHABLE)]), attribute(2, &[code])].concat();
+    rule_at(hook, POLICY_ACCEPT, Some(expression(b"reject\0", &reject)))
+}
+
 /// Drops the packets of both families that come to `hook` and match, in the calling thread's namespace.
 pub fn drop_some_at(hook: Hook, matches: Match) -> Result<()> {
     let (policy, test) = match matches {
@@ -98,6 +106,11 @@ pub fn drop_some_at(hook: Hook, matches: Match) -> Result<()> {
         Match::PerMille(share) => (POLICY_ACCEPT, Some(is_drawn(share, 1000))),
         Match::LargerThan(bytes) => (POLICY_ACCEPT, Some(is_larger(bytes))),
     };
+    rule_at(hook, policy, test.map(|test| [test, drop_it()].concat()))
+}
+
+/// A base chain at `hook`, with a rule of these expressions in it.
+fn rule_at(hook: Hook, policy: u32, rule: Option<Vec<u8>>) -> Result<()> {
     let chain_hook = [
         attribute(HOOK_NUMBER, &hook.number().to_be_bytes()),
         attribute(HOOK_PRIORITY, &hook.priority().to_be_bytes()),
@@ -122,11 +135,11 @@ pub fn drop_some_at(hook: Hook, matches: Match) -> Result<()> {
         ),
         message(NEW_CHAIN, flags, NFPROTO_INET, 0, &chain),
     ];
-    if let Some(test) = test {
+    if let Some(expressions) = rule {
         let rule = [
             attribute(RULE_TABLE, TABLE),
             attribute(RULE_CHAIN, CHAIN),
-            attribute(RULE_EXPRESSIONS | NESTED, &[test, drop_it()].concat()),
+            attribute(RULE_EXPRESSIONS | NESTED, &expressions),
         ]
         .concat();
         let flags = flags | libc::NLM_F_APPEND;

@@ -11,7 +11,7 @@ use std::{
     collections::HashSet,
     fs,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::process::CommandExt as _,
     },
     panic,
@@ -26,7 +26,11 @@ use rustix::{
     thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
 };
 
-use crate::{counters::Counters, netlink};
+use crate::{
+    counters::Counters,
+    forked::{self, Forked},
+    netlink,
+};
 
 /// `comm` of the process that makes namespaces, and of its threads that act inside, so that tests know the
 /// owner to expect.
@@ -79,6 +83,16 @@ impl NetNs {
             move_into_link_name_space(self.fd.as_fd(), Some(LinkNameSpaceType::Network))
                 .context("entering a network namespace")?;
             work()
+        })
+    }
+
+    /// A process inside that does nothing but be there, so that /proc leads into the namespace.
+    pub fn inhabit(&self) -> Result<Forked> {
+        let fd = self.fd.as_raw_fd();
+        Forked::run(c"ct-inhabitant", &[fd], move || {
+            // SAFETY: a descriptor that is kept, and a kind of namespace.
+            let entered = unsafe { libc::setns(fd, libc::CLONE_NEWNET) };
+            if entered == 0 { forked::pause() } else { 1 }
         })
     }
 

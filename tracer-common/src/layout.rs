@@ -68,6 +68,7 @@ layout! {
     /// The bytes that hold these bit fields, at bits `reuseport_bit` and `ipv6only_bit`.
     skc_reuseport = "sock_common"."skc_reuseport", optional;
     skc_ipv6only = "sock_common"."skc_ipv6only", optional;
+    skc_bound_dev_if = "sock_common"."skc_bound_dev_if", optional;
 
     sk_protocol = "sock"."sk_protocol";
     /// Whether a process has locked the socket (include/net/sock.h, `sock_owned_by_user`).
@@ -93,6 +94,7 @@ layout! {
     /// The byte whose low 5 bits are `icsk_ca_state`.
     icsk_ca_state = "inet_connection_sock"."icsk_ca_state";
     icsk_rto = "inet_connection_sock"."icsk_rto";
+    icsk_syn_retries = "inet_connection_sock"."icsk_syn_retries", optional;
     icsk_user_timeout = "inet_connection_sock"."icsk_user_timeout", optional;
     icsk_lrcvtime = "inet_connection_sock"."icsk_ack.lrcvtime", optional;
     icsk_qlen = "inet_connection_sock"."icsk_accept_queue.qlen";
@@ -156,6 +158,8 @@ layout! {
     skb_cb = "sk_buff"."cb";
     skb_protocol = "sk_buff"."protocol";
     skb_network_header = "sk_buff"."network_header";
+    skb_transport_header = "sk_buff"."transport_header", optional;
+    skb_data = "sk_buff"."data", optional;
     skb_dev = "sk_buff"."dev";
     skb_sk = "sk_buff"."sk";
     skb_refdst = "sk_buff"."_skb_refdst";
@@ -201,6 +205,7 @@ layout! {
     cgroup_node = "cgroup"."kn", optional;
     node_id = "kernfs_node"."id", optional;
     net_tcp_statistics = "net"."mib.tcp_statistics", optional;
+    net_syn_retries = "net"."ipv4.sysctl_tcp_syn_retries", optional;
     net_syncookies = "net"."ipv4.sysctl_tcp_syncookies", optional;
     net_max_syn_backlog = "net"."ipv4.sysctl_max_syn_backlog", optional;
     net_abort_on_overflow = "net"."ipv4.sysctl_tcp_abort_on_overflow", optional;

@@ -180,5 +180,25 @@ pub struct Failed {
     pub emitted_ns: u64,
 }
 
+/// An ICMP message about a SYN: the value of the `ICMP_SAID` map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct IcmpSaid {
+    pub remote_addr: [u32; 4],
+    pub from: [u32; 4],
+    pub ktime_ns: u64,
+    pub netns: u32,
+    pub icmp_type: u8,
+    pub icmp_code: u8,
+    pub pad: [u8; 2],
+}
+
+/// Its key: the ports, and the namespace with the last word of the remote address; the value has both whole.
+#[must_use]
+#[inline]
+pub fn icmp_key(netns: u32, local_port: u16, remote_port: u16, remote_word: u32) -> u64 {
+    (u64::from(netns ^ remote_word) << 32) | (u64::from(local_port) << 16) | u64::from(remote_port)
+}
+
 /// Bytes of a key of the `FAILURES` map; the record says all that is in it.
 pub const FAILED_KEY_BYTES: usize = 32;

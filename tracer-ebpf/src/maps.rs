@@ -11,7 +11,7 @@ use conntracer_common::{
     record::{Beside, Owner, Seed, Sources},
     socket::{
         EARLY_DROP_KEY_BYTES, EarlyDropEntry, FAILED_KEY_BYTES, FORK_PLACES, Failed, Heir,
-        Listener, RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState,
+        IcmpSaid, Listener, RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState,
     },
     stats::{HookCounters, hook},
     syn::SynCounters,
@@ -144,6 +144,14 @@ const _: () = assert!(size_of::<FailureKey>() == FAILED_KEY_BYTES);
 /// idle.
 #[map]
 pub(crate) static FAILURES: Table<HashMap<FailureKey, Failed>> = Table::hash(4096);
+
+/// The last ICMP message about a SYN, by [`icmp_key`], for userspace. LRU: most are about attempts that have ended.
+#[map]
+pub(crate) static ICMP_SAID: Table<LruHashMap<u64, IcmpSaid>> = Table::lru(1024);
+
+/// When a socket that was connecting last answered a segment with a RST, for userspace.
+#[map]
+pub(crate) static ANSWERED: Table<LruHashMap<u64, u64>> = Table::lru(256);
 
 /// Those that found `FAILURES` full, one entry a process and error.
 #[map]

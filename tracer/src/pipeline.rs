@@ -21,8 +21,10 @@ use crate::{
     reconcile::{Reconciler, Reconciliation},
     source::Watched,
     table::{
+        acceptor::Acceptors,
         connection::Connections,
         listener::{Listeners, Summary},
+        netns_facts::NetnsTroubles,
         seed::Seeds,
     },
     time::Ktime,
@@ -78,6 +80,8 @@ pub struct Pipeline {
     filter: EventFilter,
     connections: Connections,
     listeners: Listeners,
+    acceptors: Acceptors,
+    netns_facts: NetnsTroubles,
     reconciler: Reconciler,
     detectors: Detectors,
     half_closed_ns: u64,
@@ -105,6 +109,8 @@ impl Pipeline {
         Self {
             connections: Connections::new(limits.connections),
             listeners: Listeners::new(limits.listeners),
+            acceptors: Acceptors::default(),
+            netns_facts: NetnsTroubles::default(),
             reconciler: Reconciler::new(),
             half_closed_ns: thresholds.half_open.half_closed_ns(),
             detectors: Detectors::new(thresholds),
@@ -154,6 +160,7 @@ impl Pipeline {
     fn forget_netns(&mut self, inode: u32) {
         self.attribution.forget_netns(inode);
         self.listeners.forget_netns(inode);
+        self.netns_facts.forget(inode);
     }
 
     /// What a record tells of others: what was lost, what the kernel counts, what was there before.
@@ -178,6 +185,8 @@ impl Pipeline {
                     self.forget_netns(netns.id.inode);
                 }
             }
+            Body::Acceptor(acceptor) => self.acceptors.apply(acceptor, self.now),
+            Body::NetnsFacts(facts) => self.netns_facts.apply(facts, self.now),
             Body::Seed(seed) => self.seeds.found(seed),
             Body::Seeded(seeded) => self.seeds.over(seeded),
             _ => {}
@@ -194,6 +203,8 @@ impl Pipeline {
             now: self.now,
             host: &self.host,
             listeners: &self.listeners,
+            acceptors: &self.acceptors,
+            netns_facts: &self.netns_facts,
             lost: &self.lost,
             missed: &self.missed,
             reconciler: &self.reconciler,
@@ -257,6 +268,7 @@ impl Pipeline {
         let mut evicted = self.detectors.evicted();
         let listeners = evicted.entry("listeners_evicted").or_insert(0);
         listeners.grow(self.listeners.evicted());
+        listeners.grow(self.acceptors.evicted());
         Tallies {
             records: self.records,
             decode_errors: self.decode_errors,
@@ -271,7 +283,10 @@ impl Pipeline {
             holders_evicted: self.attribution.holders_evicted(),
             unwatched: self.detectors.unwatched(),
             netns_uncompared,
-            netns_evicted: self.reconciler.evicted(),
+            netns_evicted: self
+                .reconciler
+                .evicted()
+                .saturating_add(self.netns_facts.evicted()),
             netns_counts_untracked,
             seeds: self.seeds,
             left_out: self.filter.left_out(),

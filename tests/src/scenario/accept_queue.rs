@@ -99,6 +99,13 @@ impl AcceptQueueFull {
         })
     }
 
+    /// As many clients as the queue has room for.
+    pub fn join(&mut self) -> Result<()> {
+        let family = self.family;
+        self.clients = self.netns.run(|| connect_all(family, QUEUED, |_| Ok(())))?;
+        Ok(())
+    }
+
     /// Ends the clients, so that no SYN is repeated; the listener stays.
     pub fn quiet(&mut self) -> Result<()> {
         abort_all(&mut self.clients)

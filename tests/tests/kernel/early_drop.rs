@@ -1,7 +1,7 @@
 //! `syn_drop` before a listener decides: every SYN that was sent is in the finding of the right cause,
 //! and in no other.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use conntracer_tests::{
     counters::Counters,
@@ -12,7 +12,7 @@ use conntracer_tests::{
     output::Run,
     scenario::early_drop::{Obstacle, Refused, SYNS},
     socket::{connect_without_waiting, listen_on, tcp},
-    wait::{self, SOON},
+    wait::{self, EVENTUALLY, SOON},
 };
 use rstest::rstest;
 
@@ -78,6 +78,14 @@ fn every_syn_is_in_the_finding_of_its_cause(
     if obstacle == Obstacle::Xdp {
         // Which of its programs dropped a packet the kernel does not say.
         assert_eq!(finding.certainty, Certainty::Inferred, "{finding:#?}");
+    } else if matches!(obstacle, Obstacle::Firewall(_)) {
+        // No process leads to what conntrack counts there: a rule, or conntrack.
+        assert_eq!(finding.evidence["filtered_by"], "not_known", "{finding:#?}");
+        assert_eq!(finding.certainty, Certainty::Inferred, "{finding:#?}");
+        assert!(
+            finding.summary.contains("a rule, or conntrack"),
+            "{finding:#?}"
+        );
     } else {
         assert_certainty(&run, finding);
     }
@@ -98,6 +106,141 @@ fn every_syn_is_in_the_finding_of_its_cause(
     assert!(!finding.advice.is_empty(), "{finding:#?}");
     assert_said(&run, DETECTOR);
     assert_sound(&run, &server);
+}
+
+/// Where a process leads to what conntrack counts, a rule is told from it.
+#[rstest]
+#[case::input(Hook::Input)]
+#[case::prerouting(Hook::Prerouting)]
+fn a_rule_is_named_where_conntrack_is_excluded(#[case] hook: Hook) {
+    let Some(binary) = binary() else { return };
+    let mut scenario = Refused::new(Family::V4, Obstacle::Firewall(hook)).unwrap();
+    let server = scenario.pair.server.clone();
+    let _inhabitant = server.inhabit().unwrap();
+    let Some(mut tracer) = watch(&binary, &server) else {
+        return;
+    };
+    scenario.listen().unwrap();
+    scenario.send().unwrap();
+    // The process may be found by a search that comes later.
+    tracer
+        .wait_for("a rule to be told of", EVENTUALLY, |finding| {
+            is_syn_drop(finding) && finding.evidence["filtered_by"] == "rule"
+        })
+        .unwrap();
+    let run = tell_all(&mut tracer, &HOOKS, SYNS.into(), dropped);
+
+    let finding = only(&run);
+    assert_eq!(finding.cause, "filtered", "{finding:#?}");
+    assert!(
+        finding.summary.contains("by a netfilter rule"),
+        "{finding:#?}"
+    );
+    assert_certainty(&run, finding);
+    assert_sound(&run, &server);
+}
+
+/// Who listens on the port for somebody else: what the finding says of it.
+#[rstest]
+#[case::on_another_address("other_address", "and not on that address")]
+#[case::for_ipv6("other_family", "for IPv6 alone")]
+#[case::for_a_device("other_device", "for one device alone")]
+fn who_listens_for_others_is_told_from_nobody(#[case] listens_for: &str, #[case] said: &str) {
+    let Some(binary) = binary() else { return };
+    let scenario = Refused::new(Family::V4, Obstacle::ClosedPort).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(mut tracer) = watch(&binary, &server) else {
+        return;
+    };
+    let _listener = server
+        .run(|| {
+            let any = Ipv4Addr::UNSPECIFIED;
+            let (socket, address) = match listens_for {
+                "other_address" => (tcp(Family::V4)?, Family::V4.loopback_listener()),
+                "other_family" => {
+                    let socket = tcp(Family::V6)?;
+                    socket.set_only_v6(true)?;
+                    (
+                        socket,
+                        SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), SERVER_PORT),
+                    )
+                }
+                _ => {
+                    let socket = tcp(Family::V4)?;
+                    socket.bind_device(Some(b"lo"))?;
+                    (socket, SocketAddr::new(any.into(), SERVER_PORT))
+                }
+            };
+            listen_on(socket, address, 16)
+        })
+        .unwrap();
+    scenario.send().unwrap();
+    // The poll that shows the listener may be the one after the finding.
+    tracer
+        .wait_for("who listens", SOON, |finding| {
+            is_syn_drop(finding) && finding.summary.contains(said)
+        })
+        .unwrap();
+    let run = tell_all(&mut tracer, &HOOKS, SYNS.into(), dropped);
+
+    let finding = only(&run);
+    assert_eq!(finding.cause, "no_listener", "{finding:#?}");
+    assert_eq!(finding.evidence["listens_for"], listens_for, "{finding:#?}");
+    assert_eq!(
+        finding.number("listening_pid"),
+        u64::from(std::process::id())
+    );
+    assert!(!finding.summary.contains("any more"), "{finding:#?}");
+    assert_certainty(&run, finding);
+    assert_sound(&run, &server);
+}
+
+/// A packet socket is given a copy of each SYN, without device or route: that is no SYN.
+#[test]
+fn copies_for_a_sniffer_are_no_syns() {
+    let Some(binary) = binary() else { return };
+    let mut scenario = Refused::new(Family::V4, Obstacle::None).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(mut tracer) = watch(&binary, &server) else {
+        return;
+    };
+    let sniffer = server.run(sniffer).unwrap();
+    scenario.listen().unwrap();
+    scenario.send().unwrap();
+    wait::until("the copies to be read", SOON, || {
+        let mut read = 0;
+        while sniffer
+            .recv(&mut [std::mem::MaybeUninit::uninit(); 128])
+            .is_ok()
+        {
+            read += 1;
+        }
+        Ok((read > 0).then_some(()))
+    })
+    .unwrap();
+    wait::until("every SYN to arrive", SOON, || {
+        let counted = scenario.counted()?;
+        Ok((counted.in_segs >= u64::from(SYNS)).then_some(()))
+    })
+    .unwrap();
+    let run = tracer.checkpoint().unwrap();
+
+    assert!(run.last_of(is_syn_drop).is_empty(), "{run:#?}");
+    assert_eq!(run.lost("syn"), 0, "{run:#?}");
+    assert_sound(&run, &server);
+}
+
+/// A socket that is given everything, and does not wait.
+fn sniffer() -> anyhow::Result<socket2::Socket> {
+    /// `ETH_P_ALL` (linux/if_ether.h), in network order.
+    const ALL: i32 = (3_u16).to_be() as i32;
+    let socket = socket2::Socket::new(
+        socket2::Domain::PACKET,
+        socket2::Type::RAW,
+        Some(socket2::Protocol::from(ALL)),
+    )?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 /// Over loopback the sender's packets pass through the same namespace: each SYN is one all the same.

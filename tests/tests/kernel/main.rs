@@ -5,10 +5,12 @@
 //! run here prints one `test-skipped NAME: REASON` line and passes, so that the reasons can be
 //! counted; with `CONNTRACER_MUST_TRACE` set it fails instead.
 
+mod acceptor;
 mod alone;
 mod connect_failure;
 mod connection;
 mod connection_drop;
+mod connects;
 mod deaths;
 mod denied;
 mod doctor;

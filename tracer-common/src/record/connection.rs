@@ -65,6 +65,14 @@ pub mod failure_how {
     pub const PATIENT: u8 = 4;
     /// Nobody saw what connect() returned: the error is concluded from the port that was not found.
     pub const CONCLUDED: u8 = 8;
+    /// The application gave up; the error is what was noted while its process had locked the socket (`sk_err_soft`).
+    pub const SOFT: u8 = 16;
+    /// The process was ending, by a signal where [`super::Failure::signal`] names one.
+    pub const EXITING: u8 = 32;
+    /// The ICMP message about it was seen.
+    pub const ICMP: u8 = 64;
+    /// A segment came that did not fit, and this host answered it with a RST.
+    pub const ANSWERED: u8 = 128;
 }
 
 /// An attempt given up sooner says nothing of the path: of two that race (RFC 8305), the slower one is
@@ -94,8 +102,21 @@ pub struct Failure {
     pub syns: u32,
     /// Bits of [`failure_how`].
     pub how: u8,
-    pub pad: [u8; 7],
+    /// Of the last one: `TCP_SYNCNT` and `net.ipv4.tcp_syn_retries`, 0 where they are not known.
+    pub syn_retries: u8,
+    pub sysctl_syn_retries: u8,
+    /// The signal that ended the process, 0 where it is not known.
+    pub signal: u8,
+    /// Of the last ICMP message about it.
+    pub icmp_type: u8,
+    pub icmp_code: u8,
+    pub pad: [u8; 2],
+    /// Who sent it.
+    pub icmp_from: [u32; 4],
 }
+
+/// Bytes of a [`Failure`] before it told of ICMP; they come first.
+pub const FAILURE_BEFORE: usize = 168;
 
 /// Bits of [`Close::flags`].
 pub mod close_flag {

@@ -167,7 +167,9 @@ pub struct Syn {
     pub flags: u8,
     /// Most SYN-ACKs retransmitted for one request so far.
     pub most_repeats: u8,
-    pub pad: [u8; 6],
+    pub pad: [u8; 2],
+    /// Index of the device that it is bound to (`SO_BINDTODEVICE`), 0 for none.
+    pub bound_ifindex: u32,
 }
 
 /// Shortest time between two [`Syn`] records of one listener and outcome: ten a second keep a

@@ -68,7 +68,7 @@ records! {
     HOLDERS = 18: Holders, 408;
     RETRANSMITS = 19: Retransmits, 400;
     UNDO = 20: Undo, 176;
-    FAILURE = 21: Failure, 168;
+    FAILURE = 21: Failure, 184;
     CLOSE = 22: Close, 256;
     IDLE = 23: Idle, 216;
     SEEDED = 24: Seeded, 40;
@@ -76,6 +76,8 @@ records! {
     HALF_CLOSED = 27: HalfClosed, 72;
     CLOCK = 28: Clock, 24;
     CHECKPOINT = 29: Checkpoint, 16;
+    ACCEPTOR = 30: Acceptor, 184;
+    NETNS_FACTS = 31: NetnsFacts, 144;
     BESIDE = 50: Beside, 64;
 }
 

@@ -195,3 +195,98 @@ pub struct Holders {
     /// Whose the socket was said to be when they were searched for, 0 when nobody's.
     pub said_pid: u32,
 }
+
+/// Bits of [`Acceptor::flags`].
+pub mod acceptor_flag {
+    /// A search found that it holds the listener; otherwise it is the listener's owner, or a child of the owner's.
+    pub const HOLDS: u8 = 1;
+    /// The last of this look.
+    pub const LAST: u8 = 2;
+    /// Its control group, or one above, is frozen.
+    pub const FROZEN: u8 = 4;
+    /// It was gone when it was looked at.
+    pub const GONE: u8 = 8;
+    /// Its threads were not all counted.
+    pub const MANY_THREADS: u8 = 16;
+}
+
+/// Not known, of the numbers of an [`Acceptor`] and of [`NetnsFacts`].
+pub const UNKNOWN_COUNT: u32 = u32::MAX;
+pub const UNKNOWN_TOTAL: u64 = u64::MAX;
+
+/// How a process stands that may accept the connections of a listener in trouble, made by userspace from /proc. One
+/// look at a listener is one of these a process, with the same time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Acceptor {
+    pub header: Header,
+    /// The listener.
+    pub socket: Socket,
+    /// Times and microseconds that its control group, or the worst one above, was throttled since it was made
+    /// (`cpu.stat`); [`UNKNOWN_TOTAL`] where that cannot be read.
+    pub throttled: u64,
+    pub throttled_us: u64,
+    /// Milliseconds that it has run so far.
+    pub cpu_ms: u64,
+    pub pid: u32,
+    pub parent_pid: u32,
+    /// Descriptors in use, and how many it may have (`RLIMIT_NOFILE`, soft); [`UNKNOWN_COUNT`] where that cannot be
+    /// read.
+    pub descriptors: u32,
+    pub descriptor_limit: u32,
+    /// Its threads, and those of them that are stopped.
+    pub threads: u32,
+    pub stopped: u32,
+    /// Whose the listener is said to be.
+    pub owner_pid: u32,
+    /// Where in this look, from 0.
+    pub index: u32,
+    /// `comm` of its first thread, NUL-padded.
+    pub comm: [u8; 16],
+    /// The kernel function that its first thread sleeps in (`wchan`), NUL-padded; empty where that is not told.
+    pub waits_in: [u8; 24],
+    /// The letter of its first thread's state in /proc/PID/stat.
+    pub state: u8,
+    /// Bits of [`acceptor_flag`].
+    pub flags: u8,
+    pub pad: [u8; 6],
+}
+
+/// Index into [`NetnsFacts::figures`].
+pub mod netns_fact {
+    /// Connections in the conntrack table of the namespace, and how many one namespace may have.
+    pub const CONNTRACK_COUNT: usize = 0;
+    pub const CONNTRACK_MAX: usize = 1;
+    /// /proc/net/stat/nf_conntrack, all CPUs: packets that fit no connection; connections that could not be inserted,
+    /// with no free port for a translation among them; packets dropped since the table was full; connections removed
+    /// early to make room.
+    pub const CONNTRACK_INVALID: usize = 2;
+    pub const CONNTRACK_INSERT_FAILED: usize = 3;
+    pub const CONNTRACK_DROP: usize = 4;
+    pub const CONNTRACK_EARLY_DROP: usize = 5;
+    /// Two packets at once that made one connection, of which one gave way.
+    pub const CONNTRACK_CLASH: usize = 6;
+    /// Entries of one bucket beyond the longest chain.
+    pub const CONNTRACK_CHAIN_TOO_LONG: usize = 7;
+    /// ICMP and ICMPv6 messages "destination unreachable" received.
+    pub const ICMP_IN_UNREACHABLE: usize = 8;
+    pub const ICMP6_IN_UNREACHABLE: usize = 9;
+    /// And sent.
+    pub const ICMP_OUT_UNREACHABLE: usize = 10;
+    pub const ICMP6_OUT_UNREACHABLE: usize = 11;
+    /// Packets that had no route out (IPv4).
+    pub const OUT_NO_ROUTES: usize = 12;
+    pub const COUNT: usize = 15;
+}
+
+/// What is known of a network namespace in trouble, made by userspace from the /proc of a process in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct NetnsFacts {
+    pub header: Header,
+    /// Indexed by [`netns_fact`]; [`UNKNOWN_TOTAL`] for what is not known.
+    pub figures: [u64; netns_fact::COUNT],
+    /// Inode of the namespace.
+    pub netns: u32,
+    pub pad: u32,
+}

@@ -302,6 +302,7 @@ pub(crate) fn refreshed(sk: u64, born_ns: u64) {
     {
         entry.syn.ack_backlog = field!(sk, sk_ack_backlog: u32);
         entry.syn.syn_qlen = field!(sk, icsk_qlen: u32);
+        entry.syn.bound_ifindex = field!(sk, skc_bound_dev_if: u32);
         settings(entry, sk);
         fork::mark(&mut entry.syn.owner, entry.owned_ns);
     }

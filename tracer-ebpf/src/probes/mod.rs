@@ -14,6 +14,7 @@ mod drop;
 mod early_drop;
 mod failure;
 mod fork;
+mod icmp;
 mod idle;
 mod listener;
 mod loss_probe;

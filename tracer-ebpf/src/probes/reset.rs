@@ -14,7 +14,7 @@ use crate::{
     emit::{self, Lane},
     globals::global,
     maps::{LAST_RST, LastRst, Rst, SENT_RSTS, SentRst, SentRstKey},
-    probes::{matching, netns, socket},
+    probes::{failure, matching, netns, socket},
     sock::{self, Anywhere, field},
 };
 
@@ -131,6 +131,7 @@ pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
         }
         sent_by(sk, skb, reason);
         netns::count(sock::net_of(sk), count::RESET_SENT);
+        failure::note_answer(sk, skb);
         reset(&ctx, sk, reason, 0)
     } else if skb != 0 {
         netns::count(sock::net_of_packet(skb), count::RESET_SENT);

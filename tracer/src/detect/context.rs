@@ -13,7 +13,11 @@ use crate::{
     id::SocketId,
     plan::Coverage,
     reconcile::{EVIDENCE, Reconciler},
-    table::listener::Listeners,
+    table::{
+        acceptor::{Acceptors, Look},
+        listener::{ListenerKey, Listeners},
+        netns_facts::{Known, NetnsTroubles},
+    },
     time::Ktime,
 };
 
@@ -23,6 +27,8 @@ pub(crate) struct Context<'a> {
     pub(crate) host: &'a Host,
     /// As the event left them.
     pub(crate) listeners: &'a Listeners,
+    pub(crate) acceptors: &'a Acceptors,
+    pub(crate) netns_facts: &'a NetnsTroubles,
     /// Records lost so far, hook by hook.
     pub(crate) lost: &'a [u64; HOOKS.len()],
     pub(crate) missed: &'a Missed,
@@ -143,6 +149,25 @@ impl Context<'_> {
         losses: impl IntoIterator<Item = &'s u32>,
         netns: Option<u32>,
     ) -> Option<Cow<'static, str>> {
+        if let Some(lost) = self.doubt_by_losses(losses, netns) {
+            return Some(lost);
+        }
+        match self.host.plan.coverage(spec.detector) {
+            Some(plan) if plan.coverage == Coverage::Exact => None,
+            Some(plan) => Some(plan.because.clone().map_or_else(
+                || "a hook it stands on sees less than everything".into(),
+                Cow::Owned,
+            )),
+            None => Some("the hook plan says nothing of this detector".into()),
+        }
+    }
+
+    /// The same of a finding that no missing hook could have made another: only what was lost of these may have.
+    pub(crate) fn doubt_by_losses<'s>(
+        &self,
+        losses: impl IntoIterator<Item = &'s u32>,
+        netns: Option<u32>,
+    ) -> Option<Cow<'static, str>> {
         for hook in losses {
             let (Some(lost), Some(name)) =
                 (self.lost.get(*hook as usize), HOOKS.get(*hook as usize))
@@ -153,14 +178,7 @@ impl Context<'_> {
                 return Some(format!("{lost} records of the {name} hook were lost").into());
             }
         }
-        match self.host.plan.coverage(spec.detector) {
-            Some(plan) if plan.coverage == Coverage::Exact => None,
-            Some(plan) => Some(plan.because.clone().map_or_else(
-                || "a hook it stands on sees less than everything".into(),
-                Cow::Owned,
-            )),
-            None => Some("the hook plan says nothing of this detector".into()),
-        }
+        None
     }
 
     /// Whether all that a hook lost are events that no program saw, and none of them was in the namespace, as the kernel's
@@ -204,6 +222,18 @@ impl Context<'_> {
             .map(|number| number.parse::<u32>().unwrap_or(0));
         let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         version >= (6, 17)
+    }
+
+    /// How the processes stood that may accept the connections of a listening socket, at the last look of a poll. There
+    /// is one soon after a listener turned clients away.
+    pub(crate) fn acceptors(&self, listener: &ListenerKey, socket: SocketId) -> Option<&Look> {
+        self.acceptors.of(listener, socket)
+    }
+
+    /// What /proc showed of a namespace in which something failed, at the last look of a poll: figures by
+    /// [`conntracer_common::record::netns_fact`].
+    pub(crate) fn netns_facts(&self, netns: u32) -> Option<&Known> {
+        self.netns_facts.of(netns)
     }
 
     /// A sysctl of a network namespace; `None` of any but the one that conntracer runs in.

@@ -191,7 +191,10 @@ impl Detectors {
             self.stall.change(event, change, cx);
         }
         match &event.body {
-            Body::Retransmit(body) => self.storm.retransmit(event.time, body, change, cx),
+            Body::Retransmit(body) => {
+                self.connect_failure.retransmit(body);
+                self.storm.retransmit(event.time, body, change, cx);
+            }
             Body::Undo(body) => self.storm.undo(body, cx),
             Body::Syn(body) => {
                 let Some(applied) = applied else { return };
@@ -206,7 +209,16 @@ impl Detectors {
             }
             Body::Sources(body) => self.handshake.sources(body, cx),
             Body::EarlyDrop(body) => self.early_drop.early_drop(body, cx),
-            Body::Failure(body) => self.connect_failure.failure(body, cx),
+            Body::Failure(body) => {
+                let attempt = connect_failure::Route {
+                    netns: body.socket.netns,
+                    from: body.socket.local,
+                    to: body.socket.remote,
+                };
+                let turned_away = self.syn_drop.turned_away(&attempt);
+                let here = turned_away.or_else(|| self.early_drop.dropped(&attempt));
+                self.connect_failure.failure(body, here, cx);
+            }
             Body::State(body) => {
                 self.dead_peer.state(body, cx);
                 self.stall.state(body, cx);

@@ -1,15 +1,15 @@
 //! A connection's life and end.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
-use conntracer_common::record::{self, Header, close_flag, close_hint, rst_sender};
+use conntracer_common::record::{self, Header, close_flag, close_hint, failure_how, rst_sender};
 use serde::Serialize;
 use zerocopy::IntoBytes;
 
 use super::{
     owner::Owner,
     raw::{DecodeError, read, reason},
-    socket::{Role, Socket, TcpState},
+    socket::{Role, Socket, TcpState, address},
     tcp::Tcp,
 };
 use crate::time::Ktime;
@@ -99,11 +99,46 @@ pub struct Failure {
     pub syns: u32,
     /// Bits of [`conntracer_common::record::failure_how`].
     pub how: u8,
+    /// How often the last one's SYN was to be retransmitted: `TCP_SYNCNT` where it is set, and
+    /// `net.ipv4.tcp_syn_retries` where it is known.
+    pub syn_retries: Option<u8>,
+    pub sysctl_syn_retries: Option<u8>,
+    /// The signal that ended its process.
+    pub signal: Option<u8>,
+    /// The last ICMP message about it, where it was seen.
+    pub icmp: Option<Icmp>,
+}
+
+/// An ICMP or ICMPv6 message, by the family of its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Icmp {
+    pub kind: u8,
+    pub code: u8,
+    pub from: IpAddr,
 }
 
 impl Failure {
-    pub(super) fn decode(raw: &record::Failure) -> Result<Self, DecodeError> {
+    /// A recording of an earlier conntracer has the first bytes of it.
+    pub(super) fn decode(bytes: &[u8], header: &Header) -> Result<Self, DecodeError> {
+        if bytes.len() == record::FAILURE_BEFORE {
+            let mut whole = bytes.to_vec();
+            whole.resize(size_of::<record::Failure>(), 0);
+            return Self::of(&read(&whole, header)?);
+        }
+        Self::of(&read(bytes, header)?)
+    }
+
+    fn of(raw: &record::Failure) -> Result<Self, DecodeError> {
+        let known = |value: u8| (value != 0).then_some(value);
         Ok(Self {
+            syn_retries: known(raw.syn_retries),
+            sysctl_syn_retries: known(raw.sysctl_syn_retries),
+            signal: known(raw.signal),
+            icmp: (raw.how & failure_how::ICMP != 0).then(|| Icmp {
+                kind: raw.icmp_type,
+                code: raw.icmp_code,
+                from: address(&raw.icmp_from, raw.socket.family),
+            }),
             socket: Socket::decode(&raw.socket),
             owner: Owner::decode(&raw.owner)?,
             count: raw.count,

@@ -75,6 +75,8 @@ pub struct Syn {
     pub reuseport: bool,
     /// Most SYN-ACKs retransmitted for one request so far.
     pub most_repeats: u8,
+    /// Index of the device that it is bound to, as of the last poll that showed it.
+    pub bound_ifindex: Option<u32>,
 }
 
 impl Syn {
@@ -110,6 +112,7 @@ impl Syn {
             v6_only: raw.flags & listener_flag::V6_ONLY != 0,
             reuseport: raw.flags & listener_flag::REUSEPORT != 0,
             most_repeats: raw.most_repeats,
+            bound_ifindex: (raw.bound_ifindex != 0).then_some(raw.bound_ifindex),
         })
     }
 }

@@ -7,11 +7,13 @@
 //! What a record of each kind says, and how it is read, is in the file of its subject; here is which kinds there
 //! are, and what they have in common ([`About`]).
 
+mod acceptor;
 mod connection;
 mod device;
 mod early_drop;
 mod idle;
 mod listener;
+mod netns_facts;
 mod owner;
 mod raw;
 mod retransmit;
@@ -25,8 +27,9 @@ use conntracer_common::record::{self, Header, kind};
 
 use self::raw::read;
 pub use self::{
-    connection::*, device::*, early_drop::*, idle::*, listener::*, owner::*, raw::DecodeError,
-    retransmit::*, seed::*, snapshot::*, socket::*, tcp::*, userspace::*,
+    acceptor::*, connection::*, device::*, early_drop::*, idle::*, listener::*, netns_facts::*,
+    owner::*, raw::DecodeError, retransmit::*, seed::*, snapshot::*, socket::*, tcp::*,
+    userspace::*,
 };
 use crate::time::Ktime;
 
@@ -69,6 +72,8 @@ pub enum Body {
     Clock(Clock),
     Process(Process),
     Holders(Holders),
+    Acceptor(Acceptor),
+    NetnsFacts(NetnsFacts),
 }
 
 /// What all kinds have, as far as each has it.
@@ -155,6 +160,8 @@ impl Body {
             Self::Clock(_) => About::nobody("clock", kind::CLOCK),
             Self::Process(_) => About::nobody("process", kind::PROCESS),
             Self::Holders(_) => About::nobody("holders", kind::HOLDERS),
+            Self::Acceptor(_) => About::nobody("acceptor", kind::ACCEPTOR),
+            Self::NetnsFacts(_) => About::nobody("netns_facts", kind::NETNS_FACTS),
         }
     }
 
@@ -171,7 +178,7 @@ impl Body {
             }
             kind::STATE => Self::State(State::decode(&read(bytes, header)?)?),
             kind::RESET => Self::Reset(Reset::decode(&read(bytes, header)?)?),
-            kind::FAILURE => Self::Failure(Failure::decode(&read(bytes, header)?)?),
+            kind::FAILURE => Self::Failure(Failure::decode(bytes, header)?),
             kind::CLOSE => Self::Close(Close::decode(bytes, header)?),
             kind::PROBE => Self::Probe(Probe::decode(&read(bytes, header)?)?),
             kind::RETRANSMIT => Self::Retransmit(Retransmit::decode(&read(bytes, header)?)?),
@@ -201,6 +208,8 @@ impl Body {
             kind::BESIDE => Self::Beside(Beside::decode(&read(bytes, header)?)),
             kind::PROCESS => Self::Process(Process::decode(&read(bytes, header)?)),
             kind::HOLDERS => Self::Holders(Holders::decode(&read(bytes, header)?)?),
+            kind::ACCEPTOR => Self::Acceptor(Acceptor::decode(&read(bytes, header)?)),
+            kind::NETNS_FACTS => Self::NetnsFacts(NetnsFacts::decode(&read(bytes, header)?)),
             kind::NETNS => Self::Netns(Netns::decode(bytes, header)?),
             kind => return Err(DecodeError::Kind { kind }),
         })

@@ -24,7 +24,7 @@ use crate::{
     emit::Emits,
     filter::EventFilter,
     kernel,
-    owner::{path, process},
+    owner::{figures, path, process, standing},
     recording::{Reader, RecordingError},
     sink::Line,
     view::report::{self, Report},
@@ -143,6 +143,8 @@ fn command_line(words: &str) {
 fn proc(data: &[u8]) {
     kernel::fuzzing::proc(data);
     process::fuzz(data);
+    standing::fuzz(data);
+    figures::fuzz(data);
     let group = String::from_utf8_lossy(data);
     if let Some((runtime, id)) = path::container(&group) {
         assert!(!runtime.is_empty() && group.contains(id));

@@ -240,6 +240,19 @@ fn of_userspace(kind: u16, number: u8, now_ns: u64) -> Vec<u8> {
             said_pid: owner.pid,
             ..record::Holders::default()
         }),
+        kind::ACCEPTOR => of(&record::Acceptor {
+            socket,
+            pid: owner.pid,
+            threads: 1,
+            stopped: 1,
+            state: b'T',
+            flags: record::acceptor_flag::LAST,
+            ..record::Acceptor::default()
+        }),
+        kind::NETNS_FACTS => of(&record::NetnsFacts {
+            netns: socket.netns,
+            ..record::NetnsFacts::default()
+        }),
         _ => of(&record::Tick::default()),
     }
 }

@@ -13,7 +13,7 @@ use conntracer_common::record::{self, Header, Tcp, kind};
 use super::plain::{START_NS, plain};
 
 /// Every kind of record with its size; the first of them are a script's to name, by their places.
-pub(crate) const KINDS: [(u16, usize); 29] = [
+pub(crate) const KINDS: [(u16, usize); 31] = [
     (kind::CONNECT, size_of::<record::Connect>()),
     (kind::ACCEPT, size_of::<record::Accept>()),
     (kind::STATE, size_of::<record::State>()),
@@ -43,6 +43,8 @@ pub(crate) const KINDS: [(u16, usize); 29] = [
     (kind::PROCESS, size_of::<record::Process>()),
     (kind::HOLDERS, size_of::<record::Holders>()),
     (kind::TICK, size_of::<record::Tick>()),
+    (kind::ACCEPTOR, size_of::<record::Acceptor>()),
+    (kind::NETNS_FACTS, size_of::<record::NetnsFacts>()),
 ];
 
 /// From one tick to the next while a tracer runs.

@@ -135,6 +135,8 @@ pub(super) const LADDERS: &[Ladder] = &[
                 of(3, "failure_fexit_v6", "tcp_v6_connect"),
                 of(3, "failure_fexit_pre_v4", "tcp_v4_pre_connect"),
                 of(3, "failure_fexit_pre_v6", "tcp_v6_pre_connect"),
+                on("icmp_fentry_v4", "tcp_v4_err"),
+                on("icmp_fentry_v6", "tcp_v6_err"),
             ]),
             kprobe(&[
                 on("failure_kretprobe", "tcp_v4_connect"),
@@ -145,10 +147,13 @@ pub(super) const LADDERS: &[Ladder] = &[
                 on("failure_kprobe", "tcp_v6_connect"),
                 on("failure_kprobe", "tcp_v4_pre_connect"),
                 on("failure_kprobe", "tcp_v6_pre_connect"),
+                on("icmp_kprobe_v4", "tcp_v4_err"),
+                on("icmp_kprobe_v6", "tcp_v6_err"),
             ]),
         ],
         off: Some(
-            "connect() that fails at once, but for want of a port: no route, or not permitted",
+            "connect() that fails at once, but for want of a port: no route, or not permitted; which ICMP \
+             message ends an attempt, and who sent it",
         ),
     },
     Ladder {

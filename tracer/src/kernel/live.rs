@@ -12,6 +12,7 @@ use zerocopy::IntoBytes;
 
 use super::{
     accounts::Accounts,
+    answer::Answers,
     attach::Attached,
     clock::{WallClock, ktime_ns},
     error::CannotTrace,
@@ -92,7 +93,7 @@ impl LiveKernel {
             rings,
             wake: OnceCell::new(),
             logger: options.verbose.then(|| logger(&mut ebpf)).flatten(),
-            stream: Stream::new(&host),
+            stream: Stream::new(&host, Answers::new(&mut ebpf)?),
             accounts: Accounts::new(&mut ebpf)?,
             owners: OwnerSearch::new(&mut ebpf)?,
             groups: GroupVerdicts::new(&mut ebpf, &options.owners)?,
@@ -138,6 +139,7 @@ impl LiveKernel {
         half_closed_ns: u64,
         feed: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
+        let asked = self.stream.take_asked_ports();
         let stream = &mut self.stream;
         let mut poll = Poll {
             now_ns: ktime_ns(),
@@ -152,7 +154,7 @@ impl LiveKernel {
         self.early_drops.poll(&mut poll)?;
         self.failures.poll(&mut poll)?;
         self.retransmits.poll(&mut poll)?;
-        self.listeners.poll(&watched.listeners, &mut poll)?;
+        self.listeners.poll(&watched.listeners, &asked, &mut poll)?;
         poll.snapshots(&watched.connections)?;
         self.half_closed.poll(half_closed_ns, &mut poll)?;
         self.beside.poll(watched.silent.as_ref(), &mut poll)?;

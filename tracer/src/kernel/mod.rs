@@ -4,6 +4,7 @@
 //! this kernel offers. Nothing here knows what a record means.
 
 mod accounts;
+mod answer;
 mod attach;
 mod blind;
 mod btf;

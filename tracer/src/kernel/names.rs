@@ -20,7 +20,7 @@ use crate::owner::{cgroup::Cgroups, netns::Names, process};
 const MAX_TOLD: usize = 16_384;
 
 /// Kinds of records that do not begin with a header, a socket and its owner: all others do.
-const WITHOUT_OWNER: [u16; 12] = [
+const WITHOUT_OWNER: [u16; 14] = [
     kind::TICK,
     kind::CHECKPOINT,
     kind::LOSS,
@@ -32,6 +32,8 @@ const WITHOUT_OWNER: [u16; 12] = [
     kind::IDLE_TOTALS,
     kind::HALF_CLOSED,
     kind::CLOCK,
+    kind::ACCEPTOR,
+    kind::NETNS_FACTS,
     kind::BESIDE,
 ];
 

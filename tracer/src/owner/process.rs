@@ -39,7 +39,7 @@ fn started_ms(stat: &[u8], ticks_per_s: u64) -> Option<u64> {
 }
 
 /// The line of hierarchy 0.
-fn unified(cgroup: &[u8]) -> Option<&[u8]> {
+pub(super) fn unified(cgroup: &[u8]) -> Option<&[u8]> {
     cgroup
         .split(|byte| *byte == b'\n')
         .find_map(|line| line.strip_prefix(b"0::"))

@@ -153,6 +153,42 @@ impl Run {
         self.record(&record);
     }
 
+    /// One process of a look at a listener: alone, running, with descriptors to spare.
+    pub(crate) fn acceptor(
+        &mut self,
+        listener: Socket,
+        change: impl FnOnce(&mut record::Acceptor),
+    ) {
+        let mut record = record::Acceptor {
+            header: self.header::<record::Acceptor>(kind::ACCEPTOR),
+            socket: listener,
+            pid: owner().pid,
+            parent_pid: 1,
+            descriptors: 5,
+            descriptor_limit: 1024,
+            threads: 1,
+            owner_pid: owner().pid,
+            comm: owner().comm,
+            state: b'S',
+            flags: record::acceptor_flag::HOLDS | record::acceptor_flag::LAST,
+            ..record::Acceptor::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
+    /// A look at the namespace of all tests, of which nothing is known but what `change` says.
+    pub(crate) fn netns_facts(&mut self, change: impl FnOnce(&mut record::NetnsFacts)) {
+        let mut record = record::NetnsFacts {
+            header: self.header::<record::NetnsFacts>(kind::NETNS_FACTS),
+            figures: [record::UNKNOWN_TOTAL; record::netns_fact::COUNT],
+            netns: 4026,
+            pad: 0,
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
     pub(crate) fn probe(&mut self, socket: Socket, change: impl FnOnce(&mut record::Probe)) {
         let mut record = record::Probe {
             header: self.header::<record::Probe>(kind::PROBE),
@@ -356,6 +392,7 @@ impl Run {
             last_ns: self.ktime_ns,
             longest_ns: 2_000_000,
             syns: 1,
+            sysctl_syn_retries: 6,
             ..record::Failure::default()
         };
         change(&mut record);

@@ -13,6 +13,7 @@
 //! answer. Not judged: attempts dropped within a second, which is how clients race IPv6 against IPv4.
 
 mod attempts;
+mod icmp;
 #[cfg(test)]
 mod tests;
 mod thresholds;
@@ -20,12 +21,20 @@ mod words;
 
 use std::net::SocketAddr;
 
-use conntracer_common::stats::hook;
+use conntracer_common::{record::failure_how, stats::hook};
 
-use self::attempts::{AttemptKey, Attempts, Cause};
+use self::attempts::{AttemptKey, Attempts, Cause, Syns};
+pub(super) use self::attempts::{Here, Remotes, Route};
 pub(super) use self::thresholds::Thresholds;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
-use crate::{event::Failure as Event, finding::FindingKind, table::Bounded, time::Ktime};
+use crate::{
+    event::{Failure as Event, Retransmit, TcpState},
+    finding::FindingKind,
+    id::SocketId,
+    plan::HookType,
+    table::Bounded,
+    time::Ktime,
+};
 
 pub(super) static SPEC: Spec = Spec {
     detector: "connect_failure",
@@ -65,7 +74,8 @@ impl EntryKey {
             remote: failure.socket.remote,
             first: failure.first,
             errno: failure.errno,
-            how: failure.how,
+            // Not what userspace adds of the last one.
+            how: failure.how & !(failure_how::ICMP | failure_how::ANSWERED),
         }
     }
 }
@@ -92,6 +102,10 @@ impl Case for Attempts {
 pub(crate) struct ConnectFailure {
     totals: Bounded<EntryKey, u64>,
     attempts: Cases<Attempts>,
+    /// What each attempt under way retransmitted.
+    syns: Bounded<SocketId, Syns>,
+    /// When the first poll was: every hook is attached by then.
+    began: Option<Ktime>,
 }
 
 impl ConnectFailure {
@@ -99,10 +113,34 @@ impl ConnectFailure {
         Self {
             totals: Bounded::new(limits.failures),
             attempts: Cases::new(limits.failures, thresholds),
+            syns: Bounded::new(limits.failures),
+            began: None,
         }
     }
 
-    pub(crate) fn failure(&mut self, failure: &Event, cx: &mut Context<'_>) {
+    /// A SYN that was sent again, or was to be.
+    pub(crate) fn retransmit(&mut self, retransmit: &Retransmit) {
+        if retransmit.socket.state != TcpState::SynSent || retransmit.is_cumulative {
+            return;
+        }
+        let id = retransmit.socket.id;
+        if self.syns.touch(&id).is_none() {
+            self.syns.insert(id, Syns::default());
+        }
+        let Some(syns) = self.syns.get_mut(&id) else {
+            return;
+        };
+        syns.failures_traced |= retransmit.failures_traced;
+        let count = if retransmit.errno == 0 {
+            &mut syns.sent
+        } else {
+            &mut syns.failed
+        };
+        *count = count.saturating_add(1);
+    }
+
+    /// `here` is where this host itself dropped SYNs to the same address and port.
+    pub(crate) fn failure(&mut self, failure: &Event, here: Option<Here>, cx: &mut Context<'_>) {
         let Some(cause) = Cause::of(failure) else {
             return;
         };
@@ -122,6 +160,8 @@ impl ConnectFailure {
             remote: failure.socket.remote,
             cause,
         };
+        let syns = self.syns.remove(&failure.socket.id).unwrap_or_default();
+        let resets_seen = self.sees_resets(failure, cx);
         let (quiet, worth) = (self.attempts.rules.quiet(), self.attempts.rules.attempts);
         let new = || Attempts::new(*failure, since);
         let Some(attempts) = self.attempts.begin(key, cx, new) else {
@@ -131,14 +171,33 @@ impl ConnectFailure {
             **attempts = new();
         }
         attempts.add(more, failure);
+        attempts.syns = syns;
+        attempts.here = here.or(attempts.here);
+        attempts.resets_seen = resets_seen;
         let is_worth = attempts.count >= worth;
         self.attempts.judge(&key, is_worth, cx);
+    }
+}
+
+impl ConnectFailure {
+    /// Whether a RST that ended an attempt would have been seen: its hook was attached then, and nothing of it was lost.
+    fn sees_resets(&self, failure: &Event, cx: &Context<'_>) -> bool {
+        let hooks = &cx.host.plan.hooks;
+        let is_off = hooks
+            .iter()
+            .any(|plan| plan.hook == "reset_received" && plan.hook_type == HookType::Off);
+        let lost = cx.lost.get(hook::RESET_RECEIVED as usize).copied();
+        !is_off && lost == Some(0) && self.began.is_some_and(|began| failure.last >= began)
     }
 }
 
 impl Room for ConnectFailure {
     fn cases(&mut self) -> Vec<&mut dyn Open> {
         vec![&mut self.attempts]
+    }
+
+    fn judge(&mut self, cx: &mut Context<'_>) {
+        self.began = self.began.or(Some(cx.now));
     }
 
     fn evicted(&self) -> (&'static str, u64) {

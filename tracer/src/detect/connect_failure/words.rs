@@ -1,10 +1,13 @@
 //! What is said of attempts to connect that failed.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
-use conntracer_common::record::failure_how;
+use conntracer_common::{record::failure_how, stats::hook};
 
-use super::attempts::{AttemptKey, Attempts, Cause};
+use super::{
+    attempts::{AttemptKey, Attempts, Cause},
+    icmp::{self, Sender},
+};
 use crate::{
     detect::{
         errno,
@@ -33,8 +36,8 @@ pub(super) fn draft(
         since: attempts.since,
         last: attempts.last,
         count: attempts.count,
-        summary: summary(key, attempts),
-        evidence: facts(attempts),
+        summary: summary(key, attempts, cx),
+        evidence: facts(attempts, cx),
         advice: advice(key, attempts, cx),
     }
 }
@@ -51,26 +54,97 @@ fn doubt(spec: &Spec, attempts: &Attempts, cx: &Context<'_>) -> Option<Cow<'stat
                 .into(),
         );
     }
-    cx.doubt(spec)
+    let netns = Some(attempts.latest.socket.netns);
+    match ToldBy::of(attempts) {
+        // What connect() returns at once, and ICMP, are other hooks' to tell: they could not have changed these.
+        ToldBy::Rst => cx.doubt_by_losses(&[hook::STATE, hook::RESET_RECEIVED], netns),
+        ToldBy::Timer | ToldBy::Application | ToldBy::Exit | ToldBy::Signal => {
+            cx.doubt_by_losses(&[hook::STATE], netns)
+        }
+        _ => cx.doubt(spec),
+    }
 }
 
+/// From which wait on this host's own neighbour discovery may have given up: three probes, a second apart.
+const NEIGHBOUR_GIVES_UP: Duration = Duration::from_millis(2900);
+
 /// Who or what told of the failure.
-fn told_by(attempts: &Attempts) -> &'static str {
-    if has(attempts, failure_how::RESET) {
-        "rst"
-    } else if has(attempts, failure_how::AT_ONCE) {
-        "connect"
-    } else {
-        match attempts.latest.errno {
-            0 => "application",
-            errno::ETIMEDOUT => "timer",
-            errno::ECONNABORTED => "administrator",
-            _ => "icmp",
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ToldBy {
+    Rst,
+    /// connect() itself: no SYN was sent.
+    Connect,
+    Icmp,
+    /// One of both, which was not seen.
+    RstOrIcmp,
+    IcmpOrRoute,
+    Timer,
+    Application,
+    /// The process ended, by itself or by a signal.
+    Exit,
+    Signal,
+    Administrator,
+}
+
+impl ToldBy {
+    fn of(attempts: &Attempts) -> Self {
+        let latest = &attempts.latest;
+        if has(attempts, failure_how::RESET) {
+            return Self::Rst;
+        }
+        if has(attempts, failure_how::AT_ONCE) {
+            return Self::Connect;
+        }
+        match latest.errno {
+            0 if latest.icmp.is_some() => Self::Icmp,
+            0 if latest.signal.is_some() => Self::Signal,
+            0 if has(attempts, failure_how::EXITING) => Self::Exit,
+            0 => Self::Application,
+            errno::ETIMEDOUT => Self::Timer,
+            errno::ECONNABORTED => Self::Administrator,
+            _ if latest.icmp.is_some() => Self::Icmp,
+            errno::ECONNREFUSED if attempts.resets_seen => Self::Icmp,
+            errno::ECONNREFUSED => Self::RstOrIcmp,
+            // An ICMP message ends an attempt at once. The timer, and an application that gives up, report what was
+            // noted before: also that this host found no route for a retransmitted SYN.
+            _ if !has(attempts, failure_how::SOFT) && !ended_by_timer(attempts) => Self::Icmp,
+            _ => Self::IcmpOrRoute,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Rst => "rst",
+            Self::Connect => "connect",
+            Self::Icmp => "icmp",
+            Self::RstOrIcmp => "rst_or_icmp",
+            Self::IcmpOrRoute => "icmp_or_route",
+            Self::Timer => "timer",
+            Self::Application => "application",
+            Self::Exit => "exit",
+            Self::Signal => "signal",
+            Self::Administrator => "administrator",
         }
     }
 }
 
-fn facts(attempts: &Attempts) -> Facts {
+/// Whether the kernel's timer may have ended the last attempt: as many SYNs as it sends.
+fn ended_by_timer(attempts: &Attempts) -> bool {
+    let latest = &attempts.latest;
+    let retries = latest.syn_retries.or(latest.sysctl_syn_retries);
+    // Where it is not known, one that retransmitted nothing was ended by something else.
+    latest.syns > retries.map_or(1, u32::from)
+}
+
+/// Whether no retransmitted SYN left this host.
+fn never_left(attempts: &Attempts, cx: &Context<'_>) -> bool {
+    let lost = cx.lost.get(hook::RETRANSMIT as usize).copied();
+    attempts
+        .syns
+        .all_failed(attempts.latest.syns, lost != Some(0))
+}
+
+fn facts(attempts: &Attempts, cx: &Context<'_>) -> Facts {
     let latest = &attempts.latest;
     let mut facts = Facts::default();
     if latest.errno != 0 {
@@ -79,111 +153,318 @@ fn facts(attempts: &Attempts) -> Facts {
             None => facts.count("error", latest.errno),
         };
     }
-    facts = facts.text("told_by", told_by(attempts));
+    facts = facts.text("told_by", ToldBy::of(attempts).name());
+    if let Some(icmp) = &latest.icmp {
+        facts = facts
+            .count("icmp_type", icmp.kind)
+            .count("icmp_code", icmp.code)
+            .text("icmp_from", icmp.from.to_string());
+    }
+    if let Some(signal) = latest.signal {
+        facts = facts.count("signal", signal);
+    }
+    if has(attempts, failure_how::ANSWERED) {
+        facts = facts.text("answered_by", "segment_that_does_not_fit");
+    }
     if !has(attempts, failure_how::AT_ONCE) {
         facts = facts
             .count("last_syns_sent", latest.syns)
             .seconds("longest_wait_s", attempts.longest);
     }
+    if never_left(attempts, cx) {
+        facts = facts.count("syns_not_sent", latest.syns.saturating_sub(1));
+    }
+    if let Some(here) = attempts.here {
+        facts = facts
+            .count("dropped_here_netns", here.netns)
+            .text("dropped_here_cause", here.cause)
+            .count("dropped_here_finding", here.finding);
+    }
     facts.text("last_local", latest.socket.local.to_string())
 }
 
-fn summary(key: &AttemptKey, attempts: &Attempts) -> String {
+fn summary(key: &AttemptKey, attempts: &Attempts, cx: &Context<'_>) -> String {
     let tries = plural(attempts.count, "connection attempt");
     let to = if key.remote.port() == 0 {
         "several remote ends".to_owned()
     } else {
         key.remote.to_string()
     };
-    let waited = said_seconds(attempts.longest);
-    let at_once = has(attempts, failure_how::AT_ONCE);
-    match key.cause {
-        Cause::Refused if has(attempts, failure_how::RESET) => {
-            format!("{tries} to {to} refused with a RST")
+    let told_by = ToldBy::of(attempts);
+    let what = match key.cause {
+        Cause::TimedOut | Cause::Cancelled => silence(key.cause, attempts, cx),
+        Cause::NoPort => "failed at once: no local port or address was free".to_owned(),
+        Cause::Unreachable if told_by == ToldBy::Connect => {
+            "failed at once: this host has no usable route".to_owned()
         }
-        Cause::Refused => format!("{tries} to {to} refused by an ICMP message"),
-        Cause::TimedOut => {
-            format!("{tries} to {to} timed out: no SYN was answered, the longest took {waited}")
+        Cause::Denied if told_by == ToldBy::Connect => "not permitted by this host".to_owned(),
+        Cause::Reset if told_by == ToldBy::Rst => "ended by a RST during the handshake".to_owned(),
+        Cause::Refused if told_by == ToldBy::Rst => "refused with a RST".to_owned(),
+        Cause::Refused if told_by == ToldBy::RstOrIcmp => {
+            "refused: by a RST or by an ICMP message, which was not seen".to_owned()
         }
-        Cause::Unreachable if at_once => {
-            format!("{tries} to {to} failed at once: this host has no usable route")
+        Cause::Other if attempts.latest.icmp.is_none() => match told_by {
+            ToldBy::Administrator => "ended by an administrator of this host ('ss -K')".to_owned(),
+            _ => "failed".to_owned(),
+        },
+        _ => by_icmp(attempts, told_by),
+    };
+    let gave_up = attempts.latest.errno == 0 && attempts.latest.icmp.is_some();
+    let soft = if has(attempts, failure_how::SOFT) || gave_up {
+        format!(
+            "; the application gave up after {}",
+            said_seconds(attempts.longest)
+        )
+    } else {
+        String::new()
+    };
+    let here = attempts.here.map_or_else(String::new, |here| {
+        format!(
+            "; finding {} says what this host did with such SYNs in namespace {} ({})",
+            here.finding, here.netns, here.cause
+        )
+    });
+    format!("{tries} to {to} {what}{soft}{here}")
+}
+
+/// What an ICMP message, seen or not, says of an attempt.
+fn by_icmp(attempts: &Attempts, told_by: ToldBy) -> String {
+    let latest = &attempts.latest;
+    let local = latest.socket.local.ip();
+    if let Some(icmp) = &latest.icmp {
+        let message = icmp::said(icmp);
+        return match icmp::sender(icmp, local) {
+            Sender::Firewall => format!("rejected by a firewall: {message}"),
+            Sender::Own => {
+                format!("failed: nobody answers for the next hop, {message}, this host itself")
+            }
+            Sender::Router => format!("failed: {message}"),
+        };
+    }
+    let error = errno::name(latest.errno).unwrap_or("an error");
+    if told_by == ToldBy::IcmpOrRoute {
+        return format!(
+            "failed with {error}: an ICMP message told of it, or this host had no route for a SYN"
+        );
+    }
+    match latest.errno {
+        errno::ECONNREFUSED => {
+            "refused by an ICMP message (port unreachable), as a firewall's rule sends it".to_owned()
         }
-        Cause::Unreachable => {
-            format!("{tries} to {to} failed: ICMP says that it cannot be reached")
-        }
-        Cause::Reset => format!("{tries} to {to} ended by a RST during the handshake"),
-        Cause::Cancelled => format!(
-            "{tries} to {to} given up by the application, the longest after {waited} without an answer"
+        errno::EHOSTUNREACH if attempts.longest >= NEIGHBOUR_GIVES_UP => format!(
+            "failed with {error} by an ICMP message: nobody answers for the next hop of this host, or a router or \
+             a firewall says so"
         ),
-        Cause::NoPort => {
-            format!("{tries} to {to} failed at once: no local port or address was free")
+        errno::EHOSTUNREACH | errno::ENETUNREACH => format!(
+            "failed with {error} by an ICMP message: a firewall rejects, or a router knows no way"
+        ),
+        errno::EACCES | errno::EPERM => {
+            "rejected by an ICMP message (administratively prohibited), as a firewall's rule sends it".to_owned()
         }
-        Cause::Denied if at_once => format!("{tries} to {to} not permitted by this host"),
-        Cause::Denied => format!("{tries} to {to} rejected by a firewall on the way (ICMP)"),
-        Cause::Other => format!("{tries} to {to} failed"),
+        _ => format!("failed with {error} by an ICMP message"),
+    }
+}
+
+/// Attempts without an answer, and who ended them.
+fn silence(cause: Cause, attempts: &Attempts, cx: &Context<'_>) -> String {
+    let latest = &attempts.latest;
+    let waited = said_seconds(attempts.longest);
+    let repeats = latest.syns.saturating_sub(1);
+    let answer = if has(attempts, failure_how::ANSWERED) {
+        "an answer came that does not fit (an ACK of another connection), and none that opens it"
+            .to_owned()
+    } else if never_left(attempts, cx) {
+        format!("no SYN left this host, all {repeats} retransmissions failed here")
+    } else {
+        "no SYN was answered".to_owned()
+    };
+    if cause == Cause::TimedOut {
+        return format!("timed out: {answer}, the longest took {waited}");
+    }
+    // A process that was killed, or has exited, gave nothing up; which of both is not always known.
+    match (latest.signal, has(attempts, failure_how::EXITING)) {
+        (Some(signal), _) => format!(
+            "ended with their process, which signal {signal}{} ended, the longest after {waited}: {answer}",
+            signal_name(signal)
+        ),
+        (None, true) => {
+            format!("ended with their process, the longest after {waited}: {answer}")
+        }
+        (None, false) => {
+            format!("given up by the application, the longest after {waited}: {answer}")
+        }
+    }
+}
+
+const fn signal_name(signal: u8) -> &'static str {
+    match signal {
+        2 => " (SIGINT)",
+        6 => " (SIGABRT)",
+        9 => " (SIGKILL)",
+        11 => " (SIGSEGV)",
+        15 => " (SIGTERM)",
+        _ => "",
     }
 }
 
 fn advice(key: &AttemptKey, attempts: &Attempts, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
     let (peer, port) = (key.remote.ip(), key.remote.port());
     let owner = who(attempts.latest.owner.as_ref());
-    let at_once = has(attempts, failure_how::AT_ONCE);
+    let told_by = ToldBy::of(attempts);
+    let mut advice: Vec<Cow<'static, str>> = Vec::new();
+    if let Some(here) = attempts.here {
+        advice.push(
+            format!(
+                "begin with finding {}: it is the other end of these",
+                here.finding
+            )
+            .into(),
+        );
+    }
     match key.cause {
-        Cause::Refused => vec![
+        Cause::Refused if told_by == ToldBy::Rst => advice.extend([
             format!("see on {peer} whether anything listens: 'ss -ltn sport = :{port}'").into(),
-            format!("if it does, look for a firewall that rejects, and at the address {owner} is given")
-                .into(),
-        ],
-        Cause::TimedOut | Cause::Cancelled => vec![
-            format!("try the path: 'mtr --tcp --port {port} {peer}'; a firewall that drops says nothing")
-                .into(),
+            format!("if it does, look for a firewall that rejects, and at the address {owner} is given").into(),
+        ]),
+        Cause::Refused if told_by == ToldBy::RstOrIcmp => advice.extend([
             format!(
-                "see on {peer} whether SYNs arrive and its listener drops them: its accept queue may be \
-                 full"
+                "see on {peer} whether anything listens ('ss -ltn sport = :{port}'); if it does, a firewall rejects"
             )
             .into(),
-            format!(
-                "{} bounds the wait; a connect timeout of {owner} bounds it better",
-                cx.said_sysctl("net.ipv4.tcp_syn_retries", key.netns)
-            )
-            .into(),
-        ],
-        Cause::Unreachable if at_once => vec![
+        ]),
+        Cause::TimedOut | Cause::Cancelled => advice.extend(silence_advice(key, attempts, cx)),
+        Cause::Unreachable if told_by == ToldBy::Connect => advice.push(
             format!("see 'ip route get {peer}' in namespace {}, and 'ip -br link'", key.netns).into(),
-        ],
-        Cause::Unreachable => vec![
-            format!("see 'ip route get {peer}' and 'ip neigh': FAILED is the next hop, or {peer} itself")
-                .into(),
-            format!("'mtr --tcp --port {port} {peer}' shows which router says so").into(),
-        ],
-        Cause::Reset => vec![
+        ),
+        Cause::Reset => advice.push(
             format!(
-                "see whether {peer} is to connect to this host while this host connects to it \
-                 (simultaneous open); a RST from between the two is a middlebox's"
+                "see whether {peer} is to connect to this host while this host connects to it (simultaneous \
+                 open); a RST from between the two is a middlebox's"
             )
             .into(),
-        ],
-        Cause::NoPort => vec![
+        ),
+        Cause::NoPort => advice.extend([
             format!(
                 "count what holds the ports: 'ss -tan dst {peer} | wc -l' against {}",
                 cx.said_sysctl("net.ipv4.ip_local_port_range", key.netns)
             )
             .into(),
             format!(
-                "let {owner} keep connections open and use them again; net.ipv4.tcp_tw_reuse 1 helps where \
-                 they are in TIME-WAIT"
+                "let {owner} keep connections open and use them again; net.ipv4.tcp_tw_reuse 1 helps where they \
+                 are in TIME-WAIT"
             )
             .into(),
-        ],
-        Cause::Denied if at_once => vec![
+        ]),
+        Cause::Denied if told_by == ToldBy::Connect => advice.extend([
             format!("look for a prohibit rule or route: 'ip rule', 'ip route get {peer}'").into(),
             "look for a program that denies it: 'bpftool cgroup tree', and the LSM's audit log".into(),
-        ],
-        Cause::Denied => {
-            vec![format!("have the firewall before {peer} allow port {port} for this host").into()]
+        ]),
+        Cause::Other if attempts.latest.icmp.is_none() => {
+            advice.push("the error in the evidence names what to look at: 'errno -l', connect(2)".into());
         }
-        Cause::Other => {
-            vec!["the error in the evidence names what to look at: 'errno -l', connect(2)".into()]
+        _ => advice.extend(icmp_advice(key, attempts)),
+    }
+    advice
+}
+
+fn icmp_advice(key: &AttemptKey, attempts: &Attempts) -> Vec<Cow<'static, str>> {
+    let (peer, port) = (key.remote.ip(), key.remote.port());
+    let latest = &attempts.latest;
+    let neighbour = || {
+        format!(
+            "see 'ip neigh show' in namespace {}: FAILED is the next hop of 'ip route get {peer}'",
+            key.netns
+        )
+        .into()
+    };
+    match latest.icmp.as_ref().map(|icmp| (icmp, icmp::sender(icmp, latest.socket.local.ip()))) {
+        Some((icmp, Sender::Firewall)) if icmp.from == peer => vec![
+            format!("have the firewall of {peer} allow port {port} for this host: 'nft list ruleset' there").into(),
+        ],
+        Some((icmp, Sender::Firewall)) => vec![
+            format!("have the firewall at {} allow port {port} of {peer} for this host", icmp.from).into(),
+        ],
+        Some((_, Sender::Own)) => vec![neighbour()],
+        Some((icmp, Sender::Router)) => vec![
+            format!("see on {} why it knows no way to {peer}: 'ip route get {peer}' there", icmp.from).into(),
+        ],
+        None => {
+            let tells = format!(
+                "'tcpdump -nvi any icmp or icmp6' in namespace {} names the message and its sender",
+                key.netns
+            );
+            let mut advice = vec![tells.into()];
+            if latest.errno != errno::ECONNREFUSED && latest.errno != errno::EACCES {
+                advice.push(neighbour());
+            }
+            if attempts.longest >= NEIGHBOUR_GIVES_UP {
+                advice.reverse();
+            }
+            advice
         }
     }
+}
+
+fn silence_advice(
+    key: &AttemptKey,
+    attempts: &Attempts,
+    cx: &Context<'_>,
+) -> Vec<Cow<'static, str>> {
+    let (peer, port) = (key.remote.ip(), key.remote.port());
+    let latest = &attempts.latest;
+    let owner = who(latest.owner.as_ref());
+    if never_left(attempts, cx) {
+        return vec![
+            format!(
+                "look for what drops on the way out in namespace {}: the output and postrouting chains of 'nft list \
+                 ruleset' ('iptables-save -c' counts), 'bpftool cgroup tree' (egress), 'tc -s qdisc'",
+                key.netns
+            )
+            .into(),
+            "'nstat -az TcpExtTCPRetransFail' counts what this host could not send".into(),
+        ];
+    }
+    let mut advice: Vec<Cow<'static, str>> = Vec::new();
+    if has(attempts, failure_how::ANSWERED) {
+        advice.push(
+            format!(
+                "see on {peer} what is left of an earlier connection: 'ss -tan sport = :{port} dst {}'; a \
+                 translation that uses a port again too soon does the same",
+                latest.socket.local.ip()
+            )
+            .into(),
+        );
+    } else if attempts.here.is_none() {
+        advice.push(
+            format!(
+                "find out where SYNs end: 'mtr --tcp --port {port} {peer}', and on {peer} 'tcpdump -ni any tcp port \
+                 {port}'; a firewall that drops, a host that is down and a listener that drops look alike from here"
+            )
+            .into(),
+        );
+        advice.push(
+            format!(
+                "if they arrive, see there whether the listener turns them away: Recv-Q above Send-Q in 'ss -ltn \
+                 sport = :{port}', and 'nstat -az TcpExtListenDrops'"
+            )
+            .into(),
+        );
+    }
+    if has(attempts, failure_how::EXITING) {
+        return advice;
+    }
+    advice.push(
+        match (latest.syn_retries, latest.sysctl_syn_retries) {
+            (Some(own), _) => format!("TCP_SYNCNT of {owner} (now {own}) bounds the wait; a connect timeout bounds it better"),
+            (None, Some(now)) => format!(
+                "net.ipv4.tcp_syn_retries (now {now}) bounds the wait; a connect timeout of {owner} bounds it better"
+            ),
+            (None, None) => format!(
+                "{} bounds the wait; a connect timeout of {owner} bounds it better",
+                cx.said_sysctl("net.ipv4.tcp_syn_retries", key.netns)
+            ),
+        }
+        .into(),
+    );
+    advice
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::cause::{Because, Cause, Why};
 use crate::{
+    detect::connect_failure::Remotes,
     event::{EarlyDrop, Owner},
     table::listener::{ListenerKey, Listeners},
     time::Ktime,
@@ -18,8 +19,8 @@ pub(super) struct SpotKey {
 }
 
 impl SpotKey {
-    /// Who listened there before. Only where nobody does any more does it matter.
-    pub(super) fn before<'a>(&self, listeners: &'a Listeners) -> Option<&'a Owner> {
+    /// Who listened there before, and was not seen to since a moment.
+    pub(super) fn before<'a>(&self, listeners: &'a Listeners, since: Ktime) -> Option<&'a Owner> {
         if self.cause != Cause::NoListener {
             return None;
         }
@@ -30,10 +31,14 @@ impl SpotKey {
         [self.local.ip(), unspecified, Ipv6Addr::UNSPECIFIED.into()]
             .into_iter()
             .find_map(|address| {
-                listeners.last_owner(&ListenerKey {
+                let key = ListenerKey {
                     netns: self.netns,
                     local: SocketAddr::new(address, self.local.port()),
-                })
+                };
+                let listens = listeners
+                    .get(&key)
+                    .is_some_and(|service| service.listens_after(since));
+                listeners.last_owner(&key).filter(|_| !listens)
             })
     }
 }
@@ -57,6 +62,11 @@ pub(super) struct Drops {
     /// Filtered by netfilter, not by XDP or traffic control.
     pub(super) by_netfilter: bool,
     pub(super) latest: EarlyDrop,
+    /// Who sent the last ones.
+    pub(super) recent: Remotes,
+    /// What a poll found out about them: which part of netfilter, or who listens for others; and what was said of it.
+    pub(super) found: Option<&'static str>,
+    pub(super) said_found: Option<&'static str>,
 }
 
 impl Drops {
@@ -69,6 +79,9 @@ impl Drops {
             because: None,
             by_netfilter: false,
             latest,
+            recent: Remotes::NONE,
+            found: None,
+            said_found: None,
         }
     }
 
@@ -80,6 +93,7 @@ impl Drops {
         self.by_netfilter = why.by_netfilter;
         let (remote, device) = (self.latest.socket.remote, self.latest.device);
         self.latest = *early_drop;
+        self.recent.add(early_drop.socket.remote);
         if early_drop.socket.remote.port() == 0 {
             self.latest.socket.remote = remote;
         }
@@ -94,6 +108,8 @@ pub(super) struct Scan {
     pub(super) spots: u64,
     /// The one address they share.
     pub(super) address: Option<IpAddr>,
+    /// Others found no room in the eBPF side's map, whose addresses are not known.
+    pub(super) has_more: bool,
 }
 
 impl Scan {

@@ -20,6 +20,8 @@
 
 mod cause;
 mod drops;
+mod elsewhere;
+mod netfilter;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -33,6 +35,7 @@ use self::{
     drops::{Drops, NetnsKey, Scan, SpotKey},
 };
 use super::{
+    connect_failure::{Here, Route},
     room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec},
     syn_drop::{self, thresholds::Thresholds},
 };
@@ -100,7 +103,16 @@ impl Case for Drops {
         self.count
     }
 
-    fn is_over(&mut self, _: &SpotKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
+    fn has_other_news(&self) -> bool {
+        self.found != self.said_found
+    }
+
+    fn told(&mut self) {
+        self.said_found = self.found;
+    }
+
+    fn is_over(&mut self, key: &SpotKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
+        self.found = words::found(key, self, cx);
         cx.now.since(self.last) >= rules.quiet()
     }
 }
@@ -143,6 +155,18 @@ impl EarlyDrop {
             touched_spots: Vec::new(),
             touched_scans: Vec::new(),
         }
+    }
+
+    /// The open finding of SYNs that this host dropped, those of an attempt among them.
+    pub(super) fn dropped(&self, attempt: &Route) -> Option<Here> {
+        let (key, entry) = self.spots.open().find(|(spot, drops)| {
+            spot.local == attempt.to && drops.recent.met(attempt, spot.netns)
+        })?;
+        Some(Here {
+            netns: key.netns,
+            finding: entry.id()?,
+            cause: key.cause.name(),
+        })
     }
 
     pub(crate) fn early_drop(&mut self, early_drop: &Event, cx: &mut Context<'_>) {
@@ -195,7 +219,8 @@ impl EarlyDrop {
         let new = || Scan {
             drops: new(),
             spots: 0,
-            address: Some(local.ip()),
+            address: (local.port() != 0).then(|| local.ip()),
+            has_more: false,
         };
         let Some(scan) = self.scans.begin(key, cx, new) else {
             return;
@@ -205,8 +230,14 @@ impl EarlyDrop {
             is_new = local.port() != 0;
         }
         scan.spots.grow(u64::from(is_new));
-        scan.address = scan.address.filter(|address| *address == local.ip());
-        if local.port() == 0 {
+        if local.port() != 0 {
+            let is_first = scan.spots == u64::from(is_new);
+            scan.address = match scan.address {
+                None if is_first => Some(local.ip()),
+                known => known.filter(|address| *address == local.ip()),
+            };
+        } else {
+            scan.has_more = true;
             // As many as the eBPF side has room for, and more.
             scan.spots = scan.spots.max(scan_ports);
         }
@@ -239,7 +270,7 @@ impl Room for EarlyDrop {
             let Some(spot) = self.spots.get(&key).filter(|spot| !spot.is_open()) else {
                 continue;
             };
-            let is_service = key.before(cx.listeners).is_some();
+            let is_service = key.before(cx.listeners, spot.since).is_some();
             let of = NetnsKey {
                 netns: key.netns,
                 cause: key.cause,
@@ -251,6 +282,9 @@ impl Room for EarlyDrop {
                 // What gets its own finding is no part of a scan.
                 scan.drops.count = scan.drops.count.saturating_sub(spot.count);
                 scan.spots = scan.spots.saturating_sub(1);
+            }
+            if let Some(spot) = self.spots.get_mut(&key) {
+                spot.found = words::found(&key, spot, cx);
             }
             self.spots.raise(&key, cx);
         }

@@ -69,7 +69,72 @@ fn causes_are_the_kernels_reasons_by_name(#[case] reason: &str, #[case] cause: &
     run.early_drop(socket(LOCAL, REMOTE), 5, reason, |_| {});
     run.finish();
     assert_eq!((run.only().cause.as_ref(), run.only().count), (cause, 5));
-    assert_eq!(run.only().certainty, Certainty::Exact);
+    // A rule, or conntrack: nothing is known of the latter here.
+    let expected = if reason == "NETFILTER_DROP" {
+        Certainty::Inferred
+    } else {
+        Certainty::Exact
+    };
+    assert_eq!(run.only().certainty, expected);
+}
+
+/// What listens on the port, shown by the poll after the drop, and what is said.
+#[rstest]
+#[case::nobody(None, "nothing listens there", "start what should listen")]
+#[case::on_loopback(
+    Some("127.0.0.1:80"),
+    "listens on 127.0.0.1:80, and not on that address",
+    "listen on 10.0.0.1 too"
+)]
+#[case::for_ipv6(Some("[::]:80"), "for IPv6 alone", "without IPV6_V6ONLY")]
+#[case::for_a_device(Some("0.0.0.0:80"), "for one device alone", "without SO_BINDTODEVICE")]
+fn who_listens_for_others_is_told_from_nobody(
+    #[case] local: Option<&str>,
+    #[case] said: &str,
+    #[case] advice: &str,
+) {
+    let mut run = Run::new();
+    run.early_drop(socket(LOCAL, REMOTE), 3, "NO_SOCKET", |_| {});
+    run.skip(Duration::from_millis(1));
+    if let Some(local) = local {
+        let any = if local.starts_with('[') {
+            "[::]:0"
+        } else {
+            "0.0.0.0:0"
+        };
+        run.syn(listener(local, any), |syn| {
+            syn.outcome = u8::MAX;
+            syn.flags = 1;
+            syn.bound_ifindex = 7;
+        });
+    }
+    run.tick();
+    let finding = run.only();
+    assert!(finding.summary.contains(said), "{}", finding.summary);
+    assert!(finding.advice[0].contains(advice), "{:?}", finding.advice);
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn who_listens_since_is_not_said_to_have_gone() {
+    let mut run = Run::new();
+    run.syn(listener("0.0.0.0:80", REMOTE), |_| {});
+    run.early_drop(socket(LOCAL, REMOTE), 3, "NO_SOCKET", |_| {});
+    run.skip(Duration::from_millis(1));
+    run.syn(listener("0.0.0.0:80", REMOTE), |_| {});
+    run.tick();
+    let finding = run.only();
+    assert!(
+        finding.summary.ends_with("listens on 0.0.0.0:80 by now"),
+        "{}",
+        finding.summary
+    );
+    assert!(
+        finding
+            .evidence
+            .iter()
+            .all(|fact| fact.name != "was_listening_pid")
+    );
 }
 
 #[rstest]
@@ -302,6 +367,27 @@ fn what_found_the_kernels_map_full_is_a_scan() {
         (run.only().cause.as_ref(), run.only().count),
         ("filtered", 77)
     );
+}
+
+/// A scan of more ports than the eBPF side has room for: those that it kept are of one address.
+#[rstest]
+#[case::one(&["10.0.0.1"], "70 ports of 10.0.0.1 and more that found no room")]
+#[case::several(&["10.0.0.1", "10.0.0.3"], "70 ports of several addresses and more that found no room")]
+fn a_scan_is_of_the_addresses_that_are_known(#[case] addresses: &[&str], #[case] said: &str) {
+    let mut run = Run::new();
+    for port in 0..70_usize {
+        let address = addresses[port % addresses.len()];
+        run.early_drop(
+            socket(&format!("{address}:{}", 1000 + port), REMOTE),
+            1,
+            "NO_SOCKET",
+            |_| {},
+        );
+    }
+    run.early_drop(socket("0.0.0.0:0", REMOTE), 900, "NO_SOCKET", |_| {});
+    run.tick();
+    let summary = &run.only().summary;
+    assert!(summary.contains(said), "{summary}");
 }
 
 #[test]

@@ -8,16 +8,32 @@ use std::{
 use super::{
     cause::Cause,
     drops::{Drops, NetnsKey, Scan, SpotKey},
+    elsewhere::{self, Elsewhere},
+    netfilter::By,
 };
+use conntracer_common::record::netns_fact as fact;
+
 use crate::{
     detect::room::{Context, Draft, Facts, Spec, plural},
     event::{Owner, Path},
     finding::Subject,
 };
 
+/// What a poll found out about SYNs to an address and port.
+pub(super) fn found(key: &SpotKey, drops: &Drops, cx: &Context<'_>) -> Option<&'static str> {
+    match key.cause {
+        Cause::Filtered if drops.by_netfilter => {
+            Some(By::of(cx.netns_facts(key.netns), drops.latest.path).name())
+        }
+        Cause::NoListener => elsewhere::nearest(key.netns, key.local, drops.since, cx)
+            .map(|elsewhere| elsewhere.name()),
+        _ => None,
+    }
+}
+
 /// One address and port.
 pub(super) fn spot(spec: &'static Spec, key: &SpotKey, drops: &Drops, cx: &Context<'_>) -> Draft {
-    let before = key.before(cx.listeners);
+    let before = key.before(cx.listeners, drops.since);
     let to = key.local.to_string();
     let mut draft = draft(spec, (key.netns, key.local, key.cause), &to, drops, cx);
     if let Some(listener) = drops.latest.listener {
@@ -30,9 +46,34 @@ pub(super) fn spot(spec: &'static Spec, key: &SpotKey, drops: &Drops, cx: &Conte
             .text("was_listening_command", before.comm.to_text());
     }
     if key.cause == Cause::NoListener {
-        draft.advice.insert(0, whose_job(key.local, before));
+        let elsewhere = elsewhere::nearest(key.netns, key.local, drops.since, cx);
+        if let Some(elsewhere) = &elsewhere {
+            let interface = drops.latest.device.map(crate::event::Device::to_text);
+            let syns = plural(drops.count, "SYN");
+            let said = elsewhere.said(interface.as_deref());
+            draft.summary = format!("{syns} to {to}: {said}");
+            draft.evidence = listens(draft.evidence, elsewhere);
+        }
+        let job = match (elsewhere, before) {
+            (Some(elsewhere), _) => elsewhere.advice(key.local).into(),
+            (None, before) => whose_job(key.local, before),
+        };
+        draft.advice.insert(0, job);
     }
     draft
+}
+
+/// Who listens on the port, for others.
+fn listens(facts: Facts, elsewhere: &Elsewhere) -> Facts {
+    let facts = facts
+        .text("listens", elsewhere.local.to_string())
+        .text("listens_for", elsewhere.name());
+    match elsewhere.owner {
+        Some(owner) => facts
+            .count("listening_pid", owner.pid)
+            .text("listening_command", owner.comm.to_text()),
+        None => facts,
+    }
 }
 
 /// Many of a namespace.
@@ -45,7 +86,13 @@ pub(super) fn scan(spec: &'static Spec, key: NetnsKey, scan: &Scan, cx: &Context
     let ports = plural(scan.spots, "port");
     let to = match scan.address {
         Some(address) => format!("{ports} of {address}"),
+        None if scan.has_more && scan.spots <= 1 => "many ports".to_owned(),
         None => format!("{ports} of several addresses"),
+    };
+    let to = if scan.has_more {
+        format!("{to} and more that found no room in the table")
+    } else {
+        to
     };
     let by = if drops.remotes.is_power_of_two() {
         format!(" by {}", drops.latest.socket.remote.ip())
@@ -67,24 +114,42 @@ fn draft(
     drops: &Drops,
     cx: &Context<'_>,
 ) -> Draft {
+    let by = (cause == Cause::Filtered && drops.by_netfilter)
+        .then(|| By::of(cx.netns_facts(netns), drops.latest.path));
+    let undecided = || {
+        let because = match by? {
+            By::Rule => return None,
+            By::Unknown => {
+                "the kernel says that netfilter dropped them, and not whether a rule or conntrack did"
+            }
+            By::TableFull { .. } | By::InsertFailed(_) => {
+                "the kernel says that netfilter dropped them; that conntrack did is concluded from its figures"
+            }
+        };
+        Some(Cow::Borrowed(because))
+    };
     Draft {
         spec,
         cause: cause.name(),
         stage: None,
-        doubt: drops.because.map(Cow::Borrowed).or_else(|| cx.doubt(spec)),
+        doubt: drops
+            .because
+            .map(Cow::Borrowed)
+            .or_else(|| cx.doubt(spec))
+            .or_else(undecided),
         subject: Subject::Listener { netns, local },
         owner: drops.latest.owner,
         sample: None,
         since: drops.since,
         last: drops.last,
         count: drops.count,
-        summary: summary(cause, drops, to),
-        evidence: facts(drops, cause, cx),
-        advice: advice(cause, drops, netns),
+        summary: summary(cause, drops, to, by),
+        evidence: facts(drops, cause, by, cx),
+        advice: advice(cause, drops, netns, by),
     }
 }
 
-fn facts(drops: &Drops, cause: Cause, cx: &Context<'_>) -> Facts {
+fn facts(drops: &Drops, cause: Cause, by: Option<By>, cx: &Context<'_>) -> Facts {
     let latest = &drops.latest;
     let mut facts = Facts::default().count("remotes_at_least", drops.remotes.count_ones());
     if let Some(reason) = latest.reason {
@@ -99,6 +164,13 @@ fn facts(drops: &Drops, cause: Cause, cx: &Context<'_>) -> Facts {
     {
         facts = facts.text("netfilter_hook", path.name());
     }
+    if let Some(by) = by {
+        facts = conntrack(
+            facts.text("filtered_by", by.name()),
+            latest.socket.netns,
+            cx,
+        );
+    }
     if let Some(device) = latest.device {
         facts = facts.text("interface", device.to_text());
     }
@@ -108,23 +180,61 @@ fn facts(drops: &Drops, cause: Cause, cx: &Context<'_>) -> Facts {
     facts
 }
 
-fn summary(cause: Cause, drops: &Drops, to: &str) -> String {
+/// What conntrack counts in the namespace, where it is there.
+fn conntrack(mut facts: Facts, netns: u32, cx: &Context<'_>) -> Facts {
+    let Some(known) = cx.netns_facts(netns) else {
+        return facts;
+    };
+    for (name, figure) in [
+        ("conntrack_count", fact::CONNTRACK_COUNT),
+        ("conntrack_max", fact::CONNTRACK_MAX),
+    ] {
+        facts = facts.count_if_known(name, known.now(figure));
+    }
+    for (name, figure) in [
+        ("conntrack_drops", fact::CONNTRACK_DROP),
+        ("conntrack_early_drops", fact::CONNTRACK_EARLY_DROP),
+        ("conntrack_inserts_failed", fact::CONNTRACK_INSERT_FAILED),
+        ("conntrack_invalid", fact::CONNTRACK_INVALID),
+    ] {
+        facts = facts.count_if_known(name, known.now(figure).filter(|count| *count > 0));
+    }
+    facts
+}
+
+fn summary(cause: Cause, drops: &Drops, to: &str, by: Option<By>) -> String {
     let syns = plural(drops.count, "SYN");
     match cause {
         Cause::NoListener => format!("{syns} to {to}: nothing listens there"),
-        Cause::Filtered => match (drops.by_netfilter, drops.latest.path) {
-            (true, Some(Path::Forward)) => {
-                format!("{syns} to {to} dropped by a netfilter rule on the way through this host")
+        Cause::Filtered => {
+            let at = match drops.latest.path {
+                Some(Path::Forward) => " on the way through this host".to_owned(),
+                Some(path) => format!(" ({})", path.name()),
+                None => String::new(),
+            };
+            match by {
+                Some(By::Rule) => format!("{syns} to {to} dropped by a netfilter rule{at}"),
+                Some(By::TableFull { count, most }) => format!(
+                    "{syns} to {to} dropped: the conntrack table of this namespace is full ({count} of {most})"
+                ),
+                Some(By::InsertFailed(failed)) => format!(
+                    "{syns} to {to} dropped by netfilter{at} while conntrack could not insert {}: a translation \
+                     (NAT) has no free port, or the connection's tuple is taken",
+                    plural(failed, "connection")
+                ),
+                Some(By::Unknown) => {
+                    let when = match drops.latest.path {
+                        Some(Path::Input | Path::Forward) => "it cannot insert a connection",
+                        Some(Path::Prerouting) => "its table is full",
+                        None => "its table is full or it cannot insert a connection",
+                    };
+                    format!(
+                        "{syns} to {to} dropped by netfilter{at}: a rule, or conntrack, which drops where {when}"
+                    )
+                }
+                None => format!("{syns} to {to} dropped by a program on the interface"),
             }
-            (true, Some(path)) => {
-                format!(
-                    "{syns} to {to} dropped by a netfilter rule ({})",
-                    path.name()
-                )
-            }
-            (true, None) => format!("{syns} to {to} dropped by a netfilter rule"),
-            (false, _) => format!("{syns} to {to} dropped by a program on the interface"),
-        },
+        }
         Cause::ReversePath => format!(
             "{syns} to {to} dropped by reverse path filtering: the route back to the client leaves \
              by another interface"
@@ -157,7 +267,7 @@ fn whose_job(local: SocketAddr, before: Option<&Owner>) -> Cow<'static, str> {
     .into()
 }
 
-fn advice(cause: Cause, drops: &Drops, netns: u32) -> Vec<Cow<'static, str>> {
+fn advice(cause: Cause, drops: &Drops, netns: u32, by: Option<By>) -> Vec<Cow<'static, str>> {
     let latest = &drops.latest;
     let interface = latest
         .device
@@ -165,13 +275,7 @@ fn advice(cause: Cause, drops: &Drops, netns: u32) -> Vec<Cow<'static, str>> {
     let client = latest.socket.remote.ip();
     match cause {
         Cause::NoListener => Vec::new(),
-        Cause::Filtered if drops.by_netfilter => vec![
-            format!(
-                "look for the rule in 'nft list ruleset' of namespace {netns} ('iptables-save -c' \
-                 counts, too), and allow the port if its clients are welcome"
-            )
-            .into(),
-        ],
+        Cause::Filtered if let Some(by) = by => netfilter_advice(by, netns),
         Cause::Filtered => vec![
             format!(
                 "see which program it is: 'ip -d link show {interface}' (XDP) and 'tc filter show \
@@ -212,6 +316,47 @@ fn advice(cause: Cause, drops: &Drops, netns: u32) -> Vec<Cow<'static, str>> {
             "the kernel's reason in the evidence names what to look at; 'conntracer --emit drop' \
              shows each drop"
                 .into(),
+        ],
+    }
+}
+
+fn netfilter_advice(by: By, netns: u32) -> Vec<Cow<'static, str>> {
+    let rule = || {
+        format!(
+            "look for the rule in 'nft list ruleset' of namespace {netns} ('iptables-save -c' counts, too), and allow \
+             the port if its clients are welcome"
+        )
+        .into()
+    };
+    match by {
+        By::Rule => vec![rule()],
+        By::TableFull { most, .. } => vec![
+            format!(
+                "see what fills it: 'conntrack -L' in namespace {netns}; many of one state are a timeout that is too \
+                 long (net.netfilter.nf_conntrack_tcp_timeout_*), many of one address are a flood"
+            )
+            .into(),
+            format!(
+                "raise net.netfilter.nf_conntrack_max (now {most}; in the initial namespace, it bounds each \
+                 namespace's table), and nf_conntrack_buckets with it"
+            )
+            .into(),
+        ],
+        By::InsertFailed(_) => vec![
+            format!(
+                "see how many connections one address is translated to: 'conntrack -L -j | wc -l' in namespace \
+                 {netns}; give masquerading more addresses or ports ('to-source A-B', 'masquerade to :1024-65535')"
+            )
+            .into(),
+            "insert_failed of 'conntrack -S' counts them; a few under load are two packets at once".into(),
+        ],
+        By::Unknown => vec![
+            format!(
+                "tell them apart in namespace {netns}: 'conntrack -S' ('drop' grows where the table is full, \
+                 'insert_failed' where there is no port), 'conntrack -C' against net.netfilter.nf_conntrack_max"
+            )
+            .into(),
+            rule(),
         ],
     }
 }

@@ -8,7 +8,13 @@ use conntracer_common::{
     stats::hook,
 };
 
-use crate::{id::SocketId, table::listener::ListenerKey, time::Ktime};
+use super::why::Why;
+use crate::{
+    detect::connect_failure::Remotes,
+    id::SocketId,
+    table::listener::{Acceptor, ListenerKey},
+    time::Ktime,
+};
 
 /// Sockets of one listener whose share of the drops is kept apart; a server has one for each CPU or worker.
 const SHARES: usize = 64;
@@ -58,6 +64,14 @@ impl Cause {
         matches!(
             self,
             Self::SynQueueFull | Self::SynQueuePressure | Self::Cookies
+        )
+    }
+
+    /// Whether a full accept queue is what it was dropped for.
+    pub(super) const fn is_of_accept_queue(self) -> bool {
+        matches!(
+            self,
+            Self::AcceptQueueFull | Self::AckOverflow | Self::AbortOnOverflow
         )
     }
 
@@ -121,6 +135,13 @@ pub(super) struct Drops {
     /// The finding that says this listener is flooded, and the one that was last pointed to.
     pub(super) flood: Option<u64>,
     pub(super) said_flood: Option<u64>,
+    /// Who was turned away last.
+    pub(super) remotes: Remotes,
+    /// The acceptor when it dropped last, and what kept those who may accept from it. They stay for the end, when the
+    /// queue is empty and all is well.
+    pub(super) acceptor: Option<Acceptor>,
+    pub(super) why: Option<Why>,
+    pub(super) said_why: Option<&'static str>,
     /// Of `count`, what each socket of the listener dropped, closed ones included.
     pub(super) shares: BTreeMap<SocketId, u64>,
 }
@@ -136,6 +157,28 @@ impl Drops {
             let share = self.shares.entry(id).or_default();
             *share = share.saturating_add(more);
         }
+    }
+
+    /// Remembers what is known of the acceptor while the queue is full.
+    pub(super) fn remember(&mut self, acceptor: Option<Acceptor>, why: Option<Why>) {
+        self.acceptor = acceptor.or(self.acceptor);
+        let Some(why) = why else { return };
+        // One that has been let go says nothing of the drops before; one that turned out not to hold the listener, of none.
+        let is_news = self.why.as_ref().is_none_or(|known| known.at < why.at);
+        let knows_better = |known: &Why| why.is_of_holders && !known.is_of_holders;
+        let is_better = self.why.as_ref().is_none_or(knows_better);
+        if is_news && (is_better || why.hindrance.is_some() || !self.is_hindered()) {
+            self.why = Some(why);
+        }
+    }
+
+    fn is_hindered(&self) -> bool {
+        self.why.as_ref().is_some_and(|why| why.hindrance.is_some())
+    }
+
+    /// What hinders, in the word of the evidence.
+    pub(super) fn hindrance(&self) -> Option<&'static str> {
+        self.why.as_ref().and_then(Why::name)
     }
 
     /// The socket that dropped the most; of several alike, the one with the lowest address.

@@ -24,7 +24,10 @@ mod scene;
 #[cfg(test)]
 mod tests;
 pub(crate) mod thresholds;
+mod why;
 mod words;
+
+use std::time::Duration;
 
 use conntracer_common::{record::syn_outcome, stats::hook};
 
@@ -33,7 +36,9 @@ pub(super) use self::thresholds::Thresholds;
 use self::{
     drops::{Cause, DropKey, Drops},
     scene::Scene,
+    why::Why,
 };
+use super::connect_failure::{Here, Route};
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::Syn,
@@ -74,7 +79,16 @@ pub(super) static COOKIES: Spec = Spec {
     explain: "",
 };
 
+/// After a drop, a queue that nobody empties is taken for full this long: a look of a poll comes a second later.
+const STILL_FULL: Duration = Duration::from_millis(1500);
+
 impl Drops {
+    /// What the last look at the processes of the socket that dropped the most showed.
+    fn looked_at(&self, key: &ListenerKey, cx: &Context<'_>) -> Option<Why> {
+        let (socket, _) = self.worst()?;
+        cx.acceptors(key, socket).map(Why::of)
+    }
+
     /// The words for it, with the listener as it is, or as it was when it had to make room.
     fn draft_at(&self, (key, cause): &DropKey, service: &Service, cx: &Context<'_>) -> Draft {
         let spec = match cause {
@@ -98,15 +112,21 @@ impl Case for Drops {
     }
 
     fn has_other_news(&self) -> bool {
-        self.flood != self.said_flood
+        self.flood != self.said_flood || self.hindrance() != self.said_why
     }
 
     fn told(&mut self) {
         self.said_flood = self.flood;
+        self.said_why = self.hindrance();
     }
 
-    fn is_over(&mut self, _: &DropKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
-        cx.now.since(self.last) >= rules.quiet()
+    fn is_over(&mut self, key: &DropKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
+        let silent = cx.now.since(self.last);
+        if key.1.is_of_accept_queue() && silent < STILL_FULL {
+            let why = self.looked_at(&key.0, cx);
+            self.remember(None, why);
+        }
+        silent >= rules.quiet()
     }
 }
 
@@ -154,6 +174,22 @@ impl SynDrop {
         }
     }
 
+    /// The open finding of the listener of this host that turned an attempt away.
+    pub(super) fn turned_away(&self, attempt: &Route) -> Option<Here> {
+        let (key, entry) = self.drops.open().find(|((listener, cause), drops)| {
+            let at = listener.local;
+            *cause != Cause::Cookies
+                && at.port() == attempt.to.port()
+                && (at.ip() == attempt.to.ip() || at.ip().is_unspecified())
+                && drops.remotes.met(attempt, listener.netns)
+        })?;
+        Some(Here {
+            netns: key.0.netns,
+            finding: entry.id()?,
+            cause: key.1.name(),
+        })
+    }
+
     fn drop(
         &mut self,
         syn: &Syn,
@@ -186,7 +222,16 @@ impl SynDrop {
         drops.share(syn.socket.id, more);
         drops.acks = drops.acks.saturating_add(acks);
         drops.last = now;
+        drops.remotes.add(syn.socket.remote);
         drops.by_fields |= !syn.by_counters;
+        if cause.is_of_accept_queue() {
+            let acceptor = cx
+                .listeners
+                .get(&key.0)
+                .map(|service| scene::acceptor(service, cx));
+            let why = drops.looked_at(&key.0, cx);
+            drops.remember(acceptor, why);
+        }
         self.drops.judge(&key, true, cx);
     }
 }

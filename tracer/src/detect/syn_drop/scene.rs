@@ -39,9 +39,14 @@ impl<'a> Scene<'a> {
             worst: worst.map_or(&service.latest, |member| &member.latest),
             worst_drops,
             owner: worst.and_then(|member| member.owner).or(service.owner),
-            acceptor: service.acceptor(cx.now, sees_accepts(cx.host), tells_members_apart(cx.host)),
+            acceptor: drops.acceptor.unwrap_or_else(|| acceptor(service, cx)),
         }
     }
+}
+
+/// What is known of a listener's acceptor now.
+pub(super) fn acceptor(service: &Service, cx: &Context<'_>) -> Acceptor {
+    service.acceptor(cx.now, sees_accepts(cx.host), tells_members_apart(cx.host))
 }
 
 /// The busiest listeners in numbers, and how many more there are.

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    record::{Socket, listener_flag, syn_evidence, syn_outcome},
+    record::{self, Socket, listener_flag, syn_evidence, syn_outcome},
     tcp::state,
 };
 use rstest::rstest;
@@ -170,6 +170,45 @@ fn a_third_ack_of_which_no_socket_was_made_is_concluded_to_want_memory() {
     );
     assert_eq!(evidence(finding, "syn_arrivals"), &Value::Count(3));
     run.assert_replays(Thresholds::default());
+}
+
+/// The tracepoints go by the kernel's counters, which count a request that an ICMP message ended alike.
+#[rstest]
+#[case::seen(HookType::Fentry, None, false)]
+#[case::counted(HookType::Tracepoint, None, true)]
+#[case::counted_and_some_came(HookType::Tracepoint, Some(3), true)]
+#[case::counted_and_none_came(HookType::Tracepoint, Some(0), false)]
+fn a_request_that_icmp_may_have_ended_is_not_blamed_on_memory(
+    #[case] hook_type: HookType,
+    #[case] received: Option<u64>,
+    #[case] may_be: bool,
+) {
+    let mut run = on(&[("ack", hook_type)]);
+    if let Some(received) = received {
+        run.netns_facts(|facts| {
+            facts.figures[record::netns_fact::ICMP_IN_UNREACHABLE] = received;
+        });
+    }
+    run.syn(listener("10.0.0.1:80", "10.0.0.2:4000"), |syn| {
+        syn.totals[syn_outcome::ACK_OTHER] = 2;
+    });
+    let finding = run.only();
+    let said = finding
+        .summary
+        .contains("an ICMP message ended the request");
+    assert_eq!(said, may_be, "{}", finding.summary);
+    assert_eq!(
+        finding.summary.contains("believe"),
+        !may_be,
+        "{}",
+        finding.summary
+    );
+    assert_eq!(
+        finding.advice[0].contains("nstat"),
+        may_be,
+        "{:?}",
+        finding.advice
+    );
 }
 
 #[test]
@@ -353,8 +392,12 @@ fn drained(run: &mut Run, steps: u64, accepting: u64) {
 }
 
 #[rstest]
-#[case::accepting(50, "accepts 10.0/s", "accept faster")]
-#[case::stalled(20, "nothing was accepted for 3.0 s", "does not call accept()")]
+#[case::accepting(50, "accepts 10.5/s", "accept faster")]
+#[case::stalled(
+    20,
+    "nothing was accepted for 2.9 s",
+    "why nobody accepts is not known"
+)]
 fn the_acceptor_is_told_by_its_rate_or_by_its_stall(
     #[case] accepting: u64,
     #[case] said: &str,
@@ -366,6 +409,134 @@ fn the_acceptor_is_told_by_its_rate_or_by_its_stall(
     let finding = run.only();
     assert!(finding.summary.ends_with(said), "{}", finding.summary);
     assert!(finding.advice[0].contains(advice), "{:?}", finding.advice);
+}
+
+/// A look at two processes, and what is said of a full queue that nobody empties. `state` and `stopped` of `threads` are
+/// the second's, a child of the first's.
+#[rstest]
+#[case::worker_stopped(
+    |worker: &mut record::Acceptor| (worker.state, worker.stopped) = (b'T', 1),
+    Some("server 1235 is stopped (state T); server 1234, which holds the listener too, is not"), "kill -CONT 1235"
+)]
+#[case::one_thread_stopped(
+    |worker: &mut record::Acceptor| (worker.state, worker.threads, worker.stopped) = (b'T', 2, 1), None, "not known"
+)]
+#[case::traced(
+    |worker: &mut record::Acceptor| (worker.state, worker.stopped) = (b't', 1),
+    Some("server 1235 is stopped by a debugger"), "TracerPid"
+)]
+#[case::frozen(
+    |worker: &mut record::Acceptor| worker.flags |= record::acceptor_flag::FROZEN,
+    Some("server 1235 is frozen with its control group"), "thaw"
+)]
+#[case::no_descriptors(
+    |worker: &mut record::Acceptor| (worker.descriptors, worker.descriptor_limit) = (32, 32),
+    Some("server 1235: accept() fails, 32 of 32 descriptors are in use"), "ls -l /proc/1235/fd"
+)]
+#[case::a_descriptor_to_spare(
+    |worker: &mut record::Acceptor| (worker.descriptors, worker.descriptor_limit) = (31, 32), None, "not known"
+)]
+#[case::limit_not_known(
+    |worker: &mut record::Acceptor| {
+        (worker.descriptors, worker.descriptor_limit) = (record::UNKNOWN_COUNT, record::UNKNOWN_COUNT);
+    },
+    None, "not known"
+)]
+#[case::gone(|worker: &mut record::Acceptor| worker.flags |= record::acceptor_flag::GONE, None, "not known")]
+#[case::running(|_: &mut record::Acceptor| (), None, "not known")]
+fn what_keeps_who_may_accept_from_it_is_told_and_no_longer_queue_is_advised(
+    #[case] hinder: fn(&mut record::Acceptor),
+    #[case] said: Option<&str>,
+    #[case] advice: &str,
+) {
+    let mut run = on(&[("accept", HookType::Fentry), ("ack", HookType::Fentry)]);
+    let socket = member(0);
+    let look = |run: &mut Run| {
+        run.acceptor(socket, |master| master.flags = record::acceptor_flag::HOLDS);
+        run.acceptor(socket, |worker| {
+            (worker.pid, worker.parent_pid, worker.index) = (1235, 1234, 1);
+            hinder(worker);
+        });
+    };
+    look(&mut run);
+    run.skip(Duration::from_secs(3));
+    run.syn(socket, |syn| {
+        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 5;
+        syn.last_accept_ns = 1_000_000_000_000;
+    });
+    let opened = run.only().clone();
+    match said {
+        Some(said) => assert!(opened.summary.contains(said), "{}", opened.summary),
+        None => assert!(!opened.summary.contains("1235"), "{}", opened.summary),
+    }
+    let all = opened.advice.join("; ");
+    assert!(opened.advice[0].contains(advice), "{all}");
+    assert!(
+        !all.contains("backlog") && !all.contains("accept faster"),
+        "{all}"
+    );
+    // It is let go, and the queue is empty: the end keeps the cause that held.
+    run.skip(Duration::from_secs(2));
+    run.acceptor(socket, |_| ());
+    run.syn(socket, |syn| {
+        syn.outcome = u8::MAX;
+        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 5;
+        syn.totals[syn_outcome::ACCEPTED] = 9;
+        syn.last_accept_ns = syn.header.ktime_ns;
+    });
+    run.pass(Duration::from_secs(12));
+    let resolved = run.only();
+    assert_eq!(resolved.status, Status::Resolved);
+    assert_eq!(
+        (&resolved.summary, &resolved.advice),
+        (&opened.summary, &opened.advice)
+    );
+    run.assert_replays(Thresholds::default());
+}
+
+#[test]
+fn a_quota_that_stands_in_the_way_is_told_with_its_share() {
+    let mut run = on(&[("accept", HookType::Fentry), ("ack", HookType::Fentry)]);
+    let socket = member(0);
+    for step in 0..3_u64 {
+        run.acceptor(socket, |process| {
+            (process.throttled, process.throttled_us) = (step, 600_000 * step);
+        });
+        run.syn(socket, |syn| {
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = step + 1;
+            syn.last_accept_ns = 999_000_000_000;
+        });
+        run.skip(Duration::from_secs(1));
+    }
+    run.tick();
+    let finding = run.only();
+    let said = "server 1234 is kept from running by a CPU quota for 60 % of the time";
+    assert!(finding.summary.contains(said), "{}", finding.summary);
+    assert!(
+        finding.advice[0].contains("cpu.max"),
+        "{:?}",
+        finding.advice
+    );
+}
+
+#[test]
+fn a_busy_process_is_told_to_be_busy() {
+    let mut run = on(&[("accept", HookType::Fentry), ("ack", HookType::Fentry)]);
+    let socket = member(0);
+    for step in 0..3_u64 {
+        run.acceptor(socket, |process| process.cpu_ms = 990 * step);
+        run.syn(socket, |syn| {
+            syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = step + 1;
+            syn.last_accept_ns = 998_000_000_000;
+        });
+        run.skip(Duration::from_secs(1));
+    }
+    run.tick();
+    let summary = &run.only().summary;
+    assert!(
+        summary.contains("server 1234 is busy: it used 99 % of a CPU"),
+        "{summary}"
+    );
 }
 
 #[test]

@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 
-use conntracer_common::record::syn_outcome;
+use conntracer_common::record::{netns_fact, syn_outcome};
 
-use super::{drops::Cause, scene::Scene};
+use super::{drops::Cause, scene::Scene, why::Why};
 use crate::{
     detect::room::{Context, Draft, Facts, Spec, plural, said_seconds, who},
     event::Syn,
     finding::Subject,
+    plan::HookType,
     table::listener::{AcceptCoverage, Acceptor, takes},
 };
 
@@ -52,12 +53,12 @@ pub(super) fn draft(
         summary: match drops.flood {
             Some(flood) => format!(
                 "{}; finding {flood} says that it looks like a flood",
-                summary(scene, cause)
+                summary(scene, cause, cx)
             ),
-            None => summary(scene, cause),
+            None => summary(scene, cause, cx),
         },
         evidence: cx.reconciled(evidence(scene, cause), scene.key.netns, cause.counters()),
-        advice: advice(scene, cause),
+        advice: advice(scene, cause, cx),
     }
 }
 
@@ -86,6 +87,9 @@ fn evidence(scene: &Scene<'_>, cause: Cause) -> Facts {
     }
     facts = members(facts, scene);
     facts = accepts(facts, &scene.acceptor);
+    if cause.is_of_accept_queue() {
+        facts = processes(facts, scene);
+    }
     if let Some(families) = takes(scene.key.local, syn.v6_only) {
         facts = facts.text("takes", families);
     }
@@ -144,6 +148,34 @@ fn accepts(facts: Facts, acceptor: &Acceptor) -> Facts {
     }
 }
 
+/// How those stood who may accept.
+fn processes(mut facts: Facts, scene: &Scene<'_>) -> Facts {
+    let Some(why) = &scene.drops.why else {
+        return facts;
+    };
+    if let Some(name) = why.name() {
+        facts = facts.text("acceptor_hindered_by", name);
+    }
+    let looked: Vec<_> = why
+        .hindered()
+        .chain(why.others.iter().map(|(process, _)| process))
+        .collect();
+    facts = facts.count("acceptors_looked_at", looked.len() as u64);
+    let Some(first) = looked.first() else {
+        return facts;
+    };
+    facts = facts.count("acceptor_pid", first.pid).text(
+        "acceptor_state",
+        char::from(first.state).escape_default().to_string(),
+    );
+    if let Some((open, most)) = first.descriptors.zip(first.descriptor_limit) {
+        facts = facts
+            .count("acceptor_descriptors", open)
+            .count("acceptor_descriptor_limit", most);
+    }
+    facts
+}
+
 /// Longest accept queue seen.
 fn peak(syn: &Syn) -> u32 {
     syn.peak_ack_backlog.max(syn.ack_backlog)
@@ -154,16 +186,44 @@ fn is_capped(syn: &Syn) -> bool {
     syn.somaxconn == Some(syn.max_ack_backlog)
 }
 
-/// Whether the acceptor took nothing for a second or more, as far as is known.
-fn is_stalled(acceptor: &Acceptor) -> bool {
-    match acceptor.idle {
-        Some(idle) => idle.as_secs() >= 1,
-        None => acceptor.coverage != AcceptCoverage::Unknown,
+/// What is known of the acceptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// It took nothing for a second or more.
+    Stalled,
+    /// It takes some, and more come.
+    Slow,
+    /// Neither is known.
+    Unknown,
+}
+
+fn pace(acceptor: &Acceptor) -> Pace {
+    match (acceptor.idle, acceptor.coverage) {
+        (Some(idle), _) if idle.as_secs() >= 1 => Pace::Stalled,
+        (Some(_), _) => Pace::Slow,
+        (None, _) => Pace::Unknown,
     }
 }
 
-/// What is known of the acceptor, for a sentence.
-fn said_accepts(acceptor: &Acceptor) -> String {
+/// What is known of the acceptor, and of the processes that may accept, for a sentence.
+fn said_accepts(scene: &Scene<'_>) -> String {
+    let accepts = said_pace(&scene.acceptor);
+    let why = scene.drops.why.as_ref();
+    let is_slow = pace(&scene.acceptor) == Pace::Slow;
+    if let Some(hindered) = why.and_then(Why::said) {
+        // How fast it was before it was hindered is beside the point.
+        return match pace(&scene.acceptor) {
+            Pace::Stalled => format!("{hindered}; {accepts}"),
+            Pace::Slow | Pace::Unknown => hindered,
+        };
+    }
+    match why.filter(|_| !is_slow).and_then(Why::said_unhindered) {
+        Some(doing) => format!("{doing}; {accepts}"),
+        None => accepts,
+    }
+}
+
+fn said_pace(acceptor: &Acceptor) -> String {
     let inferred = match acceptor.coverage {
         AcceptCoverage::Seen => "",
         AcceptCoverage::Inferred => ", by the length of its queue",
@@ -184,11 +244,24 @@ fn said_accepts(acceptor: &Acceptor) -> String {
     }
 }
 
-fn summary(scene: &Scene<'_>, cause: Cause) -> String {
+/// Whether an ICMP message may have ended a request: the kernel counts it as it does a socket that was not made, and the
+/// tracepoints go by its counters. None was received where the namespace counts none.
+fn may_be_icmp(scene: &Scene<'_>, cx: &Context<'_>) -> bool {
+    let none = |figure| {
+        let facts = cx.netns_facts(scene.key.netns);
+        facts.is_some_and(|known| known.now(figure) == Some(0))
+    };
+    let is_v6 = scene.key.local.is_ipv6();
+    let received =
+        !none(netns_fact::ICMP_IN_UNREACHABLE) || is_v6 && !none(netns_fact::ICMP6_IN_UNREACHABLE);
+    received && cx.host.plan.hook_type("ack") == HookType::Tracepoint
+}
+
+fn summary(scene: &Scene<'_>, cause: Cause, cx: &Context<'_>) -> String {
     let syn = scene.worst;
     let local = scene.key.local;
     let count = scene.drops.count;
-    let accepts = || said_accepts(&scene.acceptor);
+    let accepts = || said_accepts(scene);
     let peak = peak(syn);
     let limit = syn.max_ack_backlog;
     let which = if scene.service.is_group() {
@@ -230,6 +303,11 @@ fn summary(scene: &Scene<'_>, cause: Cause) -> String {
             "{local} dropped {}: this host has no route back to the client",
             plural(count, "SYN"),
         ),
+        Cause::NoMemory if may_be_icmp(scene, cx) => format!(
+            "{local} lost {}, though its accept queue had room: the kernel made no socket of a third ACK, as it \
+             does for want of memory, or an ICMP message ended the request",
+            plural(count, "request"),
+        ),
         Cause::NoMemory => format!(
             "{local} refused {}, though its accept queue had room: the kernel made no socket, as it does \
              for want of memory, and the clients believe they are connected",
@@ -249,26 +327,12 @@ fn summary(scene: &Scene<'_>, cause: Cause) -> String {
     }
 }
 
-fn advice(scene: &Scene<'_>, cause: Cause) -> Vec<Cow<'static, str>> {
+fn advice(scene: &Scene<'_>, cause: Cause, cx: &Context<'_>) -> Vec<Cow<'static, str>> {
     let syn = scene.worst;
     let mut advice: Vec<Cow<'static, str>> = Vec::new();
     match cause {
         Cause::AcceptQueueFull | Cause::AckOverflow | Cause::AbortOnOverflow => {
-            let owner = who(scene.owner.as_ref());
-            advice.push(if is_stalled(&scene.acceptor) {
-                format!("find out why {owner} does not call accept(): stuck, or out of workers")
-                    .into()
-            } else {
-                format!("let {owner} accept faster: more workers, or accept() until EAGAIN").into()
-            });
-            if scene.service.is_group() && scene.drops.shares.len() < scene.service.members.len() {
-                advice.push(
-                    "look at one socket of the group, not at all: the kernel spreads clients by hash, \
-                     also to a worker that is stuck"
-                        .into(),
-                );
-            }
-            advice.push(backlog(syn));
+            advice.extend(accept_advice(scene));
             if syn.abort_on_overflow == Some(true) {
                 advice.push(
                     "set net.ipv4.tcp_abort_on_overflow to 0 (now 1): a full queue resets clients \
@@ -308,6 +372,11 @@ fn advice(scene: &Scene<'_>, cause: Cause) -> Vec<Cow<'static, str>> {
             )
             .into(),
         ),
+        Cause::NoMemory if may_be_icmp(scene, cx) => advice.push(
+            "tell them apart by 'nstat -az IcmpInDestUnreachs TcpExtTCPMemoryPressures' in the listener's namespace: \
+             the one that grows with these"
+                .into(),
+        ),
         Cause::NoMemory => advice.push(
             "look for who holds this host's memory: failed allocations in dmesg, TCP's share in \
              /proc/net/sockstat, memory.events of the owner's cgroup"
@@ -331,6 +400,47 @@ fn advice(scene: &Scene<'_>, cause: Cause) -> Vec<Cow<'static, str>> {
                     .into(),
             );
         }
+    }
+    advice
+}
+
+/// What makes somebody accept. A longer queue is no remedy where nobody does.
+fn accept_advice(scene: &Scene<'_>) -> Vec<Cow<'static, str>> {
+    let owner = who(scene.owner.as_ref());
+    let why = scene.drops.why.as_ref();
+    let mut advice = why.map(Why::advice).unwrap_or_default();
+    let is_hindered = !advice.is_empty();
+    let pace = pace(&scene.acceptor);
+    if !is_hindered {
+        match pace {
+            Pace::Slow => advice.push(
+                format!("let {owner} accept faster: more workers, or accept() until EAGAIN").into(),
+            ),
+            Pace::Stalled | Pace::Unknown => {
+                let pid = scene
+                    .owner
+                    .map_or_else(|| "PID".to_owned(), |owner| owner.pid.to_string());
+                advice.push(
+                    format!(
+                        "why nobody accepts is not known: find out what {owner} does instead, with 'cat \
+                         /proc/{pid}/stack' or 'gdb -p {pid}'; candidates are one long request, a lock, a \
+                         slow disk or name look-up, no free worker, or accept() that fails ('ls /proc/{pid}/fd \
+                         | wc -l' against 'Max open files' in /proc/{pid}/limits)"
+                    )
+                    .into(),
+                );
+            }
+        }
+    }
+    if scene.service.is_group() && scene.drops.shares.len() < scene.service.members.len() {
+        advice.push(
+            "look at one socket of the group, not at all: the kernel spreads clients by hash, also to a \
+             worker that is stuck"
+                .into(),
+        );
+    }
+    if !is_hindered && pace == Pace::Slow {
+        advice.push(backlog(scene.worst));
     }
     advice
 }

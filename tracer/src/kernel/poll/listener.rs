@@ -1,6 +1,10 @@
 //! Listeners whose totals changed, and who troubled them.
 
-use std::{collections::HashMap, io, os::fd::AsFd as _};
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    os::fd::AsFd as _,
+};
 
 use aya::{Ebpf, maps::MapData};
 use conntracer_common::{
@@ -21,6 +25,9 @@ use crate::{
 /// Listeners whose queues are asked for anew at one poll: as many of a host's as may be in trouble at
 /// once, at about 1 µs each. The others are told as they stood at their last SYN.
 const MAX_REFRESHED: usize = 256;
+
+/// Ports whose listeners are to be shown, by namespace: SYNs to them found none.
+pub(crate) type AskedPorts = BTreeSet<(u32, u16)>;
 
 /// Hooks that count at a listener.
 const COUNTING: [u32; 6] = [
@@ -57,9 +64,14 @@ impl Listeners {
         })
     }
 
-    /// A `Syn` of each listener that is watched or whose totals changed since the last poll, as it stands now; and
+    /// A `Syn` of each listener that is watched, has an asked port or whose totals changed since the last poll, as it stands now; and
     /// a `Sources` of each that more SYNs troubled.
-    pub(crate) fn poll(&mut self, watched: &[SocketId], poll: &mut Poll<'_>) -> io::Result<()> {
+    pub(crate) fn poll(
+        &mut self,
+        watched: &[SocketId],
+        asked: &AskedPorts,
+        poll: &mut Poll<'_>,
+    ) -> io::Result<()> {
         let mut events = HookCounters::default();
         for hook in COUNTING
             .into_iter()
@@ -67,7 +79,7 @@ impl Listeners {
         {
             events.add(&poll.accounts.counted(hook)?);
         }
-        if events.seen == self.events && watched.is_empty() {
+        if events.seen == self.events && watched.is_empty() && asked.is_empty() {
             return Ok(());
         }
         self.events = events.seen;
@@ -87,7 +99,8 @@ impl Listeners {
                 }
                 let id = SocketId::new(sk, syn.socket.born_ns);
                 told.insert(id, syn.totals);
-                if before.get(&id) != Some(&syn.totals) {
+                let port = (syn.socket.netns, syn.socket.local_port);
+                if before.get(&id) != Some(&syn.totals) || asked.contains(&port) {
                     owners.note(&syn.owner);
                     due.push(id);
                 }

@@ -2,6 +2,7 @@
 //!
 //! Each has one entry point, `poll`. In which order they are asked is `kernel::live`'s.
 
+pub(crate) mod acceptor;
 pub(crate) mod beside;
 pub(crate) mod cumulative;
 pub(crate) mod early_drop;
@@ -12,6 +13,7 @@ pub(crate) mod idle;
 pub(crate) mod listener;
 pub(crate) mod loss;
 pub(crate) mod netns;
+pub(crate) mod netns_facts;
 pub(crate) mod retransmit;
 pub(crate) mod seed;
 

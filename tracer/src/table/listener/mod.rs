@@ -125,6 +125,23 @@ impl Listeners {
         self.owners.get(key)
     }
 
+    /// Those that listen on a port of a namespace, at whatever address, as records told since a moment.
+    pub(crate) fn at_port(
+        &self,
+        (netns, port): (u32, u16),
+        since: Ktime,
+    ) -> Vec<(&ListenerKey, &Service)> {
+        let mut found: Vec<_> = self
+            .services
+            .iter()
+            .filter(|(key, service)| {
+                key.netns == netns && key.local.port() == port && service.listens_after(since)
+            })
+            .collect();
+        found.sort_unstable_by_key(|(key, _)| **key);
+        found
+    }
+
     /// Another namespace has this inode by now: who listened in the one before is nobody there.
     pub(crate) fn forget_netns(&mut self, inode: u32) {
         let gone: Vec<ListenerKey> = self
@@ -190,6 +207,7 @@ impl Listeners {
         service.owner = syn.owner.or(service.owner);
         let remote = service.latest.socket.remote;
         service.latest = *syn;
+        service.told = now;
         if syn.socket.remote.port() == 0 {
             // A poll has no peer: the last one that a record named stays.
             service.latest.socket.remote = remote;

@@ -133,6 +133,8 @@ pub struct Service {
     pub owner: Option<Owner>,
     /// The newest record of any of its sockets, with the last peer that one named.
     pub latest: Syn,
+    /// When the newest record of it was taken in.
+    pub told: Ktime,
     /// What was counted since the listener was first seen, closed sockets included.
     pub totals: SynTotals,
     /// Sockets that listen now, in the order in which they were first seen.
@@ -151,6 +153,7 @@ impl Service {
         Self {
             owner: syn.owner,
             latest: *syn,
+            told: now,
             totals: [0; syn_outcome::COUNT],
             members: Vec::new(),
             last_accept: None,
@@ -172,6 +175,12 @@ impl Service {
     #[must_use]
     pub fn drops(&self) -> u64 {
         sum(&self.totals[syn_outcome::ACCEPT_QUEUE_FULL..syn_outcome::SYNS])
+    }
+
+    /// Whether a record told after a moment that it listens. The last record of a closed one may have been lost.
+    #[must_use]
+    pub fn listens_after(&self, moment: Ktime) -> bool {
+        !self.members.is_empty() && self.told > moment
     }
 
     /// Whether it is one address of possibly many sockets.

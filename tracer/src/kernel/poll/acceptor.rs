@@ -1,0 +1,341 @@
+//! How the processes stand that may accept the connections of a listener in trouble: stopped, frozen, or without a
+//! descriptor to spare.
+//!
+//! The first look is taken when the first record of a full accept queue comes by, at the listener's owner and its
+//! children, and goes into the stream before that record: a finding that opens says why at once. Later ones are taken
+//! by the polls while the trouble goes on, at those who hold the listener where a search has found them. The more a
+//! look costs, the longer it is to the next.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use conntracer_common::record::{
+    Acceptor, Header, Holders, Owner, Socket, Syn, SynTotals, UNKNOWN_COUNT, UNKNOWN_TOTAL,
+    acceptor_flag, kind, role, syn_outcome,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::Feed;
+use crate::{
+    id::SocketId,
+    kernel::{clock::ktime_ns, header::header},
+    owner::standing,
+};
+
+/// Listeners looked at; others wait until one of them is quiet.
+const MAX_LISTENERS: usize = 64;
+/// Processes of one look, and of all the looks of one poll.
+const MAX_PROCESSES: usize = 8;
+const MAX_A_POLL: usize = 32;
+/// Children of an owner among which those are looked for that run its program.
+const MAX_CHILDREN: usize = 64;
+/// Between two looks at one listener: a person who stops or wakes a process reads about it a second later.
+const AGAIN_NS: u64 = 1_000_000_000;
+/// Without a dropped SYN for so long, a listener is in trouble no more: its finding is over by then.
+const QUIET_NS: u64 = 60_000_000_000;
+/// Share of the time that looks may take.
+const SHARE: u64 = 100;
+
+/// A listener that turned clients away because its accept queue was full.
+#[derive(Debug)]
+struct Troubled {
+    socket: Socket,
+    owner: Owner,
+    /// Those who hold it, as far as a search found.
+    holders: Vec<u32>,
+    drops: u64,
+    last_ns: u64,
+    looked_ns: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct AcceptorLooks {
+    listeners: BTreeMap<SocketId, Troubled>,
+    next_ns: u64,
+    proc: PathBuf,
+    cgroups: PathBuf,
+    ticks_per_s: u64,
+}
+
+impl Default for AcceptorLooks {
+    fn default() -> Self {
+        let unified = Path::new("/sys/fs/cgroup/unified");
+        let cgroups = if unified.is_dir() {
+            unified.to_owned()
+        } else {
+            PathBuf::from("/sys/fs/cgroup")
+        };
+        Self {
+            listeners: BTreeMap::new(),
+            next_ns: 0,
+            proc: PathBuf::from("/proc"),
+            cgroups,
+            ticks_per_s: rustix::param::clock_ticks_per_second(),
+        }
+    }
+}
+
+impl AcceptorLooks {
+    /// Looks at a record that comes by, and takes the first look at a listener before its first record of trouble.
+    pub(crate) fn meet(&mut self, record: &[u8], feed: Feed<'_>) {
+        let Ok((header, _)) = Header::read_from_prefix(record) else {
+            return;
+        };
+        match header.kind {
+            kind::SYN => {
+                if let Ok((syn, _)) = Syn::read_from_prefix(record) {
+                    self.meet_syn(&syn, feed);
+                }
+            }
+            kind::HOLDERS => {
+                if let Ok((holders, _)) = Holders::read_from_prefix(record) {
+                    self.meet_holders(&holders);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn meet_syn(&mut self, syn: &Syn, feed: Feed<'_>) {
+        let drops = drops(&syn.totals);
+        let id = SocketId::new(syn.socket.sk, syn.socket.born_ns);
+        if drops == 0 || syn.socket.role != role::LISTENER || syn.socket.born_ns == 0 {
+            return;
+        }
+        let now_ns = syn.header.ktime_ns;
+        if let Some(known) = self.listeners.get_mut(&id) {
+            if drops > known.drops {
+                known.drops = drops;
+                known.last_ns = now_ns;
+            }
+            known.owner = syn.owner;
+            return;
+        }
+        if self.listeners.len() >= MAX_LISTENERS {
+            return;
+        }
+        let mut troubled = Troubled {
+            socket: syn.socket,
+            owner: syn.owner,
+            holders: Vec::new(),
+            drops,
+            last_ns: now_ns,
+            looked_ns: 0,
+        };
+        let began_ns = ktime_ns();
+        if began_ns >= self.next_ns {
+            for record in self.look(&troubled, now_ns) {
+                feed(record.as_bytes());
+            }
+            troubled.looked_ns = began_ns;
+            self.rest(began_ns);
+        }
+        self.listeners.insert(id, troubled);
+    }
+
+    fn meet_holders(&mut self, holders: &Holders) {
+        let id = SocketId::new(holders.socket.sk, holders.socket.born_ns);
+        if let Some(known) = self.listeners.get_mut(&id) {
+            let pids = holders.owners.iter().map(|owner| owner.pid);
+            known.holders = pids.filter(|pid| *pid != 0).collect();
+            known.looked_ns = 0;
+        }
+    }
+
+    /// Looks again at the listeners whose trouble goes on.
+    pub(crate) fn poll(&mut self, feed: Feed<'_>) {
+        let began_ns = ktime_ns();
+        self.listeners
+            .retain(|_, known| began_ns.saturating_sub(known.last_ns) < QUIET_NS);
+        if began_ns < self.next_ns || self.listeners.is_empty() {
+            return;
+        }
+        let mut looked = 0;
+        let due: Vec<SocketId> = self
+            .listeners
+            .iter()
+            .filter(|(_, known)| began_ns.saturating_sub(known.looked_ns) >= AGAIN_NS)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            if looked >= MAX_A_POLL {
+                break;
+            }
+            let Some(known) = self.listeners.get(&id) else {
+                continue;
+            };
+            let records = self.look(known, ktime_ns());
+            looked += records.len();
+            for record in &records {
+                feed(record.as_bytes());
+            }
+            if let Some(known) = self.listeners.get_mut(&id) {
+                known.looked_ns = began_ns;
+            }
+        }
+        self.rest(began_ns);
+    }
+
+    fn rest(&mut self, began_ns: u64) {
+        let now_ns = ktime_ns();
+        self.next_ns = now_ns + SHARE * now_ns.saturating_sub(began_ns);
+    }
+
+    /// One record a process, the holders' or the owner's and its children's.
+    fn look(&self, troubled: &Troubled, now_ns: u64) -> Vec<Acceptor> {
+        let mut pids = troubled.holders.clone();
+        let flags = if pids.is_empty() {
+            if troubled.owner.pid == 0 {
+                return Vec::new();
+            }
+            pids.push(troubled.owner.pid);
+            let most = MAX_PROCESSES - 1;
+            // A child that runs another program has hardly inherited a listener to accept from.
+            let program =
+                |pid: u32| fs::read_link(self.proc.join(pid.to_string()).join("exe")).ok();
+            let own = program(troubled.owner.pid);
+            let children = standing::children(&self.proc, troubled.owner.pid, MAX_CHILDREN, true);
+            let alike = children.into_iter().filter(|child| program(*child) == own);
+            pids.extend(alike.take(most));
+            0
+        } else {
+            acceptor_flag::HOLDS
+        };
+        pids.truncate(MAX_PROCESSES);
+        let last = pids.len().saturating_sub(1);
+        pids.into_iter()
+            .enumerate()
+            .map(|(at, pid)| {
+                let mut record = self.process(pid, troubled, now_ns);
+                record.index = u32::try_from(at).unwrap_or(u32::MAX);
+                record.flags |= flags;
+                if at == last {
+                    record.flags |= acceptor_flag::LAST;
+                }
+                record
+            })
+            .collect()
+    }
+
+    fn process(&self, pid: u32, troubled: &Troubled, now_ns: u64) -> Acceptor {
+        let mut record = Acceptor {
+            header: header::<Acceptor>(kind::ACCEPTOR, now_ns),
+            socket: troubled.socket,
+            throttled: UNKNOWN_TOTAL,
+            throttled_us: UNKNOWN_TOTAL,
+            pid,
+            descriptors: UNKNOWN_COUNT,
+            descriptor_limit: UNKNOWN_COUNT,
+            owner_pid: troubled.owner.pid,
+            ..Acceptor::default()
+        };
+        let Some(found) = standing::read(&self.proc, &self.cgroups, pid, self.ticks_per_s) else {
+            record.flags |= acceptor_flag::GONE;
+            return record;
+        };
+        (record.throttled, record.throttled_us) =
+            found.throttled.unwrap_or((UNKNOWN_TOTAL, UNKNOWN_TOTAL));
+        record.parent_pid = found.parent_pid;
+        record.descriptors = found.descriptors.unwrap_or(UNKNOWN_COUNT);
+        record.descriptor_limit = found.descriptor_limit.unwrap_or(UNKNOWN_COUNT);
+        record.threads = found.threads;
+        record.stopped = found.stopped;
+        record.cpu_ms = found.cpu_ms;
+        record.state = found.state;
+        put(&mut record.comm, &found.comm);
+        put(&mut record.waits_in, &found.waits_in);
+        if found.is_frozen {
+            record.flags |= acceptor_flag::FROZEN;
+        }
+        if found.has_more_threads {
+            record.flags |= acceptor_flag::MANY_THREADS;
+        }
+        record
+    }
+}
+
+/// SYNs and third ACKs that found the accept queue full.
+fn drops(totals: &SynTotals) -> u64 {
+    [
+        syn_outcome::ACCEPT_QUEUE_FULL,
+        syn_outcome::ACK_OVERFLOW,
+        syn_outcome::ABORTED,
+    ]
+    .into_iter()
+    .fold(0, |sum: u64, outcome| sum.saturating_add(totals[outcome]))
+}
+
+/// As much as fits, with a NUL behind it.
+fn put(place: &mut [u8], text: &[u8]) {
+    let most = place.len().saturating_sub(1).min(text.len());
+    place[..most].copy_from_slice(&text[..most]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn syn(pid: u32, full: u64) -> Syn {
+        let mut syn = Syn {
+            header: header::<Syn>(kind::SYN, ktime_ns()),
+            socket: Socket {
+                sk: 1,
+                born_ns: 5,
+                role: role::LISTENER,
+                ..Socket::default()
+            },
+            owner: Owner {
+                pid,
+                ..Owner::default()
+            },
+            ..Syn::default()
+        };
+        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = full;
+        syn
+    }
+
+    fn looked(looks: &mut AcceptorLooks, record: &[u8]) -> Vec<Acceptor> {
+        let mut made = Vec::new();
+        looks.meet(record, &mut |record| {
+            made.push(Acceptor::read_from_bytes(record).unwrap());
+        });
+        made
+    }
+
+    #[test]
+    fn the_first_full_queue_is_looked_at_at_once_and_the_next_by_a_poll() {
+        let mut looks = AcceptorLooks::default();
+        let pid = std::process::id();
+        assert_eq!(looked(&mut looks, syn(pid, 0).as_bytes()), [], "no trouble");
+        let first = looked(&mut looks, syn(pid, 1).as_bytes());
+        let own = first.first().unwrap();
+        assert_eq!((own.pid, own.index), (pid, 0));
+        assert_eq!(own.flags & acceptor_flag::HOLDS, 0, "nobody searched yet");
+        assert_ne!(first.last().unwrap().flags & acceptor_flag::LAST, 0);
+        assert_ne!(own.descriptors, UNKNOWN_COUNT);
+        assert_eq!(looked(&mut looks, syn(pid, 2).as_bytes()), []);
+
+        let mut holders = Holders {
+            header: header::<Holders>(kind::HOLDERS, 9),
+            socket: syn(pid, 1).socket,
+            count: 2,
+            ..Holders::default()
+        };
+        holders.owners[0].pid = pid;
+        holders.owners[1].pid = u32::MAX;
+        assert_eq!(looked(&mut looks, holders.as_bytes()), []);
+        looks.next_ns = 0;
+        let mut made = Vec::new();
+        looks.poll(&mut |record| made.push(Acceptor::read_from_bytes(record).unwrap()));
+        let told: Vec<(u32, u8)> = made.iter().map(|made| (made.pid, made.flags)).collect();
+        let (holds, last) = (acceptor_flag::HOLDS, acceptor_flag::LAST);
+        let gone = acceptor_flag::GONE;
+        assert_eq!(told, [(pid, holds), (u32::MAX, holds | last | gone)]);
+        looks.next_ns = 0;
+        looks.poll(&mut |_| panic!("a moment ago"));
+    }
+}

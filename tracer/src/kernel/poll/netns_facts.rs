@@ -1,0 +1,287 @@
+//! What network namespaces in trouble count beside TCP: conntrack's table and ICMP, as the /proc of a process in them
+//! shows. No capability to enter a namespace is kept, so that one without a process stays unknown.
+//!
+//! A namespace is looked at by the next poll after its first record of trouble, which comes before the tick that its
+//! findings open at, and again while the trouble goes on. The more a look costs, the longer it is to the next.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use conntracer_common::record::{
+    Header, NetnsFacts, Owner, Socket, UNKNOWN_TOTAL, kind, netns_fact,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::Feed;
+use crate::{
+    kernel::{clock::ktime_ns, header::header, trouble::troubled},
+    owner::{figures, standing},
+};
+
+/// Namespaces looked at; others wait until one of them is quiet.
+const MAX_NAMESPACES: usize = 64;
+/// Processes remembered for each, of those that have sockets there.
+const MAX_PIDS: usize = 8;
+/// Threads of one of them that are looked at.
+const MAX_THREADS: usize = 64;
+/// Between two looks at one namespace.
+const AGAIN_NS: u64 = 1_000_000_000;
+/// Without trouble for so long, a namespace is looked at no more.
+const QUIET_NS: u64 = 10_000_000_000;
+/// Between two searches through all processes for one of a namespace.
+const SEARCH_NS: u64 = 2_000_000_000;
+/// Share of the time that looks may take.
+const SHARE: u64 = 50;
+
+/// Kinds beside those of [`troubled`] that tell of trouble.
+const TROUBLE: [u16; 2] = [kind::EARLY_DROP, kind::FAILURE];
+
+#[derive(Debug, Default)]
+struct Troubled {
+    pids: Vec<u32>,
+    last_ns: u64,
+    looked_ns: u64,
+    /// Where its figures are.
+    net: Option<PathBuf>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct NetnsFactsLooks {
+    namespaces: BTreeMap<u32, Troubled>,
+    next_ns: u64,
+    next_search_ns: u64,
+    proc: PathBuf,
+}
+
+impl Default for NetnsFactsLooks {
+    fn default() -> Self {
+        Self {
+            namespaces: BTreeMap::new(),
+            next_ns: 0,
+            next_search_ns: 0,
+            proc: PathBuf::from("/proc"),
+        }
+    }
+}
+
+impl NetnsFactsLooks {
+    /// Looks at a record that comes by.
+    pub(crate) fn meet(&mut self, record: &[u8]) {
+        let Some((now_ns, netns, pid)) = in_trouble(record) else {
+            return;
+        };
+        if netns == 0
+            || self.namespaces.len() >= MAX_NAMESPACES && !self.namespaces.contains_key(&netns)
+        {
+            return;
+        }
+        let known = self.namespaces.entry(netns).or_default();
+        known.last_ns = known.last_ns.max(now_ns);
+        if pid != 0 && !known.pids.contains(&pid) {
+            if known.pids.len() == MAX_PIDS {
+                known.pids.remove(0);
+            }
+            known.pids.push(pid);
+        }
+    }
+
+    /// Looks at the namespaces in trouble.
+    pub(crate) fn poll(&mut self, feed: Feed<'_>) {
+        let began_ns = ktime_ns();
+        self.namespaces
+            .retain(|_, known| began_ns.saturating_sub(known.last_ns) < QUIET_NS);
+        if began_ns < self.next_ns || self.namespaces.is_empty() {
+            return;
+        }
+        self.find(began_ns);
+        let most = conntrack_max(&self.proc);
+        let mut looked = false;
+        for (netns, known) in &mut self.namespaces {
+            if began_ns.saturating_sub(known.looked_ns) < AGAIN_NS {
+                continue;
+            }
+            let Some(net) = &known.net else { continue };
+            let figures = read(net, most);
+            known.looked_ns = began_ns;
+            looked = true;
+            let record = NetnsFacts {
+                header: header::<NetnsFacts>(kind::NETNS_FACTS, ktime_ns()),
+                figures,
+                netns: *netns,
+                pad: 0,
+            };
+            feed(record.as_bytes());
+        }
+        if looked {
+            let now_ns = ktime_ns();
+            self.next_ns = now_ns + SHARE * now_ns.saturating_sub(began_ns);
+        }
+    }
+
+    /// Finds a way to the figures of each namespace, through a process that is in it.
+    fn find(&mut self, now_ns: u64) {
+        let proc = &self.proc;
+        let mut missing = false;
+        for (netns, known) in &mut self.namespaces {
+            let leads = |directory: &Path| leads_to(directory, *netns);
+            if known
+                .net
+                .as_deref()
+                .and_then(Path::parent)
+                .is_some_and(leads)
+            {
+                continue;
+            }
+            let own = proc.join("thread-self");
+            let by_pid = || {
+                known.pids.iter().find_map(|pid| {
+                    let process = proc.join(pid.to_string());
+                    if leads(&process) {
+                        return Some(process);
+                    }
+                    let threads = fs::read_dir(process.join("task")).ok()?.flatten();
+                    let mut threads = threads.take(MAX_THREADS).map(|thread| thread.path());
+                    threads.find(|thread| leads(thread))
+                })
+            };
+            let found = leads(&own).then_some(own).or_else(by_pid);
+            known.net = found.map(|directory| directory.join("net"));
+            missing |= known.net.is_none();
+        }
+        if !missing || now_ns < self.next_search_ns {
+            return;
+        }
+        for pid in standing::pids(proc) {
+            let process = proc.join(pid.to_string());
+            let Some(netns) = netns_of(&process) else {
+                continue;
+            };
+            if let Some(known) = self.namespaces.get_mut(&netns)
+                && known.net.is_none()
+            {
+                known.net = Some(process.join("net"));
+            }
+        }
+        let took_ns = ktime_ns().saturating_sub(now_ns);
+        self.next_search_ns = now_ns + SEARCH_NS.max(SHARE * took_ns);
+    }
+}
+
+/// When a record tells of trouble, in which namespace, and a process that has a socket there; 0 for none.
+fn in_trouble(record: &[u8]) -> Option<(u64, u32, u32)> {
+    if let Some((now_ns, socket, owner)) = troubled(record) {
+        return Some((now_ns, socket.netns, owner.pid));
+    }
+    let (header, rest) = Header::read_from_prefix(record).ok()?;
+    if !TROUBLE.contains(&header.kind) {
+        return None;
+    }
+    let (socket, rest) = Socket::read_from_prefix(rest).ok()?;
+    let (owner, _) = Owner::read_from_prefix(rest).ok()?;
+    Some((header.ktime_ns, socket.netns, owner.pid))
+}
+
+/// The namespace of a process or thread, by its directory in /proc.
+fn netns_of(directory: &Path) -> Option<u32> {
+    let inode = fs::metadata(directory.join("ns/net")).ok()?.ino();
+    u32::try_from(inode).ok()
+}
+
+fn leads_to(directory: &Path, netns: u32) -> bool {
+    netns_of(directory) == Some(netns)
+}
+
+/// The same number for every namespace, and shown in all.
+fn conntrack_max(proc: &Path) -> Option<u64> {
+    let text = fs::read_to_string(proc.join("sys/net/netfilter/nf_conntrack_max")).ok()?;
+    text.trim().parse().ok()
+}
+
+fn read(net: &Path, conntrack_max: Option<u64>) -> [u64; netns_fact::COUNT] {
+    use netns_fact as fact;
+    let mut figures = [UNKNOWN_TOTAL; fact::COUNT];
+    if let Some(columns) = figures::conntrack(net) {
+        for (name, value) in columns {
+            let index = match name.as_str() {
+                figures::ENTRIES => fact::CONNTRACK_COUNT,
+                "invalid" => fact::CONNTRACK_INVALID,
+                "insert_failed" => fact::CONNTRACK_INSERT_FAILED,
+                "drop" => fact::CONNTRACK_DROP,
+                "early_drop" => fact::CONNTRACK_EARLY_DROP,
+                // Called "searched" before 5.10, when it counted something else.
+                "clashres" => fact::CONNTRACK_CLASH,
+                "chainlength" => fact::CONNTRACK_CHAIN_TOO_LONG,
+                _ => continue,
+            };
+            figures[index] = value;
+        }
+        figures[fact::CONNTRACK_MAX] = conntrack_max.unwrap_or(UNKNOWN_TOTAL);
+    }
+    if let Ok(text) = fs::read_to_string(net.join("snmp")) {
+        for (index, protocol, counter) in [
+            (fact::ICMP_IN_UNREACHABLE, "Icmp", "InDestUnreachs"),
+            (fact::ICMP_OUT_UNREACHABLE, "Icmp", "OutDestUnreachs"),
+            (fact::OUT_NO_ROUTES, "Ip", "OutNoRoutes"),
+        ] {
+            figures[index] = figures::snmp(&text, protocol, counter).unwrap_or(UNKNOWN_TOTAL);
+        }
+    }
+    if let Ok(text) = fs::read_to_string(net.join("snmp6")) {
+        for (index, counter) in [
+            (fact::ICMP6_IN_UNREACHABLE, "Icmp6InDestUnreachs"),
+            (fact::ICMP6_OUT_UNREACHABLE, "Icmp6OutDestUnreachs"),
+        ] {
+            figures[index] = figures::snmp6(&text, counter).unwrap_or(UNKNOWN_TOTAL);
+        }
+    }
+    figures
+}
+
+#[cfg(test)]
+mod tests {
+    use conntracer_common::record::{EarlyDrop, Tick};
+
+    use super::*;
+
+    #[test]
+    fn a_namespace_in_trouble_is_looked_at_through_a_process_in_it() {
+        let own = netns_of(Path::new("/proc/self")).unwrap();
+        let mut looks = NetnsFactsLooks::default();
+        let mut early_drop = EarlyDrop {
+            header: header::<EarlyDrop>(kind::EARLY_DROP, ktime_ns()),
+            ..EarlyDrop::default()
+        };
+        early_drop.socket.netns = own;
+        looks.poll(&mut |_| panic!("no trouble"));
+        looks.meet(early_drop.as_bytes());
+        let mut made = Vec::new();
+        looks.poll(&mut |record| made.push(NetnsFacts::read_from_bytes(record).unwrap()));
+        let [facts] = made.as_slice() else {
+            panic!("one namespace: {made:?}");
+        };
+        assert_eq!(facts.netns, own);
+        assert_ne!(
+            facts.figures[netns_fact::ICMP_IN_UNREACHABLE],
+            UNKNOWN_TOTAL
+        );
+        looks.next_ns = 0;
+        looks.poll(&mut |_| panic!("a moment ago"));
+        // Nothing leads there.
+        early_drop.socket.netns = 1;
+        looks.meet(early_drop.as_bytes());
+        looks.poll(&mut |_| panic!("unknown"));
+    }
+
+    #[test]
+    fn time_alone_is_no_trouble() {
+        let tick = Tick {
+            header: header::<Tick>(kind::TICK, 7),
+        };
+        assert_eq!(in_trouble(tick.as_bytes()), None);
+    }
+}
