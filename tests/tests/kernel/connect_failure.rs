@@ -138,7 +138,11 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
         let (.., count, told_by) = missing.swap_remove(at);
         // All of them together are exact.
         assert!(finding.count <= count, "{finding:#?}");
-        assert_eq!(finding.evidence["told_by"], told_by, "{finding:#?}");
+        let told = finding.evidence["told_by"].as_str().unwrap_or_default();
+        // Where the message is not seen, and how often the SYN is to be retransmitted is not known, a route that is
+        // missing looks alike.
+        let is_alike = !sees_connect && told_by == "icmp" && told == "icmp_or_route";
+        assert!(told == told_by || is_alike, "{finding:#?}");
         let owner = finding.owner.as_ref().expect("this process connected");
         assert_eq!(owner.pid, std::process::id());
     }
