@@ -14,16 +14,13 @@ use conntracer_common::{
     record::{Failure, Owner, PATIENCE_NS, Socket, failure_how, owner_source, role},
     socket::Failed,
     stats::hook,
-    tcp::{AF_INET, state},
+    tcp::AF_INET,
 };
 
 use crate::{
     account::{Outcome, account},
     globals::global,
-    maps::{
-        ANSWERED, CONNECTING, FAILURE_SAID, FAILURES, FAILURES_COUNTED, FAILURES_OVERFLOW,
-        FailureKey,
-    },
+    maps::{CONNECTING, FAILURE_SAID, FAILURES, FAILURES_COUNTED, FAILURES_OVERFLOW, FailureKey},
     probes::{
         cumulative::{Counts, Cumulative, Tally},
         matching, reset, socket,
@@ -181,18 +178,6 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
         syns: field!(sk, total_retrans: u32) + 1,
     };
     count(ctx, &failure)
-}
-
-/// A socket answers a segment with a RST: where it has no connection yet, only what came in answer to its SYN makes it.
-///
-/// A global function, as the kernel's verifier calls it: it walks this once, not once for each way here.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn note_answer(sk: u64, skb: u64) -> u64 {
-    if skb == 0 || field!(sk, skc_state: u8) != state::SYN_SENT {
-        return 0;
-    }
-    u64::from(ANSWERED.insert(sk, sock::now_ns()))
 }
 
 /// One attempt that failed.

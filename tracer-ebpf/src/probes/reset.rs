@@ -13,8 +13,8 @@ use crate::{
     account::{Outcome, account, is_streamed},
     emit::{self, Lane},
     globals::global,
-    maps::{LAST_RST, LastRst, Rst, SENT_RSTS, SentRst, SentRstKey},
-    probes::{failure, matching, netns, socket},
+    maps::{ANSWERED, LAST_RST, LastRst, Rst, SENT_RSTS, SentRst, SentRstKey},
+    probes::{matching, netns, socket},
     sock::{self, Anywhere, field},
 };
 
@@ -131,7 +131,7 @@ pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
         }
         sent_by(sk, skb, reason);
         netns::count(sock::net_of(sk), count::RESET_SENT);
-        failure::note_answer(sk, skb);
+        note_answer(sk, skb);
         reset(&ctx, sk, reason, 0)
     } else if skb != 0 {
         netns::count(sock::net_of_packet(skb), count::RESET_SENT);
@@ -140,6 +140,18 @@ pub(crate) fn reset_sent(ctx: BtfTracePointContext) -> i32 {
         Outcome::Aggregated
     };
     account(hook::RESET_SENT, outcome)
+}
+
+/// A socket answers a segment with a RST: where it has no connection yet, only what came in answer to its SYN makes it.
+///
+/// A global function, as the kernel's verifier calls it: it walks this once, not once for each way here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn note_answer(sk: u64, skb: u64) -> u64 {
+    if skb == 0 || field!(sk, skc_state: u8) != state::SYN_SENT {
+        return 0;
+    }
+    u64::from(ANSWERED.insert(sk, sock::now_ns()))
 }
 
 /// Keeps a RST of a socket; a listener's and a request's answer to a segment is between the ends that the segment names.
