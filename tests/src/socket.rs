@@ -68,9 +68,15 @@ pub fn listen_on(socket: Socket, address: SocketAddr, backlog: i32) -> Result<So
     socket
         .set_reuse_address(true)
         .context("setting SO_REUSEADDR")?;
-    socket
-        .bind(&address.into())
-        .with_context(|| format!("binding {address}"))?;
+    // A process that another test forks holds a copy of an earlier listener for a moment, which is in use until then.
+    wait::until("the address to be free", SOON, || {
+        match socket.bind(&address.into()) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+            bound => bound
+                .map(Some)
+                .with_context(|| format!("binding {address}")),
+        }
+    })?;
     socket
         .listen(backlog)
         .with_context(|| format!("listening on {address}"))?;

@@ -193,14 +193,17 @@ enum Pace {
     Stalled,
     /// It takes some, and more come.
     Slow,
+    /// It took one a moment ago: whether it goes on is not known yet.
+    Recent,
     /// Neither is known.
     Unknown,
 }
 
 fn pace(acceptor: &Acceptor) -> Pace {
-    match (acceptor.idle, acceptor.coverage) {
+    match (acceptor.idle, acceptor.per_s) {
         (Some(idle), _) if idle.as_secs() >= 1 => Pace::Stalled,
-        (Some(_), _) => Pace::Slow,
+        (Some(_), Some(_)) => Pace::Slow,
+        (Some(_), None) => Pace::Recent,
         (None, _) => Pace::Unknown,
     }
 }
@@ -209,15 +212,15 @@ fn pace(acceptor: &Acceptor) -> Pace {
 fn said_accepts(scene: &Scene<'_>) -> String {
     let accepts = said_pace(&scene.acceptor);
     let why = scene.drops.why.as_ref();
-    let is_slow = pace(&scene.acceptor) == Pace::Slow;
+    let takes = matches!(pace(&scene.acceptor), Pace::Slow | Pace::Recent);
     if let Some(hindered) = why.and_then(Why::said) {
         // How fast it was before it was hindered is beside the point.
         return match pace(&scene.acceptor) {
             Pace::Stalled => format!("{hindered}; {accepts}"),
-            Pace::Slow | Pace::Unknown => hindered,
+            Pace::Slow | Pace::Recent | Pace::Unknown => hindered,
         };
     }
-    match why.filter(|_| !is_slow).and_then(Why::said_unhindered) {
+    match why.filter(|_| !takes).and_then(Why::said_unhindered) {
         Some(doing) => format!("{doing}; {accepts}"),
         None => accepts,
     }
@@ -236,7 +239,11 @@ fn said_pace(acceptor: &Acceptor) -> String {
             format!("nothing was accepted for {}{inferred}", said_seconds(idle))
         }
         (Some(_), Some(rate)) => format!("accepts {rate:.1}/s{inferred}"),
-        (Some(_), None) => "accept() is called, but not often enough".to_owned(),
+        (Some(idle), None) => format!(
+            "the last accept() was {} before{inferred}: more came at once than it takes, or accepting has stopped \
+             just now",
+            said_seconds(idle)
+        ),
         (None, _) if acceptor.coverage == AcceptCoverage::Seen => {
             "no accept() was seen yet".to_owned()
         }
@@ -416,6 +423,15 @@ fn accept_advice(scene: &Scene<'_>) -> Vec<Cow<'static, str>> {
             Pace::Slow => advice.push(
                 format!("let {owner} accept faster: more workers, or accept() until EAGAIN").into(),
             ),
+            Pace::Recent => {
+                advice.push(backlog(scene.worst));
+                advice.push(
+                    format!(
+                        "that helps against bursts; where this line is said again, it says how fast {owner} accepts"
+                    )
+                    .into(),
+                );
+            }
             Pace::Stalled | Pace::Unknown => {
                 let pid = scene
                     .owner
