@@ -269,7 +269,13 @@ fn accept_that_waited_before_the_start_has_its_owner(#[case] family: Family) {
             accepted.read_exact(&mut [0; 1])
         });
         let waiting = Waiting(&listener);
-        let mut tracer = trace(&binary, &netns, &["--emit", "state"])?;
+        let mut tracer = trace(&binary, &netns, &["--emit", "state,seed"])?;
+        // From here on it is known whose the listener is.
+        tracer
+            .wait_for_event("the listener's owner", SOON, "seed", |event| {
+                event["network.local.port"] == SERVER_PORT && is_ours(event)
+            })
+            .unwrap();
         netns.run(|| client(family, address)).unwrap();
         serving.join().unwrap().unwrap();
         drop(waiting);

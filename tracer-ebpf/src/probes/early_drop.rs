@@ -70,7 +70,7 @@ pub(crate) fn freed(ctx: &BtfTracePointContext, syn: &Freed<'_>) -> Outcome {
     };
     if unspecified {
         key.location = ctx.arg(1);
-        key.hints = syn.risen_hints | listener_hints(sk) | device_hints(syn.skb, key.path);
+        key.hints = syn.risen_hints | listener_hints(sk, syn.skb) | device_hints(syn.skb, key.path);
     }
     COUNTS.count(
         ctx,
@@ -155,10 +155,14 @@ fn is_sent_here(skb: u64) -> bool {
     field!(skb, skb_sk: u64) != 0 && field!(skb, skb_iif: u32) == 0
 }
 
-/// What is known of the listener a packet was to reach.
+/// What is known of the listener a packet was to reach: one that is bound to another device is none to it.
 #[inline(always)]
-fn listener_hints(sk: u64) -> u8 {
-    if sk == 0 {
+fn listener_hints(sk: u64, skb: u64) -> u8 {
+    let is_for_others = |bound: u32| bound != 0 && bound != field!(skb, skb_iif: u32);
+    if sk == 0
+        || global!(LAYOUT.skc_bound_dev_if) != ABSENT
+            && is_for_others(field!(sk, skc_bound_dev_if: u32))
+    {
         0
     } else if field!(sk, sk_filter: u64) == 0 {
         early_drop_hint::LISTENER
