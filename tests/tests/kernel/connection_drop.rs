@@ -304,7 +304,7 @@ fn is_how(finding: &Finding, how: &str) -> bool {
 }
 
 /// The error with which a connection ends.
-fn death(socket: &Socket) -> i32 {
+pub(crate) fn death(socket: &Socket) -> i32 {
     let error = wait_error(socket, EVENTUALLY).unwrap();
     error.raw_os_error().unwrap()
 }

@@ -21,29 +21,22 @@ use conntracer_tests::{
     sock_diag,
     socket::{
         Connection, abort_on_close, connect_without_waiting, deafen, listen, listen_on, mptcp, tcp,
-        vanish, wait_acknowledged, wait_error, wait_readable,
+        vanish, wait_acknowledged, wait_readable,
     },
+    tracer::Binary,
     wait::{self, EVENTUALLY},
     watch::Watch,
 };
 use serde_json::Value;
 use socket2::Socket;
 
-use crate::support::{assert_said, assert_seen, assert_sound, binary, lacking, tell_all, watch};
+use crate::{
+    connection_drop::{HOOKS, death, died, is_drop},
+    support::{assert_said, assert_seen, assert_sound, binary, lacking, tell_all, watch},
+};
 
-/// What tells of a connection's end.
-const HOOKS: [&str; 1] = ["state"];
 /// Longer than the least pause that a finding speaks of.
 const PAUSE: Duration = Duration::from_secs(11);
-
-fn is_drop(finding: &Finding) -> bool {
-    finding.finding == "connection_drop"
-}
-
-/// Connections that were told to have died.
-fn died(run: &Run) -> u64 {
-    run.last_of(is_drop).iter().map(|found| found.count).sum()
-}
 
 fn is(finding: &Finding, name: &str, value: &str) -> bool {
     finding.evidence.get(name).and_then(Value::as_str) == Some(value)
@@ -103,9 +96,13 @@ fn wait_connected(client: &Socket) {
     client.set_nonblocking(false).unwrap();
 }
 
-fn death(socket: &Socket) -> i32 {
-    let error = wait_error(socket, EVENTUALLY).unwrap();
-    error.raw_os_error().unwrap()
+/// Two namespaces, and what is said of the server's and of the client's.
+#[track_caller]
+fn both_ends(binary: &Binary) -> Option<(Pair, Watch, Watch)> {
+    let pair = Pair::new().unwrap();
+    let here = watch(binary, &pair.server)?;
+    let there = watch(binary, &pair.client)?;
+    Some((pair, here, there))
 }
 
 /// Whether the kernel tells of every RST that it sends, without a socket, too.
@@ -122,11 +119,7 @@ fn tells_of_resets(tracer: &Watch) -> bool {
 fn a_server_that_is_killed_takes_its_connections_with_it() {
     const CLIENTS: u64 = 50;
     let Some(binary) = binary() else { return };
-    let pair = Pair::new().unwrap();
-    let Some(mut here) = watch(&binary, &pair.server) else {
-        return;
-    };
-    let Some(mut there) = watch(&binary, &pair.client) else {
+    let Some((pair, mut here, mut there)) = both_ends(&binary) else {
         return;
     };
     let address = Family::V4.veth_listener();
@@ -253,11 +246,7 @@ fn clients_that_give_up_in_the_queue_are_not_blamed_on_a_crash() {
 #[test]
 fn checks_that_end_in_a_reset_are_quiet() {
     let Some(binary) = binary() else { return };
-    let pair = Pair::new().unwrap();
-    let Some(mut here) = watch(&binary, &pair.server) else {
-        return;
-    };
-    let Some(mut there) = watch(&binary, &pair.client) else {
+    let Some((pair, mut here, mut there)) = both_ends(&binary) else {
         return;
     };
     let address = Family::V4.veth_listener();
@@ -298,11 +287,7 @@ fn checks_that_end_in_a_reset_are_quiet() {
 fn a_listener_that_closes_with_a_queue_has_an_owner() {
     const CLIENTS: u64 = 5;
     let Some(binary) = binary() else { return };
-    let pair = Pair::new().unwrap();
-    let Some(mut here) = watch(&binary, &pair.server) else {
-        return;
-    };
-    let Some(mut there) = watch(&binary, &pair.client) else {
+    let Some((pair, mut here, mut there)) = both_ends(&binary) else {
         return;
     };
     let address = Family::V4.veth_listener();

@@ -20,7 +20,7 @@ use conntracer_tests::{
 use serde_json::Value;
 use socket2::Socket;
 
-use crate::support::{assert_seen, assert_sound, binary, trace, watch_events};
+use crate::support::{HALF_CLOSED_1_S, assert_seen, assert_sound, binary, trace_by, watch_events};
 
 /// Every kind of event that tells of a connection and its owner.
 const ALL: [&str; 6] = [
@@ -213,13 +213,8 @@ fn a_connection_that_no_helper_keeps_is_its_process_again() {
 #[test]
 fn what_a_child_inherited_and_forgot_is_said_to_be_shared() {
     let Some(binary) = binary() else { return };
-    let mut config = tempfile::NamedTempFile::new().unwrap();
-    config
-        .write_all(b"[detect.half_open]\nhalf_closed_after_s = 1\n")
-        .unwrap();
-    let path = config.path().to_str().expect("a temporary name is ASCII");
     let served = Served::new().unwrap();
-    let Some(mut tracer) = trace(&binary, &served.netns, &["--config", path]) else {
+    let Some(mut tracer) = trace_by(&binary, &served.netns, HALF_CLOSED_1_S, &[]) else {
         return;
     };
     let fd = served.fd();

@@ -24,7 +24,8 @@ use rstest::rstest;
 use rustix::{io::read, net::accept};
 
 use crate::support::{
-    assert_counted, assert_reconciled, assert_said, assert_sound, binary, lacking, trace, watch,
+    HALF_CLOSED_1_S, assert_counted, assert_reconciled, assert_said, assert_sound, binary, lacking,
+    trace_by, watch,
 };
 
 #[rstest]
@@ -213,16 +214,8 @@ fn half_closed_counts_the_sockets(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = HalfClosed::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    let mut config = tempfile::NamedTempFile::new().unwrap();
     // The default is a minute; and so the tracer is its own.
-    config
-        .write_all(b"[detect.half_open]\nhalf_closed_after_s = 1\n")
-        .unwrap();
-    let path = config
-        .path()
-        .to_str()
-        .expect("the name of a temporary file is ASCII");
-    let Some(mut tracer) = trace(&binary, &server, &["--config", path]) else {
+    let Some(mut tracer) = trace_by(&binary, &server, HALF_CLOSED_1_S, &[]) else {
         return;
     };
     scenario.provoke().unwrap();
@@ -263,12 +256,7 @@ fn a_leak_is_told_from_a_slow_peer() {
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
-    let mut config = tempfile::NamedTempFile::new().unwrap();
-    config
-        .write_all(b"[detect.half_open]\nhalf_closed_after_s = 1\n")
-        .unwrap();
-    let path = config.path().to_str().expect("a temporary name is ASCII");
-    let Some(mut tracer) = trace(&binary, &server, &["--config", path]) else {
+    let Some(mut tracer) = trace_by(&binary, &server, HALF_CLOSED_1_S, &[]) else {
         return;
     };
     let slow = pair.connect(Family::V4).unwrap();

@@ -1,6 +1,6 @@
 //! `--audit keepalive`: connections that would not notice that their peer is gone, listed exactly.
 
-use std::{io::Write, time::Duration};
+use std::time::Duration;
 
 use conntracer_tests::{
     family::Family,
@@ -11,22 +11,18 @@ use conntracer_tests::{
 };
 use socket2::{Socket, TcpKeepalive};
 
-use crate::support::{assert_named, assert_said, assert_sound, binary, trace};
+use crate::support::{assert_named, assert_said, assert_sound, binary, trace_by};
 
 /// Two connections older than conntracer and two younger ones, of each of which one has keepalive.
 #[test]
 fn idle_connections_without_keepalive_are_listed_exactly() {
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
-    let mut config = tempfile::NamedTempFile::new().unwrap();
     // The default is 15 minutes.
-    config
-        .write_all(b"[detect.half_open]\nidle_after_s = 1\n")
-        .unwrap();
-    let path = config.path().to_str().expect("a temporary name is ASCII");
+    let config = "[detect.half_open]\nidle_after_s = 1\n";
     let (old_listener, old) = two(&pair, Family::V4);
-    let arguments = ["--audit", "keepalive", "--config", path];
-    let Some(mut tracer) = trace(&binary, &pair.server, &arguments) else {
+    let arguments = ["--audit", "keepalive"];
+    let Some(mut tracer) = trace_by(&binary, &pair.server, config, &arguments) else {
         return;
     };
     let (new_listener, new) = two(&pair, Family::V6);

@@ -35,7 +35,7 @@ use serde_json::Value;
 use socket2::{SockAddr, Socket};
 
 use crate::support::{
-    assert_seen, assert_sound, binary, is_ours, is_syn_drop, lacking, trace, watch_events,
+    assert_seen, assert_sound, binary, is_ours, is_syn_drop, lacking, trace, trace_by, watch_events,
 };
 
 /// Every kind of event that tells of a socket.
@@ -158,13 +158,7 @@ fn refused_connects_in_a_row_leave_nothing_behind() {
     const ATTEMPTS: u16 = 5_000;
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
-    let config = tempfile::NamedTempFile::new().unwrap();
-    config
-        .as_file()
-        .write_all(b"[trace]\nmax_sockets = 64\n")
-        .unwrap();
-    let path = config.path().to_str().expect("a path of ASCII").to_owned();
-    let Some(mut tracer) = trace(&binary, &netns, &["--config", &path]) else {
+    let Some(mut tracer) = trace_by(&binary, &netns, "[trace]\nmax_sockets = 64\n", &[]) else {
         return;
     };
     let address = Family::V4.loopback_listener();

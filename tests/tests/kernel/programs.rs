@@ -30,7 +30,7 @@ use tempfile::TempDir;
 
 use crate::{
     nginx::Nginx,
-    support::{assert_sound, binary, lacking, trace},
+    support::{assert_sound, binary, lacking, trace, trace_by},
 };
 
 /// Findings end soon after their trouble, so that ends can be waited for.
@@ -81,12 +81,6 @@ fn program(variable: &str) -> Option<PathBuf> {
         lacking(&format!("{variable} names no program"));
     }
     program
-}
-
-fn quick() -> tempfile::NamedTempFile {
-    let config = tempfile::NamedTempFile::new().unwrap();
-    fs::write(config.path(), QUICK).unwrap();
-    config
 }
 
 /// The first and the last line of the one finding.
@@ -154,9 +148,7 @@ fn a_blocked_redis_is_why_its_queue_is_full() {
         return;
     };
     let netns = NetNs::new().unwrap();
-    let config = quick();
-    let arguments = ["--config", config.path().to_str().unwrap()];
-    let Some(mut tracer) = trace(&binary, &netns, &arguments) else {
+    let Some(mut tracer) = trace_by(&binary, &netns, QUICK, &[]) else {
         return;
     };
     let address = Family::V4.loopback_listener();
@@ -216,9 +208,7 @@ fn a_proxy_gives_up_on_a_dead_backend() {
     };
     let pair = Pair::new().unwrap();
     let netns = pair.server.clone();
-    let config = quick();
-    let arguments = ["--config", config.path().to_str().unwrap()];
-    let Some(mut tracer) = trace(&binary, &netns, &arguments) else {
+    let Some(mut tracer) = trace_by(&binary, &netns, QUICK, &[]) else {
         return;
     };
     let front = Family::V4.loopback_listener();

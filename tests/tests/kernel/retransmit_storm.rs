@@ -1,6 +1,6 @@
 //! `retransmit_storm`: every segment the kernel counts as retransmitted is in the storm's count.
 
-use std::{collections::VecDeque, io::Write};
+use std::collections::VecDeque;
 
 use conntracer_tests::{
     family::Family,
@@ -16,9 +16,10 @@ use conntracer_tests::{
 };
 use jiff::{SignedDuration, Timestamp};
 use rstest::rstest;
-use tempfile::NamedTempFile;
 
-use crate::support::{assert_reconciled, assert_said, assert_sound, binary, may_skip, trace};
+use crate::support::{
+    assert_reconciled, assert_said, assert_sound, binary, may_skip, trace, trace_by,
+};
 
 /// Connections one after the other that are a storm of their remote: of two repeats each, for longer than a burst.
 const OVERTAKEN: u16 = 60;
@@ -83,10 +84,9 @@ fn the_loss_of_many_transfers_is_their_remotes(
     let Some(binary) = binary() else { return };
     let mut scenario = Bulk::new(Family::V4, loss).unwrap();
     let server = scenario.pair.server.clone();
-    let config = config(&format!("{QUIET}remote_per_s = {remote_per_s}.0\n"));
-    let path = config.path().to_str().unwrap();
-    let arguments = ["--config", path, "--emit", "retransmit"];
-    let Some(mut tracer) = trace(&binary, &server, &arguments) else {
+    let config = format!("{QUIET}remote_per_s = {remote_per_s}.0\n");
+    let arguments = ["--emit", "retransmit"];
+    let Some(mut tracer) = trace_by(&binary, &server, &config, &arguments) else {
         return;
     };
     scenario.provoke(FEWER_SEGMENTS).unwrap();
@@ -194,12 +194,11 @@ fn a_path_too_narrow_is_told_of_one_connection(#[case] family: Family, #[case] t
     let scenario = Patterns::new(family).unwrap();
     let server = scenario.pair.server.clone();
     // Where ICMP told, what a storm says of it is looked at, too.
-    let config = config(&format!(
+    let config = format!(
         "[detect.retransmit_storm]\nconnection_per_s = {:?}\n",
         if told { 1.0 } else { 50.0 }
-    ));
-    let path = config.path().to_str().unwrap();
-    let Some(mut tracer) = trace(&binary, &server, &["--config", path]) else {
+    );
+    let Some(mut tracer) = trace_by(&binary, &server, &config, &[]) else {
         return;
     };
     let _connection = scenario.narrow(told).unwrap();
@@ -247,9 +246,8 @@ fn a_full_ring_takes_nothing_from_the_count() {
     let Some(binary) = binary() else { return };
     let mut scenario = Bulk::new(Family::V4, Loss::Random(30)).unwrap();
     let server = scenario.pair.server.clone();
-    let config = config(&format!("[trace]\nring_bytes = 4096\n{QUIET}"));
-    let path = config.path().to_str().unwrap();
-    let Some(mut tracer) = trace(&binary, &server, &["--config", path]) else {
+    let config = format!("[trace]\nring_bytes = 4096\n{QUIET}");
+    let Some(mut tracer) = trace_by(&binary, &server, &config, &[]) else {
         return;
     };
     scenario.provoke(SEGMENTS).unwrap();
@@ -302,14 +300,6 @@ fn crossing(run: &Run, remote_per_s: u64) -> Timestamp {
 
 fn time(text: &str) -> Timestamp {
     text.parse().expect("a time")
-}
-
-fn config(text: &str) -> NamedTempFile {
-    let mut config = NamedTempFile::new().expect("a temporary file");
-    config
-        .write_all(text.as_bytes())
-        .expect("a file that can be written");
-    config
 }
 
 /// The same for segments that no repeat gets through: timeouts come less and less often.

@@ -24,7 +24,8 @@ use rstest::rstest;
 use serde_json::Value;
 
 use crate::support::{
-    assert_said, assert_sound, assert_source, binary, is_ours, is_own_machine, lacking, trace,
+    HALF_CLOSED_1_S, assert_said, assert_sound, assert_source, binary, is_ours, is_own_machine,
+    lacking, trace, trace_by,
 };
 
 /// Connections within one namespace, at least and at most: three of them have ten thousand where no CPU is
@@ -46,11 +47,6 @@ fn what_was_there_is_found_once_as_the_kernel_lists_it() {
         .map(|family| Old::new(family, least, most, time).unwrap());
     let inodes = old.each_ref().map(|old| old.netns.inode());
     let others = inodes.map(|inode| inode.to_string());
-    let mut config = tempfile::NamedTempFile::new().unwrap();
-    config
-        .write_all(b"[detect.half_open]\nhalf_closed_after_s = 1\n")
-        .unwrap();
-    let path = config.path().to_str().expect("a temporary name is ASCII");
     let listed = old
         .each_ref()
         .map(|old| old.netns.run(proc_net::sockets).unwrap());
@@ -62,9 +58,9 @@ fn what_was_there_is_found_once_as_the_kernel_lists_it() {
         }
     }
     let arguments = [
-        "--emit", "seed", "--netns", &others[1], "--netns", &others[2], "--config", path,
+        "--emit", "seed", "--netns", &others[1], "--netns", &others[2],
     ];
-    let Some(mut tracer) = trace(&binary, &old[0].netns, &arguments) else {
+    let Some(mut tracer) = trace_by(&binary, &old[0].netns, HALF_CLOSED_1_S, &arguments) else {
         return;
     };
     for inode in inodes {

@@ -18,16 +18,12 @@ use conntracer_tests::{
 };
 use rstest::rstest;
 use socket2::Socket;
-use tempfile::NamedTempFile;
 
-use crate::support::{assert_sound, binary, lacking, trace, watch};
+use crate::support::{HALF_CLOSED_1_S, assert_sound, binary, lacking, trace, trace_by, watch};
 
 /// Connects at once to an address that does not answer: their SYNs, repeated, are a storm of the remote's by the second
 /// repetition on every kernel.
 const CONNECTS: usize = 40;
-
-/// A second in place of a minute.
-const HALF_CLOSED: &str = "[detect.half_open]\nhalf_closed_after_s = 1\n";
 
 /// 0 is the window of every socket that waits for a SYN-ACK. A tracer of its own, for the storm.
 #[rstest]
@@ -206,9 +202,7 @@ fn half_closed_and_in_use_is_healthy() {
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
-    let config = config(HALF_CLOSED);
-    let arguments = ["--config", config.path().to_str().unwrap()];
-    let Some(mut tracer) = trace(&binary, &server, &arguments) else {
+    let Some(mut tracer) = trace_by(&binary, &server, HALF_CLOSED_1_S, &[]) else {
         return;
     };
     let address = Family::V4.veth_listener();
@@ -257,9 +251,7 @@ fn a_socket_that_is_not_accepted_waits_for_accept() {
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
-    let config = config(HALF_CLOSED);
-    let arguments = ["--config", config.path().to_str().unwrap()];
-    let Some(mut tracer) = trace(&binary, &server, &arguments) else {
+    let Some(mut tracer) = trace_by(&binary, &server, HALF_CLOSED_1_S, &[]) else {
         return;
     };
     let address = Family::V4.veth_listener();
@@ -340,12 +332,6 @@ fn is_silence(finding: &Finding) -> bool {
 
 fn is_half_closed(finding: &Finding) -> bool {
     finding.finding == "half_open" && finding.cause == "half_closed"
-}
-
-fn config(text: &str) -> NamedTempFile {
-    let mut config = NamedTempFile::new().unwrap();
-    config.write_all(text.as_bytes()).unwrap();
-    config
 }
 
 /// Full-sized segments alone are in flight, and none arrives: of a path that carries only small ones, or of a peer that is

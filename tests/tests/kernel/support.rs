@@ -39,7 +39,7 @@
 //! `CONNTRACER_UNSHARED` makes every watch a tracer of its own: a failure that goes away with it is one of sharing.
 
 use std::{
-    env,
+    env, fs,
     io::{Write, stdout},
     net::SocketAddr,
     panic::Location,
@@ -59,6 +59,7 @@ use conntracer_tests::{
     watch::Watch,
 };
 use serde_json::Value;
+use tempfile::NamedTempFile;
 
 pub(crate) use conntracer_tests::compared::{is_own_machine, may_skip};
 
@@ -116,6 +117,26 @@ pub(crate) fn binary() -> Option<Binary> {
 pub(crate) fn trace(binary: &Binary, netns: &NetNs, arguments: &[&str]) -> Option<Tracer> {
     trace_all(binary, &[netns], arguments)
 }
+
+/// A tracer of `netns` that runs by the configuration `text`, which it reads at its start and never again.
+#[track_caller]
+pub(crate) fn trace_by(
+    binary: &Binary,
+    netns: &NetNs,
+    text: &str,
+    arguments: &[&str],
+) -> Option<Tracer> {
+    let config = NamedTempFile::new().expect("a temporary file");
+    fs::write(config.path(), text).expect("a file that can be written");
+    let path = config
+        .path()
+        .to_str()
+        .expect("the name of a temporary file is ASCII");
+    trace(binary, netns, &[&["--config", path], arguments].concat())
+}
+
+/// A second in place of a minute makes a half-closed socket a finding.
+pub(crate) const HALF_CLOSED_1_S: &str = "[detect.half_open]\nhalf_closed_after_s = 1\n";
 
 /// One tracer of several namespaces, at most eight.
 #[track_caller]

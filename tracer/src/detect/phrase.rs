@@ -21,6 +21,31 @@ pub(crate) fn plural(count: u64, noun: &str) -> String {
     }
 }
 
+/// The signals that end processes, as x86 and ARM number them.
+pub(crate) const fn signal_name(signal: u8) -> Option<&'static str> {
+    Some(match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        10 => "SIGUSR1",
+        11 => "SIGSEGV",
+        12 => "SIGUSR2",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => return None,
+    })
+}
+
 /// Who should act: the owner by pid, or nobody in particular. The name is in the finding's owner,
 /// where sinks escape it.
 pub(crate) fn who(owner: Option<&Owner>) -> String {

@@ -1,16 +1,16 @@
 //! What came back to an attempt to connect that failed, from the maps where the eBPF side keeps it: the ICMP message, and
 //! whether a segment came that does not fit. Added here, for the program that sees the end has no room for it.
 
-use std::{io, mem::offset_of, os::fd::AsFd as _};
+use std::{io, os::fd::AsFd as _};
 
 use aya::{Ebpf, maps::MapData};
 use conntracer_common::{
-    record::{Failure, Header, failure_how, kind},
+    record::{Failure, failure_how, kind},
     socket::{IcmpSaid, icmp_key},
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{error::CannotTrace, maps};
+use super::{error::CannotTrace, header::is_of, maps};
 
 /// The maps.
 pub(super) struct Answers {
@@ -28,8 +28,7 @@ impl Answers {
 
     /// Hands a record on, a failed attempt with what came back to its last one.
     pub(super) fn name(&self, record: &[u8], feed: &mut dyn FnMut(&[u8])) {
-        const KIND: usize = offset_of!(Header, kind);
-        if record.get(KIND..KIND + 2) == Some(kind::FAILURE.to_ne_bytes().as_slice())
+        if is_of(kind::FAILURE, record)
             && let Ok((mut failure, _)) = Failure::read_from_prefix(record)
             && failure.how & failure_how::AT_ONCE == 0
         {

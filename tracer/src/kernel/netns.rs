@@ -131,9 +131,9 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Forgets the namespaces that are gone, and says so of those that were known: known ones, and those that came and went between two walks and left
-    /// nothing but counts. Each is missed by two walks in a row: one whose next namespace is freed underfoot, and its
-    /// memory reused for the list's last, comes around without those in between.
+    /// Forgets the namespaces that are gone: known ones, of which it is said, and those that came and went between two
+    /// walks and left nothing but counts. Each is missed by two walks in a row: one whose next namespace is freed
+    /// underfoot, and its memory reused for the list's last, comes around without those in between.
     fn depart(
         &mut self,
         kernel: &mut impl BothCounts,

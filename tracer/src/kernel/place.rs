@@ -7,11 +7,12 @@
 use std::{
     fs::File,
     io::{self, BufRead, BufReader},
-    mem::offset_of,
 };
 
-use conntracer_common::record::{EarlyDrop, Header, early_drop_place, kind};
+use conntracer_common::record::{EarlyDrop, early_drop_place, kind};
 use zerocopy::{FromBytes, IntoBytes};
+
+use super::header::is_of;
 
 /// Functions without the suffixes that compilers add, as 5.10 has them.
 const FUNCTIONS: &[(&str, u8)] = &[
@@ -84,9 +85,8 @@ impl Places {
 
     /// Hands a record on, with the place named where it is an early drop that has an address.
     pub(super) fn name(&self, record: &[u8], feed: &mut dyn FnMut(&[u8])) {
-        const KIND: usize = offset_of!(Header, kind);
         if !self.0.is_empty()
-            && record.get(KIND..KIND + 2) == Some(kind::EARLY_DROP.to_ne_bytes().as_slice())
+            && is_of(kind::EARLY_DROP, record)
             && let Ok((mut early_drop, _)) = EarlyDrop::read_from_prefix(record)
         {
             early_drop.place = self.of(early_drop.location);

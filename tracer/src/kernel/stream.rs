@@ -10,6 +10,7 @@ use zerocopy::FromBytes as _;
 
 use super::{
     answer::Answers,
+    header::is_of,
     names::OwnerNames,
     owners::OwnerSearch,
     place::Places,
@@ -46,11 +47,14 @@ const ASKED_AGAIN_NS: u64 = 5_000_000_000;
 
 impl Ports {
     fn meet(&mut self, record: &[u8]) {
+        if !is_of(kind::EARLY_DROP, record) {
+            return;
+        }
         let Ok((early_drop, _)) = EarlyDrop::read_from_prefix(record) else {
             return;
         };
         let socket = &early_drop.socket;
-        if early_drop.header.kind != kind::EARLY_DROP || socket.local_port == 0 {
+        if socket.local_port == 0 {
             return;
         }
         let port = (socket.netns, socket.local_port);

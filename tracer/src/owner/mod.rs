@@ -1,4 +1,5 @@
-//! What names an owner to people, how it stands, and what its namespace counts, read from /proc, the control groups and /run/netns.
+//! What names an owner to people, how it stands, and what its namespace counts, read from /proc, the control groups and
+//! /run/netns.
 //!
 //! Reads files and nothing else; what is learned enters the stream as records
 //! (`crate::kernel`), so that a replay names what the run named.

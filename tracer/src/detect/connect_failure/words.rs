@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     detect::{
-        errno,
+        errno, phrase,
         room::{Context, Draft, Facts, Spec, plural, said_seconds, who},
     },
     finding::Subject,
@@ -285,7 +285,7 @@ fn silence(cause: Cause, attempts: &Attempts, cx: &Context<'_>) -> String {
     match (latest.signal, has(attempts, failure_how::EXITING)) {
         (Some(signal), _) => format!(
             "ended with their process, which signal {signal}{} ended, the longest after {waited}: {answer}",
-            signal_name(signal)
+            phrase::signal_name(signal).map_or_else(String::new, |name| format!(" ({name})"))
         ),
         (None, true) => {
             format!("ended with their process, the longest after {waited}: {answer}")
@@ -293,17 +293,6 @@ fn silence(cause: Cause, attempts: &Attempts, cx: &Context<'_>) -> String {
         (None, false) => {
             format!("given up by the application, the longest after {waited}: {answer}")
         }
-    }
-}
-
-const fn signal_name(signal: u8) -> &'static str {
-    match signal {
-        2 => " (SIGINT)",
-        6 => " (SIGABRT)",
-        9 => " (SIGKILL)",
-        11 => " (SIGSEGV)",
-        15 => " (SIGTERM)",
-        _ => "",
     }
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::{
-    detect::errno,
+    detect::{errno, phrase},
     event::{Close, Exit},
 };
 
@@ -35,28 +35,7 @@ pub(super) fn ended(exit: Exit) -> String {
     }
 }
 
-/// The signals that end processes, as x86 and ARM number them.
+/// A signal by its name, or by its number.
 pub(super) fn signal_name(signal: u8) -> Cow<'static, str> {
-    let name = match signal {
-        1 => "SIGHUP",
-        2 => "SIGINT",
-        3 => "SIGQUIT",
-        4 => "SIGILL",
-        5 => "SIGTRAP",
-        6 => "SIGABRT",
-        7 => "SIGBUS",
-        8 => "SIGFPE",
-        9 => "SIGKILL",
-        10 => "SIGUSR1",
-        11 => "SIGSEGV",
-        12 => "SIGUSR2",
-        13 => "SIGPIPE",
-        14 => "SIGALRM",
-        15 => "SIGTERM",
-        24 => "SIGXCPU",
-        25 => "SIGXFSZ",
-        31 => "SIGSYS",
-        _ => return format!("signal {signal}").into(),
-    };
-    name.into()
+    phrase::signal_name(signal).map_or_else(|| format!("signal {signal}").into(), Cow::Borrowed)
 }
