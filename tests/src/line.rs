@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
@@ -19,7 +20,7 @@ use crate::schema;
 const SCHEMA: u64 = 1;
 
 /// One line.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Line {
     Start(Start),
     Finding(Box<Finding>),
@@ -29,6 +30,20 @@ pub enum Line {
     Stop(Totals),
     /// A kind that only `--emit` brings: its name and everything in it, the time included.
     Event(String, Value),
+}
+
+impl fmt::Debug for Line {
+    /// On one line, as it came.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start(start) => write!(f, "{start:?}"),
+            Self::Finding(finding) => write!(f, "{finding:?}"),
+            Self::Gap(gap) => write!(f, "{gap:?}"),
+            Self::Checkpoint(totals) => write!(f, "{totals:?}"),
+            Self::Stop(totals) => write!(f, "{totals:?}"),
+            Self::Event(kind, event) => write!(f, "{kind} {event}"),
+        }
+    }
 }
 
 impl Line {

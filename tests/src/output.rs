@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError},
@@ -105,13 +106,29 @@ impl Lines {
 
 /// Everything that was printed for one reader up to some moment: from the start to the stop of a conntracer of its own,
 /// or of a namespace up to a checkpoint.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Run {
     pub start: Arc<Start>,
     pub lines: Vec<Line>,
     /// The accounts are those of all namespaces and of the whole time; see [`Run::lost`].
     pub totals: Totals,
     pub(crate) before: Before,
+}
+
+impl fmt::Debug for Run {
+    /// A line of it a line: what failed is read from a terminal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Start { host, plan, .. } = &*self.start;
+        writeln!(
+            f,
+            "Linux {} ({}, {}):",
+            host.kernel, plan.mode, plan.transport
+        )?;
+        for line in &self.lines {
+            writeln!(f, "{line:?}")?;
+        }
+        write!(f, "{:?}; before: {:?}", self.totals, self.before)
+    }
 }
 
 /// What was before the first line that a reader is given.

@@ -9,6 +9,7 @@ mod build;
 mod check_object;
 mod cpio;
 mod demo;
+mod excerpt;
 mod fuzz;
 mod kernel;
 mod libtest;

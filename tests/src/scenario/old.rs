@@ -32,7 +32,11 @@ const EMBRYONIC: usize = 2;
 /// include/net/tcp_states.h.
 const CLOSE_WAIT: u8 = 8;
 const FIN_WAIT2: u8 = 5;
-const TIME_WAIT: u8 = 6;
+pub const TIME_WAIT: u8 = 6;
+
+/// Retransmissions of a SYN and a SYN-ACK that nobody answers: what is half open stays for more than ten minutes, and
+/// not for the kernel's one, while a slow machine makes the others and starts conntracer.
+const RETRIES: &str = "12";
 
 /// See the module. Everything is held until this is dropped.
 #[derive(Debug)]
@@ -45,6 +49,7 @@ pub struct Old {
     waiting: Vec<Socket>,
     leaked: Vec<Socket>,
     shut: Option<Connection>,
+    over: Vec<Connection>,
 }
 
 impl Old {
@@ -55,6 +60,8 @@ impl Old {
         let netns = NetNs::new()?;
         // An orphan in FIN_WAIT2 is to stay while conntracer starts.
         netns.set_sysctl("net/ipv4/tcp_fin_timeout", "600")?;
+        netns.set_sysctl("net/ipv4/tcp_syn_retries", RETRIES)?;
+        netns.set_sysctl("net/ipv4/tcp_synack_retries", RETRIES)?;
         let address = family.loopback_listener();
         let (listener, mut live) = netns.run(|| {
             let listener = listen(family, address, 64)?;
@@ -80,19 +87,7 @@ impl Old {
             .shutdown(std::net::Shutdown::Write)
             .context("shutting a connection")?;
         wait_state(&shut.connected, FIN_WAIT2)?;
-        for _ in 0..OVER {
-            let Connection {
-                accepted,
-                connected,
-            } = live.pop().context("more connections than are closed")?;
-            drop(connected);
-            wait_state(&accepted, CLOSE_WAIT)?;
-        }
-        wait::until("connections in TIME_WAIT", SOON, || {
-            let sockets = netns.run(proc_net::sockets)?;
-            let over = sockets.iter().filter(|socket| socket.state == TIME_WAIT);
-            Ok((over.count() == OVER).then_some(()))
-        })?;
+        let over = live.split_off(live.len().saturating_sub(OVER));
         let waiting = netns.run(|| {
             (0..WAITING + EMBRYONIC)
                 .map(|at| {
@@ -127,6 +122,25 @@ impl Old {
             waiting,
             leaked,
             shut: Some(shut),
+            over,
+        })
+    }
+
+    /// Closes both ends of some connections: they are in [`TIME_WAIT`] from now on, for the minute that the kernel gives
+    /// them.
+    pub fn end_some(&mut self) -> Result<()> {
+        for Connection {
+            accepted,
+            connected,
+        } in self.over.drain(..)
+        {
+            drop(connected);
+            wait_state(&accepted, CLOSE_WAIT)?;
+        }
+        wait::until("connections in TIME_WAIT", SOON, || {
+            let sockets = self.netns.run(proc_net::sockets)?;
+            let over = sockets.iter().filter(|socket| socket.state == TIME_WAIT);
+            Ok((over.count() == OVER).then_some(()))
         })
     }
 
@@ -143,8 +157,8 @@ impl Drop for Old {
         for accepted in self.accepted.drain(..) {
             let _refused = abort_on_close(&accepted);
         }
-        if let Some(shut) = self.shut.take() {
-            let _refused = shut.abort();
+        for both in self.shut.take().into_iter().chain(self.over.drain(..)) {
+            let _refused = both.abort();
         }
         self.waiting.clear();
     }

@@ -142,6 +142,7 @@ impl<'a> Bench<'a> {
         )?;
         let place = || format!("Linux {} ({hooks})", kernel.release);
         if let Some(reason) = vm::verdict_failure(&verdict) {
+            vm::print_failure(&place(), &reason, &path)?;
             bail!("{}: {reason}: {}", place(), path.display());
         }
         let figures = Figures {
