@@ -94,6 +94,9 @@ impl Load {
 
 pub(crate) fn count(conntracer: &Path, hooks: &str) -> Result<()> {
     let netns = loads::namespace()?;
+    // A sender that is kept from its CPU for two ticks, as by a conntracer that has a finding to tell, would send a tail
+    // loss probe (tcp_schedule_loss_probe): a segment more than were lost.
+    netns.set_sysctl("net/ipv4/tcp_early_retrans", "0")?;
     for load in LOADS.into_iter().chain([LINE]) {
         load.run(&netns, None)?;
         for _ in 0..ROUNDS {

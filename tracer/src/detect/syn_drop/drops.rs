@@ -168,7 +168,9 @@ impl Drops {
         let knows_better = |known: &Why| why.is_of_holders && !known.is_of_holders;
         let is_better = self.why.as_ref().is_none_or(knows_better);
         if is_news && (is_better || why.hindrance.is_some() || !self.is_hindered()) {
-            self.why = Some(why);
+            let held = self.why.as_ref().filter(|_| why.hindrance.is_none());
+            let stays = held.and_then(|known| known.borne_out(&why));
+            self.why = Some(stays.unwrap_or(why));
         }
     }
 

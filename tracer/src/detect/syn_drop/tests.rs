@@ -494,6 +494,50 @@ fn what_keeps_who_may_accept_from_it_is_told_and_no_longer_queue_is_advised(
     run.assert_replays(Thresholds::default());
 }
 
+/// A worker was stopped when SYNs were dropped, and ran when a search found who holds the listener.
+#[rstest]
+#[case::it_holds_it(
+    1235,
+    "server 1235 is stopped (state T); server 1234, which holds the listener too, is not"
+)]
+#[case::another_child_does(1236, "nothing was accepted for 3.0 s")]
+fn what_hindered_a_holder_before_it_was_known_to_be_one_stays(
+    #[case] holder: u32,
+    #[case] said: &str,
+) {
+    let mut run = on(&[("accept", HookType::Fentry), ("ack", HookType::Fentry)]);
+    let socket = member(0);
+    run.acceptor(socket, |master| master.flags = 0);
+    run.acceptor(socket, |worker| {
+        (worker.pid, worker.parent_pid, worker.index) = (1235, 1234, 1);
+        worker.flags = record::acceptor_flag::LAST;
+        (worker.state, worker.stopped) = (b'T', 1);
+    });
+    run.skip(Duration::from_secs(3));
+    run.syn(socket, |syn| {
+        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 5;
+        syn.last_accept_ns = 1_000_000_000_000;
+    });
+    let opened = "server 1235 (child of the listener's process 1234) is stopped";
+    assert!(run.only().summary.contains(opened), "{:?}", run.only());
+    run.skip(Duration::from_secs(1));
+    run.acceptor(socket, |master| master.flags = record::acceptor_flag::HOLDS);
+    run.acceptor(socket, |worker| {
+        (worker.pid, worker.parent_pid, worker.index) = (holder, 1234, 1);
+    });
+    run.pass(Duration::from_secs(12));
+    let resolved = run.only();
+    assert_eq!(resolved.status, Status::Resolved);
+    assert!(resolved.summary.contains(said), "{}", resolved.summary);
+    assert_eq!(
+        resolved.summary.contains("1235"),
+        holder == 1235,
+        "{}",
+        resolved.summary
+    );
+    run.assert_replays(Thresholds::default());
+}
+
 #[test]
 fn a_quota_that_stands_in_the_way_is_told_with_its_share() {
     let mut run = on(&[("accept", HookType::Fentry), ("ack", HookType::Fentry)]);

@@ -107,6 +107,43 @@ impl Why {
             .chain(&self.alike)
     }
 
+    /// What was seen before it was known who holds the listener, of those who turn out to: `holders` is what a look at
+    /// all of these shows, who may have been let go since. `None` where nobody of them was hindered.
+    pub(super) fn borne_out(&self, holders: &Self) -> Option<Self> {
+        let holds = |process: &&Acceptor| {
+            let looked = holders.others.iter().map(|(holder, _)| holder);
+            looked
+                .chain(holders.hindered())
+                .any(|holder| holder.pid == process.pid)
+        };
+        let (hindrance, first) = self.hindrance?;
+        let mut held = self.hindered().filter(holds).copied();
+        let process = held.next()?;
+        let hindrance = match hindrance {
+            Hindrance::NoDescriptors(..) => {
+                let (open, most) = process.descriptors.zip(process.descriptor_limit)?;
+                Hindrance::NoDescriptors(open, most)
+            }
+            // The share was that of the first one's control group.
+            Hindrance::Throttled(_) if process.pid != first.pid => return None,
+            Hindrance::Throttled(_)
+            | Hindrance::Stopped
+            | Hindrance::Traced
+            | Hindrance::Frozen => hindrance,
+        };
+        let alike: Vec<Acceptor> = held.collect();
+        let is_told = |pid: u32| pid == process.pid || alike.iter().any(|one| one.pid == pid);
+        let mut others = holders.others.clone();
+        others.retain(|(other, _)| !is_told(other.pid));
+        Some(Self {
+            at: holders.at,
+            hindrance: Some((hindrance, process)),
+            alike,
+            others,
+            is_of_holders: true,
+        })
+    }
+
     /// What hinders them, for a sentence.
     pub(super) fn said(&self) -> Option<String> {
         let (hindrance, _) = self.hindrance?;
