@@ -404,7 +404,8 @@ fn deferred_accepts_are_added_and_completed(#[case] family: Family) {
         })
         .unwrap();
     let counted = netns.counters().unwrap() - before;
-    assert_eq!(counted.defer_accept_drop, CLIENTS, "{counted:#?}");
+    // Once more where a SYN-ACK was retransmitted before the data came.
+    assert!(counted.defer_accept_drop >= CLIENTS, "{counted:#?}");
     assert_totals(&mut tracer, CLIENTS);
     drop(listener);
     let run = tracer.checkpoint().unwrap();

@@ -199,6 +199,8 @@ fn trouble_from_before_says_since_when() {
 fn half_closed_and_in_use_is_healthy() {
     const LINES: usize = 40;
     const PAUSE: Duration = Duration::from_millis(100);
+    /// Nearly what makes a half-closed socket a finding.
+    const SLOW: Duration = Duration::from_millis(900);
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
@@ -214,13 +216,21 @@ fn half_closed_and_in_use_is_healthy() {
     let (listens, asks) = (connected(), connected());
     listens.connected.shutdown(Shutdown::Write).unwrap();
     asks.accepted.shutdown(Shutdown::Write).unwrap();
+    let mut slowest = Duration::ZERO;
+    let mut spoken = Instant::now();
     for _ in 0..LINES {
         say(&listens.accepted, &listens.connected);
         say(&asks.connected, &asks.accepted);
+        slowest = slowest.max(spoken.elapsed());
+        spoken = Instant::now();
         // What paces them is no wait for anything.
         thread::sleep(PAUSE);
     }
     let in_use = tracer.checkpoint().unwrap();
+    if slowest.max(spoken.elapsed()) >= SLOW {
+        lacking("this machine is too slow for a line each now and then");
+        return;
+    }
     let mut idle = Vec::new();
     for state in ["CLOSE_WAIT", "FIN_WAIT2"] {
         let found = tracer.wait_for(state, SOON, |finding| {
@@ -228,6 +238,7 @@ fn half_closed_and_in_use_is_healthy() {
         });
         idle.push(found.unwrap());
     }
+    let at_most = spoken.elapsed().as_secs_f64();
     let run = tracer.stop().unwrap();
     drop((listens, asks));
 
@@ -238,7 +249,7 @@ fn half_closed_and_in_use_is_healthy() {
     assert_eq!(idle[1].evidence["looks_like"], "slow_peer", "{idle:#?}");
     for finding in &idle {
         let since = seconds(finding, "oldest_without_progress_s").unwrap();
-        assert!((1.0..4.0).contains(&since), "{finding:#?}");
+        assert!((1.0..=at_most).contains(&since), "{finding:#?}");
     }
     assert_sound(&run, &server);
 }
