@@ -266,7 +266,9 @@ fn overflow(full: &mut AcceptQueueFull, mut tracer: Watch, holders: u32) -> Name
     let run = tracer.checkpoint().unwrap();
     let owner = last.owner.as_ref().expect("a process holds it");
     for finding in run.findings().filter(|finding| is_syn_drop(finding)) {
-        assert_eq!(finding.cause, "accept_queue_full", "{finding:#?}");
+        // Handshakes that were under way when the queue filled are refused at their third ACK.
+        let causes = ["accept_queue_full", "ack_overflow"];
+        assert!(causes.contains(&finding.cause.as_str()), "{finding:#?}");
     }
     let first = run
         .findings()

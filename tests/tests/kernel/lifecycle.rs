@@ -9,12 +9,13 @@ use std::{
     time::Duration,
 };
 
+use anyhow::ensure;
 use conntracer_tests::{
     bpf::{self, Objects},
     family::Family,
     netns::NetNs,
     process::Process,
-    socket::{connect_without_waiting, tcp},
+    socket::tcp,
     tracer::{CANNOT_TRACE, NotStarted, Tracer},
     wait::{self, SOON},
 };
@@ -91,7 +92,9 @@ fn namespaces_come_and_go_while_it_runs() {
         netns
             .run(|| {
                 let nobody = SocketAddr::from(([127, 0, 0, 1], ITS_OWN_PORT));
-                let _refused = connect_without_waiting(&tcp(Family::V4)?, nobody);
+                // Until the RST is there: a socket that is closed before is no refused one.
+                let told = tcp(Family::V4)?.connect(&nobody.into());
+                ensure!(told.is_err(), "nobody listens");
                 Ok(())
             })
             .unwrap();
