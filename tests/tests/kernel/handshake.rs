@@ -151,7 +151,7 @@ fn a_syn_flood_is_one_finding() {
     let finding = only(&run);
     assert_eq!(finding.id, flood.id, "{run:#?}");
     assert_eq!(finding.evidence["looks_like"], "flood", "{finding:#?}");
-    assert_eq!(finding.count, counted.syn_retrans, "{finding:#?}");
+    assert_counted(&run, "TCPSynRetrans", finding.count, counted.syn_retrans);
     assert_listener(finding, server.inode(), Family::V4);
     let (sources, truth) = (finding.number("sources"), u64::from(scenario.sources()));
     // Five standard errors of 6.5 %; the kernel may have dropped SYNs on the way.

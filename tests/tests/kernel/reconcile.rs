@@ -11,7 +11,8 @@ use conntracer_tests::{
 use rstest::rstest;
 
 use crate::support::{
-    assert_reconciled, assert_sound, assert_source, binary, is_syn_drop, overflows, trace, watch,
+    assert_counted, assert_reconciled, assert_sound, assert_source, binary, is_syn_drop, overflows,
+    trace, watch,
 };
 
 #[rstest]
@@ -56,7 +57,8 @@ fn a_listener_older_than_the_tracer_leaves_no_residue(#[case] family: Family) {
     let run = tracer.stop().unwrap();
 
     let findings = run.last_of(is_syn_drop);
-    assert_eq!(overflows(&findings), counted.listen_overflows, "{run:#?}");
+    let told = overflows(&findings);
+    assert_counted(&run, "ListenOverflows", told, counted.listen_overflows);
     for finding in findings {
         let owner = finding.owner.as_ref().expect("this process holds it");
         assert_eq!(owner.pid, std::process::id(), "{finding:#?}");
