@@ -13,6 +13,7 @@ use conntracer_tests::{
     cgroup::Cgroup,
     family::Family,
     forked::Forked,
+    line::Subject,
     netns::{COMM, NetNs},
     output::Run,
     scenario::two_servers::{CONNECTS, DROPPED, OTHER, SERVED, TwoServers},
@@ -245,9 +246,11 @@ fn assert_only(run: &Run, pid: u32, connects: usize) {
     };
     for finding in run.findings() {
         let Some(owner) = &finding.owner else {
+            // On a slow machine the SYNs that are retransmitted meanwhile are a storm, which is its remote's.
+            let is_remotes = matches!(finding.subject, Subject::Remote { .. });
             // What listens or connects while its program is under way is found by a search, and later.
             let lost = missed(run, &["state", "connect"]);
-            assert!(lost > 0, "it is known: {finding:#?}");
+            assert!(is_remotes || lost > 0, "it is known: {finding:#?}");
             continue;
         };
         assert_eq!(

@@ -43,7 +43,16 @@ impl WallClock {
 
 /// CLOCK_MONOTONIC, which is what `bpf_ktime_get_ns` reads.
 pub(super) fn ktime_ns() -> u64 {
-    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
+    read_ns(ClockId::Monotonic)
+}
+
+/// How long this thread was on a CPU so far: what something costs, which on a busy host takes many times as long.
+pub(super) fn cpu_ns() -> u64 {
+    read_ns(ClockId::ThreadCPUTime)
+}
+
+fn read_ns(clock: ClockId) -> u64 {
+    let Timespec { tv_sec, tv_nsec } = clock_gettime(clock);
     u64::try_from(tv_sec).unwrap_or_default() * 1_000_000_000
         + u64::try_from(tv_nsec).unwrap_or_default()
 }

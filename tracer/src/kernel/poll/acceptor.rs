@@ -21,7 +21,10 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::Feed;
 use crate::{
     id::SocketId,
-    kernel::{clock::ktime_ns, header::header},
+    kernel::{
+        clock::{cpu_ns, ktime_ns},
+        header::header,
+    },
     owner::standing,
 };
 
@@ -36,8 +39,10 @@ const MAX_CHILDREN: usize = 64;
 const AGAIN_NS: u64 = 1_000_000_000;
 /// Without a dropped SYN for so long, a listener is in trouble no more: its finding is over by then.
 const QUIET_NS: u64 = 60_000_000_000;
-/// Share of the time that looks may take.
+/// Share of the time that looks may take of a CPU, as a divisor; and how long after one the next is taken, whatever it
+/// took: half of how long a finding stays open without a drop.
 const SHARE: u64 = 100;
+const LONGEST_REST_NS: u64 = 5_000_000_000;
 
 /// A listener that turned clients away because its accept queue was full.
 #[derive(Debug)]
@@ -126,13 +131,13 @@ impl AcceptorLooks {
             last_ns: now_ns,
             looked_ns: 0,
         };
-        let began_ns = ktime_ns();
+        let (began_ns, spent_ns) = (ktime_ns(), cpu_ns());
         if began_ns >= self.next_ns {
             for record in self.look(&troubled, now_ns) {
                 feed(record.as_bytes());
             }
             troubled.looked_ns = began_ns;
-            self.rest(began_ns);
+            self.rest(spent_ns);
         }
         self.listeners.insert(id, troubled);
     }
@@ -148,7 +153,7 @@ impl AcceptorLooks {
 
     /// Looks again at the listeners whose trouble goes on.
     pub(crate) fn poll(&mut self, feed: Feed<'_>) {
-        let began_ns = ktime_ns();
+        let (began_ns, spent_ns) = (ktime_ns(), cpu_ns());
         self.listeners
             .retain(|_, known| began_ns.saturating_sub(known.last_ns) < QUIET_NS);
         if began_ns < self.next_ns || self.listeners.is_empty() {
@@ -177,12 +182,13 @@ impl AcceptorLooks {
                 known.looked_ns = began_ns;
             }
         }
-        self.rest(began_ns);
+        self.rest(spent_ns);
     }
 
-    fn rest(&mut self, began_ns: u64) {
-        let now_ns = ktime_ns();
-        self.next_ns = now_ns + SHARE * now_ns.saturating_sub(began_ns);
+    /// Until the next look, after one that began when so much of a CPU was spent.
+    fn rest(&mut self, spent_ns: u64) {
+        let cost_ns = cpu_ns().saturating_sub(spent_ns);
+        self.next_ns = ktime_ns() + LONGEST_REST_NS.min(SHARE * cost_ns);
     }
 
     /// One record a process, the holders' or the owner's and its children's.
@@ -337,5 +343,11 @@ mod tests {
         assert_eq!(told, [(pid, holds), (u32::MAX, holds | last | gone)]);
         looks.next_ns = 0;
         looks.poll(&mut |_| panic!("a moment ago"));
+
+        // As if all that this thread did so far was that look.
+        while cpu_ns() < LONGEST_REST_NS / SHARE {}
+        looks.rest(0);
+        let now_ns = ktime_ns();
+        assert!(looks.next_ns > now_ns && looks.next_ns <= now_ns + LONGEST_REST_NS);
     }
 }

@@ -15,7 +15,7 @@ use super::Feed;
 use crate::{
     id::SocketId,
     kernel::{
-        clock::ktime_ns,
+        clock::{cpu_ns, ktime_ns},
         header::header,
         owners::{Found, Identity, OwnerSearch, identity},
         trouble::troubled,
@@ -30,7 +30,7 @@ const MAX_TOLD: usize = 16_384;
 const AGAIN_NS: u64 = 64_000_000_000;
 /// The same where it is known to have forked, or to share the connection: children come and go.
 const SHARED_AGAIN_NS: u64 = 8_000_000_000;
-/// Shortest time between two searches, and the share of time that they may take.
+/// Shortest time between two searches, and the share of the time that they may take of a CPU.
 const SEARCH_NS: u64 = 1_000_000_000;
 const SHARE: u64 = 100;
 
@@ -69,12 +69,13 @@ impl HolderSearch {
         owners: &mut OwnerSearch,
         feed: Feed<'_>,
     ) -> io::Result<()> {
-        let began_ns = ktime_ns();
-        if !self.is_due(began_ns) {
+        if !self.is_due(ktime_ns()) {
             return Ok(());
         }
+        let spent_ns = cpu_ns();
         let found = owners.search(ebpf, &|id| self.troubled.contains_key(&id))?;
-        for record in self.tell(&found, (began_ns, ktime_ns())) {
+        let cost_ns = cpu_ns().saturating_sub(spent_ns);
+        for record in self.tell(&found, cost_ns, ktime_ns()) {
             feed(record.as_bytes());
         }
         Ok(())
@@ -84,8 +85,8 @@ impl HolderSearch {
         !self.troubled.is_empty() && now_ns >= self.next_ns
     }
 
-    fn tell(&mut self, found: &Found, (began_ns, now_ns): (u64, u64)) -> Vec<Holders> {
-        self.next_ns = now_ns + SEARCH_NS.max(SHARE * now_ns.saturating_sub(began_ns));
+    fn tell(&mut self, found: &Found, cost_ns: u64, now_ns: u64) -> Vec<Holders> {
+        self.next_ns = now_ns + SEARCH_NS.max(SHARE * cost_ns);
         if now_ns.saturating_sub(self.told_ns) >= AGAIN_NS || self.told.len() >= MAX_TOLD {
             self.told.clear();
             self.told_ns = now_ns;
@@ -167,7 +168,7 @@ mod tests {
             found.see(&holder(*pid, 3), &|id| search.troubled.contains_key(&id));
         }
         search
-            .tell(&found, (0, 1))
+            .tell(&found, 1, 1)
             .into_iter()
             .map(|record| {
                 let owners = record.owners.iter();
@@ -201,7 +202,7 @@ mod tests {
         search.meet(retransmit(4).as_bytes());
         assert!(search.is_due(u64::MAX), "it has another owner");
         assert!(!search.is_due(SEARCH_NS), "too soon");
-        search.tell(&Found::default(), (0, AGAIN_NS));
+        search.tell(&Found::default(), AGAIN_NS, AGAIN_NS);
         search.meet(retransmit(3).as_bytes());
         assert!(search.is_due(u64::MAX), "a while is over");
         assert!(!search.is_due(2 * AGAIN_NS), "searches take their share");

@@ -18,7 +18,11 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::Feed;
 use crate::{
-    kernel::{clock::ktime_ns, header::header, trouble::troubled},
+    kernel::{
+        clock::{cpu_ns, ktime_ns},
+        header::header,
+        trouble::troubled,
+    },
     owner::{figures, standing},
 };
 
@@ -34,8 +38,10 @@ const AGAIN_NS: u64 = 1_000_000_000;
 const QUIET_NS: u64 = 10_000_000_000;
 /// Between two searches through all processes for one of a namespace.
 const SEARCH_NS: u64 = 2_000_000_000;
-/// Share of the time that looks may take.
+/// Share of the time that looks may take of a CPU, as a divisor; and how long after one the next is taken, whatever it
+/// took: before the trouble is forgotten.
 const SHARE: u64 = 50;
+const LONGEST_REST_NS: u64 = QUIET_NS / 2;
 
 /// Kinds beside those of [`troubled`] that tell of trouble.
 const TROUBLE: [u16; 2] = [kind::EARLY_DROP, kind::FAILURE];
@@ -92,7 +98,7 @@ impl NetnsFactsLooks {
 
     /// Looks at the namespaces in trouble.
     pub(crate) fn poll(&mut self, feed: Feed<'_>) {
-        let began_ns = ktime_ns();
+        let (began_ns, spent_ns) = (ktime_ns(), cpu_ns());
         self.namespaces
             .retain(|_, known| began_ns.saturating_sub(known.last_ns) < QUIET_NS);
         if began_ns < self.next_ns || self.namespaces.is_empty() {
@@ -118,8 +124,8 @@ impl NetnsFactsLooks {
             feed(record.as_bytes());
         }
         if looked {
-            let now_ns = ktime_ns();
-            self.next_ns = now_ns + SHARE * now_ns.saturating_sub(began_ns);
+            let cost_ns = cpu_ns().saturating_sub(spent_ns);
+            self.next_ns = ktime_ns() + LONGEST_REST_NS.min(SHARE * cost_ns);
         }
     }
 
@@ -156,6 +162,7 @@ impl NetnsFactsLooks {
         if !missing || now_ns < self.next_search_ns {
             return;
         }
+        let spent_ns = cpu_ns();
         for pid in standing::pids(proc) {
             let process = proc.join(pid.to_string());
             let Some(netns) = netns_of(&process) else {
@@ -167,8 +174,8 @@ impl NetnsFactsLooks {
                 known.net = Some(process.join("net"));
             }
         }
-        let took_ns = ktime_ns().saturating_sub(now_ns);
-        self.next_search_ns = now_ns + SEARCH_NS.max(SHARE * took_ns);
+        let cost_ns = cpu_ns().saturating_sub(spent_ns);
+        self.next_search_ns = now_ns + SEARCH_NS.max(SHARE * cost_ns);
     }
 }
 
