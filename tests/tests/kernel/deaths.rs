@@ -38,17 +38,17 @@ use crate::{
 /// Longer than the least pause that a finding speaks of.
 const PAUSE: Duration = Duration::from_secs(11);
 
-fn is(finding: &Finding, name: &str, value: &str) -> bool {
+pub(crate) fn is(finding: &Finding, name: &str, value: &str) -> bool {
     finding.evidence.get(name).and_then(Value::as_str) == Some(value)
 }
 
-fn seconds(finding: &Finding, name: &str) -> f64 {
+pub(crate) fn seconds(finding: &Finding, name: &str) -> f64 {
     let value = finding.evidence.get(name).and_then(Value::as_f64);
     value.unwrap_or_else(|| panic!("no {name} in {finding:#?}"))
 }
 
 /// The words that were untrue in so many cases.
-fn assert_blames_nobody(finding: &Finding) {
+pub(crate) fn assert_blames_nobody(finding: &Finding) {
     for text in finding.advice.iter().chain([&finding.summary]) {
         assert!(!text.contains("crashed"), "{finding:#?}");
         assert!(!text.contains("somebody's idle"), "{finding:#?}");
@@ -57,7 +57,7 @@ fn assert_blames_nobody(finding: &Finding) {
 
 /// All the deaths of a namespace, which are told in `how` and where they are not lost.
 #[track_caller]
-fn all(tracer: &mut Watch, count: u64, how: &str) -> (Run, Option<Finding>) {
+pub(crate) fn all(tracer: &mut Watch, count: u64, how: &str) -> (Run, Option<Finding>) {
     let run = tell_all(tracer, &HOOKS, count, died);
     assert_seen(&run, &HOOKS, died(&run), count);
     let mut found = run.last_of(is_drop);
@@ -72,13 +72,13 @@ fn all(tracer: &mut Watch, count: u64, how: &str) -> (Run, Option<Finding>) {
 }
 
 #[track_caller]
-fn assert_nothing(tracer: &mut Watch) {
+pub(crate) fn assert_nothing(tracer: &mut Watch) {
     let run = tracer.checkpoint().unwrap();
     let found = run.last_of(is_drop);
     assert!(found.is_empty(), "{found:#?}");
 }
 
-fn client(pair: &Pair, address: SocketAddr) -> Socket {
+pub(crate) fn client(pair: &Pair, address: SocketAddr) -> Socket {
     pair.client
         .run(|| {
             let client = tcp(Family::of(address.ip()))?;
@@ -88,7 +88,7 @@ fn client(pair: &Pair, address: SocketAddr) -> Socket {
         .unwrap()
 }
 
-fn wait_connected(client: &Socket) {
+pub(crate) fn wait_connected(client: &Socket) {
     wait::until("a connection to be established", EVENTUALLY, || {
         Ok(client.peer_addr().is_ok().then_some(()))
     })
@@ -98,7 +98,7 @@ fn wait_connected(client: &Socket) {
 
 /// Two namespaces, and what is said of the server's and of the client's.
 #[track_caller]
-fn both_ends(binary: &Binary) -> Option<(Pair, Watch, Watch)> {
+pub(crate) fn both_ends(binary: &Binary) -> Option<(Pair, Watch, Watch)> {
     let pair = Pair::new().unwrap();
     let here = watch(binary, &pair.server)?;
     let there = watch(binary, &pair.client)?;
@@ -106,7 +106,7 @@ fn both_ends(binary: &Binary) -> Option<(Pair, Watch, Watch)> {
 }
 
 /// Whether the kernel tells of every RST that it sends, without a socket, too.
-fn tells_of_resets(tracer: &Watch) -> bool {
+pub(crate) fn tells_of_resets(tracer: &Watch) -> bool {
     let plan = &tracer.plan().plan;
     plan.hooks
         .iter()
