@@ -193,3 +193,37 @@ fn what_an_administrator_kills_is_no_idle_timeout() {
         assert!(reset.summary.contains(said), "{reset:#?}");
     }
 }
+
+/// Peers that end one by one, and what this side sends now and then finds each gone: the pause is how often it sends. That
+/// something between forgot them looks alike, and so both are told.
+#[test]
+fn peers_that_end_one_by_one_are_a_candidate() {
+    let Some(binary) = binary() else { return };
+    let Some((pair, mut here, _)) = both_ends(&binary) else {
+        return;
+    };
+    let alike = Alike::of(&pair);
+    let three = alike.three(|connection| {
+        transfer(&connection.connected, &connection.accepted, 10).unwrap();
+        let limit = Some(Duration::from_millis(600));
+        connection.accepted.set_tcp_user_timeout(limit).unwrap();
+        deafen(&connection.connected).unwrap();
+    });
+    for (begun, connection) in &three {
+        thread::sleep((*begun + PAUSE).saturating_duration_since(Instant::now()));
+        (&connection.accepted).write_all(b"still there?").unwrap();
+    }
+    for (_, connection) in &three {
+        assert_eq!(death(&connection.accepted), libc::ETIMEDOUT);
+    }
+    let (run, gone) = all(&mut here, EACH, "user_timeout");
+    if let Some(gone) = gone.filter(|gone| gone.count == EACH) {
+        assert!(
+            gone.summary
+                .contains("the peers were gone by then, or were forgotten"),
+            "{gone:#?}"
+        );
+        assert!(gone.advice[0].contains("is up"), "{gone:#?}");
+    }
+    assert_sound(&run, &pair.server);
+}

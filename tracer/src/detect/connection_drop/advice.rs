@@ -56,6 +56,11 @@ fn of_pattern(key: &DeathKey, deaths: &Deaths, pattern: Pattern, cx: &Context<'_
             format!("look in the configuration of the other end for an idle timeout of {pause}").into(),
             keepalive(),
         ],
+        // The pause is this side's own: how often it sends. That the peers ended one by one looks alike.
+        Whose::AtMost if key.how != How::ResetReceived => vec![
+            keepalive(),
+            "where the peers are up, look for that timeout on load balancers, NATs and firewalls between".into(),
+        ],
         Whose::Sender | Whose::AtMost => vec![
             keepalive(),
             "look for that timeout on the peer, and on load balancers, NATs and firewalls between".into(),

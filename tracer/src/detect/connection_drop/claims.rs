@@ -706,9 +706,16 @@ fn an_idle_timeout_needs_pauses_that_agree_and_no_other_cause() {
     );
     let silent = series(APART, [12, 12, 12], timed_out);
     assert!(
-        silent.contains("before the first segment that was not answered: as by an idle"),
+        silent.contains(
+            "not answered: the peers were gone by then, or were forgotten, as by an idle"
+        ),
         "{silent}"
     );
+    assert!(
+        silent.contains("where the peers are up, look for"),
+        "{silent}"
+    );
+    assert!(!at_most.contains("gone by then"), "{at_most}");
     assert!(silent.contains("check that 10.0.0.9 is up"), "{silent}");
 
     // One event, whatever it is.

@@ -407,8 +407,8 @@ fn paused(pattern: Pattern, key: &DeathKey, owner: &str) -> String {
              that, of the peer or of something between"
         ),
         (Whose::AtMost, _) => format!(
-            "each with a pause of {pause} before the first segment that was not answered: as by an idle \
-             timeout of at most that, of something between"
+            "each with a pause of {pause} before the first segment that was not answered: the peers were gone by \
+             then, or were forgotten, as by an idle timeout of at most that, of something between"
         ),
     }
 }
