@@ -1,6 +1,6 @@
 //! `connect_failure` by what came back: nothing, an ICMP message, or nothing because nothing was sent; and who gave up.
 
-use std::{net::SocketAddr, os::fd::AsRawFd as _};
+use std::{net::SocketAddr, os::fd::AsRawFd as _, time::Duration};
 
 use conntracer_tests::{
     family::Family,
@@ -280,6 +280,47 @@ fn an_answer_that_does_not_fit_is_no_silence() {
     );
     assert_sound(&run, &client);
     drop(left.accepted);
+}
+
+/// What ended the wait for an answer: a number of SYNs, of the socket's or of the namespace's, or a time. Which of them is
+/// said where it is known, and else all three.
+#[rstest]
+#[case::by_the_socket("TCP_SYNCNT")]
+#[case::by_the_namespace("net.ipv4.tcp_syn_retries")]
+#[case::by_time("TCP_USER_TIMEOUT")]
+fn what_bounds_an_attempt_is_among_the_candidates(#[case] bound: &str) {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let client = pair.server.clone();
+    if bound == "net.ipv4.tcp_syn_retries" {
+        client.set_sysctl("net/ipv4/tcp_syn_retries", "1").unwrap();
+    }
+    let Some(mut tracer) = watch(&binary, &client) else {
+        return;
+    };
+    let nobody = SocketAddr::new(Family::V4.ghost(), PORT);
+    let socket = client
+        .run(|| {
+            let socket = tcp(Family::V4)?;
+            if bound == "TCP_SYNCNT" {
+                repeat_syns(&socket, 1)?;
+            } else if bound == "TCP_USER_TIMEOUT" {
+                socket.set_tcp_user_timeout(Some(Duration::from_secs(2)))?;
+            }
+            connect_without_waiting(&socket, nobody)?;
+            Ok(socket)
+        })
+        .unwrap();
+    let error = wait_error(&socket, EVENTUALLY).unwrap();
+    assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
+    let finding = tracer
+        .wait_for("the failed attempt", EVENTUALLY, is_failure)
+        .unwrap();
+    let run = tracer.checkpoint().unwrap();
+
+    let advice = finding.advice.join("; ");
+    assert!(advice.contains(bound), "{finding:#?}");
+    assert_sound(&run, &client);
 }
 
 /// The same link, and somebody listens.

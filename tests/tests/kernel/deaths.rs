@@ -27,6 +27,7 @@ use conntracer_tests::{
     wait::{self, EVENTUALLY},
     watch::Watch,
 };
+use rstest::rstest;
 use serde_json::Value;
 use socket2::Socket;
 
@@ -521,9 +522,21 @@ fn an_idle_timeout_is_named_where_one_event_does_not_explain_it() {
     }
 }
 
-/// The way to the peer goes, and no ICMP says so: the error is this host's own.
-#[test]
-fn a_route_that_goes_is_not_told_as_icmp() {
+/// The way to the peer goes, or is forbidden, and no ICMP says so: the error is this host's own.
+#[rstest]
+#[case::gone(
+    false,
+    libc::ENETUNREACH,
+    "ENETUNREACH",
+    "has no route to the peer any more"
+)]
+#[case::forbidden(true, libc::EACCES, "EACCES", "forbids to send to the peer")]
+fn a_route_that_goes_is_not_told_as_icmp(
+    #[case] forbids: bool,
+    #[case] errno: i32,
+    #[case] name: &str,
+    #[case] said: &str,
+) {
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = &pair.server;
@@ -547,11 +560,15 @@ fn a_route_that_goes_is_not_told_as_icmp() {
     deafen(&connection.accepted).unwrap();
     (&connection.connected).write_all(b"lost").unwrap();
     pair.forget_way(away).unwrap();
-    assert_eq!(death(&connection.connected), libc::ENETUNREACH);
+    if forbids {
+        pair.prohibit(away).unwrap();
+    }
+    assert_eq!(death(&connection.connected), errno);
     let (run, dropped) = all(&mut tracer, 1, "no_route");
     if let Some(dropped) = dropped {
         assert_eq!(dropped.cause, "unreachable", "{dropped:#?}");
-        assert!(is(&dropped, "error", "ENETUNREACH"), "{dropped:#?}");
+        assert!(is(&dropped, "error", name), "{dropped:#?}");
+        assert!(dropped.summary.contains(said), "{dropped:#?}");
         assert!(!dropped.summary.contains("ICMP"), "{dropped:#?}");
     }
     assert_sound(&run, server);

@@ -124,6 +124,11 @@ fn without_route(ending: &mut Close) {
     ending.tcp.total_retrans = 1;
 }
 
+fn forbidden(ending: &mut Close) {
+    without_route(ending);
+    ending.error = errno::EACCES;
+}
+
 fn without_neighbour(ending: &mut Close) {
     unreachable(ending);
     ending.tcp.total_retrans = 1;
@@ -353,11 +358,21 @@ const CLAIMS: &[Claim] = &[
             unreachable,
             timed_out,
             without_neighbour,
+            forbidden,
             |ending| {
                 unreachable(ending);
                 ending.routed = 2;
             },
         ],
+    },
+    Claim {
+        words: "forbids to send to the peer",
+        said: &[forbidden],
+        never: &[without_route, by_icmp, rejected, |ending| {
+            // By ICMP: all that was to be sent again was.
+            by_icmp(ending);
+            ending.error = errno::EACCES;
+        }],
     },
     Claim {
         words: "cannot be reached; candidates are",
