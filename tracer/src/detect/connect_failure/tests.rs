@@ -264,6 +264,7 @@ fn a_refusal_before_every_hook_was_there_names_both_candidates() {
         finding.summary.contains("by a RST or by an ICMP message"),
         "{finding:#?}"
     );
+    assert_eq!(finding.certainty, Certainty::Inferred, "{finding:#?}");
 }
 
 #[test]

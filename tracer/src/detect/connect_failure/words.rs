@@ -61,6 +61,9 @@ fn doubt(spec: &Spec, attempts: &Attempts, cx: &Context<'_>) -> Option<Cow<'stat
         ToldBy::Timer | ToldBy::Application | ToldBy::Exit | ToldBy::Signal => {
             cx.doubt_by_losses(&[hook::STATE], netns)
         }
+        ToldBy::RstOrIcmp => cx
+            .doubt(spec)
+            .or_else(|| Some("no hook could tell whether a RST came".into())),
         _ => cx.doubt(spec),
     }
 }
