@@ -68,7 +68,10 @@ fn parse(text: &str) -> Result<Line> {
         anyhow::bail!("no kind");
     };
     Ok(match kind.as_str() {
-        "start" => Line::Start(read(value)?),
+        "start" => Line::Start(Start {
+            time: time.as_str().unwrap_or_default().to_owned(),
+            ..read(value)?
+        }),
         "finding" => Line::Finding(Box::new(read(value)?)),
         "gap" => Line::Gap(read(value)?),
         "stop" => Line::Stop(read(value)?),
@@ -88,6 +91,9 @@ fn read<T: DeserializeOwned>(value: Value) -> Result<T> {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Start {
+    /// Of the line itself.
+    #[serde(skip)]
+    pub time: String,
     pub version: String,
     pub host: Host,
     pub plan: Plan,

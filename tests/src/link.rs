@@ -9,11 +9,12 @@ use std::{
     os::fd::AsRawFd,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures_util::TryStreamExt;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
     link::{InfoData, InfoVeth, LinkAttribute, State},
+    neighbour::{NeighbourAddress, NeighbourAttribute},
     route::RouteType,
 };
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -28,7 +29,8 @@ use crate::{
 
 /// Name of the server's interface.
 pub const SERVER: &str = "ct-server";
-const CLIENT: &str = "ct-client";
+/// And of the client's.
+pub const CLIENT: &str = "ct-client";
 
 /// Locally administered, and different from each other; the last belongs to no interface.
 const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -208,6 +210,53 @@ impl Pair {
             Ok(client)
         })?;
         self.server.run(|| Connection::accept(&listener, client))
+    }
+
+    /// Takes the server's interface away, with its addresses and routes, and the client's with it.
+    pub fn unplug(&self) -> Result<()> {
+        self.server.run(|| {
+            with_handle(async |handle: &Handle| {
+                let index = find(handle, SERVER).await?.header.index;
+                handle
+                    .link()
+                    .del(index)
+                    .execute()
+                    .await
+                    .with_context(|| format!("removing {SERVER}"))
+            })
+        })
+    }
+
+    /// Makes the client one that does not answer when the server asks for its hardware address, which it has to from now
+    /// on: an IPv4 neighbour that is gone.
+    pub fn forget_neighbour(&self) -> Result<()> {
+        /// To no question.
+        const NEVER: &str = "8";
+        self.client
+            .set_sysctl(&format!("net/ipv4/conf/{CLIENT}/arp_ignore"), NEVER)?;
+        self.server.run(|| {
+            with_handle(async |handle: &Handle| {
+                let client = Family::V4.client();
+                let mut known = handle.neighbours().get().execute();
+                while let Some(message) =
+                    known.try_next().await.context("asking for neighbours")?
+                {
+                    let is_client = message.attributes.iter().any(|attribute| {
+                        matches!(attribute, NeighbourAttribute::Destination(NeighbourAddress::Inet(address))
+                            if *address == client)
+                    });
+                    if is_client {
+                        return handle
+                            .neighbours()
+                            .del(message)
+                            .execute()
+                            .await
+                            .with_context(|| format!("forgetting {client}"));
+                    }
+                }
+                bail!("no neighbour {client}");
+            })
+        })
     }
 
     /// Takes the client's end down: the server's loses its carrier.

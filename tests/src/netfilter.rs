@@ -45,6 +45,8 @@ pub enum Match {
     PerMille(u8),
     /// Packets of more than so many bytes, IP header included.
     LargerThan(u32),
+    /// And of fewer.
+    SmallerThan(u32),
 }
 
 /// linux/netfilter/nfnetlink.h and nf_tables.h.
@@ -77,6 +79,13 @@ const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const NF_DROP: u32 = 0;
+/// Of `cmp`.
+const EQUAL: u32 = 0;
+const LESS: u32 = 2;
+const GREATER: u32 = 4;
+/// `NF_IP_PRI_NAT_DST` and `NF_IP_PRI_NAT_SRC`.
+const DESTINATION_PRIORITY: i32 = -100;
+const SOURCE_PRIORITY: i32 = 100;
 /// `NFT_REG_VERDICT`, and the first register of data.
 const VERDICT_REGISTER: u32 = 0;
 const REGISTER: u32 = 1;
@@ -98,30 +107,111 @@ pub fn reject_at(hook: Hook, code: u8) -> Result<()> {
     rule_at(hook, POLICY_ACCEPT, Some(expression(b"reject\0", &reject)))
 }
 
+/// Answers every segment that comes to `hook` by a RST, in the calling thread's namespace (`nft add rule … reject with
+/// tcp reset`).
+pub fn reset_at(hook: Hook) -> Result<()> {
+    const RESET: u32 = 1;
+    let reject = expression(b"reject\0", &numbers(&[(1, RESET)]));
+    rule_at(hook, POLICY_ACCEPT, Some(reject))
+}
+
+/// Lets conntrack follow every connection of the calling thread's namespace (`nft add rule … ct state new`).
+pub fn track() -> Result<()> {
+    const STATE: u32 = 0;
+    let state = expression(b"ct\0", &numbers(&[(1, REGISTER), (2, STATE)]));
+    rule_at(Hook::Input, POLICY_ACCEPT, Some(state))
+}
+
+/// Gives what comes for one port of TCP to another (`nft add rule … tcp dport A redirect to :B`), in the calling thread's
+/// namespace.
+pub fn redirect(from: u16, to: u16) -> Result<()> {
+    let rule = [
+        is_tcp_to(from),
+        constant(&to.to_be_bytes()),
+        expression(b"redir\0", &numbers(&[(1, REGISTER)])),
+    ]
+    .concat();
+    let chain = Chain {
+        hook: Hook::Prerouting,
+        priority: DESTINATION_PRIORITY,
+        kind: b"nat\0",
+        policy: POLICY_ACCEPT,
+    };
+    change(&chain_with(&chain, Some(rule)))
+}
+
+/// Makes every connection to a port of TCP come from one port (`nft add rule … tcp dport A snat to :B`, at input), in the
+/// calling thread's namespace: there is room for one from each address.
+pub fn share_a_source_port(to: u16, source: u16) -> Result<()> {
+    const SOURCE: u32 = 0;
+    const SPECIFIED: u32 = 1 << 1;
+    let ipv4 = u32::try_from(libc::AF_INET).expect("a small number");
+    let translate = numbers(&[
+        (1, SOURCE),
+        (2, ipv4),
+        (5, REGISTER),
+        (6, REGISTER),
+        (7, SPECIFIED),
+    ]);
+    let rule = [
+        is_tcp_to(to),
+        constant(&source.to_be_bytes()),
+        expression(b"nat\0", &translate),
+    ]
+    .concat();
+    let chain = Chain {
+        hook: Hook::Input,
+        priority: SOURCE_PRIORITY,
+        kind: b"nat\0",
+        policy: POLICY_ACCEPT,
+    };
+    change(&chain_with(&chain, Some(rule)))
+}
+
 /// Drops the packets of both families that come to `hook` and match, in the calling thread's namespace.
 pub fn drop_some_at(hook: Hook, matches: Match) -> Result<()> {
     let (policy, test) = match matches {
         Match::Everything => (POLICY_DROP, None),
         Match::Percent(percent) => (POLICY_ACCEPT, Some(is_drawn(percent, 100))),
         Match::PerMille(share) => (POLICY_ACCEPT, Some(is_drawn(share, 1000))),
-        Match::LargerThan(bytes) => (POLICY_ACCEPT, Some(is_larger(bytes))),
+        Match::LargerThan(bytes) => (POLICY_ACCEPT, Some(length_is(GREATER, bytes))),
+        Match::SmallerThan(bytes) => (POLICY_ACCEPT, Some(length_is(LESS, bytes))),
     };
     rule_at(hook, policy, test.map(|test| [test, drop_it()].concat()))
 }
 
-/// A base chain at `hook`, with a rule of these expressions in it.
+/// A base chain, at one of netfilter's hooks.
+struct Chain {
+    hook: Hook,
+    priority: i32,
+    kind: &'static [u8],
+    policy: u32,
+}
+
+/// A chain of filters at `hook`, with a rule of these expressions in it.
 fn rule_at(hook: Hook, policy: u32, rule: Option<Vec<u8>>) -> Result<()> {
+    let chain = Chain {
+        hook,
+        priority: hook.priority(),
+        kind: b"filter\0",
+        policy,
+    };
+    change(&chain_with(&chain, rule))
+}
+
+/// The changes that make a chain, with a rule of these expressions in it.
+fn chain_with(chain: &Chain, rule: Option<Vec<u8>>) -> Vec<Vec<u8>> {
     let chain_hook = [
-        attribute(HOOK_NUMBER, &hook.number().to_be_bytes()),
-        attribute(HOOK_PRIORITY, &hook.priority().to_be_bytes()),
+        attribute(HOOK_NUMBER, &chain.hook.number().to_be_bytes()),
+        attribute(HOOK_PRIORITY, &chain.priority.to_be_bytes()),
     ]
     .concat();
     let chain = [
         attribute(CHAIN_TABLE, TABLE),
         attribute(CHAIN_NAME, CHAIN),
         attribute(CHAIN_HOOK | NESTED, &chain_hook),
-        attribute(CHAIN_POLICY, &policy.to_be_bytes()),
-        attribute(CHAIN_TYPE, b"filter\0"),
+        attribute(CHAIN_POLICY, &chain.policy.to_be_bytes()),
+        attribute(CHAIN_TYPE, chain.kind),
     ]
     .concat();
     let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE;
@@ -145,30 +235,53 @@ fn rule_at(hook: Hook, policy: u32, rule: Option<Vec<u8>>) -> Result<()> {
         let flags = flags | libc::NLM_F_APPEND;
         messages.push(message(NEW_RULE, flags, NFPROTO_INET, 0, &rule));
     }
-    change(&messages)
+    messages
+}
+
+/// Whether a packet is a segment of TCP to a port.
+fn is_tcp_to(port: u16) -> Vec<u8> {
+    const META_PROTOCOL: u32 = 16;
+    /// Base, offset and length of the destination port.
+    const DESTINATION: [(u16, u32); 4] = [(1, REGISTER), (2, 2), (3, 2), (4, 2)];
+    let tcp = u8::try_from(libc::IPPROTO_TCP).expect("a small number");
+    [
+        expression(b"meta\0", &numbers(&[(1, REGISTER), (2, META_PROTOCOL)])),
+        compare(EQUAL, &[tcp]),
+        expression(b"payload\0", &numbers(&DESTINATION)),
+        compare(EQUAL, &port.to_be_bytes()),
+    ]
+    .concat()
+}
+
+/// Puts a constant into the register.
+fn constant(value: &[u8]) -> Vec<u8> {
+    let data = [
+        attribute(1, &REGISTER.to_be_bytes()),
+        attribute(2 | NESTED, &attribute(DATA_VALUE, value)),
+    ]
+    .concat();
+    expression(b"immediate\0", &data)
 }
 
 /// Whether a number drawn from `of` is below `share`.
 fn is_drawn(share: u8, of: u32) -> Vec<u8> {
     const RANDOM: u32 = 1;
-    const LESS: u32 = 2;
     let draw = numbers(&[(1, REGISTER), (2, of), (3, RANDOM), (4, 0)]);
     [
         expression(b"numgen\0", &draw),
         swapped(),
-        compare(LESS, u32::from(share).to_be_bytes()),
+        compare(LESS, &u32::from(share).to_be_bytes()),
     ]
     .concat()
 }
 
-/// Whether a packet is larger than `bytes`.
-fn is_larger(bytes: u32) -> Vec<u8> {
+/// Whether the length of a packet compares so with `bytes`.
+fn length_is(operation: u32, bytes: u32) -> Vec<u8> {
     const META_LENGTH: u32 = 0;
-    const GREATER: u32 = 4;
     [
         expression(b"meta\0", &numbers(&[(1, REGISTER), (2, META_LENGTH)])),
         swapped(),
-        compare(GREATER, bytes.to_be_bytes()),
+        compare(operation, &bytes.to_be_bytes()),
     ]
     .concat()
 }
@@ -186,10 +299,10 @@ fn swapped() -> Vec<u8> {
     expression(b"byteorder\0", &swap)
 }
 
-fn compare(operation: u32, with: [u8; 4]) -> Vec<u8> {
+fn compare(operation: u32, with: &[u8]) -> Vec<u8> {
     let data = [
         numbers(&[(1, REGISTER), (2, operation)]),
-        attribute(3 | NESTED, &attribute(DATA_VALUE, &with)),
+        attribute(3 | NESTED, &attribute(DATA_VALUE, with)),
     ]
     .concat();
     expression(b"cmp\0", &data)

@@ -84,9 +84,25 @@ pub fn send_too_big(family: Family, about: &Segment, mtu: u16) -> Result<()> {
         Family::V4 => (ICMP, [3, 4]),
         Family::V6 => (ICMP_V6, [2, 0]),
     };
+    send_icmp(family, about, protocol, kind, mtu.into())
+}
+
+/// Says by ICMP of a segment of IPv4 that there is no way to its destination, in the name of that.
+pub fn send_unreachable(about: &Segment) -> Result<()> {
+    const HOST_UNREACHABLE: [u8; 2] = [3, 1];
+    send_icmp(Family::V4, about, ICMP, HOST_UNREACHABLE, 0)
+}
+
+fn send_icmp(
+    family: Family,
+    about: &Segment,
+    protocol: u8,
+    kind: [u8; 2],
+    rest: u32,
+) -> Result<()> {
     let mut body = kind.to_vec();
     body.extend([0; 2]);
-    body.extend(u32::from(mtu).to_be_bytes());
+    body.extend(rest.to_be_bytes());
     body.extend(packet(about, &[])?);
     let (from, to) = (about.destination, about.source);
     let packet = enclose(from.ip(), to.ip(), protocol, body, 2)?;

@@ -224,6 +224,32 @@ impl Peer {
         Ok(())
     }
 
+    /// Asks a listener of the server at `address` for a connection, is called unreachable by ICMP, which ends the request,
+    /// and acknowledges the SYN-ACK then.
+    pub fn acknowledge_too_late(&self, address: SocketAddr) -> Result<()> {
+        self.netns
+            .run(|| packet::send_syn(self.family, self.address, address))?;
+        let syn_ack = self
+            .hear(|segment| segment.flags == flag::SYN | flag::ACK)
+            .context("hearing a SYN-ACK")?;
+        self.netns.run(|| {
+            packet::send_unreachable(&syn_ack)?;
+            packet::send_segment(
+                self.family,
+                &Segment {
+                    source: self.address,
+                    destination: address,
+                    flags: flag::ACK,
+                    seq: syn_ack.ack,
+                    ack: syn_ack.seq.wrapping_add(1),
+                    bytes: 0,
+                    timestamp: None,
+                },
+                &[],
+            )
+        })
+    }
+
     /// The next segment to the peer that is wanted; the others are not missed.
     fn hear(&self, wanted: impl Fn(&Segment) -> bool) -> Result<Segment> {
         let mut buffer = vec![0; BUFFER];

@@ -1,6 +1,9 @@
-//! A queue discipline that has no room for any packet (`tc qdisc add … root pfifo limit 0`), set up over netlink.
+//! Queue disciplines: one that has no room for any packet (`tc qdisc add … root pfifo limit 0`), and one that keeps each
+//! for a while (`… root netem delay 20ms`), set up over netlink.
 //!
-//! What it drops comes back to TCP as a verdict and not as an error (`NET_XMIT_DROP`). It goes with its interface.
+//! What the first drops comes back to TCP as a verdict and not as an error (`NET_XMIT_DROP`). Both go with their interface.
+
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures_util::StreamExt;
@@ -28,6 +31,24 @@ pub fn shut(interface: &str) -> Result<()> {
         message.attributes = vec![
             TcAttribute::Kind("pfifo".to_owned()),
             TcAttribute::Other(DefaultNla::new(TCA_OPTIONS, LIMIT.to_ne_bytes().to_vec())),
+        ];
+        RouteNetlinkMessage::NewQueueDiscipline(message)
+    })
+}
+
+/// Makes an interface of the calling thread's namespace send everything so much later.
+pub fn delay(interface: &str, by: Duration) -> Result<()> {
+    /// `PSCHED_SHIFT` (include/net/pkt_sched.h).
+    const TICK_SHIFT: u32 = 6;
+    /// Of packets, more than are ever on their way.
+    const ROOM: u32 = 10_000;
+    let ticks = u32::try_from(by.as_nanos() >> TICK_SHIFT)?;
+    // `tc_netem_qopt`: latency, limit, loss, gap, duplicate, jitter.
+    let options = [ticks, ROOM, 0, 0, 0, 0].map(u32::to_ne_bytes).concat();
+    change(interface, NLM_F_CREATE | NLM_F_EXCL, |mut message| {
+        message.attributes = vec![
+            TcAttribute::Kind("netem".to_owned()),
+            TcAttribute::Other(DefaultNla::new(TCA_OPTIONS, options)),
         ];
         RouteNetlinkMessage::NewQueueDiscipline(message)
     })

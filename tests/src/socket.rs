@@ -167,10 +167,44 @@ fn set_tcp_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> s
     }
 }
 
+/// include/uapi/linux/tcp.h.
+const TCP_REPAIR: libc::c_int = 19;
+
+/// The next number that a connection sends, and the next that it expects.
+pub fn sequence_numbers(socket: &Socket) -> Result<(u32, u32)> {
+    const TCP_REPAIR_QUEUE: libc::c_int = 20;
+    const TCP_QUEUE_SEQ: libc::c_int = 21;
+    const RECEIVED: libc::c_int = 1;
+    const SENT: libc::c_int = 2;
+    /// Without a probe to the peer.
+    const OFF: libc::c_int = -1;
+    set_tcp_option(socket, TCP_REPAIR, 1).context("setting TCP_REPAIR")?;
+    let number = |queue| -> Result<u32> {
+        set_tcp_option(socket, TCP_REPAIR_QUEUE, queue).context("setting TCP_REPAIR_QUEUE")?;
+        let mut number = 0_u32;
+        let mut size = libc::socklen_t::try_from(size_of_val(&number))?;
+        // SAFETY: the kernel writes at most `size` bytes to `number`, which is that large.
+        let status = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                TCP_QUEUE_SEQ,
+                (&raw mut number).cast(),
+                &raw mut size,
+            )
+        };
+        if status != 0 {
+            return Err(std::io::Error::last_os_error()).context("reading TCP_QUEUE_SEQ");
+        }
+        Ok(number)
+    };
+    let numbers = (number(SENT)?, number(RECEIVED)?);
+    set_tcp_option(socket, TCP_REPAIR, OFF).context("ending TCP_REPAIR")?;
+    Ok(numbers)
+}
+
 /// Closes a socket without a word to the peer, as a checkpoint does.
 pub fn vanish(socket: Socket) -> Result<()> {
-    /// include/uapi/linux/tcp.h.
-    const TCP_REPAIR: libc::c_int = 19;
     set_tcp_option(&socket, TCP_REPAIR, 1).context("setting TCP_REPAIR")?;
     drop(socket);
     Ok(())

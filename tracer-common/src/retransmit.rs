@@ -19,6 +19,9 @@ pub struct Attempt {
     pub pending: u8,
     /// 1 in the state Loss without a timeout: nothing is there to take back (`undo_marker` is 0).
     pub without_timeout: u8,
+    /// `icsk_retransmits` and `icsk_backoff`.
+    pub retransmits: u8,
+    pub backoff: u8,
 }
 
 /// What sent a segment again. Each is counted by another counter of the kernel, or by none.
@@ -67,6 +70,15 @@ pub const fn is_without_timeout(ca_state: u8, pending: u8, undo_marker: u32) -> 
     ca_state == ca::LOSS && pending != pending::NONE && undo_marker == 0
 }
 
+/// Whether an ICMP message that says that there is no way took a doubling of the timer back, and by that found it due
+/// (RFC 6069, `tcp_ld_RTO_revert`): it is still pending then. The timer counts before it doubles: one ahead is its own
+/// timeout, and two are this. ACKs send again with none ahead, or with as many as were taken back and not made up for.
+#[must_use]
+#[inline]
+pub const fn is_clocked_out(retransmits: u8, backoff: u8) -> bool {
+    retransmits > backoff.saturating_add(1)
+}
+
 /// One of [`class`].
 ///
 /// Only what is marked lost is repeated by ACKs (`tcp_xmit_retransmit_queue`), and a tail loss probe takes
@@ -89,7 +101,9 @@ pub const fn class(attempt: &Attempt) -> u8 {
         return class::LOSS_PROBE;
     }
     if attempt.ca_state == ca::LOSS {
-        return if attempt.pending == pending::NONE {
+        return if attempt.pending == pending::NONE
+            || is_clocked_out(attempt.retransmits, attempt.backoff)
+        {
             class::TIMEOUT
         } else if attempt.without_timeout != 0 {
             class::NOT_CONGESTION
@@ -147,6 +161,8 @@ mod tests {
         ca_state: ca::OPEN,
         pending: pending::RETRANS,
         without_timeout: 0,
+        retransmits: 0,
+        backoff: 0,
     };
 
     #[test]
@@ -178,6 +194,23 @@ mod tests {
         for pending in [pending::RETRANS, pending::LOSS_PROBE, pending::REO_TIMEOUT] {
             let after = Attempt { pending, ..timeout };
             assert_eq!(class(&after), class::SLOW_START);
+        }
+    }
+
+    #[test]
+    fn a_timer_that_an_icmp_message_finds_due_is_one() {
+        let after = |retransmits, backoff| {
+            class(&Attempt {
+                ca_state: ca::LOSS,
+                retransmits,
+                backoff,
+                ..ESTABLISHED
+            })
+        };
+        assert_eq!(after(3, 1), class::TIMEOUT);
+        // ACKs after two timeouts, after an answer, and after a message that found the timer not due yet.
+        for (retransmits, backoff) in [(2, 2), (0, 2), (2, 1)] {
+            assert_eq!(after(retransmits, backoff), class::SLOW_START);
         }
     }
 

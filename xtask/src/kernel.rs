@@ -125,7 +125,7 @@ pub(crate) fn ensure(
     let absent: Vec<&Line> = lines
         .iter()
         .copied()
-        .filter(|line| !stamp(&cache, line).is_file())
+        .filter(|line| !is_cached(&cache, line))
         .collect();
     if !absent.is_empty() {
         fetch(&cache, installation, &absent)?;
@@ -133,8 +133,11 @@ pub(crate) fn ensure(
     lines.iter().map(|line| cached(&cache, line)).collect()
 }
 
-fn stamp(cache: &Path, line: &Line) -> PathBuf {
-    cache.join(line.name).join("release")
+/// Whether a kernel is there, with the modules that are asked for today.
+fn is_cached(cache: &Path, line: &Line) -> bool {
+    let entry = cache.join(line.name);
+    let wanted = fs::read_to_string(entry.join("modules/wanted"));
+    entry.join("release").is_file() && wanted.is_ok_and(|wanted| wanted == modules::wanted())
 }
 
 fn cached(cache: &Path, line: &'static Line) -> Result<Kernel> {
@@ -336,6 +339,7 @@ fn fetch_candidate(
         order.push('\n');
     }
     fs::write(partial.join("modules/order"), order)?;
+    fs::write(partial.join("modules/wanted"), modules::wanted())?;
     fs::write(partial.join("release"), format!("{release}\n"))?;
     // The rename is what makes the cache entry exist, so an interrupted run leaves none.
     let entry = cache.join(line.name);

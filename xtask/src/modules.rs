@@ -17,7 +17,7 @@ use crate::process;
 const REQUIRED: [&str; 5] = ["veth", "sch_netem", "nf_tables", "inet_diag", "tcp_diag"];
 
 /// Used where the kernel has them.
-const OPTIONAL: [&str; 8] = [
+const OPTIONAL: [&str; 11] = [
     "tun",
     "dummy",
     "nft_compat",
@@ -26,7 +26,16 @@ const OPTIONAL: [&str; 8] = [
     "nft_numgen",
     "nft_counter",
     "nft_reject_inet",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_redir",
 ];
+
+/// All that is asked for: what was unpacked for another list lacks some.
+pub(crate) fn wanted() -> String {
+    let names: Vec<&str> = REQUIRED.into_iter().chain(OPTIONAL).collect();
+    names.join("\n")
+}
 
 /// A module's name and its uncompressed content.
 pub(crate) struct Module {

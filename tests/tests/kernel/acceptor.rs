@@ -1,23 +1,28 @@
 //! Why a full accept queue is not emptied: by the process that is to accept, and how it stands.
 
-use std::os::fd::RawFd;
+use std::{fs, os::fd::RawFd, path::Path};
 
+use anyhow::Context as _;
 use conntracer_tests::{
+    cgroup::Cgroup,
     family::Family,
     forked::{self, Forked},
     line::Finding,
     scenario::accept_queue::AcceptQueueFull,
-    wait::EVENTUALLY,
+    served::accept,
+    wait::{self, EVENTUALLY},
     watch::Watch,
 };
+use rstest::rstest;
 
-use crate::support::{assert_sound, binary, is_syn_drop, watch};
+use crate::support::{assert_sound, binary, is_syn_drop, lacking, watch};
 
 /// As many descriptors as the process may have.
 const DESCRIPTORS: libc::rlim_t = 16;
 
+/// On a slow machine clients get as far as their third ACK before the queue is full.
 fn of_a_full_queue(finding: &Finding) -> bool {
-    is_syn_drop(finding) && finding.cause == "accept_queue_full"
+    is_syn_drop(finding) && matches!(&*finding.cause, "accept_queue_full" | "ack_overflow")
 }
 
 /// The listener is this process's; a worker that inherited it is the one that accepts.
@@ -79,11 +84,14 @@ fn a_worker_that_is_stopped_is_why_the_queue_is_full() {
     assert_sound(&run, &full.netns);
 }
 
-#[test]
-fn a_worker_without_a_descriptor_to_spare_cannot_accept() {
+/// It calls accept() twenty times a second, which fails, or not at all: nothing was accepted either way.
+#[rstest]
+#[case::and_tries(true)]
+#[case::and_does_not(false)]
+fn a_worker_without_a_descriptor_to_spare_cannot_accept(#[case] tries: bool) {
     let Some(binary) = binary() else { return };
     let (mut full, fd) = opened();
-    let worker = Forked::run(c"ct-worker", &[fd], || {
+    let worker = Forked::run(c"ct-worker", &[fd], move || {
         let limit = libc::rlimit {
             rlim_cur: DESCRIPTORS,
             rlim_max: DESCRIPTORS,
@@ -95,7 +103,16 @@ fn a_worker_without_a_descriptor_to_spare_cannot_accept() {
             }
             while libc::dup(0) >= 0 {}
         }
-        forked::pause()
+        if !tries {
+            return forked::pause();
+        }
+        loop {
+            if accept(fd, 0) >= 0 {
+                return 1;
+            }
+            // SAFETY: a number.
+            unsafe { libc::usleep(50_000) };
+        }
     })
     .unwrap();
     let Some(mut tracer) = watch(&binary, &full.netns) else {
@@ -117,6 +134,112 @@ fn a_worker_without_a_descriptor_to_spare_cannot_accept() {
         "{finding:#?}"
     );
     assert_sound(&run, &full.netns);
+}
+
+/// The control group of the worker is frozen, as by `docker pause`.
+#[test]
+fn a_worker_that_is_frozen_is_why_the_queue_is_full() {
+    let Some(binary) = binary() else { return };
+    let path = format!("/ct-frozen-{}", std::process::id());
+    let group = match Cgroup::new(&path) {
+        Ok(group) => group,
+        Err(error) => {
+            lacking(&format!("no control group can be made: {error:#}"));
+            return;
+        }
+    };
+    let (mut full, fd) = opened();
+    let worker = Forked::run(c"ct-worker", &[fd], forked::pause).unwrap();
+    group.take(worker.pid()).unwrap();
+    let freeze = |value: &str| fs::write(group.directory().join("cgroup.freeze"), value);
+    if let Err(error) = freeze("1") {
+        lacking(&format!("this kernel freezes no control group: {error}"));
+        return;
+    }
+    wait::until("the control group to be frozen", EVENTUALLY, || {
+        let events = fs::read_to_string(group.directory().join("cgroup.events"))?;
+        Ok(events.contains("frozen 1").then_some(()))
+    })
+    .unwrap();
+    let Some(mut tracer) = watch(&binary, &full.netns) else {
+        return;
+    };
+    full.provoke().unwrap();
+    let finding = told_of(&mut tracer, &worker);
+    full.quiet().unwrap();
+    let run = tracer.checkpoint().unwrap();
+    freeze("0").unwrap();
+
+    let said = "is frozen with its control group";
+    assert!(finding.summary.contains(said), "{finding:#?}");
+    assert_eq!(
+        finding.evidence["acceptor_hindered_by"], "frozen",
+        "{finding:#?}"
+    );
+    let advice = finding.advice.join("; ");
+    assert!(
+        finding.advice[0].contains("thaw") && !advice.contains("backlog"),
+        "{finding:#?}"
+    );
+    assert_sound(&run, &full.netns);
+    drop(worker);
+}
+
+/// A quota of a hundredth of a CPU, for a worker that wants all of it.
+#[test]
+fn a_worker_that_is_throttled_is_why_the_queue_is_full() {
+    let Some(binary) = binary() else { return };
+    let path = format!("/ct-throttled-{}", std::process::id());
+    let quota = || -> anyhow::Result<Cgroup> {
+        // Where the controller is not another hierarchy's.
+        let control = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+            .into_iter()
+            .map(|mount| Path::new(mount).join("cgroup.subtree_control"))
+            .find(|control| control.exists())
+            .context("control groups of version 2 are not mounted")?;
+        fs::write(&control, "+cpu").context("asking for the controller of CPUs")?;
+        let group = Cgroup::new(&path)?;
+        fs::write(group.directory().join("cpu.max"), "1000 100000").context("setting a quota")?;
+        Ok(group)
+    };
+    let group = match quota() {
+        Ok(group) => group,
+        Err(error) => {
+            lacking(&format!("no quota of a CPU can be set: {error:#}"));
+            return;
+        }
+    };
+    let (mut full, fd) = opened();
+    let worker = Forked::run(c"ct-worker", &[fd], || {
+        loop {
+            std::hint::spin_loop();
+        }
+    })
+    .unwrap();
+    group.take(worker.pid()).unwrap();
+    let Some(mut tracer) = watch(&binary, &full.netns) else {
+        return;
+    };
+    full.provoke().unwrap();
+    // The share of a time is known by the second look.
+    let finding = tracer
+        .wait_for("the quota to be told of", EVENTUALLY, |finding| {
+            of_a_full_queue(finding)
+                && finding.evidence.get("acceptor_hindered_by") == Some(&"throttled".into())
+        })
+        .unwrap();
+    full.quiet().unwrap();
+    let run = tracer.checkpoint().unwrap();
+
+    let said = "kept from running by a CPU quota";
+    assert!(finding.summary.contains(said), "{finding:#?}");
+    let advice = finding.advice.join("; ");
+    assert!(
+        finding.advice[0].contains("cpu.max") && !advice.contains("backlog"),
+        "{finding:#?}"
+    );
+    assert_sound(&run, &full.netns);
+    drop(worker);
 }
 
 /// The same set-up, and nobody is turned away.

@@ -1,16 +1,19 @@
 //! `connect_failure` by what came back: nothing, an ICMP message, or nothing because nothing was sent; and who gave up.
 
-use std::{net::SocketAddr, os::fd::AsRawFd as _};
+use std::{net::SocketAddr, os::fd::AsRawFd as _, time::Duration};
 
 use conntracer_tests::{
     family::Family,
     forked::{self, Forked},
     line::Finding,
     link::Pair,
-    netfilter::{self, Hook},
+    netfilter::{self, Hook, Match},
     netns::NetNs,
     scenario::accept_queue::AcceptQueueFull,
-    socket::{connect_without_waiting, listen_on, repeat_syns, tcp, tcp_info, wait_error},
+    socket::{
+        Connection, connect_without_waiting, listen_on, repeat_syns, tcp, tcp_info, vanish,
+        wait_error,
+    },
     wait::{self, EVENTUALLY},
 };
 use rstest::rstest;
@@ -209,6 +212,115 @@ fn attempts_that_a_listener_of_this_host_turns_away_point_to_its_finding() {
     );
     assert!(!finding.advice.join("; ").contains("mtr"), "{finding:#?}");
     assert_sound(&run, &full.netns);
+}
+
+/// What is left of an earlier connection answers, and its answers do not fit: that is no silence, and no full queue.
+#[test]
+fn an_answer_that_does_not_fit_is_no_silence() {
+    /// Of the client's RSTs; a SYN has options.
+    const SMALLEST: u32 = 41;
+    const FROM: u16 = 40_321;
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let client = pair.client.clone();
+    let address = SocketAddr::new(Family::V4.server(), PORT);
+    let listener = pair
+        .server
+        .run(|| listen_on(tcp(Family::V4)?, address, 16))
+        .unwrap();
+    let connect = || {
+        client
+            .run(|| {
+                let socket = tcp(Family::V4)?;
+                socket.set_reuse_address(true)?;
+                socket.bind(&SocketAddr::new(Family::V4.client(), FROM).into())?;
+                repeat_syns(&socket, 1)?;
+                connect_without_waiting(&socket, address)?;
+                Ok(socket)
+            })
+            .unwrap()
+    };
+    let left = Connection::accept(&listener, connect()).unwrap();
+    vanish(left.connected).unwrap();
+    // They would end what is left.
+    let rsts = Match::SmallerThan(SMALLEST);
+    pair.server
+        .run(|| netfilter::drop_some_at(Hook::Input, rsts))
+        .unwrap();
+    let Some(mut tracer) = watch(&binary, &client) else {
+        return;
+    };
+    let again = connect();
+    let error = wait_error(&again, EVENTUALLY).unwrap();
+    assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
+    let finding = tracer
+        .wait_for("the failed attempt", EVENTUALLY, is_failure)
+        .unwrap();
+    let run = tracer.checkpoint().unwrap();
+
+    assert_eq!(finding.cause, "timed_out", "{finding:#?}");
+    let answered = finding.evidence.contains_key("answered_by");
+    if !answered {
+        // Where the RST for it is not seen, nothing is said of the peer's queue as a fact.
+        assert!(!tracer.has_hook("reset_sent"), "{finding:#?}");
+    }
+    assert_eq!(
+        finding.summary.contains("an answer came that does not fit"),
+        answered,
+        "{finding:#?}"
+    );
+    assert_eq!(
+        finding.advice[0].contains("what is left of an earlier connection"),
+        answered,
+        "{finding:#?}"
+    );
+    assert!(
+        !finding.summary.contains("queue may be full"),
+        "{finding:#?}"
+    );
+    assert_sound(&run, &client);
+    drop(left.accepted);
+}
+
+/// What ended the wait for an answer: a number of SYNs, of the socket's or of the namespace's, or a time. Which of them is
+/// said where it is known, and else all three.
+#[rstest]
+#[case::by_the_socket("TCP_SYNCNT")]
+#[case::by_the_namespace("net.ipv4.tcp_syn_retries")]
+#[case::by_time("TCP_USER_TIMEOUT")]
+fn what_bounds_an_attempt_is_among_the_candidates(#[case] bound: &str) {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let client = pair.server.clone();
+    if bound == "net.ipv4.tcp_syn_retries" {
+        client.set_sysctl("net/ipv4/tcp_syn_retries", "1").unwrap();
+    }
+    let Some(mut tracer) = watch(&binary, &client) else {
+        return;
+    };
+    let nobody = SocketAddr::new(Family::V4.ghost(), PORT);
+    let socket = client
+        .run(|| {
+            let socket = tcp(Family::V4)?;
+            if bound == "TCP_SYNCNT" {
+                repeat_syns(&socket, 1)?;
+            } else if bound == "TCP_USER_TIMEOUT" {
+                socket.set_tcp_user_timeout(Some(Duration::from_secs(2)))?;
+            }
+            connect_without_waiting(&socket, nobody)?;
+            Ok(socket)
+        })
+        .unwrap();
+    let error = wait_error(&socket, EVENTUALLY).unwrap();
+    assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
+    let finding = tracer
+        .wait_for("the failed attempt", EVENTUALLY, is_failure)
+        .unwrap();
+    let run = tracer.checkpoint().unwrap();
+
+    let advice = finding.advice.join("; ");
+    assert!(advice.contains(bound), "{finding:#?}");
+    assert_sound(&run, &client);
 }
 
 /// The same link, and somebody listens.

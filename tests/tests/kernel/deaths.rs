@@ -28,6 +28,7 @@ use conntracer_tests::{
     wait::{self, EVENTUALLY},
     watch::Watch,
 };
+use rstest::rstest;
 use serde_json::Value;
 use socket2::Socket;
 
@@ -42,17 +43,17 @@ const ESTABLISHED: u8 = 1;
 /// Longer than the least pause that a finding speaks of.
 const PAUSE: Duration = Duration::from_secs(11);
 
-fn is(finding: &Finding, name: &str, value: &str) -> bool {
+pub(crate) fn is(finding: &Finding, name: &str, value: &str) -> bool {
     finding.evidence.get(name).and_then(Value::as_str) == Some(value)
 }
 
-fn seconds(finding: &Finding, name: &str) -> f64 {
+pub(crate) fn seconds(finding: &Finding, name: &str) -> f64 {
     let value = finding.evidence.get(name).and_then(Value::as_f64);
     value.unwrap_or_else(|| panic!("no {name} in {finding:#?}"))
 }
 
 /// The words that were untrue in so many cases.
-fn assert_blames_nobody(finding: &Finding) {
+pub(crate) fn assert_blames_nobody(finding: &Finding) {
     for text in finding.advice.iter().chain([&finding.summary]) {
         assert!(!text.contains("crashed"), "{finding:#?}");
         assert!(!text.contains("somebody's idle"), "{finding:#?}");
@@ -61,7 +62,7 @@ fn assert_blames_nobody(finding: &Finding) {
 
 /// All the deaths of a namespace, which are told in `how` and where they are not lost.
 #[track_caller]
-fn all(tracer: &mut Watch, count: u64, how: &str) -> (Run, Option<Finding>) {
+pub(crate) fn all(tracer: &mut Watch, count: u64, how: &str) -> (Run, Option<Finding>) {
     let run = tell_all(tracer, &HOOKS, count, died);
     assert_seen(&run, &HOOKS, died(&run), count);
     let mut found = run.last_of(is_drop);
@@ -76,13 +77,13 @@ fn all(tracer: &mut Watch, count: u64, how: &str) -> (Run, Option<Finding>) {
 }
 
 #[track_caller]
-fn assert_nothing(tracer: &mut Watch) {
+pub(crate) fn assert_nothing(tracer: &mut Watch) {
     let run = tracer.checkpoint().unwrap();
     let found = run.last_of(is_drop);
     assert!(found.is_empty(), "{found:#?}");
 }
 
-fn client(pair: &Pair, address: SocketAddr) -> Socket {
+pub(crate) fn client(pair: &Pair, address: SocketAddr) -> Socket {
     pair.client
         .run(|| {
             let client = tcp(Family::of(address.ip()))?;
@@ -92,7 +93,7 @@ fn client(pair: &Pair, address: SocketAddr) -> Socket {
         .unwrap()
 }
 
-fn wait_connected(client: &Socket) {
+pub(crate) fn wait_connected(client: &Socket) {
     wait::until("a connection to be established", EVENTUALLY, || {
         Ok(client.peer_addr().is_ok().then_some(()))
     })
@@ -102,7 +103,7 @@ fn wait_connected(client: &Socket) {
 
 /// Two namespaces, and what is said of the server's and of the client's.
 #[track_caller]
-fn both_ends(binary: &Binary) -> Option<(Pair, Watch, Watch)> {
+pub(crate) fn both_ends(binary: &Binary) -> Option<(Pair, Watch, Watch)> {
     let pair = Pair::new().unwrap();
     let here = watch(binary, &pair.server)?;
     let there = watch(binary, &pair.client)?;
@@ -110,7 +111,7 @@ fn both_ends(binary: &Binary) -> Option<(Pair, Watch, Watch)> {
 }
 
 /// Whether the kernel tells of every RST that it sends, without a socket, too.
-fn tells_of_resets(tracer: &Watch) -> bool {
+pub(crate) fn tells_of_resets(tracer: &Watch) -> bool {
     let plan = &tracer.plan().plan;
     plan.hooks
         .iter()
@@ -536,9 +537,21 @@ fn an_idle_timeout_is_named_where_one_event_does_not_explain_it() {
     }
 }
 
-/// The way to the peer goes, and no ICMP says so: the error is this host's own.
-#[test]
-fn a_route_that_goes_is_not_told_as_icmp() {
+/// The way to the peer goes, or is forbidden, and no ICMP says so: the error is this host's own.
+#[rstest]
+#[case::gone(
+    false,
+    libc::ENETUNREACH,
+    "ENETUNREACH",
+    "has no route to the peer any more"
+)]
+#[case::forbidden(true, libc::EACCES, "EACCES", "forbids to send to the peer")]
+fn a_route_that_goes_is_not_told_as_icmp(
+    #[case] forbids: bool,
+    #[case] errno: i32,
+    #[case] name: &str,
+    #[case] said: &str,
+) {
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = &pair.server;
@@ -562,11 +575,15 @@ fn a_route_that_goes_is_not_told_as_icmp() {
     deafen(&connection.accepted).unwrap();
     (&connection.connected).write_all(b"lost").unwrap();
     pair.forget_way(away).unwrap();
-    assert_eq!(death(&connection.connected), libc::ENETUNREACH);
+    if forbids {
+        pair.prohibit(away).unwrap();
+    }
+    assert_eq!(death(&connection.connected), errno);
     let (run, dropped) = all(&mut tracer, 1, "no_route");
     if let Some(dropped) = dropped {
         assert_eq!(dropped.cause, "unreachable", "{dropped:#?}");
-        assert!(is(&dropped, "error", "ENETUNREACH"), "{dropped:#?}");
+        assert!(is(&dropped, "error", name), "{dropped:#?}");
+        assert!(dropped.summary.contains(said), "{dropped:#?}");
         assert!(!dropped.summary.contains("ICMP"), "{dropped:#?}");
     }
     assert_sound(&run, server);

@@ -1,7 +1,7 @@
 //! `syn_drop` before a listener decides: every SYN that was sent is in the finding of the right cause,
 //! and in no other.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use conntracer_tests::{
     counters::Counters,
@@ -23,7 +23,7 @@ use crate::support::{
 
 const DETECTOR: &str = "syn_drop.early_drop";
 /// What tells of SYNs that no listener saw.
-const HOOKS: [&str; 1] = ["drop"];
+pub(crate) const HOOKS: [&str; 1] = ["drop"];
 
 #[rstest]
 #[case::closed_port_v4(Family::V4, Obstacle::ClosedPort, "no_listener")]
@@ -192,6 +192,54 @@ fn who_listens_for_others_is_told_from_nobody(#[case] listens_for: &str, #[case]
     );
     assert!(!finding.summary.contains("any more"), "{finding:#?}");
     assert_certainty(&run, finding);
+    assert_sound(&run, &server);
+}
+
+/// Listeners that take them by the same port: of every address, of both families, of the device by which they come.
+#[rstest]
+#[case::on_every_address("every_address")]
+#[case::for_both_families("both_families")]
+#[case::for_their_device("their_device")]
+fn who_listens_for_these_is_no_finding(#[case] listens_for: &str) {
+    let Some(binary) = binary() else { return };
+    let scenario = Refused::new(Family::V4, Obstacle::ClosedPort).unwrap();
+    let server = scenario.pair.server.clone();
+    let Some(mut tracer) = watch(&binary, &server) else {
+        return;
+    };
+    let _listener = server
+        .run(|| {
+            let socket = match listens_for {
+                "both_families" => {
+                    let socket = tcp(Family::V6)?;
+                    socket.set_only_v6(false)?;
+                    socket
+                }
+                "their_device" => {
+                    let socket = tcp(Family::V4)?;
+                    socket.bind_device(Some(conntracer_tests::link::SERVER.as_bytes()))?;
+                    socket
+                }
+                _ => tcp(Family::V4)?,
+            };
+            let any: IpAddr = if listens_for == "both_families" {
+                Ipv6Addr::UNSPECIFIED.into()
+            } else {
+                Ipv4Addr::UNSPECIFIED.into()
+            };
+            listen_on(socket, SocketAddr::new(any, SERVER_PORT), 16)
+        })
+        .unwrap();
+    scenario.send().unwrap();
+    wait::until("every SYN to arrive", SOON, || {
+        let counted = scenario.counted()?;
+        Ok((counted.in_segs >= u64::from(SYNS)).then_some(()))
+    })
+    .unwrap();
+    let run = tracer.checkpoint().unwrap();
+
+    assert!(run.last_of(is_syn_drop).is_empty(), "{run:#?}");
+    assert_eq!(scenario.counted().unwrap().out_rsts, 0);
     assert_sound(&run, &server);
 }
 
@@ -430,13 +478,13 @@ fn is_refused(error: &anyhow::Error) -> bool {
 }
 
 /// SYNs that were told to be dropped.
-fn dropped(run: &Run) -> u64 {
+pub(crate) fn dropped(run: &Run) -> u64 {
     let findings = run.last_of(is_syn_drop);
     findings.iter().map(|finding| finding.count).sum()
 }
 
 #[track_caller]
-fn only(run: &Run) -> &Finding {
+pub(crate) fn only(run: &Run) -> &Finding {
     match run.last_of(is_syn_drop).as_slice() {
         [only] => only,
         all => panic!("expected one syn_drop finding: {all:#?}"),

@@ -6,11 +6,14 @@
 //! counted; with `CONNTRACER_MUST_TRACE` set it fails instead.
 
 mod acceptor;
+mod alike;
 mod alone;
+mod before;
 mod connect_failure;
 mod connection;
 mod connection_drop;
 mod connects;
+mod conntrack;
 mod deaths;
 mod denied;
 mod doctor;
@@ -30,8 +33,10 @@ mod nginx;
 mod owner;
 mod programs;
 mod reconcile;
+mod resets;
 mod retransmit;
 mod retransmit_storm;
+mod routes;
 mod scenario;
 mod seed;
 mod send_stall;

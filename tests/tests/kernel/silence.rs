@@ -10,13 +10,14 @@ use std::{
 
 use conntracer_tests::{
     family::{Family, SERVER_PORT},
-    line::{Finding, Status},
+    line::{Finding, Status, Subject},
     link::Pair,
-    netfilter::{self, Hook},
+    netfilter::{self, Hook, Match},
     socket::{self, Connection, connect_without_waiting, deafen, listen, tcp, tcp_info},
     wait::{self, EVENTUALLY, SOON},
 };
 use rstest::rstest;
+use serde_json::Value;
 use socket2::Socket;
 
 use crate::support::{HALF_CLOSED_1_S, assert_sound, binary, lacking, trace, trace_by, watch};
@@ -305,6 +306,11 @@ fn a_socket_that_is_not_accepted_waits_for_accept() {
     drop(accepted);
 
     assert_eq!(queued.evidence["looks_like"], "not_accepted", "{queued:#?}");
+    // The clients' FINs are no bytes.
+    for finding in [&queued, &forgotten] {
+        let unread = finding.evidence.get("unread_bytes").and_then(Value::as_u64);
+        assert_eq!(unread.unwrap_or(0), 0, "{finding:#?}");
+    }
     assert!(queued.summary.contains("wait for accept()"), "{queued:#?}");
     assert!(!queued.summary.contains("close()"), "{queued:#?}");
     assert!(!queued.advice.join("\n").contains("close"), "{queued:#?}");
@@ -407,5 +413,65 @@ fn full_sized_loss_alone_names_both_candidates(#[case] others: bool) {
         "{said:#?}"
     );
     assert!(said.advice[0].contains("ping -c3 -M do"), "{said:#?}");
+    assert_sound(&run, &server);
+}
+
+/// The same where another connection to that peer shows that its path is too narrow: it talks, and its large segments do
+/// not come through either.
+#[test]
+fn full_sized_loss_beside_a_narrow_path_is_its() {
+    const NARROW: u32 = 1400;
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let server = pair.server.clone();
+    let Some(mut tracer) = watch(&binary, &server) else {
+        return;
+    };
+    let address = Family::V4.veth_listener();
+    let listener = server.run(|| listen(Family::V4, address, 16)).unwrap();
+    let connected = || {
+        let client = pair.client.run(|| connect(Family::V4, address)).unwrap();
+        Connection::accept(&listener, client).unwrap()
+    };
+    let (silent, talks) = (connected(), connected());
+    // What a path of more than this carries is not found out by probes.
+    let large = Match::LargerThan(NARROW);
+    pair.client
+        .run(|| netfilter::drop_some_at(Hook::Input, large))
+        .unwrap();
+    let segment = usize::try_from(tcp_info(&silent.accepted).unwrap().tcpi_snd_mss).unwrap();
+    (&talks.accepted).write_all(&vec![0; segment]).unwrap();
+    (&silent.accepted).write_all(&vec![0; segment]).unwrap();
+    let narrow = |finding: &Finding| {
+        is_silence(finding)
+            && finding
+                .evidence
+                .get("looks_like")
+                .is_some_and(|looks_like| looks_like == "path_mtu")
+    };
+    let ports = [&silent, &talks].map(|connection| connection.endpoints().unwrap().1.port());
+    let of = |finding: &Finding, port: u16| matches!(finding.subject, Subject::Connection { remote, .. } if remote.port() == port);
+    let said = tracer
+        .wait_for("a path that is too narrow", EVENTUALLY, |finding| {
+            // It asks all the while, and what it is answered is lost.
+            let _sent = (&talks.connected).write_all(b"more?");
+            narrow(finding) && of(finding, ports[0])
+        })
+        .unwrap();
+    let run = tracer.checkpoint().unwrap();
+    for connection in [silent, talks] {
+        connection.abort().unwrap();
+    }
+
+    assert!(
+        said.summary.contains("the path is too narrow for them"),
+        "{said:#?}"
+    );
+    assert!(!said.summary.contains("the peer is gone"), "{said:#?}");
+    let of_talking = run.last_of(|finding| narrow(finding) && of(finding, ports[1]));
+    assert!(
+        of_talking[0].summary.contains("which talks"),
+        "{of_talking:#?}"
+    );
     assert_sound(&run, &server);
 }

@@ -137,6 +137,8 @@ impl Attempt {
             ca_state: record.tcp.ca_state,
             pending: record.tcp.pending,
             without_timeout: record.without_timeout,
+            retransmits: record.tcp.retransmits,
+            backoff: record.tcp.backoff,
         }
     }
 }

@@ -179,6 +179,8 @@ fn count(ctx: &BtfTracePointContext, sk: u64, skb: u64) {
                     ca_state: field!(sk, icsk_ca_state: u8) & 0x1f,
                     pending: field!(sk, icsk_pending: u8),
                     without_timeout: without_timeout(sk),
+                    retransmits: field!(sk, icsk_retransmits: u8),
+                    backoff: field!(sk, icsk_backoff: u8),
                 }))
         }
         errno if is_untried(errno) => return,

@@ -167,6 +167,52 @@ fn what_came_back_is_told_and_what_did_not_is_not(
     run.assert_replays(Thresholds::default());
 }
 
+/// The number of SYNs tells which limit ended the wait; an application that gave up had its own.
+#[rstest]
+#[case::by_the_option(3, 2, 6, errno::ETIMEDOUT, "TCP_SYNCNT of", "tcp_syn_retries")]
+#[case::by_the_sysctl(
+    7,
+    0,
+    6,
+    errno::ETIMEDOUT,
+    "net.ipv4.tcp_syn_retries (now 6) bounds",
+    "TCP_USER_TIMEOUT"
+)]
+#[case::linear_ones_come_on_top(11, 0, 6, errno::ETIMEDOUT, "(now 6) bounds", "TCP_USER_TIMEOUT")]
+#[case::by_time(
+    3,
+    0,
+    6,
+    errno::ETIMEDOUT,
+    "after 3 SYNs, and net.ipv4.tcp_syn_retries (now 6) allows for 4 more: a TCP_USER_TIMEOUT",
+    "bounds it better"
+)]
+#[case::by_the_application(3, 0, 6, 0, "find out where SYNs end", "bounds")]
+fn what_bounds_the_wait_is_told_by_the_number_of_syns(
+    #[case] syns: u32,
+    #[case] own: u8,
+    #[case] sysctl: u8,
+    #[case] error: u32,
+    #[case] said: &str,
+    #[case] never: &str,
+) {
+    let mut run = Run::new();
+    run.tick();
+    let socket = Socket {
+        state: state::SYN_SENT,
+        ..attempt()
+    };
+    run.retransmit(socket, |_| {});
+    run.failure(attempt(), 1, |failure| {
+        (failure.error, failure.syns) = (error, syns);
+        failure.how = if error == 0 { failure_how::PATIENT } else { 0 };
+        (failure.syn_retries, failure.sysctl_syn_retries) = (own, sysctl);
+    });
+    let advice = run.only().advice.join("; ");
+    assert!(advice.contains(said), "{advice}");
+    assert!(!advice.contains(never), "{advice}");
+}
+
 /// A hook that is missing makes doubtful what it could have told, and nothing else.
 #[rstest]
 #[case::by_a_rst(errno::ECONNREFUSED, failure_how::RESET, None, Certainty::Exact)]
@@ -218,6 +264,7 @@ fn a_refusal_before_every_hook_was_there_names_both_candidates() {
         finding.summary.contains("by a RST or by an ICMP message"),
         "{finding:#?}"
     );
+    assert_eq!(finding.certainty, Certainty::Inferred, "{finding:#?}");
 }
 
 #[test]
@@ -283,7 +330,11 @@ fn what_never_left_this_host_is_told_from_silence(
 #[rstest]
 #[case::the_sockets_own(3, 6, "TCP_SYNCNT of process 1234 (now 3)")]
 #[case::the_namespaces(0, 4, "net.ipv4.tcp_syn_retries (now 4)")]
-#[case::not_known(0, 0, "net.ipv4.tcp_syn_retries of namespace 4026")]
+#[case::not_known(
+    0,
+    0,
+    "net.ipv4.tcp_syn_retries of namespace 4026 bounds the wait, or a TCP_SYNCNT or"
+)]
 fn what_bounds_the_wait_is_told(#[case] own: u8, #[case] sysctl: u8, #[case] said: &str) {
     let mut run = Run::new();
     run.failure(attempt(), 1, |failure| {

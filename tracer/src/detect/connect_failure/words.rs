@@ -61,6 +61,9 @@ fn doubt(spec: &Spec, attempts: &Attempts, cx: &Context<'_>) -> Option<Cow<'stat
         ToldBy::Timer | ToldBy::Application | ToldBy::Exit | ToldBy::Signal => {
             cx.doubt_by_losses(&[hook::STATE], netns)
         }
+        ToldBy::RstOrIcmp => cx
+            .doubt(spec)
+            .or_else(|| Some("no hook could tell whether a RST came".into())),
         _ => cx.doubt(spec),
     }
 }
@@ -401,7 +404,6 @@ fn silence_advice(
 ) -> Vec<Cow<'static, str>> {
     let (peer, port) = (key.remote.ip(), key.remote.port());
     let latest = &attempts.latest;
-    let owner = who(latest.owner.as_ref());
     if never_left(attempts, cx) {
         return vec![
             format!(
@@ -439,21 +441,39 @@ fn silence_advice(
             .into(),
         );
     }
-    if has(attempts, failure_how::EXITING) {
+    if key.cause == Cause::Cancelled {
+        // Its own timeout, or its end, bounded the wait.
         return advice;
     }
-    advice.push(
-        match (latest.syn_retries, latest.sysctl_syn_retries) {
-            (Some(own), _) => format!("TCP_SYNCNT of {owner} (now {own}) bounds the wait; a connect timeout bounds it better"),
-            (None, Some(now)) => format!(
-                "net.ipv4.tcp_syn_retries (now {now}) bounds the wait; a connect timeout of {owner} bounds it better"
-            ),
-            (None, None) => format!(
-                "{} bounds the wait; a connect timeout of {owner} bounds it better",
-                cx.said_sysctl("net.ipv4.tcp_syn_retries", key.netns)
-            ),
-        }
-        .into(),
-    );
+    advice.push(bound(key, attempts, cx).into());
     advice
+}
+
+/// What ended the wait: one of two limits to the number of SYNs, or `TCP_USER_TIMEOUT`, which is a time
+/// (`tcp_write_timeout`).
+fn bound(key: &AttemptKey, attempts: &Attempts, cx: &Context<'_>) -> String {
+    let latest = &attempts.latest;
+    let owner = who(latest.owner.as_ref());
+    let (limit, most) = match (latest.syn_retries, latest.sysctl_syn_retries) {
+        (Some(own), _) => (format!("TCP_SYNCNT of {owner} (now {own})"), own),
+        (None, Some(now)) => (format!("net.ipv4.tcp_syn_retries (now {now})"), now),
+        (None, None) => {
+            return format!(
+                "{} bounds the wait, or a TCP_SYNCNT or TCP_USER_TIMEOUT of {owner}; a connect timeout of its own bounds \
+                 it better",
+                cx.said_sysctl("net.ipv4.tcp_syn_retries", key.netns)
+            );
+        }
+    };
+    if latest.syns <= most.into() {
+        return format!(
+            "it ended after {}, and {limit} allows for {} more: a TCP_USER_TIMEOUT of {owner} bounds the wait, or \
+             some could not be sent",
+            plural(latest.syns.into(), "SYN"),
+            u32::from(most)
+                .saturating_add(1)
+                .saturating_sub(latest.syns)
+        );
+    }
+    format!("{limit} bounds the wait; a connect timeout of {owner} bounds it better")
 }

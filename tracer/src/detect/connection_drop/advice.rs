@@ -8,7 +8,7 @@ use super::{
     ends::By,
     group::{Deaths, Pattern, Whose},
     how::{How, Met},
-    phrase::{is_held_back, is_refused, lacks_source, signal_name},
+    phrase::{is_forbidden, is_held_back, is_refused, lacks_source, signal_name},
     thresholds::Thresholds,
 };
 use crate::{
@@ -55,6 +55,11 @@ fn of_pattern(key: &DeathKey, deaths: &Deaths, pattern: Pattern, cx: &Context<'_
         Whose::OtherEnd => vec![
             format!("look in the configuration of the other end for an idle timeout of {pause}").into(),
             keepalive(),
+        ],
+        // The pause is this side's own: how often it sends. That the peers ended one by one looks alike.
+        Whose::AtMost if key.how != How::ResetReceived => vec![
+            keepalive(),
+            "where the peers are up, look for that timeout on load balancers, NATs and firewalls between".into(),
         ],
         Whose::Sender | Whose::AtMost => vec![
             keepalive(),
@@ -156,6 +161,13 @@ fn of_timeout(key: &DeathKey, deaths: &Deaths) -> Advice {
                 .into(),
             ]
         }
+        How::NoRoute if is_forbidden(&deaths.latest) => vec![
+            format!(
+                "look for the route or rule of the kind 'prohibit' in namespace {netns}: 'ip rule', 'ip route show table \
+                 all type prohibit'"
+            )
+            .into(),
+        ],
         How::NoRoute => vec![
             format!(
                 "see what became of the route, the address or the device in namespace {netns}: 'ip route get \
@@ -321,8 +333,8 @@ fn of_sender(key: &DeathKey, deaths: &Deaths, rules: &Thresholds) -> Advice {
     let this_host: Cow<'static, str> = match key.by {
         By::Unseen => format!(
             "no TCP of this host was seen to send the RST: if {remote} is an address of this host, a packet filter did \
-             ('nft list ruleset': reject with tcp reset); otherwise {remote} or something between: compare the TTL in \
-             a capture"
+             ('nft list ruleset': reject with tcp reset), or a program with a raw socket; otherwise {remote} or \
+             something between: compare the TTL in a capture"
         )
         .into(),
         _ => format!(

@@ -124,6 +124,11 @@ fn without_route(ending: &mut Close) {
     ending.tcp.total_retrans = 1;
 }
 
+fn forbidden(ending: &mut Close) {
+    without_route(ending);
+    ending.error = errno::EACCES;
+}
+
 fn without_neighbour(ending: &mut Close) {
     unreachable(ending);
     ending.tcp.total_retrans = 1;
@@ -353,11 +358,21 @@ const CLAIMS: &[Claim] = &[
             unreachable,
             timed_out,
             without_neighbour,
+            forbidden,
             |ending| {
                 unreachable(ending);
                 ending.routed = 2;
             },
         ],
+    },
+    Claim {
+        words: "forbids to send to the peer",
+        said: &[forbidden],
+        never: &[without_route, by_icmp, rejected, |ending| {
+            // By ICMP: all that was to be sent again was.
+            by_icmp(ending);
+            ending.error = errno::EACCES;
+        }],
     },
     Claim {
         words: "cannot be reached; candidates are",
@@ -706,9 +721,16 @@ fn an_idle_timeout_needs_pauses_that_agree_and_no_other_cause() {
     );
     let silent = series(APART, [12, 12, 12], timed_out);
     assert!(
-        silent.contains("before the first segment that was not answered: as by an idle"),
+        silent.contains(
+            "not answered: the peers were gone by then, or were forgotten, as by an idle"
+        ),
         "{silent}"
     );
+    assert!(
+        silent.contains("where the peers are up, look for"),
+        "{silent}"
+    );
+    assert!(!at_most.contains("gone by then"), "{at_most}");
     assert!(silent.contains("check that 10.0.0.9 is up"), "{silent}");
 
     // One event, whatever it is.

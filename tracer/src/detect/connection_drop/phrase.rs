@@ -12,6 +12,11 @@ pub(super) const fn lacks_source(latest: &Close) -> bool {
     latest.errno == errno::EINVAL || (latest.errno == 0 && latest.soft_errno == errno::EINVAL)
 }
 
+/// A look-up fails like this by a route or a rule of the kind `prohibit`.
+pub(super) const fn is_forbidden(latest: &Close) -> bool {
+    latest.errno == errno::EACCES || (latest.errno == 0 && latest.soft_errno == errno::EACCES)
+}
+
 /// ICMP said that a port or a protocol cannot be reached, as firewalls do that reject.
 pub(super) const fn is_refused(latest: &Close) -> bool {
     let errno = if latest.errno == 0 {

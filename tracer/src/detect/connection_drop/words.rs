@@ -10,7 +10,7 @@ use super::{
     ends::By,
     group::{Deaths, Pattern, Range, Whose},
     how::{How, Met},
-    phrase::{ended, is_held_back, is_refused, lacks_source, signal_name},
+    phrase::{ended, is_forbidden, is_held_back, is_refused, lacks_source, signal_name},
     thresholds::Thresholds,
 };
 use crate::{
@@ -246,6 +246,9 @@ fn summary(
             "timed out: this host finds no route from {} to the peer any more",
             deaths.latest.socket.local.ip()
         ),
+        How::NoRoute if is_forbidden(&deaths.latest) => {
+            "timed out: a route or a rule of this host forbids to send to the peer".to_owned()
+        }
         How::NoRoute if deaths.latest.routed == Some(true) => {
             "timed out: this host had no route to the peer for a time".to_owned()
         }
@@ -407,8 +410,8 @@ fn paused(pattern: Pattern, key: &DeathKey, owner: &str) -> String {
              that, of the peer or of something between"
         ),
         (Whose::AtMost, _) => format!(
-            "each with a pause of {pause} before the first segment that was not answered: as by an idle \
-             timeout of at most that, of something between"
+            "each with a pause of {pause} before the first segment that was not answered: the peers were gone by \
+             then, or were forgotten, as by an idle timeout of at most that, of something between"
         ),
     }
 }
