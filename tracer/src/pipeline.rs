@@ -218,7 +218,7 @@ impl Pipeline {
                 self.detectors
                     .event(event, change.as_ref(), applied.as_ref(), &mut cx);
             }
-            None => self.detectors.say_open(false, &mut cx),
+            None => self.detectors.finish(&mut cx),
         }
     }
 

@@ -25,6 +25,7 @@ mod half_open;
 mod handshake;
 mod healthy;
 mod holder;
+mod hour;
 mod idle;
 mod lifecycle;
 mod listener;

@@ -150,10 +150,31 @@ pub(crate) struct Nginx {
 impl Nginx {
     /// Starts it in `netns`, and waits until it answers.
     pub(crate) fn start(program: PathBuf, netns: &NetNs, address: SocketAddr) -> Result<Self> {
+        Self::start_by(program, netns, address, "")
+    }
+
+    /// The same with a listener for each worker.
+    pub(crate) fn start_reuseport(
+        program: PathBuf,
+        netns: &NetNs,
+        address: SocketAddr,
+    ) -> Result<Self> {
+        Self::start_by(program, netns, address, " reuseport")
+    }
+
+    fn start_by(
+        program: PathBuf,
+        netns: &NetNs,
+        address: SocketAddr,
+        options: &str,
+    ) -> Result<Self> {
         let directory = tempfile::tempdir().context("making a temporary directory")?;
         let path = directory.path();
         let config = path.join("nginx.conf");
-        fs::write(&config, config_text(&path.display().to_string(), address))?;
+        fs::write(
+            &config,
+            config_text(&path.display().to_string(), address, options),
+        )?;
         let mut command = Command::new(program);
         command
             .arg("-p")
@@ -219,7 +240,7 @@ impl Drop for Nginx {
     }
 }
 
-fn config_text(directory: &str, address: SocketAddr) -> String {
+fn config_text(directory: &str, address: SocketAddr, options: &str) -> String {
     let paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .iter()
         .map(|name| format!("  {name}_temp_path {directory}/{name};\n"))
@@ -228,7 +249,7 @@ fn config_text(directory: &str, address: SocketAddr) -> String {
     format!(
         "daemon off;\nuser root root;\nworker_processes {WORKERS};\npid {directory}/pid;\n\
          error_log {directory}/error.log;\nevents {{ worker_connections 512; }}\n\
-         http {{\n  access_log off;\n{paths}  server {{\n    listen {address} backlog={BACKLOG};\n    \
+         http {{\n  access_log off;\n{paths}  server {{\n    listen {address} backlog={BACKLOG}{options};\n    \
          location / {{ return 200 \"well\\n\"; }}\n  }}\n}}\n"
     )
 }

@@ -7,7 +7,7 @@
 use std::{
     env, fs,
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -17,35 +17,30 @@ use conntracer_tests::{
     family::{Family, SERVER_PORT},
     line::{Finding, Status},
     link::Pair,
-    netfilter::{Hook, Match, drop_some_at},
     netns::NetNs,
     output::Run,
     process::Process,
-    socket::{abort_on_close, connect_without_waiting, tcp},
+    socket::{connect_without_waiting, tcp},
     wait::{self, EVENTUALLY, SOON},
 };
-use rustix::process::Signal;
 use socket2::Socket;
 use tempfile::TempDir;
 
-use crate::{
-    nginx::Nginx,
-    support::{assert_sound, binary, lacking, trace, trace_by},
-};
+use crate::support::{assert_sound, binary, lacking, trace_by};
 
 /// Findings end soon after their trouble, so that ends can be waited for.
 const QUICK: &str = "[detect.syn_drop]\nquiet_s = 1\n[detect.connect_failure]\nquiet_s = 2\n\
                      [detect.connection_drop]\nquiet_s = 2\n";
 
 /// A program under test, ended with its value; what it writes goes to a directory of its own.
-struct Served {
-    process: Process,
+pub(crate) struct Served {
+    pub(crate) process: Process,
     directory: TempDir,
 }
 
 impl Served {
     /// Starts it in `netns`; `arguments` are made of its directory.
-    fn start(
+    pub(crate) fn start(
         program: &Path,
         netns: &NetNs,
         arguments: impl FnOnce(&Path) -> Result<Vec<String>>,
@@ -75,7 +70,7 @@ impl Served {
 
 /// The program that a variable names; a test without it has skipped.
 #[track_caller]
-fn program(variable: &str) -> Option<PathBuf> {
+pub(crate) fn program(variable: &str) -> Option<PathBuf> {
     let program = env::var_os(variable).map(PathBuf::from);
     if program.is_none() {
         lacking(&format!("{variable} names no program"));
@@ -120,7 +115,7 @@ fn assert_never(finding: &Finding, untrue: &[&str]) {
 }
 
 /// A request of one line, and what is answered until `end`.
-fn ask(address: SocketAddr, request: &str, end: &str) -> Result<String> {
+pub(crate) fn ask(address: SocketAddr, request: &str, end: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, SOON)?;
     stream.set_read_timeout(Some(SOON))?;
     stream.write_all(request.as_bytes())?;
@@ -136,6 +131,26 @@ fn ask(address: SocketAddr, request: &str, end: &str) -> Result<String> {
         answer.extend(some.iter().take(read));
     }
     Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// The words of a command line.
+pub(crate) fn words(text: &str) -> Vec<String> {
+    text.split(' ').map(str::to_owned).collect()
+}
+
+/// Whether something listens on the servers' port.
+pub(crate) fn is_listening(netns: &NetNs) -> Result<Option<()>> {
+    let listening = netns.run(|| {
+        let read = |path| fs::read_to_string(path).with_context(|| format!("reading {path}"));
+        Ok(read("/proc/thread-self/net/tcp")? + &read("/proc/thread-self/net/tcp6")?)
+    })?;
+    // Local address, remote address, state 0A.
+    let is_listener = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        let local = words.next().unwrap_or_default();
+        local.ends_with(&format!(":{SERVER_PORT:04X}")) && words.nth(1) == Some("0A")
+    };
+    Ok(listening.lines().any(is_listener).then_some(()))
 }
 
 /// redis works on one command for six seconds, and accepts nobody meanwhile. It is healthy before and afterwards: more
@@ -157,7 +172,7 @@ fn a_blocked_redis_is_why_its_queue_is_full() {
             "--bind 127.0.0.1 --port {SERVER_PORT} --tcp-backlog 4 --save --appendonly no \
              --enable-debug-command yes"
         );
-        Ok(text.split(' ').map(str::to_owned).collect())
+        Ok(words(&text))
     })
     .unwrap();
     wait::until("redis to answer", SOON, || {
@@ -253,82 +268,4 @@ fn a_proxy_gives_up_on_a_dead_backend() {
     }
     assert_sound(&run, &netns);
     drop(haproxy.directory);
-}
-
-/// Transfers over a path that loses one packet of a thousand, as many do: nothing to wake anybody for.
-#[test]
-fn a_transfer_with_little_loss_is_quiet() {
-    let Some(binary) = binary() else { return };
-    let Some(iperf3) = program("CONNTRACER_IPERF3") else {
-        return;
-    };
-    let pair = Pair::new().unwrap();
-    let Some(tracer) = trace(&binary, &pair.client, &[]) else {
-        return;
-    };
-    let server = pair.server.clone();
-    server
-        .run(|| drop_some_at(Hook::Input, Match::PerMille(1)))
-        .unwrap();
-    let words =
-        |text: &str| -> Result<Vec<String>> { Ok(text.split(' ').map(str::to_owned).collect()) };
-    let port = SERVER_PORT.to_string();
-    let _serving = Served::start(&iperf3, &server, |_| words(&format!("-s -1 -p {port}"))).unwrap();
-    let address: IpAddr = Family::V4.server();
-    wait::until("iperf3 to listen", SOON, || {
-        let listening = server.run(|| Ok(fs::read_to_string("/proc/thread-self/net/tcp6")?))?;
-        Ok(listening
-            .contains(&format!(":{SERVER_PORT:04X} "))
-            .then_some(()))
-    })
-    .unwrap();
-    let before = pair.client.counters().unwrap();
-    // As fast as many a line is: a veth pair alone carries more than a test should.
-    let mut sending = Served::start(&iperf3, &pair.client, |_| {
-        words(&format!("-c {address} -p {port} -t 6 -P 2 -b 60M"))
-    })
-    .unwrap();
-    let (status, stderr) = sending.process.wait(EVENTUALLY).unwrap();
-    assert!(status.success(), "{status}: {stderr}");
-    let counted = pair.client.counters().unwrap() - before;
-    assert!(counted.retrans_segs > 0, "something was lost: {counted:?}");
-    let run = tracer.stop().unwrap();
-    assert_eq!(run.findings().count(), 0, "{run:#?}");
-    assert_sound(&run, &pair.client);
-}
-
-/// nginx reloads under load, and a balancer asks it every now and then whether it lives, by a handshake that a RST ends:
-/// nobody is to be woken.
-#[test]
-fn reloads_and_health_checks_are_quiet() {
-    const ROUNDS: usize = 30;
-    let Some(binary) = binary() else { return };
-    let Some(nginx) = program("CONNTRACER_NGINX") else {
-        return;
-    };
-    let netns = NetNs::new().unwrap();
-    let Some(tracer) = trace(&binary, &netns, &[]) else {
-        return;
-    };
-    let address = Family::V4.loopback_listener();
-    let nginx = Nginx::start(nginx, &netns, address).unwrap();
-    for round in 0..ROUNDS {
-        if round % 10 == 5 {
-            nginx.signal_master(Signal::HUP).unwrap();
-        }
-        netns
-            .run(|| {
-                for _ in 0..10 {
-                    ask(address, "GET / HTTP/1.0\r\n\r\n", "well")?;
-                }
-                let check = tcp(Family::V4)?;
-                check.connect(&address.into())?;
-                abort_on_close(&check)
-            })
-            .unwrap();
-    }
-    drop(nginx);
-    let run = tracer.stop().unwrap();
-    assert_eq!(run.findings().count(), 0, "{run:#?}");
-    assert_sound(&run, &netns);
 }

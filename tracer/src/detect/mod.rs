@@ -20,6 +20,7 @@ mod half_open;
 mod limits;
 mod path_mtu;
 mod phrase;
+mod restart;
 mod retransmit_storm;
 mod room;
 mod send_stall;
@@ -250,8 +251,16 @@ impl Detectors {
         }
     }
 
+    /// The end of input: what waited for more, and the findings that are open and have news.
+    pub(crate) fn finish(&mut self, cx: &mut Context<'_>) {
+        for room in rooms!(self, mut) {
+            room.finish(cx);
+        }
+        self.say_open(false, cx);
+    }
+
     /// Says the findings that are open: those that have news, or all.
-    pub(crate) fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
+    fn say_open(&mut self, all: bool, cx: &mut Context<'_>) {
         for room in rooms!(self, mut) {
             room.say_open(all, cx);
         }

@@ -19,6 +19,12 @@ pub(crate) trait Room {
     /// Judges what is judged by time, before anything is told.
     fn judge(&mut self, _cx: &mut Context<'_>) {}
 
+    /// Judges what waited for more to come: none will.
+    fn finish(&mut self, _cx: &mut Context<'_>) {}
+
+    /// Forgets what waits for more of a namespace that is gone.
+    fn forget_netns(&mut self, _netns: u32) {}
+
     /// Says what has news since a second or more, and resolves what is over.
     fn tick(&mut self, cx: &mut Context<'_>) {
         self.judge(cx);
@@ -35,6 +41,7 @@ pub(crate) trait Room {
 
     /// Resolves what is about a namespace that is gone.
     fn end_of(&mut self, netns: u32, cx: &mut Context<'_>) {
+        self.forget_netns(netns);
         let mut cases = self.cases();
         for id in ids(&cases) {
             for cases in &mut cases {

@@ -3,7 +3,8 @@
 //! **Rule.** Opens at [`Thresholds::attempts`] failed attempts
 //! of one process to one remote end for one cause, without a pause of
 //! [`Thresholds::quiet_s`]; resolves after such a pause. The
-//! count is the eBPF side's own total, so that rate-limited records lose nothing.
+//! count is the eBPF side's own total, so that rate-limited records lose nothing. What a server of this host refused
+//! that was known before is told when nobody has begun to listen in its place for [`PATIENCE`].
 //!
 //! **Causes.** `refused`, `timed_out`, `unreachable`, `reset`, `no_port`, `denied`, `other` by the error
 //! that the application is told; `cancelled` where it gave up first, after a second or more. Whether a
@@ -19,14 +20,17 @@ mod tests;
 mod thresholds;
 mod words;
 
-use std::net::SocketAddr;
+use std::{mem, net::SocketAddr, time::Duration};
 
 use conntracer_common::{record::failure_how, stats::hook};
 
 use self::attempts::{AttemptKey, Attempts, Cause, Syns};
 pub(super) use self::attempts::{Here, Remotes, Route};
 pub(super) use self::thresholds::Thresholds;
-use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
+use super::{
+    restart::PATIENCE,
+    room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec},
+};
 use crate::{
     event::{Failure as Event, Retransmit, TcpState},
     finding::FindingKind,
@@ -106,6 +110,8 @@ pub(crate) struct ConnectFailure {
     syns: Bounded<SocketId, Syns>,
     /// When the first poll was: every hook is attached by then.
     began: Option<Ktime>,
+    /// What a server of this host refused that may be about to start, each with the server's namespace.
+    held: Vec<(AttemptKey, u32)>,
 }
 
 impl ConnectFailure {
@@ -115,6 +121,7 @@ impl ConnectFailure {
             attempts: Cases::new(limits.failures, thresholds),
             syns: Bounded::new(limits.failures),
             began: None,
+            held: Vec::new(),
         }
     }
 
@@ -175,11 +182,38 @@ impl ConnectFailure {
         attempts.here = here.or(attempts.here);
         attempts.resets_seen = resets_seen;
         let is_worth = attempts.count >= worth;
+        let server = match cause {
+            Cause::Refused if !attempts.is_open() => cx.listeners.served(key.netns, key.remote),
+            _ => None,
+        };
+        if let Some(netns) = server {
+            if is_worth && !self.held.iter().any(|(held, _)| *held == key) {
+                self.held.push((key, netns));
+            }
+            return;
+        }
         self.attempts.judge(&key, is_worth, cx);
     }
 }
 
 impl ConnectFailure {
+    /// Tells of attempts that were refused where a server of this host has ended, and nobody listens in its place.
+    fn tell_refused(&mut self, patience: Duration, cx: &mut Context<'_>) {
+        for (key, netns) in mem::take(&mut self.held) {
+            let Some(attempts) = self.attempts.get(&key) else {
+                continue;
+            };
+            let since = attempts.since;
+            if cx.listeners.has_begun((netns, key.remote.port()), since) {
+                self.attempts.take(&key);
+            } else if cx.now.since(since) >= patience {
+                self.attempts.raise(&key, cx);
+            } else {
+                self.held.push((key, netns));
+            }
+        }
+    }
+
     /// Whether a RST that ended an attempt would have been seen: its hook was attached then, and nothing of it was lost.
     fn sees_resets(&self, failure: &Event, cx: &Context<'_>) -> bool {
         let hooks = &cx.host.plan.hooks;
@@ -198,6 +232,16 @@ impl Room for ConnectFailure {
 
     fn judge(&mut self, cx: &mut Context<'_>) {
         self.began = self.began.or(Some(cx.now));
+        self.tell_refused(PATIENCE, cx);
+    }
+
+    fn finish(&mut self, cx: &mut Context<'_>) {
+        self.tell_refused(Duration::ZERO, cx);
+    }
+
+    fn forget_netns(&mut self, netns: u32) {
+        self.held
+            .retain(|(key, server)| key.netns != netns && *server != netns);
     }
 
     fn evicted(&self) -> (&'static str, u64) {

@@ -10,7 +10,7 @@ use conntracer_common::{
 use rstest::rstest;
 
 use crate::{
-    detect::{Thresholds, errno},
+    detect::{Thresholds, errno, restart::PATIENCE},
     finding::{Certainty, Status, Subject, Value},
     plan::Coverage,
     testing::{Run, evidence, host, listener, socket},
@@ -438,4 +438,51 @@ fn what_nobody_saw_is_said_to_be_concluded() {
         failure.how = failure_how::AT_ONCE | failure_how::CONCLUDED;
     });
     assert_eq!(run.only().certainty, Certainty::Inferred);
+}
+
+/// A server of this host has ended, and refuses; it is told where no other begins to listen in its place.
+#[test]
+fn what_a_restart_refuses_is_no_trouble() {
+    const SERVER: &str = "10.0.0.9:443";
+    for comes_back in [true, false] {
+        let mut run = Run::new();
+        run.syn(listener(SERVER, "10.0.0.1:39999"), |syn| {
+            syn.socket.netns += 1;
+        });
+        run.tick();
+        for count in 1..=8 {
+            run.failure(attempt(), count, |failure| {
+                failure.error = errno::ECONNREFUSED;
+                failure.how = failure_how::RESET;
+            });
+            run.pass(Duration::from_secs(1));
+        }
+        assert_eq!(run.findings.len(), 0, "{:#?}", run.findings);
+        if comes_back {
+            let socket = Socket {
+                sk: 0xffff_8880_2222_0000,
+                born_ns: run.ktime_ns(),
+                netns: 4027,
+                ..listener("0.0.0.0:443", "10.0.0.1:39999")
+            };
+            run.syn(socket, |_| {});
+        }
+        run.pass(PATIENCE);
+        run.finish();
+        assert_eq!(run.last_words().len(), usize::from(!comes_back));
+        run.assert_replays(Thresholds::default());
+    }
+}
+
+/// Nobody of this host was known to listen there: it is told at once.
+#[test]
+fn what_somebody_else_refuses_is_told_at_once() {
+    let mut run = Run::new();
+    run.syn(listener("10.0.0.9:444", "10.0.0.1:39999"), |_| {});
+    run.tick();
+    run.failure(attempt(), 1, |failure| {
+        failure.error = errno::ECONNREFUSED;
+        failure.how = failure_how::RESET;
+    });
+    assert_eq!(run.only().count, 1);
 }

@@ -46,6 +46,7 @@ impl By {
 /// How the other end of a connection died, and whose it was.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct End {
+    pub(super) netns: u32,
     pub(super) how: How,
     pub(super) owner: Option<Owner>,
     at: Ktime,
@@ -67,6 +68,7 @@ impl Ends {
     pub(super) fn add(&mut self, ending: &Close, how: How, now: Ktime) {
         let socket = &ending.socket;
         let end = End {
+            netns: socket.netns,
             how,
             owner: ending.owner,
             at: now,

@@ -15,6 +15,10 @@
 //! named where three or more pauses of at least [`Thresholds::idle_s`] agree that one event does not explain, and by
 //! whose (`group`); it adds to the advice, and replaces none.
 //!
+//! A server that ended as it was asked to (status 0, or SIGHUP, SIGINT or SIGTERM) may be a restart: its connections
+//! are told of when nothing has begun to listen at its port for [`PATIENCE`]. So are those of clients that write to a server
+//! which is gone.
+//!
 //! **False positives.** Programs that end connections with a RST by design (load testers). Not judged: a RST in answer
 //! to the last FIN, when the peer had acknowledged all data; and checks whether somebody listens, which carry nothing
 //! and are reset by who opened them within [`Thresholds::check_s`].
@@ -27,22 +31,27 @@ mod ends;
 mod group;
 mod how;
 mod phrase;
+mod restart;
 #[cfg(test)]
 mod tests;
 mod thresholds;
 mod words;
+
+use std::time::Duration;
 
 use conntracer_common::{record::close_flag, stats::hook};
 
 pub(super) use self::thresholds::Thresholds;
 use self::{
     deaths::{DeathKey, Place},
-    ends::{By, Ends},
+    ends::{By, End, Ends},
     group::Deaths,
     how::{How, Met},
+    restart::{Held, Restarts},
 };
+use super::restart::PATIENCE;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
-use crate::{event::Close as Event, finding::FindingKind};
+use crate::{event::Close as Event, finding::FindingKind, time::Ktime};
 
 pub(super) static SPEC: Spec = Spec {
     detector: "connection_drop",
@@ -82,6 +91,7 @@ impl Case for Deaths {
 pub(crate) struct ConnectionDrop {
     deaths: Cases<Deaths>,
     ends: Ends,
+    restarts: Restarts,
 }
 
 impl ConnectionDrop {
@@ -89,6 +99,7 @@ impl ConnectionDrop {
         Self {
             deaths: Cases::new(limits.drops, thresholds),
             ends: Ends::new(),
+            restarts: Restarts::default(),
         }
     }
 
@@ -116,16 +127,44 @@ impl ConnectionDrop {
         };
         let other = self.ends.other(ending, now).copied();
         self.ends.add(ending, how, now);
-        let (quiet, worth) = (rules.quiet(), rules.connections);
-        let Some(deaths) = self.deaths.begin(key, cx, || Deaths::new(ending, now)) else {
+        let told = match Held::of(key, ending, other, cx.listeners, now) {
+            Some(held) => self.restarts.hold(&held),
+            None => return self.tell(key, ending, other.as_ref(), now, cx),
+        };
+        if let Some(held) = told {
+            self.tell_held(&held, cx);
+        }
+    }
+
+    fn tell_held(&mut self, held: &Held, cx: &mut Context<'_>) {
+        self.tell(held.key, &held.ending, held.other.as_ref(), held.at, cx);
+    }
+
+    /// A death of `at`.
+    fn tell(
+        &mut self,
+        key: DeathKey,
+        ending: &Event,
+        other: Option<&End>,
+        at: Ktime,
+        cx: &mut Context<'_>,
+    ) {
+        let (quiet, worth) = (self.deaths.rules.quiet(), self.deaths.rules.connections);
+        let Some(deaths) = self.deaths.begin(key, cx, || Deaths::new(ending, at)) else {
             return;
         };
-        if !deaths.is_open() && now.since(deaths.last) >= quiet {
-            **deaths = Deaths::new(ending, now);
+        if !deaths.is_open() && at.since(deaths.last) >= quiet {
+            **deaths = Deaths::new(ending, at);
         }
-        deaths.add(ending, other.as_ref(), now);
+        deaths.add(ending, other, at);
         let is_worth = deaths.count >= worth;
         self.deaths.judge(&key, is_worth, cx);
+    }
+
+    fn tell_over(&mut self, patience: Duration, cx: &mut Context<'_>) {
+        for held in self.restarts.take_over(cx.now, patience, cx.listeners) {
+            self.tell_held(&held, cx);
+        }
     }
 }
 
@@ -136,5 +175,17 @@ impl Room for ConnectionDrop {
 
     fn evicted(&self) -> (&'static str, u64) {
         ("drops_evicted", self.deaths.evicted())
+    }
+
+    fn judge(&mut self, cx: &mut Context<'_>) {
+        self.tell_over(PATIENCE, cx);
+    }
+
+    fn finish(&mut self, cx: &mut Context<'_>) {
+        self.tell_over(Duration::ZERO, cx);
+    }
+
+    fn forget_netns(&mut self, netns: u32) {
+        self.restarts.forget_netns(netns);
     }
 }

@@ -41,6 +41,12 @@ impl SpotKey {
                 listeners.last_owner(&key).filter(|_| !listens)
             })
     }
+
+    /// Whether somebody has begun to listen at the port since a moment.
+    pub(super) fn has_begun(&self, listeners: &Listeners, since: Ktime) -> bool {
+        self.cause == Cause::NoListener
+            && listeners.has_begun((self.netns, self.local.port()), since)
+    }
 }
 
 /// All of a namespace.

@@ -8,6 +8,9 @@
 //! one before its first ports become findings. The count is the eBPF side's own total, so that
 //! rate-limited records lose nothing.
 //!
+//! Where somebody listened before, and another begins to listen within [`PATIENCE`], nobody was there for the time of a
+//! restart: no finding.
+//!
 //! **Causes.** `no_listener`, `filtered` (netfilter, XDP or traffic control), `reverse_path`, `auth` (TCP
 //! MD5 or AO), `bad_checksum`, `socket_filter`, `no_memory`, `other` (the kernel's reason is evidence).
 //! They are the running kernel's drop reasons by name; where it gives none, they are concluded from its
@@ -26,7 +29,7 @@ mod netfilter;
 mod tests;
 mod words;
 
-use std::{mem, net::SocketAddr};
+use std::{mem, net::SocketAddr, time::Duration};
 
 use conntracer_common::stats::hook;
 
@@ -36,6 +39,7 @@ use self::{
 };
 use super::{
     connect_failure::{Here, Route},
+    restart::PATIENCE,
     room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec},
     syn_drop::{self, thresholds::Thresholds},
 };
@@ -248,13 +252,9 @@ impl EarlyDrop {
     }
 }
 
-impl Room for EarlyDrop {
-    fn cases(&mut self) -> Vec<&mut dyn Open> {
-        vec![&mut self.spots, &mut self.scans]
-    }
-
+impl EarlyDrop {
     /// Opens what has become worth a finding: a scan before the spots that it is not.
-    fn judge(&mut self, cx: &mut Context<'_>) {
+    fn raise_worth(&mut self, patience: Duration, cx: &mut Context<'_>) {
         let refused_syns = self.spots.rules.refused_syns;
         let scan_ports = self.spots.rules.scan_ports;
         for key in mem::take(&mut self.touched_scans) {
@@ -271,23 +271,54 @@ impl Room for EarlyDrop {
                 continue;
             };
             let is_service = key.before(cx.listeners, spot.since).is_some();
+            let has_begun = key.has_begun(cx.listeners, spot.since);
+            if is_service && !has_begun && cx.now.since(spot.since) < patience {
+                self.touched_spots.push(key);
+                continue;
+            }
             let of = NetnsKey {
                 netns: key.netns,
                 cause: key.cause,
             };
             if let Some(scan) = self.scans.get_mut(&of) {
-                if scan.is_open() && !is_service && !scan.is_outdone_by(spot, scan_ports) {
+                if scan.is_open()
+                    && !is_service
+                    && !has_begun
+                    && !scan.is_outdone_by(spot, scan_ports)
+                {
                     continue;
                 }
-                // What gets its own finding is no part of a scan.
+                // What gets its own finding is no part of a scan, and what was a restart is none of both.
                 scan.drops.count = scan.drops.count.saturating_sub(spot.count);
                 scan.spots = scan.spots.saturating_sub(1);
+            }
+            if has_begun {
+                self.spots.take(&key);
+                continue;
             }
             if let Some(spot) = self.spots.get_mut(&key) {
                 spot.found = words::found(&key, spot, cx);
             }
             self.spots.raise(&key, cx);
         }
+    }
+}
+
+impl Room for EarlyDrop {
+    fn cases(&mut self) -> Vec<&mut dyn Open> {
+        vec![&mut self.spots, &mut self.scans]
+    }
+
+    fn judge(&mut self, cx: &mut Context<'_>) {
+        self.raise_worth(PATIENCE, cx);
+    }
+
+    fn finish(&mut self, cx: &mut Context<'_>) {
+        self.raise_worth(Duration::ZERO, cx);
+    }
+
+    fn forget_netns(&mut self, netns: u32) {
+        self.touched_spots.retain(|key| key.netns != netns);
     }
 
     fn evicted(&self) -> (&'static str, u64) {

@@ -1,10 +1,10 @@
 use std::time::Duration;
 
-use conntracer_common::record::{early_drop_hint, early_drop_place, path};
+use conntracer_common::record::{self, early_drop_hint, early_drop_place, path};
 use rstest::rstest;
 
 use crate::{
-    detect::Thresholds,
+    detect::{Thresholds, restart::PATIENCE},
     finding::{Certainty, Status, Subject, Value},
     testing::{Run, evidence, host, listener, socket},
 };
@@ -340,7 +340,7 @@ fn outage_in_a_scan(run: &mut Run, port: u16, count: u64) -> Vec<u64> {
 fn a_service_that_is_gone_is_told_of_in_the_midst_of_a_scan() {
     let mut run = Run::new();
     run.syn(listener("0.0.0.0:80", REMOTE), |_| {});
-    assert_eq!(outage_in_a_scan(&mut run, 80, 14), [100, 14]);
+    assert_eq!(outage_in_a_scan(&mut run, 80, 24), [100, 24]);
     let found = run.last_words();
     assert_eq!(found[0].status, Status::Resolved, "the scan is over");
     assert_eq!(evidence(found[1], "was_listening_pid"), &Value::Count(1234));
@@ -409,10 +409,42 @@ fn who_listened_before_is_named() {
     let mut run = Run::new();
     run.syn(listener("0.0.0.0:80", REMOTE), |_| {});
     run.early_drop(socket(LOCAL, REMOTE), 3, "NO_SOCKET", |_| {});
-    run.tick();
+    run.pass(PATIENCE);
     let finding = run.only();
     assert_eq!(finding.owner, None, "nobody owns a closed port");
     assert_eq!(evidence(finding, "was_listening_pid"), &Value::Count(1234));
+}
+
+/// A listener that is as old as this, and a client of it.
+fn listens(run: &mut Run, age: Duration) {
+    let age = u64::try_from(age.as_nanos()).expect("a short time");
+    let socket = record::Socket {
+        born_ns: run.ktime_ns() - age,
+        sk: 0xffff_8880_2222_0000,
+        ..listener("0.0.0.0:80", REMOTE)
+    };
+    run.syn(socket, |_| {});
+}
+
+#[test]
+fn nobody_was_there_for_the_time_of_a_restart() {
+    for comes_back in [true, false] {
+        let mut run = Run::new();
+        run.syn(listener("0.0.0.0:80", REMOTE), |_| {});
+        for count in 1..=8 {
+            run.early_drop(socket(LOCAL, REMOTE), 3 * count, "NO_SOCKET", |_| {});
+            run.pass(Duration::from_secs(1));
+        }
+        assert_eq!(run.findings.len(), 0);
+        if comes_back {
+            listens(&mut run, Duration::from_millis(500));
+        }
+        run.pass(Duration::from_secs(5));
+        assert_eq!(run.last_words().len(), usize::from(!comes_back));
+        run.finish();
+        assert_eq!(run.last_words().len(), usize::from(!comes_back));
+        run.assert_replays(Thresholds::default());
+    }
 }
 
 #[test]
@@ -423,7 +455,7 @@ fn who_listened_in_a_namespace_that_is_gone_is_nobody_in_the_next_of_its_inode()
     run.netns(4026, 1);
     run.netns(4027, 2);
     run.early_drop(socket(LOCAL, REMOTE), 3, "NO_SOCKET", |_| {});
-    run.tick();
+    run.pass(PATIENCE);
     assert_eq!(
         evidence(run.only(), "was_listening_pid"),
         &Value::Count(1234)
@@ -431,8 +463,10 @@ fn who_listened_in_a_namespace_that_is_gone_is_nobody_in_the_next_of_its_inode()
     run.netns(4026, 2);
     run.early_drop(socket(LOCAL, REMOTE), 30, "NO_SOCKET", |_| {});
     run.finish();
-    let evidence = &run.only().evidence;
-    assert_eq!(run.only().count, 30);
+    let last = run.last_words();
+    let next = last.last().expect("a finding of the next namespace");
+    let evidence = &next.evidence;
+    assert_eq!(next.count, 27);
     assert!(
         evidence.iter().all(|fact| fact.name != "was_listening_pid"),
         "{evidence:#?}"

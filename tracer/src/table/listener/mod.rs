@@ -142,6 +142,33 @@ impl Listeners {
         found
     }
 
+    /// The namespace of a listener of this host, known now or before, that attempts of a namespace to an address reach; the
+    /// address is taken for this host's wherever one listens at its port.
+    pub(crate) fn served(&self, netns: u32, address: SocketAddr) -> Option<u32> {
+        let takes = |key: &ListenerKey| {
+            let ip = key.local.ip();
+            key.local.port() == address.port() && (ip == address.ip() || ip.is_unspecified())
+        };
+        let near = |key: &ListenerKey| key.netns == netns;
+        let all = || {
+            self.owners
+                .iter()
+                .map(|(key, _)| key)
+                .filter(|key| takes(key))
+        };
+        let found = all()
+            .find(|key| near(key))
+            .or_else(|| all().find(|_| !address.ip().is_loopback()));
+        found.map(|key| key.netns)
+    }
+
+    /// Whether a socket that is younger than a moment listens on a port of a namespace, at whatever address.
+    pub(crate) fn has_begun(&self, (netns, port): (u32, u16), moment: Ktime) -> bool {
+        self.at_port((netns, port), moment)
+            .iter()
+            .any(|(_, service)| service.members.iter().any(|member| member.born > moment))
+    }
+
     /// Another namespace has this inode by now: who listened in the one before is nobody there.
     pub(crate) fn forget_netns(&mut self, inode: u32) {
         let gone: Vec<ListenerKey> = self
