@@ -320,6 +320,11 @@ fn what_bounds_an_attempt_is_among_the_candidates(#[case] bound: &str) {
 
     let advice = finding.advice.join("; ");
     assert!(advice.contains(bound), "{finding:#?}");
+    // A loss is the one SYN that tells of it.
+    if run.missed("retransmit") == 0 {
+        let is_time = advice.contains("TCP_USER_TIMEOUT");
+        assert_eq!(is_time, bound == "TCP_USER_TIMEOUT", "{finding:#?}");
+    }
     assert_sound(&run, &client);
 }
 
