@@ -339,7 +339,7 @@ fn a_time_bounds_the_wait_where_the_socket_has_one(
         ..attempt()
     };
     run.retransmit(socket, |retransmit| {
-        retransmit.tcp.user_timeout_ms = limit_ms
+        retransmit.tcp.user_timeout_ms = limit_ms;
     });
     run.failure(attempt(), 1, |failure| {
         (failure.error, failure.syns) = (errno::ETIMEDOUT, 3);
