@@ -100,6 +100,10 @@ fn an_orphan_of_before_has_no_owner() {
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
+    // However long a slow machine takes to start conntracer.
+    server
+        .set_sysctl("net/ipv4/tcp_orphan_retries", "15")
+        .unwrap();
     // The listener stays, and so does its process.
     let address = Family::V4.veth_listener();
     let listener = server.run(|| listen(Family::V4, address, 8)).unwrap();

@@ -160,9 +160,16 @@ pub(super) struct Syns {
     /// Those that this host could not send, where the kernel tells of them.
     pub(super) failed: u32,
     pub(super) failures_traced: bool,
+    /// `TCP_USER_TIMEOUT` at the last of them.
+    pub(super) user_timeout: Option<Duration>,
 }
 
 impl Syns {
+    /// Whether any was seen, and so what the socket had set.
+    pub(super) const fn any(self) -> bool {
+        self.sent > 0 || self.failed > 0
+    }
+
     /// Whether every one of `syns` but the first failed on this host. Without the kernel's word, that none was seen to be
     /// sent says the same, where none was lost.
     pub(super) const fn all_failed(self, syns: u32, may_be_lost: bool) -> bool {
@@ -190,6 +197,7 @@ impl Attempts {
                 sent: 0,
                 failed: 0,
                 failures_traced: false,
+                user_timeout: None,
             },
             here: None,
             resets_seen: false,

@@ -138,6 +138,7 @@ impl ConnectFailure {
             return;
         };
         syns.failures_traced |= retransmit.failures_traced;
+        syns.user_timeout = retransmit.tcp.user_timeout;
         let count = if retransmit.errno == 0 {
             &mut syns.sent
         } else {

@@ -167,50 +167,16 @@ fn what_came_back_is_told_and_what_did_not_is_not(
     run.assert_replays(Thresholds::default());
 }
 
-/// The number of SYNs tells which limit ended the wait; an application that gave up had its own.
-#[rstest]
-#[case::by_the_option(3, 2, 6, errno::ETIMEDOUT, "TCP_SYNCNT of", "tcp_syn_retries")]
-#[case::by_the_sysctl(
-    7,
-    0,
-    6,
-    errno::ETIMEDOUT,
-    "net.ipv4.tcp_syn_retries (now 6) bounds",
-    "TCP_USER_TIMEOUT"
-)]
-#[case::linear_ones_come_on_top(11, 0, 6, errno::ETIMEDOUT, "(now 6) bounds", "TCP_USER_TIMEOUT")]
-#[case::by_time(
-    3,
-    0,
-    6,
-    errno::ETIMEDOUT,
-    "after 3 SYNs, and net.ipv4.tcp_syn_retries (now 6) allows for 4 more: a TCP_USER_TIMEOUT",
-    "bounds it better"
-)]
-#[case::by_the_application(3, 0, 6, 0, "find out where SYNs end", "bounds")]
-fn what_bounds_the_wait_is_told_by_the_number_of_syns(
-    #[case] syns: u32,
-    #[case] own: u8,
-    #[case] sysctl: u8,
-    #[case] error: u32,
-    #[case] said: &str,
-    #[case] never: &str,
-) {
+/// An application that gave up had a timeout of its own: no other bounded its wait.
+#[test]
+fn what_an_application_gives_up_no_sysctl_bounds() {
     let mut run = Run::new();
     run.tick();
-    let socket = Socket {
-        state: state::SYN_SENT,
-        ..attempt()
-    };
-    run.retransmit(socket, |_| {});
-    run.failure(attempt(), 1, |failure| {
-        (failure.error, failure.syns) = (error, syns);
-        failure.how = if error == 0 { failure_how::PATIENT } else { 0 };
-        (failure.syn_retries, failure.sysctl_syn_retries) = (own, sysctl);
-    });
-    let advice = run.only().advice.join("; ");
-    assert!(advice.contains(said), "{advice}");
-    assert!(!advice.contains(never), "{advice}");
+    run.failure(attempt(), 1, |failure| failure.how = failure_how::PATIENT);
+    let finding = run.only();
+    assert_eq!(finding.cause, "cancelled", "{finding:#?}");
+    let advice = finding.advice.join("; ");
+    assert!(!advice.contains("bounds"), "{advice}");
 }
 
 /// A hook that is missing makes doubtful what it could have told, and nothing else.
@@ -343,6 +309,51 @@ fn what_bounds_the_wait_is_told(#[case] own: u8, #[case] sysctl: u8, #[case] sai
     });
     let advice = run.only().advice.join("; ");
     assert!(advice.contains(said), "{advice}");
+}
+
+/// `TCP_USER_TIMEOUT` is in the socket of each SYN that is sent again; the time tells whether it was what ended the wait.
+#[rstest]
+#[case::it_was(
+    2000,
+    3_100,
+    "TCP_USER_TIMEOUT of process 1234 (2.0 s) bounds the wait",
+    "tcp_syn_retries"
+)]
+#[case::it_is_longer(
+    20_000,
+    3_100,
+    "bounds the wait, or a TCP_SYNCNT of",
+    "TCP_USER_TIMEOUT"
+)]
+#[case::none_is_set(0, 3_100, "bounds the wait, or a TCP_SYNCNT of", "TCP_USER_TIMEOUT")]
+fn a_time_bounds_the_wait_where_the_socket_has_one(
+    #[case] limit_ms: u32,
+    #[case] lasted_ms: u64,
+    #[case] said: &str,
+    #[case] never: &str,
+) {
+    let mut run = Run::new();
+    run.tick();
+    let socket = Socket {
+        state: state::SYN_SENT,
+        ..attempt()
+    };
+    run.retransmit(socket, |retransmit| {
+        retransmit.tcp.user_timeout_ms = limit_ms;
+    });
+    run.failure(attempt(), 1, |failure| {
+        (failure.error, failure.syns) = (errno::ETIMEDOUT, 3);
+        (failure.syn_retries, failure.sysctl_syn_retries) = (0, 0);
+        failure.longest_ns = lasted_ms * 1_000_000;
+    });
+    let found = run.last_words();
+    let failed = found
+        .iter()
+        .find(|finding| finding.kind.name() == "connect_failure")
+        .expect("a failed attempt");
+    let advice = failed.advice.join("; ");
+    assert!(advice.contains(said), "{advice}");
+    assert!(!advice.contains(never), "{advice}");
 }
 
 /// The other end is a listener of this host that turned the client away: its finding comes first.

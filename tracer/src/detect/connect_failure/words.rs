@@ -454,26 +454,28 @@ fn silence_advice(
 fn bound(key: &AttemptKey, attempts: &Attempts, cx: &Context<'_>) -> String {
     let latest = &attempts.latest;
     let owner = who(latest.owner.as_ref());
-    let (limit, most) = match (latest.syn_retries, latest.sysctl_syn_retries) {
-        (Some(own), _) => (format!("TCP_SYNCNT of {owner} (now {own})"), own),
-        (None, Some(now)) => (format!("net.ipv4.tcp_syn_retries (now {now})"), now),
+    if let Some(limit) = attempts.syns.user_timeout
+        && attempts.latest.longest >= limit
+    {
+        return format!(
+            "TCP_USER_TIMEOUT of {owner} ({}) bounds the wait; a connect timeout bounds it better",
+            said_seconds(limit)
+        );
+    }
+    let limit = match (latest.syn_retries, latest.sysctl_syn_retries) {
+        (Some(own), _) => format!("TCP_SYNCNT of {owner} (now {own})"),
+        (None, Some(now)) => format!("net.ipv4.tcp_syn_retries (now {now})"),
         (None, None) => {
+            let option = if attempts.syns.any() {
+                "a TCP_SYNCNT"
+            } else {
+                "a TCP_SYNCNT or TCP_USER_TIMEOUT"
+            };
             return format!(
-                "{} bounds the wait, or a TCP_SYNCNT or TCP_USER_TIMEOUT of {owner}; a connect timeout of its own bounds \
-                 it better",
+                "{} bounds the wait, or {option} of {owner}; a connect timeout of its own bounds it better",
                 cx.said_sysctl("net.ipv4.tcp_syn_retries", key.netns)
             );
         }
     };
-    if latest.syns <= most.into() {
-        return format!(
-            "it ended after {}, and {limit} allows for {} more: a TCP_USER_TIMEOUT of {owner} bounds the wait, or \
-             some could not be sent",
-            plural(latest.syns.into(), "SYN"),
-            u32::from(most)
-                .saturating_add(1)
-                .saturating_sub(latest.syns)
-        );
-    }
     format!("{limit} bounds the wait; a connect timeout of {owner} bounds it better")
 }
