@@ -4,6 +4,7 @@
 //! `CONNTRACER_HEALTHY_MINUTES` says how long each test goes on; a few seconds where it is not set.
 
 use std::{
+    collections::BTreeMap,
     env,
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
@@ -15,6 +16,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use conntracer_tests::{
     family::{Family, SERVER_PORT},
+    line::Finding,
     link::Pair,
     netfilter::{Hook, Match, drop_some_at},
     netns::NetNs,
@@ -23,12 +25,13 @@ use conntracer_tests::{
     socket::{abort_on_close, listen, tcp},
     wait::{self, EVENTUALLY, SOON},
 };
+use jiff::Timestamp;
 use rustix::process::Signal;
 
 use crate::{
     nginx::Nginx,
     programs::{Served, ask, is_listening, program, words},
-    support::{assert_sound, binary, watch},
+    support::{assert_sound, binary, trace_everywhere, watch},
 };
 
 /// A test's share of every run of the tests.
@@ -220,34 +223,35 @@ fn session(address: SocketAddr, is_over: &AtomicBool, answered: &AtomicU64) -> R
     Ok(())
 }
 
-/// Namespaces that live for a moment, as those of a host's jobs do: each has a server, a client, and is gone.
+/// Namespaces that live for a moment, as those of a host's jobs do: each has a server, a client, and is gone. A tracer of
+/// its own, of all namespaces: so many readers of the shared one would be its work.
 #[test]
 fn namespaces_come_and_go() {
     /// Of an hour.
     const MOST: usize = 2000;
     let Some(binary) = binary() else { return };
-    let end = until_when();
-    let mut watched = Vec::new();
-    while Instant::now() < end && watched.len() < MOST {
-        let netns = NetNs::new().unwrap();
-        let Some(tracer) = watch(&binary, &netns) else {
-            return;
-        };
-        netns.run(one_connection).unwrap();
-        watched.push((tracer, netns.inode()));
-        pace(Duration::from_millis(20));
-    }
-    assert!(watched.len() > 10, "{}", watched.len());
-    let Some((last, _)) = watched.last_mut() else {
+    let Some(tracer) = trace_everywhere(&binary) else {
         return;
     };
-    // What is asked once is answered to all.
-    last.checkpoint().unwrap();
-    for (tracer, inode) in &mut watched {
-        let run = tracer.checkpoint().unwrap();
-        let findings: Vec<_> = run.findings().collect();
-        assert!(findings.is_empty(), "{inode}: {findings:#?}");
+    let end = until_when();
+    let mut made = BTreeMap::new();
+    while Instant::now() < end && made.len() < MOST {
+        let before = Timestamp::now();
+        let netns = NetNs::new().unwrap();
+        netns.run(one_connection).unwrap();
+        made.insert(netns.inode(), before..=Timestamp::now());
+        pace(Duration::from_millis(20));
     }
+    assert!(made.len() > 10, "{}", made.len());
+    let run = tracer.stop().unwrap();
+    // A namespace of another process may have had the inode before or afterwards.
+    let is_theirs = |finding: &&Finding| {
+        let since: Timestamp = finding.since.parse().expect("a time");
+        let made = finding.subject.netns().and_then(|inode| made.get(&inode));
+        made.is_some_and(|made| made.contains(&since))
+    };
+    let findings: Vec<_> = run.findings().filter(is_theirs).collect();
+    assert!(findings.is_empty(), "{findings:#?}");
 }
 
 /// A request and its answer.

@@ -145,7 +145,18 @@ pub(crate) fn trace_all(
     namespaces: &[&NetNs],
     arguments: &[&str],
 ) -> Option<Tracer> {
-    match Tracer::of(binary.run_within(namespaces).args(arguments)) {
+    begun(Tracer::of(binary.run_within(namespaces).args(arguments)))
+}
+
+/// One of every namespace there is.
+#[track_caller]
+pub(crate) fn trace_everywhere(binary: &Binary) -> Option<Tracer> {
+    begun(Tracer::of(&mut binary.run_everywhere()))
+}
+
+#[track_caller]
+fn begun(tracer: Result<Tracer, NotStarted>) -> Option<Tracer> {
+    match tracer {
         Ok(tracer) => Some(tracer),
         Err(NotStarted::CannotTrace(reason)) => {
             skip(&reason);
