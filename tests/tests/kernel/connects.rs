@@ -76,15 +76,18 @@ fn syns_that_never_leave_this_host_are_told_from_silence() {
 
     assert_eq!(finding.cause, "timed_out", "{finding:#?}");
     assert_eq!(finding.evidence["told_by"], "timer", "{finding:#?}");
-    assert!(
-        finding.summary.contains("no SYN left this host"),
-        "{finding:#?}"
-    );
-    let advice = finding.advice.join("; ");
-    assert!(
-        advice.contains("TCPRetransFail") && !advice.contains("mtr"),
-        "{finding:#?}"
-    );
+    // A retransmission that no program saw is not known to have failed.
+    if run.missed("retransmit") == 0 {
+        assert!(
+            finding.summary.contains("no SYN left this host"),
+            "{finding:#?}"
+        );
+        let advice = finding.advice.join("; ");
+        assert!(
+            advice.contains("TCPRetransFail") && !advice.contains("mtr"),
+            "{finding:#?}"
+        );
+    }
     assert_sound(&run, &client);
 }
 
