@@ -29,6 +29,9 @@ const ELSEWHERE: u16 = 9004;
 /// What tells of an attempt that failed.
 const HOOKS: [&str; 2] = ["state", "failure"];
 
+/// Retransmissions of a SYN that take a minute: that attempt is not to time out, however slow the machine is.
+const PATIENT: i32 = 5;
+
 /// A local port that two sockets share.
 const SHARED: u16 = 40_001;
 
@@ -55,11 +58,11 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
     let by_icmp = remote(family.lent(), ELSEWHERE);
     let denied = remote(family.forbidden(), ELSEWHERE);
 
-    let begin = |address| {
+    let begin = |address, syns| {
         server
             .run(|| {
                 let socket = tcp(family)?;
-                repeat_syns(&socket, 1)?;
+                repeat_syns(&socket, syns)?;
                 connect_without_waiting(&socket, address)?;
                 Ok(socket)
             })
@@ -74,8 +77,8 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
     let again = server.run(share).unwrap();
     let connect_again = |address: SocketAddr| server.run(|| Ok(error_of(&again, address)));
     assert_eq!(connect_again(refused).unwrap(), libc::ECONNREFUSED);
-    let waiting = begin(timed_out);
-    let impatient = begin(cancelled);
+    let waiting = begin(timed_out, 1);
+    let impatient = begin(cancelled, PATIENT);
     for _ in 0..3 {
         assert_eq!(fail(&server, family, refused).unwrap(), libc::ECONNREFUSED);
     }
@@ -104,7 +107,7 @@ fn each_failed_attempt_has_its_cause(#[case] family: Family) {
     server
         .set_sysctl("net/ipv4/ip_local_port_range", "40000 40000")
         .unwrap();
-    let holder = begin(cancelled);
+    let holder = begin(cancelled, PATIENT);
     assert_eq!(
         fail(&server, family, cancelled).unwrap(),
         libc::EADDRNOTAVAIL

@@ -28,12 +28,18 @@ fn is_failure(finding: &Finding) -> bool {
     finding.finding == "connect_failure"
 }
 
-/// A connect() that is under way, with one SYN to come.
+/// A connect() that is under way, for a minute where nobody answers: it does not time out before a slow machine has given
+/// it up.
 fn begin(netns: &NetNs, family: Family, address: SocketAddr) -> Socket {
+    begin_with(netns, family, address, 5)
+}
+
+/// The same with so many SYNs to come.
+fn begin_with(netns: &NetNs, family: Family, address: SocketAddr, syns: i32) -> Socket {
     netns
         .run(|| {
             let socket = tcp(family)?;
-            repeat_syns(&socket, 1)?;
+            repeat_syns(&socket, syns)?;
             // The kernel may say at once that it could not send, and tries again.
             let _ = connect_without_waiting(&socket, address);
             Ok(socket)
@@ -60,7 +66,7 @@ fn syns_that_never_leave_this_host_are_told_from_silence() {
         return;
     };
     let address = SocketAddr::new(Family::V4.server(), PORT);
-    let socket = begin(&client, Family::V4, address);
+    let socket = begin_with(&client, Family::V4, address, 1);
     let error = wait_error(&socket, EVENTUALLY).unwrap();
     assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
     let finding = tracer
@@ -70,15 +76,18 @@ fn syns_that_never_leave_this_host_are_told_from_silence() {
 
     assert_eq!(finding.cause, "timed_out", "{finding:#?}");
     assert_eq!(finding.evidence["told_by"], "timer", "{finding:#?}");
-    assert!(
-        finding.summary.contains("no SYN left this host"),
-        "{finding:#?}"
-    );
-    let advice = finding.advice.join("; ");
-    assert!(
-        advice.contains("TCPRetransFail") && !advice.contains("mtr"),
-        "{finding:#?}"
-    );
+    // A retransmission that no program saw is not known to have failed.
+    if run.missed("retransmit") == 0 {
+        assert!(
+            finding.summary.contains("no SYN left this host"),
+            "{finding:#?}"
+        );
+        let advice = finding.advice.join("; ");
+        assert!(
+            advice.contains("TCPRetransFail") && !advice.contains("mtr"),
+            "{finding:#?}"
+        );
+    }
     assert_sound(&run, &client);
 }
 

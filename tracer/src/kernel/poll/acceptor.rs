@@ -3,8 +3,8 @@
 //!
 //! The first look is taken when the first record of a full accept queue comes by, at the listener's owner and its
 //! children, and goes into the stream before that record: a finding that opens says why at once. Later ones are taken
-//! by the polls while the trouble goes on, at those who hold the listener where a search has found them. The more a
-//! look costs, the longer it is to the next.
+//! with the records that tell of more drops, and by the polls shortly after these, at those who hold the listener where a
+//! search has found them. The more a look costs, the longer it is to the next.
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,7 @@ use crate::{
     owner::standing,
 };
 
-/// Listeners looked at; others wait until one of them is quiet.
+/// Listeners that are remembered, with who holds them.
 const MAX_LISTENERS: usize = 64;
 /// Processes of one look, and of all the looks of one poll.
 const MAX_PROCESSES: usize = 8;
@@ -37,12 +37,15 @@ const MAX_A_POLL: usize = 32;
 const MAX_CHILDREN: usize = 64;
 /// Between two looks at one listener: a person who stops or wakes a process reads about it a second later.
 const AGAIN_NS: u64 = 1_000_000_000;
-/// Without a dropped SYN for so long, a listener is in trouble no more: its finding is over by then.
+/// Without a dropped SYN for so long, a listener is not looked at: nobody asks how its processes stand. The next one is
+/// another reason to look.
+const GOES_ON_NS: u64 = 2_000_000_000;
+/// After so long, it is forgotten: its finding is over by then.
 const QUIET_NS: u64 = 60_000_000_000;
 /// Share of the time that looks may take of a CPU, as a divisor; and how long after one the next is taken, whatever it
-/// took: half of how long a finding stays open without a drop.
+/// took: a finding that opens is to say why, also where another listener has just been looked at.
 const SHARE: u64 = 100;
-const LONGEST_REST_NS: u64 = 5_000_000_000;
+const LONGEST_REST_NS: u64 = 2_000_000_000;
 
 /// A listener that turned clients away because its accept queue was full.
 #[derive(Debug)]
@@ -111,35 +114,34 @@ impl AcceptorLooks {
         if drops == 0 || syn.socket.role != role::LISTENER || syn.socket.born_ns == 0 {
             return;
         }
-        let now_ns = syn.header.ktime_ns;
-        if let Some(known) = self.listeners.get_mut(&id) {
-            if drops > known.drops {
-                known.drops = drops;
-                known.last_ns = now_ns;
-            }
-            known.owner = syn.owner;
-            return;
+        if !self.listeners.contains_key(&id) {
+            self.make_room();
         }
-        if self.listeners.len() >= MAX_LISTENERS {
-            return;
-        }
-        let mut troubled = Troubled {
+        let known = self.listeners.entry(id).or_insert_with(|| Troubled {
             socket: syn.socket,
             owner: syn.owner,
             holders: Vec::new(),
-            drops,
-            last_ns: now_ns,
+            drops: 0,
+            last_ns: 0,
             looked_ns: 0,
-        };
-        let (began_ns, spent_ns) = (ktime_ns(), cpu_ns());
-        if began_ns >= self.next_ns {
-            for record in self.look(&troubled, now_ns) {
-                feed(record.as_bytes());
-            }
-            troubled.looked_ns = began_ns;
-            self.rest(spent_ns);
+        });
+        known.owner = syn.owner;
+        if drops > known.drops {
+            known.drops = drops;
+            known.last_ns = syn.header.ktime_ns;
+            self.look_at(&[id], syn.header.ktime_ns, feed);
         }
-        self.listeners.insert(id, troubled);
+    }
+
+    /// Forgets the listener that dropped nothing for the longest time, where there is no room for one more.
+    fn make_room(&mut self) {
+        if self.listeners.len() < MAX_LISTENERS {
+            return;
+        }
+        let quietest = self.listeners.iter().min_by_key(|(_, known)| known.last_ns);
+        if let Some(id) = quietest.map(|(id, _)| *id) {
+            self.listeners.remove(&id);
+        }
     }
 
     fn meet_holders(&mut self, holders: &Holders) {
@@ -151,38 +153,48 @@ impl AcceptorLooks {
         }
     }
 
-    /// Looks again at the listeners whose trouble goes on.
+    /// Looks again at the listeners whose trouble goes on, the one first at which nobody looked for the longest time.
     pub(crate) fn poll(&mut self, feed: Feed<'_>) {
-        let (began_ns, spent_ns) = (ktime_ns(), cpu_ns());
+        let now_ns = ktime_ns();
         self.listeners
-            .retain(|_, known| began_ns.saturating_sub(known.last_ns) < QUIET_NS);
-        if began_ns < self.next_ns || self.listeners.is_empty() {
+            .retain(|_, known| now_ns.saturating_sub(known.last_ns) < QUIET_NS);
+        let mut due: Vec<(u64, SocketId)> = self
+            .listeners
+            .iter()
+            .filter(|(_, known)| now_ns.saturating_sub(known.last_ns) < GOES_ON_NS)
+            .map(|(id, known)| (known.looked_ns, *id))
+            .collect();
+        due.sort_unstable();
+        let due: Vec<SocketId> = due.into_iter().map(|(_, id)| id).collect();
+        self.look_at(&due, now_ns, feed);
+    }
+
+    /// Looks at those of them where it is time to, as of `at_ns`.
+    fn look_at(&mut self, ids: &[SocketId], at_ns: u64, feed: Feed<'_>) {
+        let (began_ns, spent_ns) = (ktime_ns(), cpu_ns());
+        if began_ns < self.next_ns {
             return;
         }
         let mut looked = 0;
-        let due: Vec<SocketId> = self
-            .listeners
-            .iter()
-            .filter(|(_, known)| began_ns.saturating_sub(known.looked_ns) >= AGAIN_NS)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in due {
-            if looked >= MAX_A_POLL {
-                break;
-            }
-            let Some(known) = self.listeners.get(&id) else {
+        for id in ids {
+            let Some(known) = self.listeners.get(id) else {
                 continue;
             };
-            let records = self.look(known, ktime_ns());
+            if looked >= MAX_A_POLL || began_ns.saturating_sub(known.looked_ns) < AGAIN_NS {
+                continue;
+            }
+            let records = self.look(known, at_ns);
             looked += records.len();
             for record in &records {
                 feed(record.as_bytes());
             }
-            if let Some(known) = self.listeners.get_mut(&id) {
+            if let Some(known) = self.listeners.get_mut(id) {
                 known.looked_ns = began_ns;
             }
         }
-        self.rest(spent_ns);
+        if looked > 0 {
+            self.rest(spent_ns);
+        }
     }
 
     /// Until the next look, after one that began when so much of a CPU was spent.
@@ -343,6 +355,32 @@ mod tests {
         assert_eq!(told, [(pid, holds), (u32::MAX, holds | last | gone)]);
         looks.next_ns = 0;
         looks.poll(&mut |_| panic!("a moment ago"));
+    }
+
+    #[test]
+    fn more_drops_are_a_reason_to_look_and_quiet_is_none() {
+        let mut looks = AcceptorLooks::default();
+        let pid = std::process::id();
+        assert_ne!(looked(&mut looks, syn(pid, 1).as_bytes()), []);
+        for known in looks.listeners.values_mut() {
+            (known.last_ns, known.looked_ns) = (ktime_ns() - GOES_ON_NS, 0);
+        }
+        looks.next_ns = 0;
+        looks.poll(&mut |_| panic!("nothing was dropped meanwhile"));
+        assert_eq!(looked(&mut looks, syn(pid, 1).as_bytes()), []);
+        assert_ne!(looked(&mut looks, syn(pid, 2).as_bytes()), []);
+    }
+
+    #[test]
+    fn many_listeners_leave_room_for_one_more_and_a_costly_look_a_rest() {
+        let mut looks = AcceptorLooks::default();
+        for sk in 0..=MAX_LISTENERS as u64 {
+            let mut syn = syn(0, 1);
+            (syn.socket.sk, syn.header.ktime_ns) = (sk, 1 + sk);
+            looked(&mut looks, syn.as_bytes());
+        }
+        assert_eq!(looks.listeners.len(), MAX_LISTENERS);
+        assert!(!looks.listeners.contains_key(&SocketId::new(0, 5)));
 
         // As if all that this thread did so far was that look.
         while cpu_ns() < LONGEST_REST_NS / SHARE {}
