@@ -112,7 +112,11 @@ impl NetnsFactsLooks {
                 continue;
             }
             let Some(net) = &known.net else { continue };
-            let figures = read(net, most);
+            let Some(figures) = look(net, *netns, most) else {
+                // Another process is looked for.
+                known.net = None;
+                continue;
+            };
             known.looked_ns = began_ns;
             looked = true;
             let record = NetnsFacts {
@@ -209,6 +213,14 @@ fn conntrack_max(proc: &Path) -> Option<u64> {
     text.trim().parse().ok()
 }
 
+/// The figures of a namespace; nothing where the process that leads there has ended meanwhile: what was known stays.
+fn look(net: &Path, netns: u32, conntrack_max: Option<u64>) -> Option<[u64; netns_fact::COUNT]> {
+    let figures = read(net, conntrack_max);
+    net.parent()
+        .is_some_and(|way| leads_to(way, netns))
+        .then_some(figures)
+}
+
 fn read(net: &Path, conntrack_max: Option<u64>) -> [u64; netns_fact::COUNT] {
     use netns_fact as fact;
     let mut figures = [UNKNOWN_TOTAL; fact::COUNT];
@@ -282,6 +294,14 @@ mod tests {
         early_drop.socket.netns = 1;
         looks.meet(early_drop.as_bytes());
         looks.poll(&mut |_| panic!("unknown"));
+    }
+
+    #[test]
+    fn a_process_that_has_ended_tells_nothing() {
+        let own = netns_of(Path::new("/proc/self")).unwrap();
+        assert!(look(Path::new("/proc/self/net"), own, None).is_some());
+        assert!(look(Path::new("/proc/0/net"), own, None).is_none());
+        assert!(look(Path::new("/proc/self/net"), 1, None).is_none());
     }
 
     #[test]
