@@ -71,7 +71,9 @@ fn syns_that_never_leave_this_host_are_told_from_silence() {
     assert_eq!(finding.cause, "timed_out", "{finding:#?}");
     assert_eq!(finding.evidence["told_by"], "timer", "{finding:#?}");
     assert!(
-        finding.summary.contains("no SYN left this host"),
+        finding
+            .summary
+            .contains("no SYN is known to have left this host"),
         "{finding:#?}"
     );
     let advice = finding.advice.join("; ");
