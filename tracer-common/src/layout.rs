@@ -94,7 +94,6 @@ layout! {
     /// The byte whose low 5 bits are `icsk_ca_state`.
     icsk_ca_state = "inet_connection_sock"."icsk_ca_state";
     icsk_rto = "inet_connection_sock"."icsk_rto";
-    icsk_syn_retries = "inet_connection_sock"."icsk_syn_retries", optional;
     icsk_user_timeout = "inet_connection_sock"."icsk_user_timeout", optional;
     icsk_lrcvtime = "inet_connection_sock"."icsk_ack.lrcvtime", optional;
     icsk_qlen = "inet_connection_sock"."icsk_accept_queue.qlen";
@@ -205,7 +204,6 @@ layout! {
     cgroup_node = "cgroup"."kn", optional;
     node_id = "kernfs_node"."id", optional;
     net_tcp_statistics = "net"."mib.tcp_statistics", optional;
-    net_syn_retries = "net"."ipv4.sysctl_tcp_syn_retries", optional;
     net_syncookies = "net"."ipv4.sysctl_tcp_syncookies", optional;
     net_max_syn_backlog = "net"."ipv4.sysctl_max_syn_backlog", optional;
     net_abort_on_overflow = "net"."ipv4.sysctl_tcp_abort_on_overflow", optional;

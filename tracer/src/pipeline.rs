@@ -90,6 +90,8 @@ pub struct Pipeline {
     last_id: u64,
     lost: [u64; HOOKS.len()],
     missed: Missed,
+    /// Whether the kernel tells of retransmissions that failed, as the last record of one says.
+    failures_traced: Option<bool>,
     records: u64,
     decode_errors: u64,
     seeds: Seeds,
@@ -121,6 +123,7 @@ impl Pipeline {
             last_id: 0,
             lost: [0; HOOKS.len()],
             missed: Missed::default(),
+            failures_traced: None,
             records: 0,
             decode_errors: 0,
             seeds: Seeds::default(),
@@ -185,6 +188,9 @@ impl Pipeline {
                     self.forget_netns(netns.id.inode);
                 }
             }
+            Body::Retransmit(retransmit) => {
+                self.failures_traced = Some(retransmit.failures_traced);
+            }
             Body::Acceptor(acceptor) => self.acceptors.apply(acceptor, self.now),
             Body::NetnsFacts(facts) => self.netns_facts.apply(facts, self.now),
             Body::Seed(seed) => self.seeds.found(seed),
@@ -207,6 +213,7 @@ impl Pipeline {
             netns_facts: &self.netns_facts,
             lost: &self.lost,
             missed: &self.missed,
+            failures_traced: self.failures_traced,
             reconciler: &self.reconciler,
             last_id: &mut self.last_id,
             out: &mut |finding| {
@@ -322,6 +329,7 @@ mod tests {
         fn any_records_are_taken_through_to_the_end(
             records in prop::collection::vec(any_record(), 0..60),
         ) {
+            crate::detect::claims::hears_random_records();
             let mut run = Run::new();
             for record in &records {
                 // Twice: the second time every table knows the socket.

@@ -79,7 +79,9 @@ fn syns_that_never_leave_this_host_are_told_from_silence() {
     // A retransmission that no program saw is not known to have failed.
     if run.missed("retransmit") == 0 {
         assert!(
-            finding.summary.contains("no SYN left this host"),
+            finding
+                .summary
+                .contains("no SYN is known to have left this host"),
             "{finding:#?}"
         );
         let advice = finding.advice.join("; ");

@@ -102,10 +102,8 @@ pub struct Failure {
     pub syns: u32,
     /// Bits of [`failure_how`].
     pub how: u8,
-    /// Of the last one: `TCP_SYNCNT` and `net.ipv4.tcp_syn_retries`, 0 where they are not known.
-    pub syn_retries: u8,
-    pub sysctl_syn_retries: u8,
-    /// The signal that ended the process, 0 where it is not known.
+    pub unused: [u8; 2],
+    /// The signal that ended the process; 0 where it ended by itself, or it is not known.
     pub signal: u8,
     /// Of the last ICMP message about it.
     pub icmp_type: u8,

@@ -32,6 +32,8 @@ pub(crate) struct Context<'a> {
     /// Records lost so far, hook by hook.
     pub(crate) lost: &'a [u64; HOOKS.len()],
     pub(crate) missed: &'a Missed,
+    /// See [`Context::traces_failures`]; `None` before a record tells.
+    pub(crate) failures_traced: Option<bool>,
     /// The kernel's own counters, against ours.
     pub(crate) reconciler: &'a Reconciler,
     pub(crate) last_id: &'a mut u64,
@@ -213,8 +215,12 @@ impl Context<'_> {
             .fold(facts, |facts, (name, off)| facts.signed(name, off))
     }
 
-    /// Whether the kernel tells of a retransmission that failed: `tcp_retransmit_skb` has the error from 6.17 on.
+    /// Whether the kernel tells of a retransmission that failed, as records say; before the first of them, by its
+    /// version: `tcp_retransmit_skb` has the error from 6.17 on.
     pub(crate) fn traces_failures(&self) -> bool {
+        if let Some(told) = self.failures_traced {
+            return told;
+        }
         let mut numbers = self
             .host
             .kernel

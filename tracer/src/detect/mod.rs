@@ -10,6 +10,8 @@
 //! it finds, and the storm counts last. A tick and the end of input go through the rooms as they are listed.
 
 mod case;
+#[cfg(test)]
+pub(crate) mod claims;
 mod connect_failure;
 mod connection_drop;
 mod context;

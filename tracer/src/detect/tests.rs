@@ -7,7 +7,7 @@ use conntracer_common::{
 use proptest::prelude::*;
 
 use crate::{
-    detect::{Limits, SPECS, Thresholds},
+    detect::{Limits, SPECS, Thresholds, claims},
     finding::{Certainty, FindingKind, Status},
     testing::{Run, generated, host, listener, socket},
 };
@@ -182,6 +182,7 @@ proptest! {
     fn any_records_replay_alike_and_findings_keep_their_order(
         actions in prop::collection::vec((0..9u8, 0..8u8, any::<u8>()), 0..300),
     ) {
+        claims::hears_random_records();
         let mut run = Run::new();
         for (action, who, number) in actions {
             stir(&mut run, action, who, number);

@@ -99,10 +99,6 @@ pub struct Failure {
     pub syns: u32,
     /// Bits of [`conntracer_common::record::failure_how`].
     pub how: u8,
-    /// How often the last one's SYN was to be retransmitted: `TCP_SYNCNT` where it is set, and
-    /// `net.ipv4.tcp_syn_retries` where it is known.
-    pub syn_retries: Option<u8>,
-    pub sysctl_syn_retries: Option<u8>,
     /// The signal that ended its process.
     pub signal: Option<u8>,
     /// The last ICMP message about it, where it was seen.
@@ -129,11 +125,8 @@ impl Failure {
     }
 
     fn of(raw: &record::Failure) -> Result<Self, DecodeError> {
-        let known = |value: u8| (value != 0).then_some(value);
         Ok(Self {
-            syn_retries: known(raw.syn_retries),
-            sysctl_syn_retries: known(raw.sysctl_syn_retries),
-            signal: known(raw.signal),
+            signal: (raw.signal != 0).then_some(raw.signal),
             icmp: (raw.how & failure_how::ICMP != 0).then(|| Icmp {
                 kind: raw.icmp_type,
                 code: raw.icmp_code,

@@ -19,6 +19,7 @@ const SYSCTLS: &[&str] = &[
     "net.ipv4.tcp_orphan_retries",
     "net.ipv4.tcp_retries1",
     "net.ipv4.tcp_retries2",
+    "net.ipv4.tcp_syn_linear_timeouts",
     "net.ipv4.tcp_syn_retries",
     "net.ipv4.tcp_synack_retries",
     "net.ipv4.tcp_syncookies",

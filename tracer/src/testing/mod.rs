@@ -10,7 +10,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 pub(crate) use self::fixtures::{REASONS, any_record, host, listener, owner, socket, sources};
 use crate::{
-    detect::Thresholds,
+    detect::{Thresholds, claims},
     finding::{Finding, Status, Value},
     host::Host,
     pipeline::{Output, Pipeline},
@@ -35,6 +35,7 @@ pub(crate) fn generated(path: &Path, text: &str) {
 
 fn keep(findings: &mut Vec<Finding>, output: &Output<'_>) {
     if let Output::Finding(finding) = output {
+        claims::assert_registered(finding);
         findings.push((*finding).clone());
     }
 }

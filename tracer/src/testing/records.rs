@@ -392,7 +392,6 @@ impl Run {
             last_ns: self.ktime_ns,
             longest_ns: 2_000_000,
             syns: 1,
-            sysctl_syn_retries: 6,
             ..record::Failure::default()
         };
         change(&mut record);

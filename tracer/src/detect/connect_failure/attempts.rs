@@ -96,6 +96,8 @@ pub(super) struct Attempts {
     pub(super) latest: Failure,
     /// What became of the SYNs that the last one retransmitted.
     pub(super) syns: Syns,
+    /// Some attempt's had to make room: those of the last one may be missing.
+    pub(super) syns_forgotten: bool,
     /// What this host itself dropped of them, at the other end.
     pub(super) here: Option<Here>,
     /// The hook that sees RSTs was there when the last one failed.
@@ -201,6 +203,7 @@ impl Attempts {
             },
             here: None,
             resets_seen: false,
+            syns_forgotten: false,
         }
     }
 

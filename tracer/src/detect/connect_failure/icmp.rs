@@ -9,7 +9,9 @@ use crate::event::Icmp;
 pub(super) enum Sender {
     /// A firewall that rejects: a rule says so.
     Firewall,
-    /// This host: nobody answers for the next hop.
+    /// The same, or a route of the type `prohibit` (`ip_error`, `ip6_pkt_prohibit`).
+    FirewallOrRoute,
+    /// This host: nobody answers for the next hop (`arp_error_report`), or a rule rejects so.
     Own,
     /// A router, or the host itself.
     Router,
@@ -37,7 +39,8 @@ pub(super) const fn name(icmp: &Icmp) -> &'static str {
 /// Who sent it, to a host with this address. TCP answers for a closed port with a RST: "port unreachable" is a rule's.
 pub(super) fn sender(icmp: &Icmp, local: IpAddr) -> Sender {
     match (icmp.from, icmp.kind, icmp.code) {
-        (IpAddr::V4(_), 3, 3 | 9 | 10 | 13) | (IpAddr::V6(_), 1, 1 | 4 | 5) => Sender::Firewall,
+        (IpAddr::V4(_), 3, 3 | 9 | 10) | (IpAddr::V6(_), 1, 4 | 5) => Sender::Firewall,
+        (IpAddr::V4(_), 3, 13) | (IpAddr::V6(_), 1, 1) => Sender::FirewallOrRoute,
         (from, ..) if from == local => Sender::Own,
         _ => Sender::Router,
     }

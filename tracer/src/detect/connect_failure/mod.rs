@@ -14,6 +14,8 @@
 //! answer. Not judged: attempts dropped within a second, which is how clients race IPv6 against IPv4.
 
 mod attempts;
+#[cfg(test)]
+pub(crate) mod claims;
 mod icmp;
 #[cfg(test)]
 mod tests;
@@ -170,6 +172,7 @@ impl ConnectFailure {
         };
         let syns = self.syns.remove(&failure.socket.id).unwrap_or_default();
         let resets_seen = self.sees_resets(failure, cx);
+        let syns_forgotten = self.syns.evicted() > 0;
         let (quiet, worth) = (self.attempts.rules.quiet(), self.attempts.rules.attempts);
         let new = || Attempts::new(*failure, since);
         let Some(attempts) = self.attempts.begin(key, cx, new) else {
@@ -180,6 +183,7 @@ impl ConnectFailure {
         }
         attempts.add(more, failure);
         attempts.syns = syns;
+        attempts.syns_forgotten = syns_forgotten;
         attempts.here = here.or(attempts.here);
         attempts.resets_seen = resets_seen;
         let is_worth = attempts.count >= worth;

@@ -16,7 +16,7 @@ use crate::{
     testing::{Run, evidence, host, listener, socket},
 };
 
-fn attempt() -> Socket {
+pub(super) fn attempt() -> Socket {
     socket("10.0.0.1:40000", "10.0.0.9:443")
 }
 
@@ -59,7 +59,7 @@ fn the_error_is_the_cause(
     run.assert_replays(Thresholds::default());
 }
 
-fn icmp(failure: &mut record::Failure, (kind, code): (u8, u8), from: &str) {
+pub(super) fn icmp(failure: &mut record::Failure, (kind, code): (u8, u8), from: &str) {
     failure.how |= failure_how::ICMP;
     (failure.icmp_type, failure.icmp_code) = (kind, code);
     let from = socket(&format!("{from}:0"), "10.0.0.9:443").local_addr;
@@ -87,7 +87,7 @@ fn icmp(failure: &mut record::Failure, (kind, code): (u8, u8), from: &str) {
         failure.error = errno::EHOSTUNREACH;
         icmp(failure, (3, 1), "10.0.0.1");
     },
-    "unreachable", "icmp", "nobody answers for the next hop", "firewall"
+    "unreachable", "icmp", "nobody answers for the next hop, or a rule of this host rejects", "firewall"
 )]
 #[case::port_unreachable(
     |failure: &mut record::Failure| {
@@ -102,12 +102,12 @@ fn icmp(failure: &mut record::Failure, (kind, code): (u8, u8), from: &str) {
         failure.how = failure_how::SOFT;
         icmp(failure, (3, 10), "10.0.0.9");
     },
-    "denied", "icmp", "from 10.0.0.9; the application gave up after 0.0 s", "no SYN was answered"
+    "denied", "icmp", "from 10.0.0.9; the application gave up after 0.0 s", "no answer to a SYN"
 )]
 // getsockopt(SO_ERROR) takes what was noted.
 #[case::taken_by_the_application(
     |failure: &mut record::Failure| icmp(failure, (3, 3), "10.0.0.9"),
-    "refused", "icmp", "rejected by a firewall: ICMP port unreachable", "no SYN was answered"
+    "refused", "icmp", "rejected by a firewall: ICMP port unreachable", "no answer to a SYN"
 )]
 // Not seen: the kernel's own route look-up sets the same.
 #[case::soft_and_not_seen(
@@ -115,14 +115,16 @@ fn icmp(failure: &mut record::Failure, (kind, code): (u8, u8), from: &str) {
     "unreachable", "icmp_or_route", "an ICMP message told of it, or this host had no route", "firewall"
 )]
 #[case::by_the_timer(
-    |failure: &mut record::Failure| (failure.error, failure.syns) = (errno::EHOSTUNREACH, 7),
-    "unreachable", "icmp_or_route", "or this host had no route", "firewall"
+    |failure: &mut record::Failure| {
+        (failure.error, failure.syns, failure.longest_ns) = (errno::EHOSTUNREACH, 7, 127_000_000_000);
+    },
+    "unreachable", "icmp_or_route", "or this host had no route for a SYN", "rejected"
 )]
 #[case::after_three_seconds(
     |failure: &mut record::Failure| {
         (failure.error, failure.syns, failure.longest_ns) = (errno::EHOSTUNREACH, 3, 3_100_000_000);
     },
-    "unreachable", "icmp", "nobody answers for the next hop of this host, or a router or a firewall", "no way"
+    "unreachable", "icmp_or_route", "nobody answers for the next hop of this host, a router or a firewall", "no way"
 )]
 #[case::killed(
     |failure: &mut record::Failure| (failure.how, failure.signal) = (failure_how::PATIENT | failure_how::EXITING, 9),
@@ -138,11 +140,11 @@ fn icmp(failure: &mut record::Failure, (kind, code): (u8, u8), from: &str) {
 )]
 #[case::challenged(
     |failure: &mut record::Failure| (failure.error, failure.how) = (errno::ETIMEDOUT, failure_how::ANSWERED),
-    "timed_out", "timer", "an answer came that does not fit", "no SYN was answered"
+    "timed_out", "timer", "an answer came that does not fit", "no answer to a SYN"
 )]
 #[case::silent(
     |failure: &mut record::Failure| failure.error = errno::ETIMEDOUT,
-    "timed_out", "timer", "no SYN was answered", "an answer came"
+    "timed_out", "timer", "no answer to a SYN came through", "an answer came"
 )]
 fn what_came_back_is_told_and_what_did_not_is_not(
     #[case] change: fn(&mut record::Failure),
@@ -280,7 +282,7 @@ fn what_never_left_this_host_is_told_from_silence(
         .iter()
         .find(|finding| finding.kind.name() == "connect_failure")
         .expect("a failed attempt");
-    let said = "no SYN left this host, all 2 retransmissions failed here";
+    let said = "no SYN is known to have left this host, all 2 retransmissions failed here";
     assert_eq!(
         finding.summary.contains(said),
         never_left,
@@ -290,25 +292,6 @@ fn what_never_left_this_host_is_told_from_silence(
     let advice = finding.advice.join("; ");
     assert_eq!(advice.contains("TCPRetransFail"), never_left, "{advice}");
     assert_eq!(advice.contains("mtr"), !never_left, "{advice}");
-}
-
-/// Which of both bounds the wait.
-#[rstest]
-#[case::the_sockets_own(3, 6, "TCP_SYNCNT of process 1234 (now 3)")]
-#[case::the_namespaces(0, 4, "net.ipv4.tcp_syn_retries (now 4)")]
-#[case::not_known(
-    0,
-    0,
-    "net.ipv4.tcp_syn_retries of namespace 4026 bounds the wait, or a TCP_SYNCNT or"
-)]
-fn what_bounds_the_wait_is_told(#[case] own: u8, #[case] sysctl: u8, #[case] said: &str) {
-    let mut run = Run::new();
-    run.failure(attempt(), 1, |failure| {
-        failure.error = errno::ETIMEDOUT;
-        (failure.syn_retries, failure.sysctl_syn_retries) = (own, sysctl);
-    });
-    let advice = run.only().advice.join("; ");
-    assert!(advice.contains(said), "{advice}");
 }
 
 /// `TCP_USER_TIMEOUT` is in the socket of each SYN that is sent again; the time tells whether it was what ended the wait.
@@ -343,7 +326,6 @@ fn a_time_bounds_the_wait_where_the_socket_has_one(
     });
     run.failure(attempt(), 1, |failure| {
         (failure.error, failure.syns) = (errno::ETIMEDOUT, 3);
-        (failure.syn_retries, failure.sysctl_syn_retries) = (0, 0);
         failure.longest_ns = lasted_ms * 1_000_000;
     });
     let found = run.last_words();
@@ -412,7 +394,6 @@ fn an_older_recording_tells_less_of_a_failure() {
     run.failure(attempt(), 1, |failure| {
         failure.error = errno::ETIMEDOUT;
         failure.header.size = u16::try_from(FAILURE_BEFORE).expect("a small record");
-        failure.sysctl_syn_retries = 0;
     });
     assert_eq!(run.only().cause, "timed_out");
 }

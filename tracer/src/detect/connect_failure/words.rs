@@ -131,20 +131,25 @@ impl ToldBy {
     }
 }
 
-/// Whether the kernel's timer may have ended the last attempt: as many SYNs as it sends.
+/// Whether the kernel's timer may have ended the last attempt: each SYN waits for a second at least. How many it sends
+/// is the socket's own to say (`TCP_SYNCNT`).
 fn ended_by_timer(attempts: &Attempts) -> bool {
-    let latest = &attempts.latest;
-    let retries = latest.syn_retries.or(latest.sysctl_syn_retries);
-    // Where it is not known, one that retransmitted nothing was ended by something else.
-    latest.syns > retries.map_or(1, u32::from)
+    const LEAST: Duration = Duration::from_millis(950);
+    let syns = attempts.latest.syns;
+    syns > 1 && attempts.longest >= LEAST.saturating_mul(syns)
 }
 
 /// Whether no retransmitted SYN left this host.
 fn never_left(attempts: &Attempts, cx: &Context<'_>) -> bool {
     let lost = cx.lost.get(hook::RETRANSMIT as usize).copied();
-    attempts
-        .syns
-        .all_failed(attempts.latest.syns, lost != Some(0))
+    let latest = &attempts.latest;
+    // What was sent before every hook was attached nobody saw.
+    let began = latest.last.before(attempts.longest);
+    let is_whole = latest.longest > Duration::ZERO && began.0 >= cx.host.attached_ns;
+    let may_be_lost = lost != Some(0) || !is_whole || attempts.syns_forgotten;
+    let mut syns = attempts.syns;
+    syns.failures_traced |= cx.traces_failures();
+    !has(attempts, failure_how::ANSWERED) && syns.all_failed(latest.syns, may_be_lost)
 }
 
 fn facts(attempts: &Attempts, cx: &Context<'_>) -> Facts {
@@ -196,7 +201,13 @@ fn summary(key: &AttemptKey, attempts: &Attempts, cx: &Context<'_>) -> String {
     let told_by = ToldBy::of(attempts);
     let what = match key.cause {
         Cause::TimedOut | Cause::Cancelled => silence(key.cause, attempts, cx),
-        Cause::NoPort => "failed at once: no local port or address was free".to_owned(),
+        Cause::NoPort if key.remote.is_ipv6() => {
+            "failed at once: no local port was free for it, or no address of this namespace reaches it".to_owned()
+        }
+        Cause::NoPort => {
+            "failed at once: no local port was free for it, or the one that the socket is bound to is taken"
+                .to_owned()
+        }
         Cause::Unreachable if told_by == ToldBy::Connect => {
             "failed at once: this host has no usable route".to_owned()
         }
@@ -207,17 +218,19 @@ fn summary(key: &AttemptKey, attempts: &Attempts, cx: &Context<'_>) -> String {
             "refused: by a RST or by an ICMP message, which was not seen".to_owned()
         }
         Cause::Other if attempts.latest.icmp.is_none() => match told_by {
-            ToldBy::Administrator => "ended by an administrator of this host ('ss -K')".to_owned(),
+            ToldBy::Administrator => "ended by an administrator of this host (ss -K, or a BPF program)".to_owned(),
             _ => "failed".to_owned(),
         },
         _ => by_icmp(attempts, told_by),
     };
     let gave_up = attempts.latest.errno == 0 && attempts.latest.icmp.is_some();
     let soft = if has(attempts, failure_how::SOFT) || gave_up {
-        format!(
-            "; the application gave up after {}",
-            said_seconds(attempts.longest)
-        )
+        let ended = if has(attempts, failure_how::EXITING) {
+            "its process ended"
+        } else {
+            "the application gave up"
+        };
+        format!("; {ended} after {}", said_seconds(attempts.longest))
     } else {
         String::new()
     };
@@ -238,13 +251,22 @@ fn by_icmp(attempts: &Attempts, told_by: ToldBy) -> String {
         let message = icmp::said(icmp);
         return match icmp::sender(icmp, local) {
             Sender::Firewall => format!("rejected by a firewall: {message}"),
-            Sender::Own => {
-                format!("failed: nobody answers for the next hop, {message}, this host itself")
+            Sender::FirewallOrRoute => {
+                format!("rejected by a firewall, or by a route that prohibits it: {message}")
             }
+            Sender::Own => format!(
+                "failed: {message}, this host itself: nobody answers for the next hop, or a rule of this host rejects"
+            ),
             Sender::Router => format!("failed: {message}"),
         };
     }
     let error = errno::name(latest.errno).unwrap_or("an error");
+    if told_by == ToldBy::IcmpOrRoute && attempts.longest >= NEIGHBOUR_GIVES_UP {
+        return format!(
+            "failed with {error}: nobody answers for the next hop of this host, a router or a firewall says so by ICMP, \
+             or this host had no route for a SYN"
+        );
+    }
     if told_by == ToldBy::IcmpOrRoute {
         return format!(
             "failed with {error}: an ICMP message told of it, or this host had no route for a SYN"
@@ -259,10 +281,12 @@ fn by_icmp(attempts: &Attempts, told_by: ToldBy) -> String {
              a firewall says so"
         ),
         errno::EHOSTUNREACH | errno::ENETUNREACH => format!(
-            "failed with {error} by an ICMP message: a firewall rejects, or a router knows no way"
+            "failed with {error} by an ICMP message: a firewall rejects, a router knows no way, or nobody answers for the \
+             next hop of this host"
         ),
         errno::EACCES | errno::EPERM => {
-            "rejected by an ICMP message (administratively prohibited), as a firewall's rule sends it".to_owned()
+            "rejected by an ICMP message (administratively prohibited), as a firewall or a route that prohibits sends it"
+                .to_owned()
         }
         _ => format!("failed with {error} by an ICMP message"),
     }
@@ -277,9 +301,9 @@ fn silence(cause: Cause, attempts: &Attempts, cx: &Context<'_>) -> String {
         "an answer came that does not fit (an ACK of another connection), and none that opens it"
             .to_owned()
     } else if never_left(attempts, cx) {
-        format!("no SYN left this host, all {repeats} retransmissions failed here")
+        format!("no SYN is known to have left this host, all {repeats} retransmissions failed here")
     } else {
-        "no SYN was answered".to_owned()
+        "no answer to a SYN came through".to_owned()
     };
     if cause == Cause::TimedOut {
         return format!("timed out: {answer}, the longest took {waited}");
@@ -336,6 +360,19 @@ fn advice(key: &AttemptKey, attempts: &Attempts, cx: &Context<'_>) -> Vec<Cow<'s
             .into(),
         ),
         Cause::NoPort => advice.extend([
+            if key.remote.is_ipv6() {
+                format!(
+                    "see whether namespace {} has an address for it: 'ip -6 route get {peer}', 'ip -6 address' \
+                     (net.ipv6.conf.all.disable_ipv6)",
+                    key.netns
+                )
+            } else {
+                format!(
+                    "see whether {owner} binds its socket before connect(): then one port alone would do ('ss -tanp dst \
+                     {peer}' shows who has it)"
+                )
+            }
+            .into(),
             format!(
                 "count what holds the ports: 'ss -tan dst {peer} | wc -l' against {}",
                 cx.said_sysctl("net.ipv4.ip_local_port_range", key.netns)
@@ -376,9 +413,31 @@ fn icmp_advice(key: &AttemptKey, attempts: &Attempts) -> Vec<Cow<'static, str>> 
         Some((icmp, Sender::Firewall)) => vec![
             format!("have the firewall at {} allow port {port} of {peer} for this host", icmp.from).into(),
         ],
-        Some((_, Sender::Own)) => vec![neighbour()],
+        Some((icmp, Sender::FirewallOrRoute)) => vec![
+            format!(
+                "see on {} which it is: 'ip route get {peer}' there names a route that prohibits; otherwise have its \
+                 firewall allow port {port} of {peer} for this host",
+                icmp.from
+            )
+            .into(),
+        ],
+        Some((_, Sender::Own)) => {
+            let rule = format!(
+                "look for a rule that rejects in 'nft list ruleset' of namespace {} ('iptables-save -c' counts)",
+                key.netns
+            );
+            let mut advice = vec![neighbour(), rule.into()];
+            if attempts.longest < NEIGHBOUR_GIVES_UP {
+                advice.reverse();
+            }
+            advice
+        }
         Some((icmp, Sender::Router)) => vec![
-            format!("see on {} why it knows no way to {peer}: 'ip route get {peer}' there", icmp.from).into(),
+            format!(
+                "see on {} why it said so: 'ip route get {peer}', 'ip neigh' and the firewall's rules there",
+                icmp.from
+            )
+            .into(),
         ],
         None => {
             let tells = format!(
@@ -428,6 +487,14 @@ fn silence_advice(
     } else if attempts.here.is_none() {
         advice.push(
             format!(
+                "see whether answers come ('tcpdump -ni any src host {peer} and tcp src port {port}' in namespace {}): \
+                 where they do, this host drops them ('nft list ruleset', rp_filter)",
+                key.netns
+            )
+            .into(),
+        );
+        advice.push(
+            format!(
                 "find out where SYNs end: 'mtr --tcp --port {port} {peer}', and on {peer} 'tcpdump -ni any tcp port \
                  {port}'; a firewall that drops, a host that is down and a listener that drops look alike from here"
             )
@@ -441,19 +508,29 @@ fn silence_advice(
             .into(),
         );
     }
-    if key.cause == Cause::Cancelled {
-        // Its own timeout, or its end, bounded the wait.
-        return advice;
+    if key.cause == Cause::TimedOut {
+        advice.push(bound(key, attempts, cx).into());
     }
-    advice.push(bound(key, attempts, cx).into());
     advice
 }
 
-/// What ended the wait: one of two limits to the number of SYNs, or `TCP_USER_TIMEOUT`, which is a time
-/// (`tcp_write_timeout`).
+const SYN_RETRIES: &str = "net.ipv4.tcp_syn_retries";
+const LINEAR_TIMEOUTS: &str = "net.ipv4.tcp_syn_linear_timeouts";
+
+/// How many SYNs the kernel retransmits in a namespace before it gives up, and after which time at least it does, where
+/// that is known: from 6.5 on those after a second each come on top (`tcp_write_timeout`), and the others double.
+fn syn_retries(netns: u32, cx: &Context<'_>) -> Option<(u64, Duration)> {
+    let retries = cx.sysctl_number(SYN_RETRIES, netns)?;
+    let linear = cx.sysctl_number(LINEAR_TIMEOUTS, netns).unwrap_or(0);
+    let doubling = (2_u64 << retries.min(6)).saturating_sub(1);
+    let least = Duration::from_millis(950)
+        .saturating_mul(u32::try_from(linear.saturating_add(doubling)).unwrap_or(u32::MAX));
+    Some((retries.saturating_add(linear), least))
+}
+
+/// What bounded the wait of an attempt that the kernel gave up: the number of SYNs that it sent tells.
 fn bound(key: &AttemptKey, attempts: &Attempts, cx: &Context<'_>) -> String {
-    let latest = &attempts.latest;
-    let owner = who(latest.owner.as_ref());
+    let owner = who(attempts.latest.owner.as_ref());
     if let Some(limit) = attempts.syns.user_timeout
         && attempts.latest.longest >= limit
     {
@@ -462,20 +539,25 @@ fn bound(key: &AttemptKey, attempts: &Attempts, cx: &Context<'_>) -> String {
             said_seconds(limit)
         );
     }
-    let limit = match (latest.syn_retries, latest.sysctl_syn_retries) {
-        (Some(own), _) => format!("TCP_SYNCNT of {owner} (now {own})"),
-        (None, Some(now)) => format!("net.ipv4.tcp_syn_retries (now {now})"),
-        (None, None) => {
-            let option = if attempts.syns.any() {
-                "a TCP_SYNCNT"
-            } else {
-                "a TCP_SYNCNT or TCP_USER_TIMEOUT"
-            };
-            return format!(
-                "{} bounds the wait, or {option} of {owner}; a connect timeout of its own bounds it better",
-                cx.said_sysctl("net.ipv4.tcp_syn_retries", key.netns)
-            );
-        }
+    // A SYN that was seen to be sent again shows that the socket has none, or a longer one.
+    let option = if attempts.syns.any() {
+        "a TCP_SYNCNT"
+    } else {
+        "a TCP_SYNCNT or TCP_USER_TIMEOUT"
     };
-    format!("{limit} bounds the wait; a connect timeout of {owner} bounds it better")
+    let repeats = attempts.latest.syns.saturating_sub(1);
+    let sysctl = cx.said_sysctl(SYN_RETRIES, key.netns);
+    match syn_retries(key.netns, cx) {
+        Some((retries, least)) if retries == u64::from(repeats) && attempts.longest >= least => {
+            format!("{sysctl} bounds the wait; a connect timeout of {owner} bounds it better")
+        }
+        Some(_) => format!(
+            "{option} of {owner} bounded the wait, or some could not be sent: {} in {} are not what {sysctl} asks for",
+            plural(attempts.latest.syns.into(), "SYN"),
+            said_seconds(attempts.longest)
+        ),
+        None => format!(
+            "{sysctl} bounds the wait, or {option} of {owner}; a connect timeout of its own bounds it better"
+        ),
+    }
 }

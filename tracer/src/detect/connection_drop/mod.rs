@@ -25,7 +25,7 @@
 
 mod advice;
 #[cfg(test)]
-mod claims;
+pub(crate) mod claims;
 mod deaths;
 mod ends;
 mod group;

@@ -119,10 +119,20 @@ pub(super) struct Scan {
 }
 
 impl Scan {
+    /// From so many ports on it is one: where the eBPF side had no room for more, there were as many.
+    pub(super) const fn is_many(&self, scan_ports: u64) -> bool {
+        self.has_more || self.spots >= scan_ports
+    }
+
     /// Whether a spot of it lost more than its share, because a scanner tries every port alike: as many SYNs as
     /// `scan_ports` others on average.
     pub(super) const fn is_outdone_by(&self, spot: &Drops, scan_ports: u64) -> bool {
-        let others = self.spots.saturating_sub(1);
+        let known = if self.has_more && self.spots < scan_ports {
+            scan_ports
+        } else {
+            self.spots
+        };
+        let others = known.saturating_sub(1);
         let theirs = self.drops.count.saturating_sub(spot.count);
         spot.count.saturating_mul(others) >= scan_ports.saturating_mul(theirs)
     }

@@ -22,6 +22,8 @@
 //! unless netfilter dropped them.
 
 mod cause;
+#[cfg(test)]
+pub(crate) mod claims;
 mod drops;
 mod elsewhere;
 mod netfilter;
@@ -242,11 +244,9 @@ impl EarlyDrop {
             };
         } else {
             scan.has_more = true;
-            // As many as the eBPF side has room for, and more.
-            scan.spots = scan.spots.max(scan_ports);
         }
         scan.drops.add(more, early_drop, &why);
-        if scan.spots >= scan_ports {
+        if scan.is_many(scan_ports) {
             push(&mut self.touched_scans, key);
         }
     }
@@ -261,7 +261,7 @@ impl EarlyDrop {
             if self
                 .scans
                 .get(&key)
-                .is_some_and(|scan| scan.spots >= scan_ports && scan.drops.count >= refused_syns)
+                .is_some_and(|scan| scan.is_many(scan_ports) && scan.drops.count >= refused_syns)
             {
                 self.scans.raise(&key, cx);
             }

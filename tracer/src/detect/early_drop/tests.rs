@@ -9,8 +9,8 @@ use crate::{
     testing::{Run, evidence, host, listener, socket},
 };
 
-const LOCAL: &str = "10.0.0.1:80";
-const REMOTE: &str = "10.0.0.2:4000";
+pub(super) const LOCAL: &str = "10.0.0.1:80";
+pub(super) const REMOTE: &str = "10.0.0.2:4000";
 
 #[rstest]
 #[case::v4(LOCAL, REMOTE)]

@@ -101,7 +101,9 @@ pub(super) fn scan(spec: &'static Spec, key: NetnsKey, scan: &Scan, cx: &Context
     };
     let local = SocketAddr::new(address, 0);
     let mut draft = draft(spec, (key.netns, local, key.cause), &to, drops, cx);
-    draft.evidence = draft.evidence.count("ports", scan.spots);
+    if scan.spots > 0 {
+        draft.evidence = draft.evidence.count("ports", scan.spots);
+    }
     let advice = format!("it reads like a scan{by}: leave it, or have it blocked upstream");
     draft.advice.insert(0, advice.into());
     draft
@@ -232,12 +234,14 @@ fn summary(cause: Cause, drops: &Drops, to: &str, by: Option<By>) -> String {
                         "{syns} to {to} dropped by netfilter{at}: a rule, or conntrack, which drops where {when}"
                     )
                 }
-                None => format!("{syns} to {to} dropped by a program on the interface"),
+                None => format!(
+                    "{syns} to {to} dropped at the interface, by an XDP program or a tc filter"
+                ),
             }
         }
         Cause::ReversePath => format!(
             "{syns} to {to} dropped by reverse path filtering: the route back to the client leaves \
-             by another interface"
+             by another interface, or there is none"
         ),
         Cause::Auth => format!(
             "{syns} to {to} dropped: the TCP MD5 or AO signature is missing, unexpected or wrong"

@@ -32,7 +32,11 @@
 
 mod activity;
 mod cause;
+#[cfg(test)]
+pub(crate) mod claims;
 mod costly;
+#[cfg(test)]
+mod counted;
 mod course;
 mod interfaces;
 mod scope;

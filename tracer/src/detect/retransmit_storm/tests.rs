@@ -1,24 +1,24 @@
 use std::time::Duration;
 
 use conntracer_common::{
-    record::{self, Socket, kind, socket_flag},
+    record::{self, Socket, socket_flag},
     tcp::{ca, flag, pending, state},
     undo::way,
 };
 use rstest::rstest;
-use zerocopy::IntoBytes;
 
+use super::counted::Counted;
 use crate::{
     detect::Thresholds,
     finding::{Status, Subject, Value},
     testing::{Run, evidence, listener, only_of, socket},
 };
 
-const LOCAL: &str = "10.0.0.1:80";
-const REMOTE: &str = "10.0.0.2:4000";
+pub(super) const LOCAL: &str = "10.0.0.1:80";
+pub(super) const REMOTE: &str = "10.0.0.2:4000";
 
 /// A lossy path: fast retransmissions every 50 ms while the peer acknowledges, `ratio` of all sent.
-fn lossy(run: &mut Run, remote: &str, events: u32, segments: u32, sent_per_event: u32) {
+pub(super) fn lossy(run: &mut Run, remote: &str, events: u32, segments: u32, sent_per_event: u32) {
     for event in 0..events {
         run.skip(Duration::from_millis(50));
         run.retransmit(socket(LOCAL, remote), |retransmit| {
@@ -31,33 +31,6 @@ fn lossy(run: &mut Run, remote: &str, events: u32, segments: u32, sent_per_event
             retransmit.tcp.bytes_retrans = u64::from(event) * 2896;
             retransmit.tcp.srtt_us = 20_000 + event * 1000;
         });
-    }
-}
-
-/// What the eBPF side keeps of one connection's repeats.
-#[derive(Clone, Copy, Default)]
-struct Counted(record::Retransmits);
-
-impl Counted {
-    fn event(&mut self, run: &Run, remote: &str, change: impl FnOnce(&mut record::Retransmit)) {
-        let mut event = run.repeated(socket(LOCAL, remote));
-        change(&mut event);
-        let Self(record::Retransmits { last, totals, .. }) = self;
-        let before = (totals.events > 0).then_some(last.tcp);
-        totals.count(&event, before.as_ref());
-        *last = event;
-        totals.min_rtt_us = if totals.events == 1 { 19_000 } else { 18_500 };
-        last.header.kind = kind::RETRANSMITS;
-        last.header.size = u16::try_from(size_of::<record::Retransmits>()).unwrap();
-    }
-
-    fn tell(&self, run: &mut Run) {
-        run.feed(self.0.as_bytes());
-    }
-
-    fn answer(mut self, run: &mut Run) {
-        self.0.totals.polled = 1;
-        self.tell(run);
     }
 }
 
@@ -334,7 +307,7 @@ fn a_syn_fills_no_window(#[case] state: u8, #[case] flags: u8, #[case] cause: &s
 }
 
 /// Retransmissions of 100 connections, each of which is made by `socket` of its number.
-fn of_many(socket: impl Fn(u64) -> Socket, owned: impl Fn(u64) -> u32) -> Run {
+pub(super) fn of_many(socket: impl Fn(u64) -> Socket, owned: impl Fn(u64) -> u32) -> Run {
     let mut run = Run::new();
     for round in 0..4_u32 {
         for number in 1..=100 {
@@ -465,7 +438,7 @@ fn repeated_syn_acks_open_no_storm() {
     assert_eq!(run.only().cause, "handshake");
 }
 
-fn stuck(run: &mut Run, change: impl Fn(u32, &mut record::Retransmit)) {
+pub(super) fn stuck(run: &mut Run, change: impl Fn(u32, &mut record::Retransmit)) {
     for event in 0..40 {
         run.skip(Duration::from_millis(50));
         run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
@@ -662,7 +635,7 @@ fn the_interfaces_of_a_storm_are_told(#[case] devices: &[&str], #[case] told: &[
 }
 
 /// Timeouts, each of a segment that had arrived, as the kernel finds out; cumulative as it tells it.
-fn undone(run: &mut Run, count: u64, duplicates: impl Fn(u64) -> u64) {
+pub(super) fn undone(run: &mut Run, count: u64, duplicates: impl Fn(u64) -> u64) {
     for event in 1..=count {
         run.skip(Duration::from_millis(50));
         run.retransmit(socket(LOCAL, REMOTE), |retransmit| {
@@ -691,7 +664,7 @@ fn what_the_kernel_took_back_was_late(#[case] peer_tells: bool) {
     assert_eq!(finding.because, None);
     assert_eq!(evidence(finding, "spurious_segments"), &Value::Count(40));
     assert_eq!(evidence(finding, "losses_undone"), &Value::Count(40));
-    assert!(finding.summary.contains("were late"), "{finding:#?}");
+    assert!(finding.summary.contains("late, not lost"), "{finding:#?}");
     assert_eq!(finding.count, 40, "they are part of it");
 }
 

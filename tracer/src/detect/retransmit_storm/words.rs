@@ -156,27 +156,34 @@ const fn kind_key(kind: RetransmitType) -> &'static str {
 fn reading(cause: Cause, sum: &Segments) -> &'static str {
     match cause {
         Cause::SynsUnanswered if sum.data() == 0 => {
-            "no answer came to any of them: a filter on the way drops them or what answers them, the peer is down, or \
-             its listener drops them"
+            "each for one that no SYN-ACK answered in time; candidates are a filter, here or on the way, that drops \
+             SYNs or SYN-ACKs, a peer that is down, and a listener that drops them"
         }
         Cause::SynsUnanswered => {
-            "most are SYNs, and nothing is acknowledged: the path or the peer does not answer"
+            "most are SYNs that no SYN-ACK answered in time, and nothing of the rest is acknowledged; candidates are a \
+             filter, here or on the way, a path that loses them, and a peer that is down"
         }
         Cause::PeerUnreachable => {
-            "only timeouts, nothing is acknowledged: the packets or all that answers them are lost"
+            "timeouts, and nothing is acknowledged; candidates are a filter, here or on the way, a path that loses the \
+             packets or all that answers them, and a peer that is down"
         }
-        Cause::PathLoss => "the peer acknowledges the rest: packets are lost on the path",
+        Cause::PathLoss => {
+            "the peer acknowledges the rest: packets are lost on the way, from this host's queues to the peer's"
+        }
         Cause::PathMtu => {
             "only full-sized segments fail while the peer still talks: they are too large for the path"
         }
-        Cause::LocalDrop => "this host drops them itself",
-        Cause::ReceiverStalled => "the peer's window is shut: its application does not read",
+        Cause::LocalDrop => "this host drops them itself, or has no way for them",
+        Cause::ReceiverStalled => {
+            "the peer's window is shut: its application does not read, or its kernel has no memory for what comes"
+        }
         Cause::Reordering if sum.undone > sum.spurious / 2 => {
-            "most had arrived before they were repeated, as their acknowledgements tell: they were late, \
+            "most had arrived before they were sent again, as their acknowledgements tell: they or those were late, \
              not lost"
         }
         Cause::Reordering => {
-            "the peer says that most came twice: they were late or overtaken, not lost"
+            "the peer says that most came twice: they were late or overtaken and not lost, or their acknowledgements \
+             were late or lost"
         }
         Cause::Unknown => "their types do not tell why",
     }
@@ -206,8 +213,8 @@ fn advice(
 ) -> Vec<Cow<'static, str>> {
     match cause {
         Cause::PeerUnreachable => vec![
-            "check that the peer is up and that no firewall drops its packets silently \
-             (ip route get, mtr --tcp)"
+            "check that the peer is up and that no firewall, this host's own among them, drops its packets silently \
+             (nft list ruleset, ip route get, mtr --tcp)"
                 .into(),
         ],
         Cause::SynsUnanswered => vec![
@@ -223,10 +230,13 @@ fn advice(
         ],
         Cause::PathMtu => sum.sizes.advice(subject.netns(), cx),
         Cause::LocalDrop => vec![
-            "look at this host's output firewall, its qdisc (tc -s qdisc) and the link".into(),
+            "look at this host's output firewall (nft list ruleset), its qdisc (tc -s qdisc), the link and the route \
+             (ip route get)"
+                .into(),
         ],
         Cause::ReceiverStalled => vec![
-            "look at what the peer's process does instead of reading (ss -tnp there: Recv-Q is full)"
+            "look at what the peer's process does instead of reading (ss -tnp there: Recv-Q is full); where Recv-Q is \
+             small, memory is short there (nstat -az 'TcpExtTCPMemoryPressures*' TcpExtPruneCalled)"
                 .into(),
         ],
         Cause::Reordering => vec![

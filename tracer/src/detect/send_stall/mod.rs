@@ -14,6 +14,8 @@
 //! **False positives.** A peer that is paused on purpose. Nothing is retransmitted and nothing is lost: this is
 //! never a `retransmit_storm`.
 
+#[cfg(test)]
+pub(crate) mod claims;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -115,6 +117,11 @@ impl SendStall {
 
     fn probe(&mut self, body: &Probe, change: &Change<'_>, cx: &mut Context<'_>) {
         let key = change.connection.key;
+        if body.tcp.packets_out > 0 {
+            // It carried data: the window is small, and not shut.
+            self.end(key, Stage::Resumed, cx);
+            return;
+        }
         let cause = match (body.has_left(), has_room(&body.tcp)) {
             (false, true) => Cause::LocalDrop,
             (true, false) if body.tcp.probes_out > LOST_ANSWERS => {

@@ -9,11 +9,11 @@ use crate::{
     testing::{Run, evidence, only_of, socket},
 };
 
-const LOCAL: &str = "10.0.0.1:80";
-const REMOTE: &str = "10.0.0.2:4000";
+pub(super) const LOCAL: &str = "10.0.0.1:80";
+pub(super) const REMOTE: &str = "10.0.0.2:4000";
 
 /// Window probes as the eBPF side tells them from the second on, to a peer with a window of so many bytes.
-fn probes(run: &mut Run, count: u8, window: u32, result: i32) {
+pub(super) fn probes(run: &mut Run, count: u8, window: u32, result: i32) {
     for backoff in 1..count {
         run.pass(Duration::from_millis(200 << backoff));
         run.probe(socket(LOCAL, REMOTE), |probe| {
@@ -25,7 +25,7 @@ fn probes(run: &mut Run, count: u8, window: u32, result: i32) {
     }
 }
 
-fn stall(tcp: &mut record::Tcp, window: u32) {
+pub(super) fn stall(tcp: &mut record::Tcp, window: u32) {
     tcp.snd_wnd = window;
     tcp.mss = 1448;
     tcp.write_seq = 5000;
@@ -92,7 +92,7 @@ fn ended_as_local(run: &mut Run) {
 }
 
 /// A window probe after so many that came to nothing.
-fn unanswered(run: &mut Run, backoff: u8, probes_out: u8) {
+pub(super) fn unanswered(run: &mut Run, backoff: u8, probes_out: u8) {
     run.pass(Duration::from_millis(200 << backoff));
     run.probe(socket(LOCAL, REMOTE), |probe| {
         probe.keepalive = 0;

@@ -18,25 +18,30 @@ pub(super) fn draft(spec: &'static Spec, stall: &Stall, cx: &Context<'_>) -> Dra
         Cause::ReceiverStalled => (
             "receiver_stalled",
             format!(
-                "{remote} has had no room for {probes}: its application does not read, the network is \
-                 innocent"
+                "{remote} has had no room for {probes}: its application does not read, or its kernel has no memory for \
+                 what comes; nothing was lost on the way"
             ),
             vec![
-                "look at what the peer's process does instead of reading (ss -tnp there: Recv-Q is full)"
+                "look at what the peer's process does instead of reading (ss -tnp there: Recv-Q is full); where Recv-Q is \
+                 small, memory is short there (nstat -az 'TcpExtTCPMemoryPressures*' TcpExtPruneCalled)"
                     .into(),
             ],
         ),
         Cause::LocalDrop => (
             "local_drop",
             format!(
-                "{probes} to {remote} did not leave this host, and nothing else does: it drops what \
-                 {} sends",
+                "{probes} to {remote} did not leave this host, and nothing else of the connection does: this host drops what \
+                 {} sends, or has no way for it",
                 who(stall.connection.owner.as_ref())
             ),
             vec![
-                "look at this host's output firewall (nft list ruleset), its qdisc (tc -s qdisc) and the \
-                 link"
-                    .into(),
+                format!(
+                    "look at this host's output firewall (nft list ruleset), its qdisc (tc -s qdisc), the link and the \
+                     route ('ip route get {}') in namespace {}",
+                    remote.ip(),
+                    stall.connection.netns
+                )
+                .into(),
             ],
         ),
     };

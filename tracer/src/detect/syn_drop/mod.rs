@@ -19,6 +19,8 @@
 //! **False positives.** None known for drops: each one cost a client at least a second. Cookies are
 //! not reported where `tcp_syncookies` is 2, which asks for them always.
 
+#[cfg(test)]
+pub(crate) mod claims;
 mod drops;
 mod scene;
 #[cfg(test)]
@@ -32,12 +34,11 @@ use std::time::Duration;
 use conntracer_common::{record::syn_outcome, stats::hook};
 
 pub(crate) use self::scene::summaries;
-pub(super) use self::thresholds::Thresholds;
 use self::{
     drops::{Cause, DropKey, Drops},
     scene::Scene,
-    why::Why,
 };
+pub(super) use self::{thresholds::Thresholds, why::Why};
 use super::connect_failure::{Here, Route};
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{

@@ -250,14 +250,14 @@ fn the_words_name_queue_limit_and_remedy() {
 }
 
 /// One socket of a group that shares an address.
-fn member(number: u64) -> Socket {
+pub(super) fn member(number: u64) -> Socket {
     let mut socket = listener("10.0.0.1:80", "10.0.0.2:4000");
     socket.sk += number;
     socket
 }
 
 /// A run on a host whose hooks got these hook types.
-fn on(hook_types: &[(&str, HookType)]) -> Run {
+pub(super) fn on(hook_types: &[(&str, HookType)]) -> Run {
     let mut host = host();
     host.plan.hooks = hook_types
         .iter()
@@ -375,7 +375,7 @@ fn a_backlog_that_somaxconn_cut_is_said(
 
 /// A full queue from which somebody takes one connection every 100 ms, for as long as `accepting`, and
 /// which drops a SYN each time.
-fn drained(run: &mut Run, steps: u64, accepting: u64) {
+pub(super) fn drained(run: &mut Run, steps: u64, accepting: u64) {
     for step in 0..steps {
         let accepted = step.min(accepting);
         let last_accept_ns = run.ktime_ns();

@@ -18,7 +18,7 @@ const NAMED: usize = 4;
 
 /// What keeps a process from accepting.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Hindrance {
+pub(in crate::detect) enum Hindrance {
     /// By a signal, or by a debugger.
     Stopped,
     Traced,
@@ -50,7 +50,7 @@ impl Hindrance {
     }
 
     /// The word of the evidence.
-    pub(super) const fn name(self) -> &'static str {
+    pub(in crate::detect) const fn name(self) -> &'static str {
         match self {
             Self::Stopped => "stopped",
             Self::Traced => "traced",
@@ -63,18 +63,18 @@ impl Hindrance {
 
 /// What the last look at a listener's processes showed, while its queue was full.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Why {
-    pub(super) at: Ktime,
+pub(in crate::detect) struct Why {
+    pub(in crate::detect) at: Ktime,
     /// The first process that is hindered, and by what; the others that are by the same.
-    pub(super) hindrance: Option<(Hindrance, Acceptor)>,
-    pub(super) alike: Vec<Acceptor>,
+    pub(in crate::detect) hindrance: Option<(Hindrance, Acceptor)>,
+    pub(in crate::detect) alike: Vec<Acceptor>,
     /// Those that nothing hinders, and how busy each is.
-    pub(super) others: Vec<(Acceptor, Option<f64>)>,
-    pub(super) is_of_holders: bool,
+    pub(in crate::detect) others: Vec<(Acceptor, Option<f64>)>,
+    pub(in crate::detect) is_of_holders: bool,
 }
 
 impl Why {
-    pub(super) fn of(look: &Look) -> Self {
+    pub(in crate::detect) fn of(look: &Look) -> Self {
         let mut why = Self {
             at: look.at,
             hindrance: None,
@@ -95,12 +95,12 @@ impl Why {
     }
 
     /// The word of the evidence.
-    pub(super) fn name(&self) -> Option<&'static str> {
+    pub(in crate::detect) fn name(&self) -> Option<&'static str> {
         self.hindrance.map(|(hindrance, _)| hindrance.name())
     }
 
     /// Those that are hindered.
-    pub(super) fn hindered(&self) -> impl Iterator<Item = &Acceptor> {
+    pub(in crate::detect) fn hindered(&self) -> impl Iterator<Item = &Acceptor> {
         self.hindrance
             .iter()
             .map(|(_, process)| process)
@@ -145,7 +145,7 @@ impl Why {
     }
 
     /// What hinders them, for a sentence.
-    pub(super) fn said(&self) -> Option<String> {
+    pub(in crate::detect) fn said(&self) -> Option<String> {
         let (hindrance, _) = self.hindrance?;
         let count = self.alike.len().saturating_add(1);
         let many = count > 1;
@@ -205,7 +205,7 @@ impl Why {
     }
 
     /// What a process does that nothing hinders, for a sentence; `None` of several.
-    pub(super) fn said_unhindered(&self) -> Option<String> {
+    pub(in crate::detect) fn said_unhindered(&self) -> Option<String> {
         if self.hindrance.is_some() {
             return None;
         }
@@ -231,7 +231,7 @@ impl Why {
     }
 
     /// What mends it.
-    pub(super) fn advice(&self) -> Vec<Cow<'static, str>> {
+    pub(in crate::detect) fn advice(&self) -> Vec<Cow<'static, str>> {
         let Some((hindrance, process)) = self.hindrance else {
             return Vec::new();
         };

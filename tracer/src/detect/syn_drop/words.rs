@@ -317,12 +317,12 @@ fn summary(scene: &Scene<'_>, cause: Cause, cx: &Context<'_>) -> String {
         ),
         Cause::NoMemory => format!(
             "{local} refused {}, though its accept queue had room: the kernel made no socket, as it does \
-             for want of memory, and the clients believe they are connected",
+             for want of memory or of a route, and the clients believe they are connected",
             plural(count, "third ACK"),
         ),
         Cause::Other => format!(
-            "{local} dropped {} though both its queues had room: a security module refused, or there was \
-             no memory for a request",
+            "{local} dropped {} though both its queues had room: candidates are a security module that refuses, and \
+             want of memory for a request",
             plural(count, "SYN"),
         ),
         Cause::Cookies => format!(

@@ -24,6 +24,8 @@
 //! `recovered` or `reset`. A peer with a closed window answers probes and opens nothing. An idle
 //! connection without keepalive shows nothing and cannot be seen.
 
+#[cfg(test)]
+pub(crate) mod claims;
 mod narrow;
 mod patience;
 mod peers;

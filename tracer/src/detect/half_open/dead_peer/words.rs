@@ -130,11 +130,7 @@ fn summary(silence: &Silence, cx: &Context<'_>) -> String {
             "; {unsent} of its {} never left this host",
             plural(
                 u64::from(unsent).saturating_add(silence.sent.into()),
-                if silence.timeouts > 0 {
-                    "retransmission"
-                } else {
-                    "probe"
-                }
+                again(silence)
             )
         )
     } else {
@@ -143,7 +139,7 @@ fn summary(silence: &Silence, cx: &Context<'_>) -> String {
     match silence.stage {
         Stage::Confirmed(errno) => {
             let what = if is_local {
-                format!("nothing sent to {remote} left this host")
+                format!("no {} to {remote} left this host", again(silence))
             } else if silence.is_narrow() {
                 format!("full-sized segments do not reach {remote}, which talks{icmp}")
             } else {
@@ -169,7 +165,8 @@ fn summary(silence: &Silence, cx: &Context<'_>) -> String {
             format!("no longer watched, the table is full; {remote} had {tried}{partly}")
         }
         Stage::Suspected if is_local => format!(
-            "nothing sent to {remote} leaves this host: {tried}{}",
+            "no {} to {remote} leaves this host: {tried}{}",
+            again(silence),
             waiting(&silence.connection.tcp)
         ),
         Stage::Suspected if silence.is_narrow() => format!(
@@ -180,6 +177,15 @@ fn summary(silence: &Silence, cx: &Context<'_>) -> String {
             unheard(silence),
             beside(silence)
         ),
+    }
+}
+
+/// What is sent where nothing is acknowledged.
+const fn again(silence: &Silence) -> &'static str {
+    if silence.timeouts > 0 {
+        "retransmission"
+    } else {
+        "probe"
     }
 }
 
@@ -223,11 +229,11 @@ fn looks_like(silence: &Silence) -> Option<&'static str> {
 fn unheard(silence: &Silence) -> String {
     let remote = silence.connection.remote;
     if silence.narrow.talks {
-        format!("{remote} sends, and no acknowledgement of it arrives")
+        format!("{remote} sends, and no acknowledgement of it comes through")
     } else if silence.timeouts > 0 {
-        format!("no acknowledgement from {remote} arrives")
+        format!("no acknowledgement from {remote} comes through")
     } else {
-        format!("no answer from {remote} arrives")
+        format!("no answer from {remote} comes through")
     }
 }
 
@@ -321,13 +327,13 @@ fn advice(silence: &Silence, limit: Option<Duration>, cx: &Context<'_>) -> Vec<C
     let down = if silence.answered() > 0 {
         ""
     } else {
-        "the peer is down, or "
+        "the peer is down, "
     };
     advice.push(
         format!(
             "look for its packets here (tcpdump -ni any 'src host {} and tcp src port {}'): where they arrive, this \
-             host drops them (nft list ruleset, nstat -az); where none do, {down}a firewall or NAT on the way forgot \
-             the connection",
+             host drops them (nft list ruleset, nstat -az); where none do, {down}the way to it or back is broken, or a \
+             firewall or NAT on it forgot the connection",
             remote.ip(),
             remote.port(),
         )

@@ -23,6 +23,8 @@
 //!
 //! **False positives.** The same where the other direction says nothing for longer than the limit; raise it there.
 
+#[cfg(test)]
+pub(crate) mod claims;
 mod group;
 #[cfg(test)]
 mod tests;

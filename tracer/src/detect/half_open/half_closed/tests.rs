@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// One poll: `count` sockets in `half`, entered a second apart, then the tick.
-fn poll(run: &mut Run, half: u8, count: u16, age: Duration) {
+pub(super) fn poll(run: &mut Run, half: u8, count: u16, age: Duration) {
     for port in 0..count {
         let mut socket = socket("10.0.0.1:80", &format!("10.0.0.2:{}", 4000 + port));
         socket.state = half;
@@ -207,7 +207,7 @@ fn a_close_that_only_one_of_two_holders_called_is_told_from_a_forgotten_one() {
 }
 
 /// What a socket that is half-closed for 100 s looks like at each of 300 polls within 75 s, and whether it is a finding.
-fn told_of(half: u8, look: impl Fn(u64, &mut Snapshot)) -> Run {
+pub(super) fn told_of(half: u8, look: impl Fn(u64, &mut Snapshot)) -> Run {
     let mut run = Run::new();
     let mut socket = socket("10.0.0.1:80", "10.0.0.2:4000");
     socket.state = half;
@@ -301,7 +301,7 @@ fn what_is_in_use_is_no_finding(
     snapshot.tcp.write_seq = 5000;
     snapshot.tcp.retransmits = 3;
 }, "slow_peer", "acknowledges nothing of what it is still sent")]
-#[case::the_peer_does_not_close(state::FIN_WAIT2, |_: &mut Snapshot| {}, "slow_peer", "it has shut its side, the peer does not close")]
+#[case::the_peer_does_not_close(state::FIN_WAIT2, |_: &mut Snapshot| {}, "slow_peer", "it has shut its side, and no end of the peer's has come through")]
 #[case::this_host_does_not_read(state::FIN_WAIT2, |snapshot: &mut Snapshot| {
     snapshot.unread = 65_000;
 }, "not_read", "does not read what the peer sends (65000 bytes)")]

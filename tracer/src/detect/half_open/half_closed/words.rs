@@ -135,6 +135,10 @@ fn summary(
              not read",
             unread(seen.unread_bytes)
         ),
+        (TcpState::CloseWait, _) if is_shared(group) => format!(
+            "{owner} holds {sockets} in CLOSE_WAIT{oldest}: the peer has closed, and not every process that holds them \
+             has called close(){trend}"
+        ),
         (TcpState::CloseWait, _) => format!(
             "{owner} holds {sockets} in CLOSE_WAIT{oldest}: the peer has closed, close() was not \
              called{trend}"
@@ -145,10 +149,15 @@ fn summary(
             unread(seen.unread_bytes)
         ),
         _ => format!(
-            "{owner} holds {sockets} in FIN_WAIT2{oldest}: it has shut its side, the peer does not \
-             close{trend}"
+            "{owner} holds {sockets} in FIN_WAIT2{oldest}: it has shut its side, and no end of the peer's has come \
+             through{trend}"
         ),
     }
+}
+
+/// Whether each of them is held by several processes.
+const fn is_shared(group: &Group) -> bool {
+    group.shared > 0 && group.shared == group.listed()
 }
 
 fn unread(bytes: u64) -> String {
@@ -166,7 +175,7 @@ fn advice(
     cx: &Context<'_>,
 ) -> Vec<Cow<'static, str>> {
     let owner = who(group.owner.as_ref());
-    if key.state == TcpState::CloseWait && group.shared == group.listed() && group.shared > 0 {
+    if key.state == TcpState::CloseWait && is_shared(group) {
         return vec![
             format!("close every copy: each is held by {owner} and by another process that inherited it")
                 .into(),
@@ -224,7 +233,13 @@ fn advice(
                 .into(),
         ],
         _ => vec![
-            format!("let {owner} close() instead of shutdown() when it wants no answer, or set a \
+            format!(
+                "see whether the peer has closed ('ss -tn' there): where it is in FIN-WAIT-1 or LAST-ACK, its FIN is lost \
+                 on the way or dropped here ('nft list ruleset' of namespace {})",
+                key.netns
+            )
+            .into(),
+            format!("where it has not, let {owner} close() instead of shutdown() when it wants no answer, or set a \
                      receive timeout")
                 .into(),
             format!(

@@ -22,6 +22,8 @@
 //! time; raise `synack_repeats` there if single ones are not of interest. A listener none of whose
 //! SYN-ACKs reach anybody looks flooded, if it is busy enough.
 
+#[cfg(test)]
+pub(crate) mod claims;
 mod crowd;
 #[cfg(test)]
 mod tests;
@@ -35,7 +37,7 @@ use conntracer_common::{
     stats::hook,
 };
 
-use self::waiting::{Arrivals, Looks, Stretches, Waiting, overflowed};
+use self::waiting::{Arrivals, LOOKBACK, Looks, Stretches, Waiting, overflowed};
 use super::{KIND, thresholds::Thresholds};
 use crate::{
     detect::room::{Case, Cases, Context, Draft, Entry, Limits, Open, Room, Saying, Spec},
@@ -54,10 +56,6 @@ pub(crate) static SPEC: Spec = Spec {
     section: Thresholds::SECTION,
     explain: include_str!("explain.md"),
 };
-
-/// Handshakes begun so long before the first sign of trouble are held against it, at most twice this:
-/// a request's last retransmission comes 31 s after its SYN.
-const LOOKBACK: Duration = Duration::from_secs(31);
 
 /// One listener address.
 #[derive(Debug, Default)]
@@ -112,7 +110,21 @@ impl Case for Listener {
         self.waiting.as_ref().map_or(0, |waiting| waiting.moved())
     }
 
-    fn is_over(&mut self, _: &ListenerKey, _: &Rules, cx: &Context<'_>) -> bool {
+    fn has_other_news(&self) -> bool {
+        let waiting = self.waiting.as_ref();
+        waiting.is_some_and(|waiting| waiting.reading != waiting.said_reading)
+    }
+
+    fn told(&mut self) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.said_reading = waiting.reading;
+        }
+    }
+
+    fn is_over(&mut self, key: &ListenerKey, rules: &Rules, cx: &Context<'_>) -> bool {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.look(key, &rules.half_open, cx);
+        }
         self.waiting
             .as_ref()
             .is_none_or(|waiting| cx.now >= waiting.quiet_from)

@@ -11,10 +11,10 @@ use crate::{
     testing::{Run, evidence, listener},
 };
 
-const LOCAL: &str = "10.0.0.1:80";
+pub(super) const LOCAL: &str = "10.0.0.1:80";
 
 /// One request that is never answered: repeats after 1, 2, 4, … s.
-fn unanswered(run: &mut Run, remote: &str, repeats: u8, acked: bool) {
+pub(super) fn unanswered(run: &mut Run, remote: &str, repeats: u8, acked: bool) {
     for repeat in 0..repeats {
         run.pass(Duration::from_secs(1 << repeat));
         run.syn_ack(listener(LOCAL, remote), repeat, acked);
@@ -112,7 +112,7 @@ fn a_queue_that_was_full_a_moment_before_is_remembered() {
 }
 
 /// What a worker's listener tells after so many repeats.
-fn worker(run: &mut Run, sk: u64, state: u8, ack_backlog: u32, repeats: u64) {
+pub(super) fn worker(run: &mut Run, sk: u64, state: u8, ack_backlog: u32, repeats: u64) {
     let socket = Socket {
         sk,
         state,
@@ -143,7 +143,7 @@ fn the_limit_told_is_of_the_fullest_socket_that_still_listens() {
     assert_eq!(count(finding, "max_ack_backlog"), 511);
     let summary = &finding.summary;
     assert!(summary.contains("the accept queue is full"), "{summary}");
-    assert!(finding.advice[0].ends_with("(now 511)"), "{finding:#?}");
+    assert!(finding.advice[1].ends_with("(now 511)"), "{finding:#?}");
 
     for sk in 1..=3 {
         worker(&mut run, sk, state::CLOSE, 0, 2);
@@ -152,7 +152,7 @@ fn the_limit_told_is_of_the_fullest_socket_that_still_listens() {
     let finding = run.only();
     assert_eq!(count(finding, "syn_qlen"), 0);
     assert!(
-        finding.advice[0].ends_with("backlog of listen()"),
+        finding.advice[1].ends_with("backlog of listen()"),
         "{finding:#?}"
     );
 }
@@ -234,7 +234,7 @@ fn count(finding: &crate::finding::Finding, name: &str) -> u64 {
 }
 
 /// A SYN queue that overflows because of so many sources, and so many of 1,000 handshakes complete.
-fn overflow(run: &mut Run, sources: u32, completed: u64) {
+pub(super) fn overflow(run: &mut Run, sources: u32, completed: u64) {
     run.pass(Duration::from_secs(1));
     run.syn(listener(LOCAL, "0.0.0.0:0"), |syn| {
         syn.totals[syn_outcome::ADDED] = 100;

@@ -7,14 +7,19 @@ use conntracer_common::record::{SynTotals, syn_outcome};
 use super::crowd::Crowd;
 use crate::{
     count::Grow,
-    detect::half_open::thresholds::Thresholds,
+    detect::{Context, half_open::thresholds::Thresholds, syn_drop::Why},
     event::{Owner, Syn, SynAck, TcpState},
     id::SocketId,
+    table::listener::ListenerKey,
     time::Ktime,
 };
 
 /// How long first retransmissions count together: one request has them at 1 and 3 s, so that 4 s hold both.
 const TOGETHER: Duration = Duration::from_secs(4);
+
+/// Handshakes begun so long before the first sign of trouble are held against it, at most twice this:
+/// a request's last retransmission comes 31 s after its SYN.
+pub(super) const LOOKBACK: Duration = Duration::from_secs(31);
 
 /// `TCP_TIMEOUT_INIT`, from which SYN-ACK timeouts double, and `TCP_RTO_MAX` (include/net/tcp.h).
 const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -78,8 +83,9 @@ pub(super) struct Arrivals {
     pub(super) added: u64,
     pub(super) cookies: u64,
     pub(super) completed: u64,
-    /// SYNs and third ACKs that were refused, for the accept queue or for want of a socket.
+    /// SYNs and third ACKs that were refused for the accept queue, and third ACKs of which no socket was made.
     pub(super) refused: u64,
+    pub(super) unmade: u64,
 }
 
 impl Arrivals {
@@ -88,6 +94,7 @@ impl Arrivals {
         self.cookies = self.cookies.saturating_add(more.cookies);
         self.completed = self.completed.saturating_add(more.completed);
         self.refused = self.refused.saturating_add(more.refused);
+        self.unmade = self.unmade.saturating_add(more.unmade);
     }
 
     pub(super) const fn of(gained: &SynTotals) -> Self {
@@ -96,8 +103,8 @@ impl Arrivals {
             cookies: gained[syn_outcome::COOKIE],
             completed: gained[syn_outcome::COMPLETED],
             refused: gained[syn_outcome::ACCEPT_QUEUE_FULL]
-                .saturating_add(gained[syn_outcome::ACK_OVERFLOW])
-                .saturating_add(gained[syn_outcome::ACK_OTHER]),
+                .saturating_add(gained[syn_outcome::ACK_OVERFLOW]),
+            unmade: gained[syn_outcome::ACK_OTHER],
         }
     }
 
@@ -154,6 +161,11 @@ pub(super) struct Waiting {
     pub(super) queues: BTreeMap<SocketId, Queues>,
     /// An accept queue of the address was full at some moment.
     pub(super) was_full: bool,
+    /// What kept those who may accept from it while it was.
+    pub(super) why: Option<Why>,
+    /// What it looked like at the last tick, and what was said.
+    pub(super) reading: Option<Reading>,
+    pub(super) said_reading: Option<Reading>,
     pub(super) since: Ktime,
     pub(super) last: Ktime,
     pub(super) quiet_from: Ktime,
@@ -174,6 +186,9 @@ impl Waiting {
             last_remote: None,
             queues: BTreeMap::new(),
             was_full: false,
+            why: None,
+            reading: None,
+            said_reading: None,
             since: now,
             last: now,
             quiet_from: now,
@@ -277,6 +292,26 @@ impl Waiting {
         self.fullest().is_some_and(Queues::is_full)
     }
 
+    /// Keeps what the last look at those who may accept showed, while a queue is full: what hinders them stays for the
+    /// end, when all is well.
+    pub(super) fn look(&mut self, key: &ListenerKey, thresholds: &Thresholds, cx: &Context<'_>) {
+        let full = self.queues.iter().filter(|(_, queues)| queues.is_full());
+        let whys = full.filter_map(|(id, _)| cx.acceptors(key, *id).map(Why::of));
+        for why in whys {
+            let is_known = self
+                .why
+                .as_ref()
+                .is_some_and(|known| known.name().is_some());
+            if !is_known || why.name().is_some() {
+                self.why = Some(why);
+            }
+        }
+        let hindered_by = self.why.as_ref().and_then(Why::name);
+        self.reading = Some((self.looks(thresholds), hindered_by));
+        // The first is in the line that opened it.
+        self.said_reading = self.said_reading.or(self.reading);
+    }
+
     pub(super) fn unanswered(&self) -> u64 {
         self.retransmits.get().saturating_sub(self.discarded.get())
     }
@@ -287,7 +322,7 @@ impl Waiting {
         let overflowed = overflowed(&self.totals) > 0;
         let one_prefix = self.crowd.prefixes() <= 1;
         if self.discarded.get() > self.unanswered() {
-            if self.arrivals.refused == 0 && !self.was_full {
+            if self.arrivals.refused == 0 && self.arrivals.unmade == 0 && !self.was_full {
                 Looks::Deferred
             } else {
                 Looks::OverflowVictims
@@ -340,6 +375,9 @@ pub(super) fn overflowed(totals: &SynTotals) -> u64 {
         .saturating_add(totals[syn_outcome::SYN_QUEUE_FULL])
         .saturating_add(totals[syn_outcome::SYN_QUEUE_PRESSURE])
 }
+
+/// What it looks like, and what keeps those who may accept from it.
+type Reading = (Looks, Option<&'static str>);
 
 /// What is behind the requests that come to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 
-use conntracer_common::record::syn_outcome;
+use conntracer_common::{record::syn_outcome, stats::hook};
 
-use super::waiting::{Looks, Waiting};
+use super::waiting::{Arrivals, LOOKBACK, Looks, Waiting};
 use crate::{
     detect::{
         half_open::thresholds::Thresholds,
         room::{Context, Draft, Facts, Spec, plural, who},
+        syn_drop::Why,
     },
     finding::Subject,
     plan::HookType,
@@ -37,7 +38,7 @@ pub(super) fn draft(
         since: waiting.since,
         last: waiting.last,
         count: waiting.retransmits.get(),
-        summary: summary(key, waiting, looks),
+        summary: summary(key, waiting, looks, cx),
         evidence: evidence(waiting, looks, cx),
         advice: advice(key, waiting, looks, cx),
     }
@@ -103,36 +104,28 @@ fn from(waiting: &Waiting) -> String {
     }
 }
 
-fn summary(key: &ListenerKey, waiting: &Waiting, looks: Looks) -> String {
+fn summary(key: &ListenerKey, waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> String {
     let local = key.local;
     let repeats = plural(waiting.retransmits.get(), "SYN-ACK");
     let requests = plural(waiting.requests.get(), "request");
     let from = from(waiting);
-    let reading = match looks {
-        Looks::OverflowVictims => {
-            let why = if waiting.is_full() {
-                "the accept queue is full"
-            } else if waiting.totals[syn_outcome::ACK_OTHER] > 0 {
-                "no socket was made of it, as for want of memory"
-            } else {
-                "the accept queue was full"
-            };
+    let candidates = match looks {
+        Looks::OverflowVictims | Looks::Deferred => {
             return format!(
-                "{local} repeated {repeats} for {requests} from {from} whose third ACK did arrive and \
-                 was discarded: {why}"
-            );
-        }
-        Looks::Deferred => {
-            return format!(
-                "{local} repeated {repeats} for {requests} from {from} whose third ACK did arrive and \
-                 was discarded: the accept queue has room, and the listener defers accept until data \
-                 comes"
+                "{local} repeated {repeats} for {requests} from {from} whose third ACK did arrive and was discarded: {}",
+                discarded(waiting, looks, cx)
             );
         }
         Looks::Flood => {
+            // Where some complete, SYN-ACKs reach who asks for them.
+            let unless = if waiting.arrivals.completed == 0 {
+                ", or as if no SYN-ACK of this host came through"
+            } else {
+                ""
+            };
             return format!(
                 "{local} gets SYNs from about {from} and {} of {} handshakes completed: it looks like \
-                 a SYN flood from forged addresses; {} were answered with cookies, {} dropped, and \
+                 a SYN flood from forged addresses{unless}; {} were answered with cookies, {} dropped, and \
                  {repeats} repeated",
                 waiting.arrivals.completed,
                 waiting.arrivals.answered(),
@@ -140,13 +133,58 @@ fn summary(key: &ListenerKey, waiting: &Waiting, looks: Looks) -> String {
                 queue_drops(waiting),
             );
         }
-        Looks::OneClient => "one client, or the path to it, is broken",
-        Looks::OnePrefix => "the path back to one network is broken",
-        Looks::SeveralClients => "several clients, or the path back to them, are broken",
+        Looks::OneClient => {
+            "a client that does not answer, the way to it and back, and a filter of this host"
+        }
+        Looks::OnePrefix => {
+            "the way to that network and back, a filter of this host, and forged addresses"
+        }
+        Looks::SeveralClients => {
+            "the way to them and back, a filter of this host, and forged addresses"
+        }
     };
     format!(
-        "{local} repeated {repeats} for {requests} from {from}, and no third ACK came: {reading}"
+        "{local} repeated {repeats} for {requests} from {from}, and no third ACK came through: candidates are {candidates}"
     )
+}
+
+/// Why a third ACK that did arrive was discarded.
+fn discarded(waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> String {
+    if looks == Looks::Deferred {
+        return if sees_refusals(waiting, cx) {
+            "the accept queue has room, and the listener defers accept until data comes".to_owned()
+        } else {
+            "the accept queue has room now; candidates are a listener that defers accept until data comes, and a queue \
+             that was full before"
+                .to_owned()
+        };
+    }
+    let Arrivals {
+        refused, unmade, ..
+    } = waiting.arrivals;
+    let was_full = refused > 0 || waiting.was_full;
+    let why = match (waiting.is_full(), was_full, unmade > 0) {
+        (true, ..) => "the accept queue is full",
+        (false, false, true) => "no socket was made of it, as for want of memory",
+        (false, true, true) => "the accept queue was full, or no socket was made of it",
+        (false, ..) => "the accept queue was full",
+    };
+    match waiting.why.as_ref().and_then(Why::said) {
+        Some(hindered) if was_full => format!("{why}; {hindered}"),
+        _ => why.to_owned(),
+    }
+}
+
+/// Whether a refusal that may have led to it would have been seen: its hook was attached long enough, and lost nothing.
+fn sees_refusals(waiting: &Waiting, cx: &Context<'_>) -> bool {
+    let is_off = cx
+        .host
+        .plan
+        .hooks
+        .iter()
+        .any(|plan| plan.hook == "ack" && plan.hook_type == HookType::Off);
+    let began = waiting.since.before(LOOKBACK);
+    !is_off && cx.lost_of(hook::ACK) == 0 && began.0 >= cx.host.attached_ns
 }
 
 fn advice(
@@ -158,15 +196,21 @@ fn advice(
     let retries = cx.said_sysctl("net.ipv4.tcp_synack_retries", key.netns);
     match looks {
         Looks::OverflowVictims => {
+            let hindered = waiting.why.as_ref().map(Why::advice).unwrap_or_default();
+            if !hindered.is_empty() {
+                return hindered;
+            }
             let now = waiting.fullest().map_or_else(String::new, |fullest| {
                 format!(" (now {})", fullest.max_ack_backlog)
             });
             vec![
                 format!(
-                    "find out why {} does not call accept(), or raise the backlog of listen(){now}",
+                    "find out why {} does not take them in time: candidates are a stuck or busy process, too few \
+                     workers, and accept() that fails (its log, 'ls /proc/PID/fd | wc -l' against 'Max open files')",
                     who(waiting.owner.as_ref()),
                 )
                 .into(),
+                format!("a longer queue helps against bursts alone: raise the backlog of listen(){now}").into(),
             ]
         }
         Looks::Deferred => vec![
@@ -177,16 +221,37 @@ fn advice(
              the listener"
                 .into(),
         ],
-        Looks::Flood => vec![
-            "keep net.ipv4.tcp_syncookies at 1, so that forged requests cannot fill the SYN queue"
-                .into(),
-            "filter upstream, or on this host before TCP: forged addresses cannot be blocked one by one"
-                .into(),
-        ],
+        Looks::Flood => {
+            let mut advice: Vec<Cow<'static, str>> = Vec::new();
+            if waiting.arrivals.completed == 0 {
+                advice.push(
+                    format!(
+                        "see whether SYN-ACKs leave ('tcpdump -ni any src port {}' in namespace {}): where none do, an \
+                         output filter or the route back is the cause, and no flood",
+                        key.local.port(),
+                        key.netns
+                    )
+                    .into(),
+                );
+            }
+            advice.push(
+                "have net.ipv4.tcp_syncookies at 1, so that forged requests cannot fill the SYN queue".into(),
+            );
+            advice.push(
+                "filter upstream, or on this host before TCP: forged addresses cannot be blocked one by one"
+                    .into(),
+            );
+            advice
+        }
         Looks::OneClient | Looks::OnePrefix | Looks::SeveralClients => vec![
-            "look for a firewall or a route that loses the way back: SYN-ACKs leave this host, or the \
-             client's ACKs do not reach it"
-                .into(),
+            format!(
+                "see what leaves and what comes ('tcpdump -ni any tcp port {}' in namespace {}): SYN-ACKs that do not \
+                 leave and ACKs that come are dropped here (nft list ruleset, rp_filter); otherwise the client or the \
+                 way is at fault",
+                key.local.port(),
+                key.netns
+            )
+            .into(),
             format!(
                 "on a return path over another interface, check net.ipv4.conf.*.rp_filter and \
                  stateful firewalls; how often a SYN-ACK is repeated is {retries}"

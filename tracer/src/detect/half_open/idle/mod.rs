@@ -13,6 +13,8 @@
 //! **False positives.** Protocols that speak seldom and check their peers by themselves (a heartbeat slower than
 //! the limit); raise the limit there.
 
+#[cfg(test)]
+pub(crate) mod claims;
 mod group;
 #[cfg(test)]
 mod tests;

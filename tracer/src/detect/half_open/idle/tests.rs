@@ -46,7 +46,7 @@ fn what_an_audit_tells_is_one_finding_of_its_process() {
     assert_eq!(
         finding.summary,
         "process 1234 holds 13 connections idle for 900.0 s or longer, the oldest for 7200.0 s, without \
-         keepalive: should the peer be gone, nobody here will notice"
+         keepalive: should the peer be gone, this host's kernel will not notice"
     );
     assert_eq!(evidence(finding, "oldest_idle_s"), &Value::Number(7200.0));
     assert_eq!(

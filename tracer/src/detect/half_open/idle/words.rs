@@ -66,7 +66,7 @@ fn summary(key: &GroupKey, group: &Group, count: u64) -> String {
     } else {
         format!(
             "{owner} holds {connections} idle for {limit} or longer{oldest}, without keepalive: should the peer \
-             be gone, nobody here will notice"
+             be gone, this host's kernel will not notice"
         )
     }
 }
