@@ -128,13 +128,16 @@ fn an_orphan_of_before_has_no_owner() {
 }
 
 /// Attempts are refused all the time while conntracer starts: that a RST was not seen, whose hook may be the last to be
-/// attached, says nothing.
+/// attached, says nothing. Others are accepted by a listener that conntracer knows only when it has listed what is there:
+/// those before are of the time before, and none is lost.
 #[test]
 fn nothing_is_concluded_from_a_hook_that_was_not_there() {
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
     let nobody = SocketAddr::new(Family::V4.client(), SERVER_PORT);
+    let address = Family::V4.loopback_listener();
+    let older = server.run(|| listen(Family::V4, address, 64)).unwrap();
     let over = AtomicBool::new(false);
     let run = thread::scope(|scope| {
         let load = scope.spawn(|| {
@@ -144,6 +147,11 @@ fn nothing_is_concluded_from_a_hook_that_was_not_there() {
                         let socket = tcp(Family::V4)?;
                         let refused = connect_without_waiting(&socket, nobody);
                         drop(refused);
+                        let client = tcp(Family::V4)?;
+                        client.connect(&address.into())?;
+                        let (accepted, _) = older.accept()?;
+                        drop(client);
+                        drop(accepted);
                         Ok(())
                     })
                     .unwrap();

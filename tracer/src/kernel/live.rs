@@ -117,6 +117,13 @@ impl LiveKernel {
                 source,
             })?;
         }
+        kernel
+            .accounts
+            .begin()
+            .map_err(|source| CannotTrace::Kernel {
+                what: "reading what the hooks counted",
+                source,
+            })?;
         Ok(kernel)
     }
 
