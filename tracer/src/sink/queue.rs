@@ -7,7 +7,10 @@
 
 use std::{
     io, mem,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -58,6 +61,8 @@ pub(super) struct Queue {
     shared: Arc<Shared>,
     batch: Vec<Line>,
     writer: JoinHandle<()>,
+    /// What was written when the last was handed over.
+    written: u64,
 }
 
 #[derive(Debug)]
@@ -65,6 +70,8 @@ struct Shared {
     state: Mutex<State>,
     /// The writer waits here for lines, [`Queue::close`] for the end.
     changed: Condvar,
+    /// Lines that the destination has taken.
+    written: AtomicU64,
     /// Of all sinks.
     failed: Arc<Notify>,
 }
@@ -96,6 +103,7 @@ impl Queue {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             changed: Condvar::new(),
+            written: AtomicU64::new(0),
             failed,
         });
         let theirs = Arc::clone(&shared);
@@ -107,6 +115,7 @@ impl Queue {
             shared,
             batch: Vec::new(),
             writer,
+            written: 0,
         })
     }
 
@@ -169,12 +178,15 @@ impl Queue {
     /// Hands over the rest; nothing follows.
     pub(super) fn end(&mut self) {
         self.flush();
+        self.written = self.shared.written.load(Relaxed);
         self.shared.lock().closing = true;
         self.shared.changed.notify_all();
     }
 
-    /// Waits until the rest is written, for `patience` from `start` on where one is given.
+    /// Waits until the rest is written; where `patience` is given, for as long from `start` on, or from when more was
+    /// found to be written: a slow reader reads, too.
     pub(super) fn close(self, start: Instant, patience: Option<Duration>) -> io::Result<()> {
+        let (mut start, mut before) = (start, self.written);
         let mut state = self.shared.lock();
         while !state.finished {
             let Some(patience) = patience else {
@@ -186,6 +198,11 @@ impl Queue {
                 continue;
             };
             let left = patience.saturating_sub(start.elapsed());
+            let written = self.shared.written.load(Relaxed);
+            if left.is_zero() && written != before {
+                (start, before) = (Instant::now(), written);
+                continue;
+            }
             if left.is_zero() {
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
@@ -239,7 +256,9 @@ fn write_lines(shared: &Shared, mut destination: Box<dyn Destination>, mut rende
             if bytes.is_empty() {
                 return Ok(());
             }
-            destination.write(line, &bytes)
+            destination.write(line, &bytes)?;
+            shared.written.fetch_add(1, Relaxed);
+            Ok(())
         });
         if let Err(error) = written.and_then(|()| destination.flush()) {
             let mut state = shared.lock();

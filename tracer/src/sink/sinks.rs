@@ -165,8 +165,8 @@ impl Sinks {
         !some_works
     }
 
-    /// Hands over the rest and waits until it is written, at most `patience` where one is given: a reader that
-    /// stopped reading then does not keep conntracer from ending. Of several failures one is returned: one that is
+    /// Hands over the rest and waits until it is written, where `patience` is given no longer than that without progress: a
+    /// reader that stopped reading then does not keep conntracer from ending. Of several failures one is returned: one that is
     /// more than a reader that left, where there is one.
     pub fn close(mut self, patience: Option<Duration>) -> anyhow::Result<()> {
         for sink in &mut self.sinks {

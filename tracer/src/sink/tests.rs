@@ -169,6 +169,31 @@ fn a_stuck_reader_does_not_keep_conntracer_from_ending() {
     drop(reader);
 }
 
+/// A destination that takes a line now and then.
+#[derive(Debug)]
+struct Slow;
+
+impl Destination for Slow {
+    fn write(&mut self, _line: &Line, _rendered: &[u8]) -> io::Result<()> {
+        std::thread::sleep(Duration::from_millis(50));
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_slow_reader_gets_all_of_it() {
+    let mut sinks = spawn(vec![to(None, Box::new(Slow))], WhenFull::Drop);
+    for _ in 0..20 {
+        sinks.push(event());
+    }
+    // All of it takes twice as long.
+    sinks.close(Some(Duration::from_millis(500))).unwrap();
+}
+
 #[test]
 fn a_reader_that_left_is_noticed_without_writing() {
     let (reader, mut sinks) = sink(WhenFull::Drop);
