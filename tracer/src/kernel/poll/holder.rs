@@ -33,6 +33,8 @@ const SHARED_AGAIN_NS: u64 = 8_000_000_000;
 /// Shortest time between two searches, and the share of the time that they may take of a CPU.
 const SEARCH_NS: u64 = 1_000_000_000;
 const SHARE: u64 = 100;
+/// Longest time between two searches, however much they cost: who is in trouble is to be named while the trouble goes on.
+const LONGEST_REST_NS: u64 = 60_000_000_000;
 
 /// Which sockets' holders are to be searched for.
 #[derive(Debug, Default)]
@@ -86,7 +88,7 @@ impl HolderSearch {
     }
 
     fn tell(&mut self, found: &Found, cost_ns: u64, now_ns: u64) -> Vec<Holders> {
-        self.next_ns = now_ns + SEARCH_NS.max(SHARE * cost_ns);
+        self.next_ns = now_ns + (SHARE * cost_ns).clamp(SEARCH_NS, LONGEST_REST_NS);
         if now_ns.saturating_sub(self.told_ns) >= AGAIN_NS || self.told.len() >= MAX_TOLD {
             self.told.clear();
             self.told_ns = now_ns;
@@ -205,7 +207,9 @@ mod tests {
         search.tell(&Found::default(), AGAIN_NS, AGAIN_NS);
         search.meet(retransmit(3).as_bytes());
         assert!(search.is_due(u64::MAX), "a while is over");
-        assert!(!search.is_due(2 * AGAIN_NS), "searches take their share");
+        let rested_ns = AGAIN_NS + LONGEST_REST_NS;
+        assert!(!search.is_due(rested_ns - 1), "searches take their share");
+        assert!(search.is_due(rested_ns), "while the trouble goes on");
     }
 
     #[test]
