@@ -1,6 +1,6 @@
 //! Why a full accept queue is not emptied: by the process that is to accept, and how it stands.
 
-use std::{fs, os::fd::RawFd, path::Path};
+use std::{fs, os::fd::RawFd, path::Path, time::Duration};
 
 use anyhow::Context as _;
 use conntracer_tests::{
@@ -33,14 +33,31 @@ fn opened() -> (AcceptQueueFull, RawFd) {
     (full, fd)
 }
 
-/// The first line that tells of the worker; the search for holders may be a second away.
-fn told_of(tracer: &mut Watch, worker: &Forked) -> Finding {
+/// The first line that tells what is asked for. Who holds a listener is searched for once a minute at least, and how they
+/// stand is looked at while it turns clients away: they keep coming, as those of a real server do.
+fn told(
+    tracer: &mut Watch,
+    full: &mut AcceptQueueFull,
+    what: &str,
+    is: impl Fn(&Finding) -> bool,
+) -> Finding {
+    const BETWEEN: Duration = Duration::from_secs(5);
+    wait::until(what, EVENTUALLY, || {
+        let told = tracer.wait_for(what, BETWEEN, |finding| {
+            of_a_full_queue(finding) && is(finding)
+        });
+        if told.is_err() {
+            full.overflow()?;
+        }
+        Ok(told.ok())
+    })
+    .unwrap()
+}
+
+fn told_of(tracer: &mut Watch, full: &mut AcceptQueueFull, worker: &Forked) -> Finding {
     let pid = format!("ct-worker {}", worker.pid());
-    tracer
-        .wait_for("the worker to be told of", EVENTUALLY, |finding| {
-            of_a_full_queue(finding) && finding.summary.contains(&pid)
-        })
-        .unwrap()
+    let names = |finding: &Finding| finding.summary.contains(&pid);
+    told(tracer, full, "the worker to be told of", names)
 }
 
 #[test]
@@ -53,7 +70,7 @@ fn a_worker_that_is_stopped_is_why_the_queue_is_full() {
     };
     worker.stop().unwrap();
     full.provoke().unwrap();
-    let finding = told_of(&mut tracer, &worker);
+    let finding = told_of(&mut tracer, &mut full, &worker);
     worker.go_on().unwrap();
     full.quiet().unwrap();
     let run = tracer.checkpoint().unwrap();
@@ -119,7 +136,7 @@ fn a_worker_without_a_descriptor_to_spare_cannot_accept(#[case] tries: bool) {
         return;
     };
     full.provoke().unwrap();
-    let finding = told_of(&mut tracer, &worker);
+    let finding = told_of(&mut tracer, &mut full, &worker);
     full.quiet().unwrap();
     let run = tracer.checkpoint().unwrap();
 
@@ -165,7 +182,7 @@ fn a_worker_that_is_frozen_is_why_the_queue_is_full() {
         return;
     };
     full.provoke().unwrap();
-    let finding = told_of(&mut tracer, &worker);
+    let finding = told_of(&mut tracer, &mut full, &worker);
     full.quiet().unwrap();
     let run = tracer.checkpoint().unwrap();
     freeze("0").unwrap();
@@ -222,12 +239,10 @@ fn a_worker_that_is_throttled_is_why_the_queue_is_full() {
     };
     full.provoke().unwrap();
     // The share of a time is known by the second look.
-    let finding = tracer
-        .wait_for("the quota to be told of", EVENTUALLY, |finding| {
-            of_a_full_queue(finding)
-                && finding.evidence.get("acceptor_hindered_by") == Some(&"throttled".into())
-        })
-        .unwrap();
+    let throttled = |finding: &Finding| {
+        finding.evidence.get("acceptor_hindered_by") == Some(&"throttled".into())
+    };
+    let finding = told(&mut tracer, &mut full, "the quota to be told of", throttled);
     full.quiet().unwrap();
     let run = tracer.checkpoint().unwrap();
 
