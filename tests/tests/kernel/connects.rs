@@ -178,9 +178,11 @@ fn an_attempt_ends_with_its_process() {
     let run = tracer.checkpoint().unwrap();
 
     assert_eq!(finding.cause, "cancelled", "{finding:#?}");
-    assert_eq!(finding.evidence["told_by"], "exit", "{finding:#?}");
+    assert_eq!(finding.evidence["told_by"], "signal", "{finding:#?}");
     assert!(
-        finding.summary.contains("ended with their process"),
+        finding
+            .summary
+            .contains("ended with their process, which signal 9 (SIGKILL) ended"),
         "{finding:#?}"
     );
     assert!(!finding.summary.contains("given up"), "{finding:#?}");

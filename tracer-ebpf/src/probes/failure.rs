@@ -129,6 +129,7 @@ fn returned<C: EbpfContext>(ctx: &C, sk: u64, sockaddr: u64, result: i32) -> Out
         how: failure_how::AT_ONCE,
         lasted_ns: 0,
         syns: 0,
+        signal: 0,
     };
     count(ctx, &failure)
 }
@@ -143,6 +144,7 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
     }
     let mut error = field!(sk, sk_err: u32);
     let mut how = 0;
+    let mut signal = 0;
     let mut lasted_ns = 0;
     if socket.role == role::ACTIVE {
         lasted_ns = sock::now_ns() - socket.born_ns;
@@ -164,8 +166,11 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
             return Outcome::Aggregated;
         } else if lasted_ns >= PATIENCE_NS {
             how |= failure_how::PATIENT;
-            if sock::exit_code_of_current() != sock::RUNS {
+            let exit_code = sock::exit_code_of_current();
+            if exit_code != sock::RUNS {
                 how |= failure_how::EXITING;
+                // As wait() has it: the low bits are the signal's.
+                signal = (exit_code & 0x7f) as u8;
             }
         }
     }
@@ -176,6 +181,7 @@ pub(crate) fn closed<C: EbpfContext>(ctx: &C, sk: u64) -> Outcome {
         how,
         lasted_ns,
         syns: field!(sk, total_retrans: u32) + 1,
+        signal,
     };
     count(ctx, &failure)
 }
@@ -188,6 +194,7 @@ struct Attempt<'a> {
     how: u8,
     lasted_ns: u64,
     syns: u32,
+    signal: u8,
 }
 
 /// Counts it, and says so when it is due.
@@ -217,6 +224,7 @@ fn count<C: EbpfContext>(ctx: &C, attempt: &Attempt<'_>) -> Outcome {
             record.error = attempt.error;
             record.syns = attempt.syns;
             record.how = attempt.how;
+            record.signal = attempt.signal;
             if key.port == 0 {
                 record.socket.remote_addr = [0; 4];
                 record.socket.remote_port = 0;
