@@ -1,6 +1,10 @@
 //! What of a VM's console explains a failure, short enough for a terminal: where nobody keeps the log, this is all that
 //! is known of it.
 
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+
 /// Lines at most, of all failed tests together.
 const MOST_LINES: usize = 40;
 
@@ -11,7 +15,7 @@ const FEWEST_LINES: usize = 4;
 const MOST_CHARACTERS: usize = 2000;
 
 /// What the harness says of each failed test; where it says nothing, the end.
-pub(crate) fn excerpt(log: &str) -> String {
+fn excerpt(log: &str) -> String {
     let lines: Vec<&str> = log.lines().map(str::trim_end).collect();
     let failed = failed(&lines);
     if failed.is_empty() {
@@ -120,6 +124,13 @@ fn ends(lines: &[String], first: usize, last: usize) -> String {
         .chain([format!("[{left_out} lines left out]")])
         .chain(after.iter().map(short));
     said.collect::<Vec<_>>().join("\n")
+}
+
+/// Prints what a VM said about its failure; its log has it all.
+pub(crate) fn print_failure(name: &str, reason: &str, log: &Path) -> Result<()> {
+    let text = fs::read_to_string(log).with_context(|| format!("reading {}", log.display()))?;
+    println!("\n{name}: {reason}; {}\n{}", log.display(), excerpt(&text));
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! verbs need (the workspace's paths, child processes, packages, the BPF toolchain) has modules of
 //! its own. Nothing here is part of the tracer.
 
+mod again;
 mod archive;
 mod bench;
 mod build;

@@ -58,7 +58,16 @@ impl Row {
         Self {
             counts,
             starts: report.starts,
-            note: failure.unwrap_or_else(|| report.skip_reasons().join("; ")),
+            note: failure.unwrap_or_else(|| {
+                let again = report.forgiven.join(", ");
+                let again = (!again.is_empty()).then(|| format!("passed when run again: {again}"));
+                let skipped = report.skip_reasons().into_iter().map(str::to_owned);
+                again
+                    .into_iter()
+                    .chain(skipped)
+                    .collect::<Vec<_>>()
+                    .join("; ")
+            }),
             ..Self::default()
         }
     }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    bench,
+    again, bench,
     build::{self, Profile},
     check_object,
     fuzz::{self, Bound},
@@ -199,7 +199,18 @@ fn live(workspace: &Workspace, installation: Installation, is_unshared: bool) ->
         }
         Err(error) => println!("the test with ss is skipped: {error:#}"),
     }
-    harnesses(&mut [command])
+    let (mut report, failure) = watched(&mut command)?;
+    let Some(tests) = again::doubtful(&report) else {
+        return Ok(Row::reported(&report, failure));
+    };
+    println!("running that again: {}", tests.join(", "));
+    command.arg("--exact").args(tests);
+    let (second, failed) = watched(&mut command)?;
+    if failed.is_none() {
+        again::settle(&mut report, &second);
+    }
+    let failure = failure.filter(|_| !report.failures.is_empty());
+    Ok(Row::reported(&report, failure))
 }
 
 /// Why the live tests cannot run on this host.
@@ -263,15 +274,28 @@ fn matrix(workspace: &Workspace, installation: Installation, plan: &Plan) -> Res
 /// Runs test harnesses with their output shown, and sums up what they say.
 fn harnesses(commands: &mut [Command]) -> Result<Row> {
     let mut report = Report::default();
-    let mut failure = None;
+    let mut failures = Vec::new();
     for command in commands {
-        failure = watch(command, &mut report)?.or(failure);
+        failures.extend(watch(command, &mut report)?);
     }
-    // The names of tests say more than that a command has failed.
-    if !report.failures.is_empty() {
-        failure = Some(format!("failed: {}", report.failures.join(", ")));
+    Ok(Row::reported(&report, named(&report, failures.pop())))
+}
+
+/// The same of one, with what it said.
+fn watched(command: &mut Command) -> Result<(Report, Option<String>)> {
+    let mut report = Report::default();
+    let failure = watch(command, &mut report)?;
+    let failure = named(&report, failure);
+    Ok((report, failure))
+}
+
+/// The names of tests say more than that a command has failed.
+fn named(report: &Report, failure: Option<String>) -> Option<String> {
+    if report.failures.is_empty() {
+        failure
+    } else {
+        Some(format!("failed: {}", report.failures.join(", ")))
     }
-    Ok(Row::reported(&report, failure))
 }
 
 /// Runs a test harness with its output shown, which `report` takes in; why it has failed as a whole.

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     build::{self, Profile},
+    excerpt::print_failure,
     kernel::{self, Kernel, Line},
     machine::{self, Clock, Log, Programs},
     packages::Installation,
@@ -142,7 +143,7 @@ impl<'a> Bench<'a> {
         )?;
         let place = || format!("Linux {} ({hooks})", kernel.release);
         if let Some(reason) = vm::verdict_failure(&verdict) {
-            vm::print_failure(&place(), &reason, &path)?;
+            print_failure(&place(), &reason, &path)?;
             bail!("{}: {reason}: {}", place(), path.display());
         }
         let figures = Figures {

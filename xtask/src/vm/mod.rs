@@ -21,7 +21,7 @@ pub(crate) use self::{
     files::Run,
     matrix::{ordinary, unshared},
     plan::{Hooks, Plan, Setup},
-    report::{print_failure, print_failures},
+    report::print_failures,
     trial::{Outcome, verdict_failure},
 };
 use self::{

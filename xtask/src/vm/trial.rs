@@ -1,6 +1,7 @@
 //! The tests in one VM.
 
 use std::{
+    iter,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -12,6 +13,8 @@ use super::{
     plan::{Plan, Setup},
 };
 use crate::{
+    again,
+    excerpt::print_failure,
     kernel::Kernel,
     libtest::Report,
     machine::{self, Log, Programs, Verdict},
@@ -38,7 +41,31 @@ pub(super) fn test_one(
     let run = Run::prepare(workspace, kernel, programs, &name)?;
     let log = run.directory.join(format!("{name}.log"));
     let start = Instant::now();
-    let (verdict, report) = boot(plan, kernel, &run, setup, &log)?;
+    let (mut verdict, mut report) = boot(plan, kernel, &run, setup, &log)?;
+    if let Some(tests) = again::doubtful(&report)
+        && verdict == Verdict::Failure
+    {
+        eprintln!(
+            "Linux {} ({name}): failed: {}; running that again ({} has the first time)",
+            kernel.release,
+            tests.join(", "),
+            log.display()
+        );
+        print_failure(&setup.name(), "the first time", &log)?;
+        let filters = iter::once("--exact".to_owned()).chain(tests).collect();
+        let setup = Setup {
+            filters,
+            ..setup.clone()
+        };
+        let log = run.directory.join(format!("{name}-again.log"));
+        let (ended, second) = boot(plan, kernel, &run, &setup, &log)?;
+        if failure(&ended, &second).is_none() {
+            again::settle(&mut report, &second);
+        }
+        if report.failures.is_empty() {
+            verdict = ended;
+        }
+    }
     let elapsed = start.elapsed();
     if plan.keep {
         run.keep(&name)?;
