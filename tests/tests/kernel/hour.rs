@@ -298,5 +298,15 @@ fn transfers_lose_little() {
     }
     let counted = pair.client.counters().unwrap() - before;
     assert!(counted.retrans_segs > 0, "something was lost: {counted:?}");
-    assert_quiet(&tracer.checkpoint().unwrap(), &pair.client);
+    let run = tracer.checkpoint().unwrap();
+    // iperf3's server ends some of its tests with data unread: that is told, and true, and is no matter of the loss.
+    let is_its_end = |finding: &&Finding| {
+        (&*finding.finding, &*finding.cause) == ("connection_drop", "reset_received")
+    };
+    let others: Vec<_> = run
+        .findings()
+        .filter(|finding| !is_its_end(finding))
+        .collect();
+    assert!(others.is_empty(), "{others:#?}");
+    assert_sound(&run, &pair.client);
 }
