@@ -139,6 +139,14 @@ impl Plan {
             .map_or(HookType::Off, |plan| plan.hook_type)
     }
 
+    /// Whether the plan says that a hook is off; a plan that does not speak of it does not.
+    #[must_use]
+    pub fn is_off(&self, hook: &str) -> bool {
+        self.hooks
+            .iter()
+            .any(|plan| plan.hook == hook && plan.hook_type == HookType::Off)
+    }
+
     /// Whether `detector` is exact, and if not why.
     #[must_use]
     pub fn coverage(&self, detector: &str) -> Option<&DetectorPlan> {

@@ -28,7 +28,7 @@ use socket2::Socket;
 use crate::{
     connection_drop::{HOOKS, death, died, is_drop},
     deaths::{assert_blames_nobody, client, is, wait_connected},
-    support::{assert_seen, assert_sound, binary, tell_all, trace},
+    support::{Over, assert_seen, assert_sound, binary, tell_all, trace},
 };
 
 /// A server that listened and served before conntracer is killed: its clients of before and those of after it died with it.
@@ -190,13 +190,4 @@ fn nothing_is_concluded_from_a_hook_that_was_not_there() {
         }
     }
     assert_sound(&run, &server);
-}
-
-/// Ends the load, whatever becomes of the test.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -31,7 +31,7 @@ use rustix::process::Signal;
 use crate::{
     nginx::Nginx,
     programs::{Served, ask, is_listening, program, words},
-    support::{assert_sound, binary, trace_everywhere, watch},
+    support::{Over, assert_sound, binary, trace_everywhere, watch},
 };
 
 /// A test's share of every run of the tests.
@@ -87,15 +87,6 @@ fn load(netns: &NetNs, address: SocketAddr, is_over: &AtomicBool) -> Result<u64>
         })
     })?;
     Ok(answered.into_inner())
-}
-
-/// Ends the clients, also where the test has failed.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
 }
 
 /// The rate of a load: no more than a server of two CPUs has beside other tests. Nothing is waited for.

@@ -43,6 +43,7 @@ use std::{
     io::{Write, stdout},
     net::SocketAddr,
     panic::Location,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
 };
 
@@ -225,6 +226,15 @@ impl Streaming {
 
 /// Set where each test is to have a conntracer of its own, limited to its namespace.
 const UNSHARED: &str = "CONNTRACER_UNSHARED";
+
+/// Ends a load that looks at it, also where the test has failed.
+pub(crate) struct Over<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
 
 /// What was told is what the kernel counted in `counter`: all of it, but for what was lost of the hooks that count the
 /// same.

@@ -124,6 +124,17 @@ impl Context<'_> {
         self.lost.get(hook as usize).copied().unwrap_or_default()
     }
 
+    /// Whether the silence of a hook means anything: the plan does not say that it is off, and nothing of it was lost.
+    pub(crate) fn hears(&self, hook: u32) -> bool {
+        let name = HOOKS.get(hook as usize);
+        name.is_some_and(|name| !self.host.plan.is_off(name)) && self.lost_of(hook) == 0
+    }
+
+    /// The same of all that happened since a moment: the hook was attached by then.
+    pub(crate) fn hears_since(&self, hook: u32, moment: Ktime) -> bool {
+        self.hears(hook) && moment.0 >= self.host.attached_ns
+    }
+
     /// Why a finding of a detector is not exact: records of a hook that it needs were lost, or the hooks see less than
     /// everything; `None` when it is.
     pub(crate) fn doubt(&self, spec: &Spec) -> Option<Cow<'static, str>> {

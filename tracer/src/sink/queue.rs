@@ -198,12 +198,12 @@ impl Queue {
                 continue;
             };
             let left = patience.saturating_sub(start.elapsed());
-            let written = self.shared.written.load(Relaxed);
-            if left.is_zero() && written != before {
-                (start, before) = (Instant::now(), written);
-                continue;
-            }
             if left.is_zero() {
+                let written = self.shared.written.load(Relaxed);
+                if written != before {
+                    (start, before) = (Instant::now(), written);
+                    continue;
+                }
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
                     format!("nobody read the output for {} s", patience.as_secs()),

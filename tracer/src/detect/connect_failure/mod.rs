@@ -37,7 +37,6 @@ use crate::{
     event::{Failure as Event, Retransmit, TcpState},
     finding::FindingKind,
     id::SocketId,
-    plan::HookType,
     table::Bounded,
     time::Ktime,
 };
@@ -221,12 +220,7 @@ impl ConnectFailure {
 
     /// Whether a RST that ended an attempt would have been seen: its hook was attached then, and nothing of it was lost.
     fn sees_resets(&self, failure: &Event, cx: &Context<'_>) -> bool {
-        let hooks = &cx.host.plan.hooks;
-        let is_off = hooks
-            .iter()
-            .any(|plan| plan.hook == "reset_received" && plan.hook_type == HookType::Off);
-        let lost = cx.lost.get(hook::RESET_RECEIVED as usize).copied();
-        !is_off && lost == Some(0) && self.began.is_some_and(|began| failure.last >= began)
+        cx.hears(hook::RESET_RECEIVED) && self.began.is_some_and(|began| failure.last >= began)
     }
 }
 

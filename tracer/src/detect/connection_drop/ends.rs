@@ -3,13 +3,12 @@
 
 use std::net::SocketAddr;
 
-use conntracer_common::stats::{HOOKS, hook};
+use conntracer_common::stats::hook;
 
 use super::how::How;
 use crate::{
     detect::room::Context,
     event::{Close, Owner, SentBy, TcpState},
-    plan::HookType,
     table::Bounded,
     time::Ktime,
 };
@@ -95,20 +94,8 @@ impl Ends {
             None if other.is_some() => By::Socket(other),
             Some((SentBy::Answer(state), _)) => By::Answer(state),
             Some((SentBy::NoSocket, translated)) => By::NoSocket { translated },
-            None if ending.senders_told && is_attached(cx) => By::Unseen,
+            None if ending.senders_told && cx.hears_since(hook::RESET_SENT, cx.now) => By::Unseen,
             None => By::NotKnown,
         }
     }
-}
-
-/// Whether the silence of the hook that tells of RSTs means anything.
-fn is_attached(cx: &Context<'_>) -> bool {
-    let name = HOOKS[hook::RESET_SENT as usize];
-    let is_off = cx
-        .host
-        .plan
-        .hooks
-        .iter()
-        .any(|plan| plan.hook == name && plan.hook_type == HookType::Off);
-    !is_off && cx.now.0 >= cx.host.attached_ns && cx.lost_of(hook::RESET_SENT) == 0
 }

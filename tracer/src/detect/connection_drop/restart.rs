@@ -62,10 +62,10 @@ impl Held {
     }
 }
 
-const fn is_asked(exit: Exit) -> bool {
+fn is_asked(exit: Exit) -> bool {
     match exit {
         Exit::Status(status) => status == 0,
-        Exit::Signal(signal) => signal == ASKING[0] || signal == ASKING[1] || signal == ASKING[2],
+        Exit::Signal(signal) => ASKING.contains(&signal),
     }
 }
 

@@ -18,7 +18,7 @@ use conntracer_common::record::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::Feed;
+use super::{Feed, pace::Pace};
 use crate::{
     id::SocketId,
     kernel::{
@@ -63,7 +63,7 @@ struct Troubled {
 #[derive(Debug)]
 pub(crate) struct AcceptorLooks {
     listeners: BTreeMap<SocketId, Troubled>,
-    next_ns: u64,
+    pace: Pace,
     proc: PathBuf,
     cgroups: PathBuf,
     ticks_per_s: u64,
@@ -79,7 +79,7 @@ impl Default for AcceptorLooks {
         };
         Self {
             listeners: BTreeMap::new(),
-            next_ns: 0,
+            pace: Pace::new(SHARE, 0..=LONGEST_REST_NS),
             proc: PathBuf::from("/proc"),
             cgroups,
             ticks_per_s: rustix::param::clock_ticks_per_second(),
@@ -172,7 +172,7 @@ impl AcceptorLooks {
     /// Looks at those of them where it is time to, as of `at_ns`.
     fn look_at(&mut self, ids: &[SocketId], at_ns: u64, feed: Feed<'_>) {
         let (began_ns, spent_ns) = (ktime_ns(), cpu_ns());
-        if began_ns < self.next_ns {
+        if !self.pace.is_due(began_ns) {
             return;
         }
         let mut looked = 0;
@@ -200,7 +200,7 @@ impl AcceptorLooks {
     /// Until the next look, after one that began when so much of a CPU was spent.
     fn rest(&mut self, spent_ns: u64) {
         let cost_ns = cpu_ns().saturating_sub(spent_ns);
-        self.next_ns = ktime_ns() + LONGEST_REST_NS.min(SHARE * cost_ns);
+        self.pace.rest(cost_ns, ktime_ns());
     }
 
     /// One record a process, the holders' or the owner's and its children's.
@@ -346,14 +346,14 @@ mod tests {
         holders.owners[0].pid = pid;
         holders.owners[1].pid = u32::MAX;
         assert_eq!(looked(&mut looks, holders.as_bytes()), []);
-        looks.next_ns = 0;
+        looks.pace.next_ns = 0;
         let mut made = Vec::new();
         looks.poll(&mut |record| made.push(Acceptor::read_from_bytes(record).unwrap()));
         let told: Vec<(u32, u8)> = made.iter().map(|made| (made.pid, made.flags)).collect();
         let (holds, last) = (acceptor_flag::HOLDS, acceptor_flag::LAST);
         let gone = acceptor_flag::GONE;
         assert_eq!(told, [(pid, holds), (u32::MAX, holds | last | gone)]);
-        looks.next_ns = 0;
+        looks.pace.next_ns = 0;
         looks.poll(&mut |_| panic!("a moment ago"));
     }
 
@@ -365,7 +365,7 @@ mod tests {
         for known in looks.listeners.values_mut() {
             (known.last_ns, known.looked_ns) = (ktime_ns() - GOES_ON_NS, 0);
         }
-        looks.next_ns = 0;
+        looks.pace.next_ns = 0;
         looks.poll(&mut |_| panic!("nothing was dropped meanwhile"));
         assert_eq!(looked(&mut looks, syn(pid, 1).as_bytes()), []);
         assert_ne!(looked(&mut looks, syn(pid, 2).as_bytes()), []);
@@ -386,6 +386,6 @@ mod tests {
         while cpu_ns() < LONGEST_REST_NS / SHARE {}
         looks.rest(0);
         let now_ns = ktime_ns();
-        assert!(looks.next_ns > now_ns && looks.next_ns <= now_ns + LONGEST_REST_NS);
+        assert!(looks.pace.next_ns > now_ns && looks.pace.next_ns <= now_ns + LONGEST_REST_NS);
     }
 }

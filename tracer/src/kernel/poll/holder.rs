@@ -11,7 +11,7 @@ use conntracer_common::record::{Holders, MAX_HOLDERS, Owner, Socket, kind, owner
 use foldhash::quality::RandomState;
 use zerocopy::IntoBytes;
 
-use super::Feed;
+use super::{Feed, pace::Pace};
 use crate::{
     id::SocketId,
     kernel::{
@@ -37,14 +37,25 @@ const SHARE: u64 = 100;
 const LONGEST_REST_NS: u64 = 60_000_000_000;
 
 /// Which sockets' holders are to be searched for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct HolderSearch {
     /// As their records have them, with their owners.
     troubled: HashMap<SocketId, (Socket, Identity), RandomState>,
     /// The owner of each that was searched for, as the search left it, and when that was.
     told: HashMap<SocketId, (Identity, u64), RandomState>,
     told_ns: u64,
-    next_ns: u64,
+    pace: Pace,
+}
+
+impl Default for HolderSearch {
+    fn default() -> Self {
+        Self {
+            troubled: HashMap::default(),
+            told: HashMap::default(),
+            told_ns: 0,
+            pace: Pace::new(SHARE, SEARCH_NS..=LONGEST_REST_NS),
+        }
+    }
 }
 
 impl HolderSearch {
@@ -84,11 +95,11 @@ impl HolderSearch {
     }
 
     fn is_due(&self, now_ns: u64) -> bool {
-        !self.troubled.is_empty() && now_ns >= self.next_ns
+        !self.troubled.is_empty() && self.pace.is_due(now_ns)
     }
 
     fn tell(&mut self, found: &Found, cost_ns: u64, now_ns: u64) -> Vec<Holders> {
-        self.next_ns = now_ns + (SHARE * cost_ns).clamp(SEARCH_NS, LONGEST_REST_NS);
+        self.pace.rest(cost_ns, now_ns);
         if now_ns.saturating_sub(self.told_ns) >= AGAIN_NS || self.told.len() >= MAX_TOLD {
             self.told.clear();
             self.told_ns = now_ns;

@@ -14,6 +14,7 @@ pub(crate) mod listener;
 pub(crate) mod loss;
 pub(crate) mod netns;
 pub(crate) mod netns_facts;
+mod pace;
 pub(crate) mod retransmit;
 pub(crate) mod seed;
 

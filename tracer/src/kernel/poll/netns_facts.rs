@@ -16,7 +16,7 @@ use conntracer_common::record::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::Feed;
+use super::{Feed, pace::Pace};
 use crate::{
     kernel::{
         clock::{cpu_ns, ktime_ns},
@@ -59,8 +59,8 @@ struct Troubled {
 #[derive(Debug)]
 pub(crate) struct NetnsFactsLooks {
     namespaces: BTreeMap<u32, Troubled>,
-    next_ns: u64,
-    next_search_ns: u64,
+    pace: Pace,
+    search_pace: Pace,
     proc: PathBuf,
 }
 
@@ -68,8 +68,8 @@ impl Default for NetnsFactsLooks {
     fn default() -> Self {
         Self {
             namespaces: BTreeMap::new(),
-            next_ns: 0,
-            next_search_ns: 0,
+            pace: Pace::new(SHARE, 0..=LONGEST_REST_NS),
+            search_pace: Pace::new(SHARE, SEARCH_NS..=u64::MAX),
             proc: PathBuf::from("/proc"),
         }
     }
@@ -101,7 +101,7 @@ impl NetnsFactsLooks {
         let (began_ns, spent_ns) = (ktime_ns(), cpu_ns());
         self.namespaces
             .retain(|_, known| began_ns.saturating_sub(known.last_ns) < QUIET_NS);
-        if began_ns < self.next_ns || self.namespaces.is_empty() {
+        if !self.pace.is_due(began_ns) || self.namespaces.is_empty() {
             return;
         }
         self.find(began_ns);
@@ -129,7 +129,7 @@ impl NetnsFactsLooks {
         }
         if looked {
             let cost_ns = cpu_ns().saturating_sub(spent_ns);
-            self.next_ns = ktime_ns() + LONGEST_REST_NS.min(SHARE * cost_ns);
+            self.pace.rest(cost_ns, ktime_ns());
         }
     }
 
@@ -163,7 +163,7 @@ impl NetnsFactsLooks {
             known.net = found.map(|directory| directory.join("net"));
             missing |= known.net.is_none();
         }
-        if !missing || now_ns < self.next_search_ns {
+        if !missing || !self.search_pace.is_due(now_ns) {
             return;
         }
         let spent_ns = cpu_ns();
@@ -179,7 +179,7 @@ impl NetnsFactsLooks {
             }
         }
         let cost_ns = cpu_ns().saturating_sub(spent_ns);
-        self.next_search_ns = now_ns + SEARCH_NS.max(SHARE * cost_ns);
+        self.search_pace.rest(cost_ns, now_ns);
     }
 }
 
@@ -288,7 +288,7 @@ mod tests {
             facts.figures[netns_fact::ICMP_IN_UNREACHABLE],
             UNKNOWN_TOTAL
         );
-        looks.next_ns = 0;
+        looks.pace.next_ns = 0;
         looks.poll(&mut |_| panic!("a moment ago"));
         // Nothing leads there.
         early_drop.socket.netns = 1;

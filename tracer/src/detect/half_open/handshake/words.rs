@@ -177,14 +177,7 @@ fn discarded(waiting: &Waiting, looks: Looks, cx: &Context<'_>) -> String {
 
 /// Whether a refusal that may have led to it would have been seen: its hook was attached long enough, and lost nothing.
 fn sees_refusals(waiting: &Waiting, cx: &Context<'_>) -> bool {
-    let is_off = cx
-        .host
-        .plan
-        .hooks
-        .iter()
-        .any(|plan| plan.hook == "ack" && plan.hook_type == HookType::Off);
-    let began = waiting.since.before(LOOKBACK);
-    !is_off && cx.lost_of(hook::ACK) == 0 && began.0 >= cx.host.attached_ns
+    cx.hears_since(hook::ACK, waiting.since.before(LOOKBACK))
 }
 
 fn advice(
