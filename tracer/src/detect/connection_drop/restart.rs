@@ -9,6 +9,7 @@ use super::{
     how::{How, Met},
 };
 use crate::{
+    detect::restart::PATIENCE,
     event::{Close, Exit},
     table::listener::Listeners,
     time::Ktime,
@@ -26,6 +27,8 @@ pub(super) struct Held {
     pub(super) at: Ktime,
     /// The namespace and the port of the listener whose process ended.
     server: (u32, u16),
+    /// When that may have been at the earliest.
+    ended: Ktime,
 }
 
 impl Held {
@@ -37,19 +40,21 @@ impl Held {
         listeners: &Listeners,
         at: Ktime,
     ) -> Option<Self> {
-        let server = match (key.how, key.place, key.by, other) {
+        let (server, ended) = match (key.how, key.place, key.by, other) {
             (How::ProcessEnded(exit), Place::Listener(local), ..) if is_asked(exit) => {
-                (key.netns, local.port())
+                ((key.netns, local.port()), at)
             }
             (_, Place::Service(remote), By::Socket(Some(How::ProcessEnded(exit))), Some(other))
                 if is_asked(exit) =>
             {
-                (other.netns, remote.port())
+                ((other.netns, remote.port()), at)
             }
-            // It was written to after the FIN of a server that may have ended in order.
-            (How::ResetReceived, Place::Service(remote), ..) if key.met == Some(Met::AfterFin) => {
-                (listeners.served(key.netns, remote)?, remote.port())
-            }
+            // It was written to after the FIN of a server that may have ended in order, when the next one may have listened
+            // already. A client that goes on long after the FIN does not look.
+            (How::ResetReceived, Place::Service(remote), ..) if key.met == Some(Met::AfterFin) => (
+                (listeners.served(key.netns, remote)?, remote.port()),
+                at.before(PATIENCE),
+            ),
             _ => return None,
         };
         Some(Self {
@@ -58,6 +63,7 @@ impl Held {
             other,
             at,
             server,
+            ended,
         })
     }
 }
@@ -95,8 +101,7 @@ impl Restarts {
     ) -> Vec<Held> {
         let mut over = Vec::new();
         self.0.retain(|held| {
-            let (netns, port) = held.server;
-            if listeners.has_begun((netns, port), held.at) {
+            if listeners.has_begun(held.server, held.ended) {
                 return false;
             }
             let is_over = now.since(held.at) >= patience;
@@ -245,26 +250,39 @@ mod tests {
         assert_eq!(run.last_words().len(), 2, "one that crashed");
     }
 
-    /// A client writes to a server that has ended in order: its FIN came, and then the RST of a kernel without a socket.
-    #[test]
-    fn a_request_to_a_server_that_has_ended_is_told_where_nobody_comes_back() {
-        for comes_back in [true, false] {
-            let mut run = Run::new();
-            asks(&mut run, Duration::from_secs(1), "10.0.0.1:80");
-            let client = record::Socket {
-                role: record::role::ACTIVE,
-                ..socket("10.0.0.9:5000", "10.0.0.1:80")
-            };
-            run.close(client, |ending| {
-                ending.flags |= close_flag::FIN_RECEIVED;
-            });
+    /// A client writes to a server that has ended in order: its FIN came, and then the RST of a kernel without a socket. The
+    /// next one may listen by then, or a moment later.
+    #[rstest]
+    #[case::nobody_comes_back(None, false, 1)]
+    #[case::later(Some(Duration::ZERO), false, 0)]
+    #[case::before_the_rst(Some(Duration::from_secs(1)), true, 0)]
+    #[case::the_one_that_was_there(Some(Duration::from_mins(1)), false, 1)]
+    fn a_request_to_a_server_that_has_ended_is_told_where_nobody_comes_back(
+        #[case] age: Option<Duration>,
+        #[case] at_once: bool,
+        #[case] told: usize,
+    ) {
+        let mut run = Run::new();
+        run.pass(Duration::from_secs(1));
+        asks(&mut run, Duration::from_mins(1), "10.0.0.1:80");
+        run.skip(Duration::from_millis(10));
+        let client = record::Socket {
+            role: record::role::ACTIVE,
+            ..socket("10.0.0.9:5000", "10.0.0.1:80")
+        };
+        run.close(client, |ending| {
+            ending.flags |= close_flag::FIN_RECEIVED;
+        });
+        if !at_once {
             run.pass(Duration::from_secs(1));
             assert_eq!(run.findings.len(), 0, "{:#?}", run.findings);
-            if comes_back {
-                asks(&mut run, Duration::ZERO, "10.0.0.1:80");
-            }
-            run.pass(Duration::from_secs(30));
-            assert_eq!(run.last_words().len(), usize::from(!comes_back));
         }
+        run.skip(Duration::from_millis(10));
+        if let Some(age) = age {
+            asks(&mut run, age, "10.0.0.1:80");
+        }
+        run.pass(Duration::from_secs(30));
+        assert_eq!(run.last_words().len(), told);
+        run.assert_replays(Thresholds::default());
     }
 }
