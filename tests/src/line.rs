@@ -156,6 +156,10 @@ pub struct Finding {
     pub finding: String,
     pub cause: String,
     pub status: Status,
+    pub severity: Severity,
+    pub incident: u64,
+    pub explained_by: Option<u64>,
+    pub related: Vec<u64>,
     pub stage: Option<String>,
     pub certainty: Certainty,
     pub because: Option<String>,
@@ -180,6 +184,14 @@ impl Finding {
             .and_then(Value::as_u64)
             .unwrap_or_else(|| panic!("no number {name:?} in {self:#?}"))
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    Critical,
+    Warning,
+    Notice,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

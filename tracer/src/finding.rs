@@ -53,6 +53,29 @@ pub enum Certainty {
     Inferred,
 }
 
+/// How bad it is for those who use this host, the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Clients fail now.
+    Critical,
+    /// They will, or some do.
+    Warning,
+    /// Worth knowing.
+    Notice,
+}
+
+impl Severity {
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::Warning => "warning",
+            Self::Notice => "notice",
+        }
+    }
+}
+
 /// A process as the eBPF side last learned it; DESIGN.md's owner.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner {
@@ -178,6 +201,13 @@ pub struct Finding {
     /// `accept_queue_full`, `dead_peer`, `path_loss`, …: the words of DESIGN.md section 4.
     pub cause: Cow<'static, str>,
     pub status: Status,
+    pub severity: Severity,
+    /// The incident that it belongs to: the id of the oldest finding in it, which is its own where it stands alone.
+    pub incident: u64,
+    /// The finding whose cause explains this one.
+    pub explained_by: Option<u64>,
+    /// Other findings of its incident, those that nothing explains first.
+    pub related: Vec<u64>,
     /// A cause's own stage, where it has one: `suspected`, `confirmed`, `recovered`; for storms
     /// `onset`, `peak`, `end`.
     pub stage: Option<Cow<'static, str>>,

@@ -30,6 +30,7 @@ pub mod finding;
 pub mod fuzzing;
 pub mod host;
 pub mod id;
+mod incident;
 pub mod kernel;
 mod owner;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]

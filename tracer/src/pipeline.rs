@@ -14,10 +14,11 @@ use crate::{
     count::Grow,
     decode::decode,
     detect::{self, Context, Detectors, Missed, Thresholds},
-    event::{Body, Event},
+    event::{Body, Event, Met},
     filter::{EventFilter, LeftOut},
     finding::Finding,
     host::Host,
+    incident::Incidents,
     reconcile::{Reconciler, Reconciliation},
     source::Watched,
     table::{
@@ -60,6 +61,7 @@ pub struct Tallies {
     pub connections_evicted: u64,
     pub names_evicted: u64,
     pub holders_evicted: u64,
+    pub incidents_evicted: u64,
     /// Connections that should be watched and are not, at the last poll.
     pub unwatched: u64,
     /// Namespaces not compared with the kernel's counters, those forgotten after they were, and counts
@@ -86,6 +88,7 @@ pub struct Pipeline {
     detectors: Detectors,
     half_closed_ns: u64,
     attribution: Attribution,
+    incidents: Incidents,
     now: Ktime,
     last_id: u64,
     lost: [u64; HOOKS.len()],
@@ -117,6 +120,7 @@ impl Pipeline {
             half_closed_ns: thresholds.half_open.half_closed_ns(),
             detectors: Detectors::new(thresholds),
             attribution: Attribution::default(),
+            incidents: Incidents::default(),
             host,
             filter,
             now: Ktime(0),
@@ -147,8 +151,9 @@ impl Pipeline {
         self.now = self.now.max(event.time);
         self.account(&event.body, out);
         out(Output::Event(event));
+        let incidents = &mut self.incidents;
         self.attribution.learn(event, self.now, &mut |finding| {
-            out(Output::Finding(finding));
+            incidents.pass(finding, &mut |finding| out(Output::Finding(finding)));
         });
         self.judge(Some(event), out);
         self.connections.forget_closed(&event.body);
@@ -200,11 +205,11 @@ impl Pipeline {
     }
 
     /// Folds an event into the tables, and has the detectors judge it; without one they give the last figures of what
-    /// is open. What they say goes out by way of attribution.
+    /// is open. What they say goes out by way of attribution and of its incident.
     fn judge(&mut self, event: Option<&Event>, out: &mut dyn FnMut(Output<'_>)) {
         let change = event.and_then(|event| self.connections.apply(event));
         let applied = event.and_then(|event| self.listeners.event(&event.body, self.now));
-        let attribution = &mut self.attribution;
+        let (mut meetings, mut said) = (Vec::new(), Vec::new());
         let mut cx = Context {
             now: self.now,
             host: &self.host,
@@ -216,9 +221,11 @@ impl Pipeline {
             failures_traced: self.failures_traced,
             reconciler: &self.reconciler,
             last_id: &mut self.last_id,
-            out: &mut |finding| {
-                attribution.pass(finding, &mut |finding| out(Output::Finding(finding)));
-            },
+            met: event
+                .and_then(|event| event.body.about().socket)
+                .and_then(Met::of),
+            meetings: &mut meetings,
+            said: &mut said,
         };
         match event {
             Some(event) => {
@@ -226,6 +233,15 @@ impl Pipeline {
                     .event(event, change.as_ref(), applied.as_ref(), &mut cx);
             }
             None => self.detectors.finish(&mut cx),
+        }
+        let incidents = &mut self.incidents;
+        for (id, met) in &meetings {
+            incidents.met(*id, met);
+        }
+        for finding in said {
+            self.attribution.pass(finding, &mut |finding| {
+                incidents.pass(finding, &mut |finding| out(Output::Finding(finding)));
+            });
         }
     }
 
@@ -288,6 +304,7 @@ impl Pipeline {
             evicted,
             names_evicted: self.attribution.names_evicted(),
             holders_evicted: self.attribution.holders_evicted(),
+            incidents_evicted: self.incidents.evicted(),
             unwatched: self.detectors.unwatched(),
             netns_uncompared,
             netns_evicted: self

@@ -56,7 +56,7 @@ impl SocketHolders {
         holders: &event::Holders,
         now: Ktime,
         names: &OwnerNames,
-        out: &mut dyn FnMut(&Finding),
+        out: &mut dyn FnMut(Finding),
     ) {
         let socket = &holders.socket;
         let owner_pid = holders.owners().next().map_or(0, |owner| owner.pid);
@@ -84,7 +84,7 @@ impl SocketHolders {
                 finding.at = now;
                 names.name(&mut finding);
                 self.said.insert(finding.id, finding.clone());
-                out(&finding);
+                out(finding);
             }
         }
     }

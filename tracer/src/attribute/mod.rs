@@ -22,7 +22,7 @@ pub(crate) struct Attribution {
 
 impl Attribution {
     /// Learns from what userspace found out, and says again the open findings that it changes.
-    pub(crate) fn learn(&mut self, event: &Event, now: Ktime, out: &mut dyn FnMut(&Finding)) {
+    pub(crate) fn learn(&mut self, event: &Event, now: Ktime, out: &mut dyn FnMut(Finding)) {
         match &event.body {
             Body::Process(process) => self.names.apply(process),
             Body::Holders(holders) => self.holders.apply(holders, now, &self.names, out),
@@ -31,12 +31,11 @@ impl Attribution {
     }
 
     /// Completes what a detector says, and hands it on.
-    pub(crate) fn pass(&mut self, finding: &Finding, out: &mut dyn FnMut(&Finding)) {
-        let mut finding = finding.clone();
+    pub(crate) fn pass(&mut self, mut finding: Finding, out: &mut dyn FnMut(Finding)) {
         self.holders.share(&mut finding);
         self.names.name(&mut finding);
         self.holders.said(&finding);
-        out(&finding);
+        out(finding);
     }
 
     /// Names the owner of a socket in `netns`.

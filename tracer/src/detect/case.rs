@@ -7,15 +7,19 @@
 use std::{
     collections::BTreeMap,
     hash::Hash,
+    mem,
     ops::{Deref, DerefMut},
     time::Duration,
 };
 
 use super::context::{Context, Draft};
-use crate::{finding::Status, table::Bounded, time::Ktime};
+use crate::{event::Met, finding::Status, table::Bounded, time::Ktime};
 
 /// Updates of one finding come no closer than this: what a person or an alert can follow.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Connections that a case is known to be about before it is worth a finding: as many as most need for one.
+const MAX_MET: usize = 8;
 
 /// What may become a finding.
 pub(crate) trait Case {
@@ -75,12 +79,18 @@ struct Life {
 #[derive(Clone, Debug)]
 pub(crate) struct Entry<C> {
     life: Option<Life>,
+    /// Connections that it met before it was worth a finding, the first of them.
+    met: Vec<Met>,
     case: C,
 }
 
 impl<C> Entry<C> {
     pub(crate) const fn new(case: C) -> Self {
-        Self { life: None, case }
+        Self {
+            life: None,
+            met: Vec::new(),
+            case,
+        }
     }
 
     pub(crate) const fn is_open(&self) -> bool {
@@ -115,7 +125,12 @@ impl<C: Case> Entry<C> {
         };
         let netns = draft.subject.netns();
         let id = match self.life {
-            None => cx.open(draft),
+            None => {
+                let id = cx.open(draft);
+                let met = mem::take(&mut self.met).into_iter();
+                cx.meetings.extend(met.map(|met| (id, met)));
+                id
+            }
             Some(life) => {
                 cx.say(life.id, status, draft);
                 life.id
@@ -128,6 +143,16 @@ impl<C: Case> Entry<C> {
             said: self.case.news(),
         });
         self.case.told();
+    }
+
+    /// The event that is judged belongs to it.
+    fn meet(&mut self, cx: &mut Context<'_>) {
+        let Some(met) = cx.met else { return };
+        match self.life {
+            Some(life) => cx.meetings.push((life.id, met)),
+            None if self.met.len() < MAX_MET && !self.met.contains(&met) => self.met.push(met),
+            None => {}
+        }
     }
 
     fn has_news(&self) -> bool {
@@ -186,7 +211,7 @@ impl<C: Case> Cases<C> {
             .filter_map(|key| Some((key, self.table.get(key)?)))
     }
 
-    /// The case of `key`, made the newest; `new` is what it begins as.
+    /// The case of `key`, which the event that is judged belongs to, made the newest; `new` is what it begins as.
     pub(crate) fn begin(
         &mut self,
         key: C::Key,
@@ -197,10 +222,11 @@ impl<C: Case> Cases<C> {
             let gone = self.table.insert(key, Entry::new(new()));
             self.forget(gone, cx);
         }
-        self.table.get_mut(&key)
+        self.meet(&key, cx)
     }
 
-    /// [`Self::begin`] that lets the oldest spare case make room before any that is none.
+    /// [`Self::begin`] that lets the oldest spare case make room before any that is none, of an event that may or may not be
+    /// one of its trouble ([`Self::meet`]).
     pub(crate) fn begin_over(
         &mut self,
         key: C::Key,
@@ -215,6 +241,13 @@ impl<C: Case> Cases<C> {
             self.forget(gone, cx);
         }
         self.table.get_mut(&key)
+    }
+
+    /// The event that is judged belongs to a case.
+    pub(crate) fn meet(&mut self, key: &C::Key, cx: &mut Context<'_>) -> Option<&mut Entry<C>> {
+        let entry = self.table.get_mut(key)?;
+        entry.meet(cx);
+        Some(entry)
     }
 
     fn forget(&mut self, gone: Option<(C::Key, Entry<C>)>, cx: &mut Context<'_>) {

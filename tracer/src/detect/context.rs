@@ -7,8 +7,8 @@ use conntracer_common::stats::HOOKS;
 use super::{facts::Facts, spec::Spec};
 use crate::{
     count::Grow,
-    event::{Loss, Owner},
-    finding::{Certainty, Finding, Status, Subject},
+    event::{Loss, Met, Owner},
+    finding::{Certainty, Finding, Severity, Status, Subject},
     host::Host,
     id::SocketId,
     plan::Coverage,
@@ -37,7 +37,12 @@ pub(crate) struct Context<'a> {
     /// The kernel's own counters, against ours.
     pub(crate) reconciler: &'a Reconciler,
     pub(crate) last_id: &'a mut u64,
-    pub(crate) out: &'a mut dyn FnMut(&Finding),
+    /// The connection that the event is about.
+    pub(crate) met: Option<Met>,
+    /// Findings that are about a connection, too.
+    pub(crate) meetings: &'a mut Vec<(u64, Met)>,
+    /// What the detectors say.
+    pub(crate) said: &'a mut Vec<Finding>,
 }
 
 /// Of the records lost, the events that no program saw, hook by hook, and when the last were told of.
@@ -63,6 +68,8 @@ pub(crate) struct Draft {
     pub(crate) spec: &'static Spec,
     pub(crate) cause: &'static str,
     pub(crate) stage: Option<&'static str>,
+    /// Where it is not what its cause is by itself ([`Spec::causes`]).
+    pub(crate) severity: Option<Severity>,
     pub(crate) doubt: Option<Cow<'static, str>>,
     pub(crate) subject: Subject,
     pub(crate) owner: Option<Owner>,
@@ -86,17 +93,22 @@ impl Context<'_> {
     }
 
     pub(super) fn say(&mut self, id: u64, status: Status, draft: Draft) {
+        let severity = draft.spec.severity(draft.cause);
         debug_assert!(
-            draft.spec.causes.contains(&draft.cause),
+            severity.is_some(),
             "{} is no cause of {}",
             draft.cause,
             draft.spec.detector
         );
-        (self.out)(&Finding {
+        self.said.push(Finding {
             id,
             kind: draft.spec.kind,
             cause: draft.cause.into(),
             status,
+            severity: draft.severity.or(severity).unwrap_or(Severity::Warning),
+            incident: id,
+            explained_by: None,
+            related: Vec::new(),
             stage: draft.stage.map(Cow::Borrowed),
             certainty: if draft.doubt.is_none() {
                 Certainty::Exact

@@ -220,6 +220,9 @@ impl Detectors {
                 };
                 let turned_away = self.syn_drop.turned_away(&attempt);
                 let here = turned_away.or_else(|| self.early_drop.dropped(&attempt));
+                if let (Some(here), Some(met)) = (here, cx.met) {
+                    cx.meetings.push((here.finding, met));
+                }
                 self.connect_failure.failure(body, here, cx);
             }
             Body::State(body) => {

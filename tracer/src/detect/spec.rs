@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use conntracer_common::stats::{HOOKS, hook};
 
 use crate::{
-    finding::FindingKind,
+    finding::{FindingKind, Severity},
     plan::{Coverage, DetectorPlan, HookType, Plan},
     section::Section,
 };
@@ -20,8 +20,8 @@ pub struct Spec {
     /// As the plan calls it: its kind, and where one kind has several, what tells it from the others.
     pub detector: &'static str,
     pub kind: FindingKind,
-    /// The words of its causes.
-    pub causes: &'static [&'static str],
+    /// The words of its causes, and how bad each is.
+    pub causes: &'static [(&'static str, Severity)],
     /// What it needs, as indices of [`HOOKS`]. The first is the one that it cannot do without; a loss of any, or less
     /// than a full view, makes its findings inferred.
     pub hooks: &'static [u32],
@@ -43,6 +43,15 @@ pub fn words(text: &'static str) -> impl Iterator<Item = (&'static str, &'static
 }
 
 impl Spec {
+    /// How bad one of its causes is; `None` of a word that is none.
+    #[must_use]
+    pub fn severity(&self, cause: &str) -> Option<Severity> {
+        let mut causes = self.causes.iter();
+        causes
+            .find(|(name, _)| *name == cause)
+            .map(|(_, severity)| *severity)
+    }
+
     /// How much it can see under a plan: all when none of its hooks is blind to anything that matters to it.
     ///
     /// A recording may be from before a hook was one. A detector that it names did without; to one that it does not

@@ -28,7 +28,7 @@ const CRATES: [(&str, &str); 6] = [
 
 /// The floors of `tracer/src` from the ground up, and what stands on each: modules with all below them, unless one
 /// of those has a place of its own. Within a floor files may name each other, as long as none does in a circle.
-const FLOORS: [(&str, &str); 11] = [
+const FLOORS: [(&str, &str); 12] = [
     (
         "ground",
         "conditions count emit event finding host id owner::path plan section source time",
@@ -38,6 +38,7 @@ const FLOORS: [(&str, &str); 11] = [
     ("table", "table"),
     ("detect", "detect reconcile"),
     ("attribute", "attribute"),
+    ("incident", "incident"),
     ("pipeline", "filter pipeline"),
     ("sink", "sink"),
     ("run", "run watch"),
@@ -47,7 +48,15 @@ const FLOORS: [(&str, &str); 11] = [
 
 /// The wings, by their floors: they meet through `source`, in `run`.
 const KERNEL: [&str; 1] = ["kernel"];
-const JUDGE: [&str; 6] = ["decode", "table", "detect", "attribute", "pipeline", "sink"];
+const JUDGE: [&str; 7] = [
+    "decode",
+    "table",
+    "detect",
+    "attribute",
+    "incident",
+    "pipeline",
+    "sink",
+];
 
 type Known = (&'static str, &'static str, &'static str);
 

@@ -32,6 +32,7 @@ pub(super) fn draft(
             remote: key.remote,
         },
         owner: attempts.latest.owner,
+        severity: None,
         sample: None,
         since: attempts.since,
         last: attempts.last,

@@ -51,17 +51,21 @@ use self::{
 };
 use super::restart::PATIENCE;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
-use crate::{event::Close as Event, finding::FindingKind, time::Ktime};
+use crate::{
+    event::Close as Event,
+    finding::{FindingKind, Severity},
+    time::Ktime,
+};
 
 pub(super) static SPEC: Spec = Spec {
     detector: "connection_drop",
     kind: FindingKind::new(6, "connection_drop"),
     causes: &[
-        "timed_out",
-        "unreachable",
-        "reset_received",
-        "reset_sent",
-        "aborted",
+        ("timed_out", Severity::Warning),
+        ("unreachable", Severity::Warning),
+        ("reset_received", Severity::Warning),
+        ("reset_sent", Severity::Warning),
+        ("aborted", Severity::Warning),
     ],
     hooks: &[hook::STATE, hook::RESET_RECEIVED],
     losses: &[],

@@ -50,6 +50,7 @@ pub(super) fn draft(
             },
         },
         owner: deaths.latest.owner,
+        severity: None,
         sample: None,
         since: deaths.since,
         last: deaths.last,

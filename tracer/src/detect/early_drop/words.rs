@@ -141,6 +141,7 @@ fn draft(
             .or_else(undecided),
         subject: Subject::Listener { netns, local },
         owner: drops.latest.owner,
+        severity: None,
         sample: None,
         since: drops.since,
         last: drops.last,

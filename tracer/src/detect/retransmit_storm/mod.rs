@@ -70,7 +70,7 @@ use self::{
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::{Owner, Retransmit, RetransmitType, SynAck, TcpState, Undo},
-    finding::FindingKind,
+    finding::{FindingKind, Severity},
     table::{
         Bounded,
         connection::{Change, Connection, ConnectionKey},
@@ -84,14 +84,14 @@ pub(super) static SPEC: Spec = Spec {
     detector: "retransmit_storm",
     kind: KIND,
     causes: &[
-        "peer_unreachable",
-        "path_loss",
-        "path_mtu",
-        "local_drop",
-        "receiver_stalled",
-        "reordering",
-        "unknown",
-        "syns_unanswered",
+        ("peer_unreachable", Severity::Warning),
+        ("path_loss", Severity::Warning),
+        ("path_mtu", Severity::Critical),
+        ("local_drop", Severity::Critical),
+        ("receiver_stalled", Severity::Warning),
+        ("reordering", Severity::Notice),
+        ("unknown", Severity::Warning),
+        ("syns_unanswered", Severity::Warning),
     ],
     hooks: &[hook::RETRANSMIT, hook::SYNACK],
     losses: &[],
@@ -102,7 +102,7 @@ pub(super) static SPEC: Spec = Spec {
 pub(super) static REORDERING: Spec = Spec {
     detector: "retransmit_storm.reordering",
     kind: KIND,
-    causes: &["reordering"],
+    causes: &[("reordering", Severity::Notice)],
     hooks: &[hook::RETRANSMIT, hook::SYNACK, hook::UNDO],
     losses: &[],
     section: Thresholds::SECTION,

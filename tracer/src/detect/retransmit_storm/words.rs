@@ -98,6 +98,7 @@ pub(super) fn draft(
         doubt: doubt(spec, cause, &subject, cx),
         subject,
         owner,
+        severity: None,
         sample: None,
         since: activity.since(),
         last: activity.last,

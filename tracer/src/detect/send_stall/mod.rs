@@ -31,7 +31,7 @@ pub(super) use self::thresholds::Thresholds;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::{Body, Close, Event, Probe, State, TcpState},
-    finding::FindingKind,
+    finding::{FindingKind, Severity},
     id::SocketId,
     table::connection::{Change, ConnectionKey},
     time::Ktime,
@@ -40,7 +40,10 @@ use crate::{
 pub(super) static SPEC: Spec = Spec {
     detector: "send_stall",
     kind: FindingKind::new(4, "send_stall"),
-    causes: &["local_drop", "receiver_stalled"],
+    causes: &[
+        ("local_drop", Severity::Critical),
+        ("receiver_stalled", Severity::Warning),
+    ],
     hooks: &[hook::PROBE],
     losses: &[],
     section: Thresholds::SECTION,

@@ -52,6 +52,7 @@ pub(super) fn draft(spec: &'static Spec, stall: &Stall, cx: &Context<'_>) -> Dra
         doubt: cx.doubt_in(spec, stall.connection.netns),
         subject: stall.connection.subject(),
         owner: stall.connection.owner,
+        severity: None,
         sample: None,
         since: stall.since,
         last: stall.last,

@@ -117,6 +117,19 @@ impl Cause {
             Self::Cookies => totals[syn_outcome::COOKIE],
         }
     }
+
+    /// Whether what became of one SYN, or of one third ACK, is what it counts.
+    pub(super) fn is_told_by(self, outcome: usize) -> bool {
+        // A client's third ACK is counted once, and told each time, whether or not it is answered with a RST.
+        if outcome == syn_outcome::ACK_OVERFLOW {
+            return self.is_of_ack();
+        }
+        let mut one = [0; syn_outcome::COUNT];
+        if let Some(total) = one.get_mut(outcome) {
+            *total = 1;
+        }
+        self.of(&one) > 0
+    }
 }
 
 /// One cause at one listener.

@@ -43,7 +43,7 @@ use super::connect_failure::{Here, Route};
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::Syn,
-    finding::FindingKind,
+    finding::{FindingKind, Severity},
     table::listener::{Applied, ListenerKey, Service},
 };
 
@@ -54,14 +54,14 @@ pub(super) static SPEC: Spec = Spec {
     detector: "syn_drop",
     kind: KIND,
     causes: &[
-        "accept_queue_full",
-        "ack_overflow",
-        "abort_on_overflow",
-        "syn_queue_full",
-        "syn_queue_pressure",
-        "no_route",
-        "no_memory",
-        "other",
+        ("accept_queue_full", Severity::Critical),
+        ("ack_overflow", Severity::Critical),
+        ("abort_on_overflow", Severity::Critical),
+        ("syn_queue_full", Severity::Critical),
+        ("syn_queue_pressure", Severity::Critical),
+        ("no_route", Severity::Critical),
+        ("no_memory", Severity::Critical),
+        ("other", Severity::Warning),
     ],
     hooks: &[hook::SYN, hook::ACK, hook::SEED],
     losses: &[],
@@ -72,7 +72,7 @@ pub(super) static SPEC: Spec = Spec {
 pub(super) static COOKIES: Spec = Spec {
     detector: "syn_cookies",
     kind: FindingKind::new(1, "syn_cookies"),
-    causes: &["syn_queue_full"],
+    causes: &[("syn_queue_full", Severity::Warning)],
     // What they tell of the queues and of accept() is from all of these.
     hooks: &[hook::SYN, hook::ACK, hook::SEED],
     losses: &[],
@@ -164,7 +164,10 @@ impl SynDrop {
             }
         }
         let listener = ListenerKey::of(&syn.socket);
+        let met = cx.met;
         for cause in Cause::ALL {
+            // The client of a SYN that was added is none of those whose SYNs were dropped before.
+            cx.met = met.filter(|_| syn.outcome.is_none_or(|outcome| cause.is_told_by(outcome)));
             self.drop(
                 syn,
                 (listener, cause),
@@ -173,6 +176,7 @@ impl SynDrop {
                 cx,
             );
         }
+        cx.met = met;
     }
 
     /// The open finding of the listener of this host that turned an attempt away.
@@ -223,7 +227,9 @@ impl SynDrop {
         drops.share(syn.socket.id, more);
         drops.acks = drops.acks.saturating_add(acks);
         drops.last = now;
-        drops.remotes.add(syn.socket.remote);
+        if cx.met.is_some() {
+            drops.remotes.add(syn.socket.remote);
+        }
         drops.by_fields |= !syn.by_counters;
         if cause.is_of_accept_queue() {
             let acceptor = cx

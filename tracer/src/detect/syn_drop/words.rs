@@ -46,6 +46,7 @@ pub(super) fn draft(
             local: scene.key.local,
         },
         owner: scene.owner,
+        severity: None,
         sample: None,
         since: drops.since,
         last: drops.last,

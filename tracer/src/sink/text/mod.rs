@@ -101,8 +101,9 @@ impl Text {
         };
         write!(
             text,
-            "{} {colour}{}{} {}{}{}  {}",
+            "{} {:<8} {colour}{}{} {}{}{}  {}",
             Clock(self.wall.time(finding.at)),
+            finding.severity.name(),
             finding.kind.name().to_uppercase(),
             paint.off(),
             paint.bold(),
@@ -117,7 +118,7 @@ impl Text {
         if let Some(state) = state(finding) {
             write!(text, "  {}", Escaped(&state))?;
         }
-        writeln!(text, "  #{}", finding.id)?;
+        writeln!(text, "  #{}{}", finding.id, incident(finding))?;
 
         paragraph(text, "", &finding.summary)?;
         if let Some(sharers) = sharers(finding) {
@@ -360,6 +361,15 @@ fn queue(text: &mut String, listener: &Summary) -> fmt::Result {
         "; {} SYNs: {} added, {} cookies, {} dropped",
         listener.syn_arrivals, listener.syn_added, listener.syn_cookies_sent, listener.syn_drops
     )
+}
+
+/// What it belongs to, where it does not stand alone.
+fn incident(finding: &Finding) -> String {
+    match finding.explained_by {
+        Some(cause) => format!(" because of #{cause}"),
+        None if !finding.related.is_empty() => format!(" in incident {}", finding.incident),
+        None => String::new(),
+    }
 }
 
 /// What became of a finding, where that is not plain from its being there: its own stage, and whether

@@ -83,7 +83,7 @@ fn entries() -> impl Iterator<Item = (&'static str, &'static str)> {
 fn kinds_with(word: &str) -> Vec<&'static str> {
     let mut kinds = Vec::new();
     for spec in SPECS {
-        if spec.causes.contains(&word) && !kinds.contains(&spec.kind.name()) {
+        if spec.severity(word).is_some() && !kinds.contains(&spec.kind.name()) {
             kinds.push(spec.kind.name());
         }
     }
@@ -97,7 +97,7 @@ const UNLIKELY: [&str; 4] = ["no_memory", "no_route", "socket_filter", "other"];
 fn causes(finding: &str) -> Vec<&'static str> {
     let mut causes = Vec::new();
     for spec in SPECS.iter().filter(|spec| spec.kind.name() == finding) {
-        for cause in spec.causes {
+        for (cause, _) in spec.causes {
             if !causes.contains(cause) {
                 causes.push(*cause);
             }
@@ -121,7 +121,12 @@ mod tests {
         let known: BTreeSet<&str> = words.iter().copied().collect();
         assert_eq!(known.len(), words.len(), "{words:?}");
         for spec in SPECS {
-            for word in spec.causes.iter().chain([&spec.kind.name()]) {
+            for word in spec
+                .causes
+                .iter()
+                .map(|(cause, _)| cause)
+                .chain([&spec.kind.name()])
+            {
                 assert!(known.contains(word), "nothing explains {word}");
             }
         }

@@ -55,6 +55,7 @@ use crate::{
     event::{
         Beside, Body, Close, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState,
     },
+    finding::Severity,
     id::SocketId,
     source::Silent,
     table::{
@@ -67,7 +68,7 @@ use crate::{
 pub(crate) static SPEC: Spec = Spec {
     detector: "half_open.dead_peer",
     kind: KIND,
-    causes: &["dead_peer"],
+    causes: &[("dead_peer", Severity::Warning)],
     hooks: &[
         hook::RETRANSMIT,
         hook::RTO,

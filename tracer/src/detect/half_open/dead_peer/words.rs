@@ -15,6 +15,7 @@ use crate::{
         room::{Context, Draft, Facts, Spec, plural, said_seconds},
     },
     event::Tcp,
+    finding::Severity,
 };
 
 pub(super) fn draft(spec: &'static Spec, silence: &Silence, cx: &Context<'_>) -> Draft {
@@ -102,6 +103,7 @@ pub(super) fn draft(spec: &'static Spec, silence: &Silence, cx: &Context<'_>) ->
         doubt,
         subject: connection.subject(),
         owner: connection.owner,
+        severity: matches!(stage, Stage::Recovered).then_some(Severity::Notice),
         sample: None,
         since: silence.since_when().unwrap_or(silence.since),
         last: silence.last,

@@ -41,7 +41,7 @@ use crate::{
     count::Grow,
     detect::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec},
     event::{HalfClosed as Unlisted, Snapshot, TcpState},
-    finding::Status,
+    finding::{Severity, Status},
     id::SocketId,
     table::Bounded,
     time::Ktime,
@@ -50,7 +50,7 @@ use crate::{
 pub(crate) static SPEC: Spec = Spec {
     detector: "half_open.half_closed",
     kind: KIND,
-    causes: &["half_closed"],
+    causes: &[("half_closed", Severity::Warning)],
     hooks: &[hook::STATE, hook::DESTROY, hook::SEED],
     losses: &[],
     section: Thresholds::SECTION,

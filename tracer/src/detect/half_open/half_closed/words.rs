@@ -76,6 +76,7 @@ pub(super) fn draft(
         doubt: cx.doubt_in(spec, key.netns),
         subject: process((key.netns, key.pid), group.owner.as_ref()),
         owner: group.owner,
+        severity: None,
         sample: group.oldest.map(|oldest| oldest.id),
         since,
         last: cx.now,

@@ -42,6 +42,7 @@ use super::{KIND, thresholds::Thresholds};
 use crate::{
     detect::room::{Case, Cases, Context, Draft, Entry, Limits, Open, Room, Saying, Spec},
     event::{Sources, Syn, SynAck},
+    finding::Severity,
     id::SocketId,
     table::listener::{Applied, ListenerKey},
     time::Ktime,
@@ -50,7 +51,7 @@ use crate::{
 pub(crate) static SPEC: Spec = Spec {
     detector: "half_open.handshake",
     kind: KIND,
-    causes: &["handshake"],
+    causes: &[("handshake", Severity::Warning)],
     hooks: &[hook::SYNACK, hook::REQUEST, hook::SEED],
     losses: &[],
     section: Thresholds::SECTION,
@@ -155,6 +156,7 @@ impl Handshake {
         if let Some(listener) = self.listener(key, cx) {
             listener.trouble(now).retransmitted(body, now);
         }
+        self.listeners.meet(&key, cx);
         self.judge(&key, cx);
     }
 

@@ -34,6 +34,7 @@ pub(super) fn draft(
             local: key.local,
         },
         owner: waiting.owner,
+        severity: None,
         sample: None,
         since: waiting.since,
         last: waiting.last,

@@ -29,13 +29,16 @@ use super::{KIND, thresholds::Thresholds};
 use crate::{
     detect::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec},
     event::{Idle as Event, IdleTotals},
-    finding::Status,
+    finding::{Severity, Status},
 };
 
 pub(crate) static SPEC: Spec = Spec {
     detector: "half_open.idle",
     kind: KIND,
-    causes: &["idle_without_keepalive", "idle_without_timer"],
+    causes: &[
+        ("idle_without_keepalive", Severity::Notice),
+        ("idle_without_timer", Severity::Notice),
+    ],
     hooks: &[hook::STATE, hook::DESTROY, hook::SEED],
     // A connection that they had no room for is not looked at.
     losses: &[hook::CONNECT, hook::ACK],

@@ -41,6 +41,7 @@ pub(super) fn draft(
         subject: process((key.netns, key.pid), group.owner.as_ref()),
         owner: group.owner,
         // Nobody searches for who holds what is in no trouble.
+        severity: None,
         sample: None,
         since: group.since,
         last: cx.now,

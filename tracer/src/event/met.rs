@@ -1,0 +1,28 @@
+//! A connection that a finding is about, as one of its ends has it.
+
+use std::net::SocketAddr;
+
+use super::Socket;
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Met {
+    pub netns: u32,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+}
+
+impl Met {
+    /// `None` of a socket without a remote end.
+    #[must_use]
+    pub const fn of(socket: &Socket) -> Option<Self> {
+        if socket.remote.port() == 0 {
+            return None;
+        }
+        Some(Self {
+            netns: socket.netns,
+            local: socket.local,
+            remote: socket.remote,
+        })
+    }
+}

@@ -1,0 +1,104 @@
+//! Which findings are of one story, and which is the cause of another.
+//!
+//! Each line has its reason in the protocol: what the one does to a segment is what the other sees of it. Of a pair that is
+//! not here neither is the other's cause.
+
+use std::time::Duration;
+
+use crate::finding::{Finding, Subject, Value};
+
+/// A RST is there a moment after it was sent. Later it ends another connection of the same ends.
+const RESET_IN: Duration = Duration::from_secs(1);
+
+/// Whether what `cause` tells of makes what `symptom` tells of, for connections that both met.
+pub(super) fn explains(cause: &Finding, symptom: &Finding) -> bool {
+    match (words(cause), words(symptom)) {
+        // A port without a listener answers with a RST, and nothing else does not answer.
+        (("syn_drop", "no_listener"), symptom) => {
+            matches!(symptom, ("connect_failure", "refused" | "reset"))
+        }
+        // A rule may reject, with a RST or an ICMP message.
+        (("syn_drop", "filtered"), ("connect_failure", of)) => of != "no_port",
+        // No SYN is answered.
+        (
+            ("accept_delay" | "syn_drop", _),
+            ("connect_failure", "timed_out" | "cancelled" | "reset")
+            | ("retransmit_storm", "syns_unanswered" | "peer_unreachable"),
+        )
+        // A completed connection waited in the queue until its client gave up, or had sent a window full.
+        | (("accept_delay", _), ("connection_drop" | "send_stall", _))
+        // A third ACK that is discarded: the client believes in a connection that the server does not have.
+        | (
+            ("syn_drop", "abort_on_overflow" | "ack_overflow"),
+            ("connection_drop", _) | ("half_open", "dead_peer" | "handshake"),
+        )
+        // The peer is silent: what is in flight is retransmitted, until the kernel gives the connection up.
+        | (
+            ("half_open", "dead_peer"),
+            ("connection_drop", "timed_out" | "unreachable") | ("retransmit_storm", "peer_unreachable"),
+        )
+        // Segments that never leave this host, or never pass a narrow link, are not answered.
+        | (
+            ("retransmit_storm" | "send_stall", "local_drop") | ("retransmit_storm", "path_mtu"),
+            ("half_open", "dead_peer") | ("connection_drop", "timed_out"),
+        ) => true,
+        // Who sends a RST ends the connection of who receives it.
+        (
+            ("connection_drop", "reset_sent" | "aborted" | "timed_out"),
+            ("connection_drop", "reset_received"),
+        ) => {
+            let apart = cause.last.since(symptom.last).max(symptom.last.since(cause.last));
+            is_other_end(cause, symptom) && apart <= RESET_IN
+        }
+        _ => explains_at_listener(cause, symptom),
+    }
+}
+
+/// The same of two findings about one listener, which have met no connection in common.
+pub(super) fn explains_at_listener(cause: &Finding, symptom: &Finding) -> bool {
+    match (words(cause), words(symptom)) {
+        // Nobody takes what is completed: the queue in front of it is full.
+        (("accept_delay", _), ("syn_drop", of)) => is_of_accept_queue(of),
+        // Requests that nobody completes fill the SYN queue, where they are so many.
+        (("half_open", "handshake"), ("syn_drop" | "syn_cookies", _)) => {
+            let flood = symptom
+                .evidence
+                .iter()
+                .find(|of| of.name == "flood_finding");
+            flood.is_some_and(|flood| flood.value == Value::Count(cause.id))
+        }
+        _ => false,
+    }
+}
+
+/// Whether two findings about one listener tell of the same queue.
+pub(super) fn is_one_queue(one: &Finding, other: &Finding) -> bool {
+    let tells = |finding| match words(finding) {
+        ("accept_delay", _) => true,
+        ("syn_drop", cause) => is_of_accept_queue(cause),
+        _ => false,
+    };
+    tells(one) && tells(other)
+}
+
+fn is_of_accept_queue(cause: &str) -> bool {
+    matches!(
+        cause,
+        "accept_queue_full" | "ack_overflow" | "abort_on_overflow"
+    )
+}
+
+fn words(finding: &Finding) -> (&str, &str) {
+    (finding.kind.name(), &finding.cause)
+}
+
+/// Whether two findings are not told by the same end of a connection.
+fn is_other_end(one: &Finding, other: &Finding) -> bool {
+    let local = |finding: &Finding| match finding.subject {
+        Subject::Listener { local, .. } | Subject::Connection { local, .. } => Some(local),
+        _ => None,
+    };
+    one.subject.netns() != other.subject.netns()
+        || local(one).is_none()
+        || local(one) != local(other)
+}
