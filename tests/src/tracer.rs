@@ -3,9 +3,9 @@
 use std::{
     env,
     fs::{self, File, Permissions},
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Write},
     ops::{Deref, DerefMut},
-    os::unix::fs::PermissionsExt,
+    os::{fd::AsRawFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     process::{ChildStdout, Command, Stdio},
     sync::{
@@ -25,6 +25,7 @@ use crate::{
     netns::NetNs,
     output::{Before, Lines, Run},
     process::Process,
+    wait::{self, EVENTUALLY},
     watch::{Asker, Watch, ahead},
     witness,
 };
@@ -40,6 +41,24 @@ pub const STOPPING: Duration = Duration::from_mins(5);
 
 /// The variable that names a file to which each start of conntracer adds a byte.
 pub const STARTS: &str = "CONNTRACER_STARTS";
+
+/// Waits until nobody has a file open for writing: a process that another thread forked while it was written has, until it
+/// executes, and the file cannot be executed before (`ETXTBSY`). A read lease tells (`check_conflicting_open`, fs/locks.c).
+fn wait_unwritten(path: &Path) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    wait::until("the writers of a file to close it", EVENTUALLY, || {
+        // SAFETY: F_SETLEASE takes a descriptor, which is open, and a number.
+        let leased = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) };
+        if leased == 0 {
+            return Ok(Some(()));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return Ok(None);
+        }
+        Err(error).context("asking for a read lease")
+    })
+}
 
 /// The conntracer to test, as the environment names it.
 #[derive(Clone, Debug)]
@@ -118,6 +137,7 @@ impl Binary {
         fs::copy(&self.path, &path)
             .and_then(|_| fs::set_permissions(&path, Permissions::from_mode(0o755)))
             .with_context(|| format!("copying {}", self.path.display()))?;
+        wait_unwritten(&path)?;
         Ok((
             Self {
                 path,

@@ -14,7 +14,7 @@ use crate::{
     count::Grow,
     decode::decode,
     detect::{self, Context, Detectors, Missed, Thresholds},
-    event::{Body, Event, Met},
+    event::{Body, Event, Side},
     filter::{EventFilter, LeftOut},
     finding::Finding,
     host::Host,
@@ -223,7 +223,7 @@ impl Pipeline {
             last_id: &mut self.last_id,
             met: event
                 .and_then(|event| event.body.about().socket)
-                .and_then(Met::of),
+                .and_then(Side::of),
             meetings: &mut meetings,
             said: &mut said,
         };

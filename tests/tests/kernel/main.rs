@@ -27,6 +27,7 @@ mod healthy;
 mod holder;
 mod hour;
 mod idle;
+mod incidents;
 mod lifecycle;
 mod listener;
 mod listeners;

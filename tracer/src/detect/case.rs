@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::context::{Context, Draft};
-use crate::{event::Met, finding::Status, table::Bounded, time::Ktime};
+use crate::{event::Side, finding::Status, table::Bounded, time::Ktime};
 
 /// Updates of one finding come no closer than this: what a person or an alert can follow.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
@@ -80,7 +80,7 @@ struct Life {
 pub(crate) struct Entry<C> {
     life: Option<Life>,
     /// Connections that it met before it was worth a finding, the first of them.
-    met: Vec<Met>,
+    met: Vec<Side>,
     case: C,
 }
 

@@ -7,7 +7,7 @@ use conntracer_common::stats::HOOKS;
 use super::{facts::Facts, spec::Spec};
 use crate::{
     count::Grow,
-    event::{Loss, Met, Owner},
+    event::{Loss, Owner, Side},
     finding::{Certainty, Finding, Severity, Status, Subject},
     host::Host,
     id::SocketId,
@@ -38,9 +38,9 @@ pub(crate) struct Context<'a> {
     pub(crate) reconciler: &'a Reconciler,
     pub(crate) last_id: &'a mut u64,
     /// The connection that the event is about.
-    pub(crate) met: Option<Met>,
+    pub(crate) met: Option<Side>,
     /// Findings that are about a connection, too.
-    pub(crate) meetings: &'a mut Vec<(u64, Met)>,
+    pub(crate) meetings: &'a mut Vec<(u64, Side)>,
     /// What the detectors say.
     pub(crate) said: &'a mut Vec<Finding>,
 }

@@ -13,12 +13,12 @@ mod device;
 mod early_drop;
 mod idle;
 mod listener;
-mod met;
 mod netns_facts;
 mod owner;
 mod raw;
 mod retransmit;
 mod seed;
+mod side;
 mod snapshot;
 mod socket;
 mod tcp;
@@ -28,9 +28,9 @@ use conntracer_common::record::{self, Header, kind};
 
 use self::raw::read;
 pub use self::{
-    acceptor::*, connection::*, device::*, early_drop::*, idle::*, listener::*, met::*,
-    netns_facts::*, owner::*, raw::DecodeError, retransmit::*, seed::*, snapshot::*, socket::*,
-    tcp::*, userspace::*,
+    acceptor::*, connection::*, device::*, early_drop::*, idle::*, listener::*, netns_facts::*,
+    owner::*, raw::DecodeError, retransmit::*, seed::*, side::*, snapshot::*, socket::*, tcp::*,
+    userspace::*,
 };
 use crate::time::Ktime;
 

@@ -32,11 +32,6 @@ pub(super) fn explains(cause: &Finding, symptom: &Finding) -> bool {
             ("syn_drop", "abort_on_overflow" | "ack_overflow"),
             ("connection_drop", _) | ("half_open", "dead_peer" | "handshake"),
         )
-        // The peer is silent: what is in flight is retransmitted, until the kernel gives the connection up.
-        | (
-            ("half_open", "dead_peer"),
-            ("connection_drop", "timed_out" | "unreachable") | ("retransmit_storm", "peer_unreachable"),
-        )
         // Segments that never leave this host, or never pass a narrow link, are not answered.
         | (
             ("retransmit_storm" | "send_stall", "local_drop") | ("retransmit_storm", "path_mtu"),

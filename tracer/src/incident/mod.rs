@@ -20,7 +20,7 @@ use std::{
 
 use self::explains::{explains, explains_at_listener, is_one_queue};
 use crate::{
-    event::Met,
+    event::Side,
     finding::{Finding, Status, Subject},
     table::Bounded,
     time::Ktime,
@@ -53,7 +53,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn of(met: &Met) -> Self {
+    fn of(met: &Side) -> Self {
         let is_own = met.local.ip().is_loopback() || met.remote.ip().is_loopback();
         Self {
             netns: if is_own { met.netns } else { 0 },
@@ -71,7 +71,7 @@ struct Meetings {
 }
 
 impl Meetings {
-    fn add(&mut self, id: u64, met: &Met) {
+    fn add(&mut self, id: u64, met: &Side) {
         if self.latest.iter().flatten().any(|(other, ..)| *other == id) {
             return;
         }
@@ -84,7 +84,7 @@ impl Meetings {
 
     /// Those that met the connection at the same end, or at the other one: the same end in another namespace is that of
     /// another connection with the same addresses.
-    fn others(self, id: u64, met: Met) -> impl Iterator<Item = u64> {
+    fn others(self, id: u64, met: Side) -> impl Iterator<Item = u64> {
         self.latest
             .into_iter()
             .flatten()
@@ -108,7 +108,7 @@ struct Member {
 }
 
 impl Member {
-    fn met(&mut self, met: &Met) {
+    fn met(&mut self, met: &Side) {
         let ends = [met.local, met.remote];
         match &mut self.common {
             None => self.common = Some(ends.to_vec()),
@@ -162,7 +162,7 @@ impl Incidents {
     }
 
     /// A finding, which may not have been said yet, is also about a connection.
-    pub(crate) fn met(&mut self, id: u64, met: &Met) {
+    pub(crate) fn met(&mut self, id: u64, met: &Side) {
         self.member(id).met(met);
         let pair = Pair::of(met);
         if self.connections.touch(&pair).is_none() {

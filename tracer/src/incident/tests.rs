@@ -152,14 +152,6 @@ fn silent(run: &mut Run, ended: &str) {
     });
 }
 
-fn silent_until_given_up(run: &mut Run) {
-    silent(run, CLIENT);
-}
-
-fn another_was_given_up(run: &mut Run) {
-    silent(run, "10.9.0.3:50000");
-}
-
 /// Requests to the listener, of one client or of a flood, and SYNs that its SYN queue had no room for.
 fn requests(run: &mut Run, clients: u32) {
     let address = |client: u32| [0x0a00_0000 + client * 997, 0, 0, 0];
@@ -235,11 +227,6 @@ pub(crate) static REGISTER: Register<Records> = Register {
             words: ": syn_drop filtered explains this one",
             said: &[filtered],
             never: &[filtered_and_no_port, nobody_listens],
-        },
-        Claim {
-            words: ": half_open dead_peer explains this one",
-            said: &[silent_until_given_up],
-            never: &[another_was_given_up],
         },
         Claim {
             words: ": half_open handshake explains this one",
@@ -396,4 +383,19 @@ fn two_incidents_become_one_by_what_both_have_in_common() {
         ]
     );
     run.assert_replays(Thresholds::default());
+}
+
+/// A silence and the end that it comes to are one story, and neither explains the other: both have candidates.
+#[rstest]
+#[case::of_one_connection(CLIENT, 1)]
+#[case::of_two("10.9.0.3:50000", 2)]
+fn a_silent_connection_and_its_end_are_one_incident(#[case] ended: &str, #[case] incidents: u64) {
+    let mut run = Run::new();
+    silent(&mut run, ended);
+    let end = only_of(&run, "connection_drop");
+    assert_eq!(
+        (end.id, end.incident, end.explained_by),
+        (2, incidents, None)
+    );
+    assert_eq!(pointers(end), 0);
 }

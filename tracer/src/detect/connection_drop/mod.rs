@@ -37,7 +37,7 @@ mod tests;
 mod thresholds;
 mod words;
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use conntracer_common::{record::close_flag, stats::hook};
 
@@ -52,7 +52,7 @@ use self::{
 use super::restart::PATIENCE;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
-    event::Close as Event,
+    event::{Close as Event, Side},
     finding::{FindingKind, Severity},
     time::Ktime,
 };
@@ -154,7 +154,11 @@ impl ConnectionDrop {
         cx: &mut Context<'_>,
     ) {
         let (quiet, worth) = (self.deaths.rules.quiet(), self.deaths.rules.connections);
-        let Some(deaths) = self.deaths.begin(key, cx, || Deaths::new(ending, at)) else {
+        // Which may be another's than the event's, where it was held until now.
+        let met = mem::replace(&mut cx.met, Side::of(&ending.socket));
+        let begun = self.deaths.begin(key, cx, || Deaths::new(ending, at));
+        cx.met = met;
+        let Some(deaths) = begun else {
             return;
         };
         if !deaths.is_open() && at.since(deaths.last) >= quiet {

@@ -6,13 +6,13 @@ use super::Socket;
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Met {
+pub struct Side {
     pub netns: u32,
     pub local: SocketAddr,
     pub remote: SocketAddr,
 }
 
-impl Met {
+impl Side {
     /// `None` of a socket without a remote end.
     #[must_use]
     pub const fn of(socket: &Socket) -> Option<Self> {

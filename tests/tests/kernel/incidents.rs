@@ -1,0 +1,185 @@
+//! Incidents: what belongs together by a connection or a listener, across the namespaces of one host, and what only happens
+//! at the same time.
+
+use std::{io::Write as _, net::SocketAddr};
+
+use conntracer_tests::{
+    family::Family,
+    line::{Finding, Severity, Subject},
+    link::Pair,
+    netns::NetNs,
+    scenario::accept_queue::BACKLOG,
+    socket::{
+        Connection, connect_without_waiting, listen_on, repeat_syns, tcp, tcp_info, wait_error,
+        wait_readable,
+    },
+    wait::{self, EVENTUALLY},
+};
+use rstest::rstest;
+use socket2::Socket;
+
+use crate::support::{assert_sound, binary, is_syn_drop, watch};
+
+const BUSY: u16 = 9030;
+const NOBODY: u16 = 9031;
+
+fn is_failure_at(finding: &Finding, family: Family, port: u16) -> bool {
+    let at = SocketAddr::new(family.server(), port);
+    finding.finding == "connect_failure"
+        && matches!(finding.subject, Subject::Peer { remote, .. } if remote == at)
+}
+
+/// A connect() that is under way, with more SYNs to come than a test waits for.
+fn begin(netns: &NetNs, family: Family, port: u16) -> Socket {
+    netns
+        .run(|| {
+            let socket = tcp(family)?;
+            repeat_syns(&socket, 5)?;
+            connect_without_waiting(&socket, SocketAddr::new(family.server(), port))?;
+            Ok(socket)
+        })
+        .unwrap()
+}
+
+/// Its handshake is over, as far as it can tell.
+fn established(socket: &Socket) {
+    const ESTABLISHED: u8 = 1;
+    wait::until("the handshake", EVENTUALLY, || {
+        Ok((tcp_info(socket)?.tcpi_state == ESTABLISHED).then_some(()))
+    })
+    .unwrap();
+}
+
+/// Gives an attempt up once its SYN was retransmitted: after a second and more.
+fn give_up(socket: Socket) {
+    wait::until("the SYN to be retransmitted", EVENTUALLY, || {
+        Ok((tcp_info(&socket)?.tcpi_total_retrans > 0).then_some(()))
+    })
+    .unwrap();
+    drop(socket);
+}
+
+/// Two things fail at once on one host: a queue that nobody empties, and a port where nobody listens. Each is an incident of
+/// its own, with the clients that it makes fail, which are in another namespace.
+#[rstest]
+#[case::v4(Family::V4)]
+#[case::v6(Family::V6)]
+fn two_faults_at_once_are_two_incidents_with_their_clients(#[case] family: Family) {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let (Some(mut server), Some(mut client)) =
+        (watch(&binary, &pair.server), watch(&binary, &pair.client))
+    else {
+        return;
+    };
+    let listener = pair
+        .server
+        .run(|| {
+            listen_on(
+                tcp(family)?,
+                SocketAddr::new(family.server(), BUSY),
+                BACKLOG,
+            )
+        })
+        .unwrap();
+    // As many as the queue takes; then there is no room for one more.
+    let waiting: Vec<Socket> = (0..=BACKLOG)
+        .map(|_| begin(&pair.client, family, BUSY))
+        .collect();
+    for socket in &waiting {
+        established(socket);
+    }
+    let turned_away = begin(&pair.client, family, BUSY);
+    let refused = begin(&pair.client, family, NOBODY);
+    wait_error(&refused, EVENTUALLY).unwrap();
+    give_up(turned_away);
+    for cause in ["accept_queue_full", "no_listener"] {
+        server
+            .wait_for(cause, EVENTUALLY, |finding| {
+                is_syn_drop(finding) && finding.cause == cause
+            })
+            .unwrap();
+    }
+    for port in [BUSY, NOBODY] {
+        client
+            .wait_for("the attempt that was given up", EVENTUALLY, |finding| {
+                is_failure_at(finding, family, port)
+            })
+            .unwrap();
+    }
+    let of_server = server.checkpoint().unwrap();
+    let of_client = client.checkpoint().unwrap();
+
+    let mut incidents = Vec::new();
+    for (port, cause) in [(BUSY, "accept_queue_full"), (NOBODY, "no_listener")] {
+        let causes = of_server.last_of(|finding| is_syn_drop(finding) && finding.cause == cause);
+        let [cause] = causes[..] else {
+            panic!("{causes:#?}")
+        };
+        let symptoms = of_client.last_of(|finding| is_failure_at(finding, family, port));
+        let [symptom] = symptoms[..] else {
+            panic!("{symptoms:#?}")
+        };
+        assert_eq!(symptom.explained_by, Some(cause.id), "{symptom:#?}");
+        assert_eq!(symptom.incident, cause.incident, "{symptom:#?} {cause:#?}");
+        assert_eq!(symptom.related.first(), Some(&cause.id), "{symptom:#?}");
+        assert_eq!(cause.explained_by, None, "{cause:#?}");
+        assert!(cause.related.contains(&symptom.id), "{cause:#?}");
+        assert!(
+            symptom.advice[0].contains(&format!("finding {}", cause.id)),
+            "{symptom:#?}"
+        );
+        incidents.push(cause.incident);
+    }
+    assert_ne!(incidents[0], incidents[1]);
+    let full = of_server.last_of(|finding| finding.cause == "accept_queue_full");
+    assert_eq!(full[0].severity, Severity::Critical);
+    drop((listener, waiting));
+    assert_sound(&of_server, &pair.server);
+    assert_sound(&of_client, &pair.client);
+}
+
+/// A server closes with data unread: its RST is what ended the client's connection. A second one, which goes on, and a third,
+/// which ends in order, are no part of that.
+#[test]
+fn both_ends_of_a_reset_are_one_incident() {
+    let Some(binary) = binary() else { return };
+    let pair = Pair::new().unwrap();
+    let (Some(mut server), Some(mut client)) =
+        (watch(&binary, &pair.server), watch(&binary, &pair.client))
+    else {
+        return;
+    };
+    let healthy = pair.connect(Family::V4).unwrap();
+    let ended = pair.connect(Family::V4).unwrap();
+    let Connection {
+        accepted,
+        mut connected,
+        ..
+    } = pair.connect(Family::V4).unwrap();
+    connected.write_all(b"a request that nobody reads").unwrap();
+    wait_readable(&accepted).unwrap();
+    drop(ended);
+    drop(accepted);
+    let sent = server
+        .wait_for("the end that reset", EVENTUALLY, |finding| {
+            finding.cause == "reset_sent"
+        })
+        .unwrap();
+    client
+        .wait_for("the end that was reset", EVENTUALLY, |finding| {
+            finding.cause == "reset_received"
+        })
+        .unwrap();
+    let of_client = client.checkpoint().unwrap();
+    let of_server = server.checkpoint().unwrap();
+
+    let received = of_client.last_of(|finding| finding.cause == "reset_received");
+    assert_eq!(received.len(), 1, "{received:#?}");
+    assert_eq!(received[0].explained_by, Some(sent.id), "{received:#?}");
+    assert_eq!(received[0].incident, sent.incident, "{received:#?}");
+    assert_eq!(sent.explained_by, None, "{sent:#?}");
+    drop((connected, healthy));
+    assert_sound(&of_server, &pair.server);
+    assert_sound(&of_client, &pair.client);
+}
