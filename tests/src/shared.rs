@@ -1,5 +1,6 @@
-//! Two conntracers that all tests of a process share, over all network namespaces: one as most people run it, and one
-//! that streams every event. A test opens a [`Watch`] on its own namespace and is given the lines of that one.
+//! Three conntracers that all tests of a process share, over all network namespaces: one as most people run it, one that
+//! streams every event, and one whose times are short. A test opens a [`Watch`] on its own namespace and is given the lines
+//! of that one.
 //!
 //! `conntracer-live` starts them before the tests and judges them as a whole afterwards; the environment says where they
 //! are. Without it the first test that needs one starts it, and it ends with the process.
@@ -7,8 +8,10 @@
 use std::{
     env,
     ffi::OsString,
+    fs,
     io::{BufRead, BufReader, Read},
     path::PathBuf,
+    process::Command,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         mpsc::{Sender, channel},
@@ -18,6 +21,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use rustix::process::Pid;
+use tempfile::NamedTempFile;
 
 use crate::{
     line::{Line, Start},
@@ -30,23 +34,41 @@ use crate::{
     watch::{Asker, Watch},
 };
 
-/// Which of the two.
+/// Which of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Findings only.
     Plain,
     /// Every event besides.
     Streaming,
+    /// Findings by [`QUICK`], and retransmissions.
+    Quick,
 }
 
+/// What lasts is a finding soon, and what has ended is over soon; storms are those of connections and remotes, as one of
+/// the whole host would be of all tests together.
+pub const QUICK: &str = "\
+[detect.half_open]
+half_closed_after_s = 2
+[detect.retransmit_storm]
+host_per_s = 1000000.0
+[detect.syn_drop]
+quiet_s = 1
+[detect.connect_failure]
+quiet_s = 2
+[detect.connection_drop]
+quiet_s = 2
+";
+
 impl Kind {
-    pub const ALL: [Self; 2] = [Self::Plain, Self::Streaming];
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Streaming, Self::Quick];
 
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Streaming => "streaming",
+            Self::Quick => "quick",
         }
     }
 
@@ -55,7 +77,21 @@ impl Kind {
         match self {
             Self::Plain => &[],
             Self::Streaming => &["--emit", "all"],
+            Self::Quick => &["--emit", "retransmit"],
         }
+    }
+
+    /// It, of all namespaces, with JSON for its output; and the configuration, which it reads at its start.
+    pub fn command(self, binary: &Binary) -> Result<(Command, Option<NamedTempFile>)> {
+        let mut command = binary.run_everywhere();
+        command.args(self.arguments()).args(["--format", "json"]);
+        if self != Self::Quick {
+            return Ok((command, None));
+        }
+        let config = NamedTempFile::new().context("making a temporary file")?;
+        fs::write(config.path(), QUICK).context("writing a configuration")?;
+        command.arg("--config").arg(config.path());
+        Ok((command, Some(config)))
     }
 
     /// The environment's word for where it is: process id, colon, and the file that it writes.
@@ -64,12 +100,14 @@ impl Kind {
         match self {
             Self::Plain => "CONNTRACER_PLAIN",
             Self::Streaming => "CONNTRACER_STREAMING",
+            Self::Quick => "CONNTRACER_QUICK",
         }
     }
 
     /// The one of this process, started where it is not running.
     pub fn of_this_process(self, binary: &Binary) -> Result<&'static Shared, &'static NotStarted> {
-        static SHARED: [OnceLock<Result<Shared, NotStarted>>; 2] = [const { OnceLock::new() }; 2];
+        static SHARED: [OnceLock<Result<Shared, NotStarted>>; Kind::ALL.len()] =
+            [const { OnceLock::new() }; Kind::ALL.len()];
         SHARED[self as usize]
             .get_or_init(|| {
                 match env::var_os(self.variable()) {
@@ -82,7 +120,7 @@ impl Kind {
     }
 }
 
-/// One of the two, running.
+/// One of them, running.
 #[derive(Debug)]
 pub struct Shared {
     start: Arc<Start>,
@@ -108,8 +146,7 @@ impl Shared {
     }
 
     fn start(binary: &Binary, kind: Kind) -> Result<Self, NotStarted> {
-        let mut command = binary.run_everywhere();
-        command.args(kind.arguments()).args(["--format", "json"]);
+        let (mut command, config) = kind.command(binary)?;
         let readers = Arc::new(Mutex::new(Readers::default()));
         let all = Arc::clone(&readers);
         let (sender, started) = channel();
@@ -129,6 +166,7 @@ impl Shared {
             let readers = Arc::clone(&all);
             let reader = thread::spawn(move || share(stdout, &theirs, &all, &lines));
             let start = first_of(&mut process, &starts);
+            drop(config);
             drop(sender.send(start.map(|start| Self::new(start, asker, readers))));
             // With the pipe, which ends with conntracer.
             let _ended = reader.join();

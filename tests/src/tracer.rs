@@ -12,7 +12,7 @@ use std::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -39,7 +39,7 @@ pub const STARTING: Duration = Duration::from_mins(5);
 /// Longest wait for the totals after SIGINT.
 pub const STOPPING: Duration = Duration::from_mins(5);
 
-/// The variable that names a file to which each start of conntracer adds a byte.
+/// The variable that names a file to which each start of conntracer adds a line: the name of the test.
 pub const STARTS: &str = "CONNTRACER_STARTS";
 
 /// Waits until nobody has a file open for writing: a process that another thread forked while it was written has, until it
@@ -112,12 +112,14 @@ impl Binary {
     #[must_use]
     pub fn command(&self) -> Command {
         if let Some(starts) = env::var_os(STARTS) {
+            let current = thread::current();
+            let line = format!("{}\n", current.name().unwrap_or("main"));
             // A figure for people, which nothing depends on.
             let _untold = File::options()
                 .create(true)
                 .append(true)
                 .open(starts)
-                .and_then(|mut file| file.write_all(b"."));
+                .and_then(|mut file| file.write_all(line.as_bytes()));
         }
         let mut command = Command::new(&self.path);
         command
@@ -253,7 +255,7 @@ impl Tracer {
         let asker = Arc::new(Asker::new(process.pid()));
         let (sender, lines) = channel();
         let theirs = Arc::clone(&asker);
-        let reader = std::thread::spawn(move || read_lines(stdout, &theirs, &sender));
+        let reader = thread::spawn(move || read_lines(stdout, &theirs, &sender));
         let start = first_of(&mut process, &lines)?;
         Ok(Self {
             watch: Watch {

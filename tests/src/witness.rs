@@ -25,7 +25,8 @@ use crate::{
 };
 
 /// Hooks, and the tracepoint that their program is attached to on the machines that are meant.
-const TRACEPOINTS: [(&str, &str); 2] = [
+const TRACEPOINTS: [(&str, &str); 3] = [
+    ("state", "sock/inet_sock_set_state"),
     ("retransmit", "tcp/tcp_retransmit_skb"),
     ("synack", "tcp/tcp_retransmit_synack"),
 ];

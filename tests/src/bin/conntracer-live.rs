@@ -1,4 +1,4 @@
-//! Runs the live tests beside two conntracers that all of them share (`conntracer_tests::shared`), and judges those as a
+//! Runs the live tests beside the conntracers that all of them share (`conntracer_tests::shared`), and judges those as a
 //! whole when the tests are over: they stop, account for every event, and agree with the kernel's counters in every
 //! namespace that there was. That is told as the harness tells of its tests, so that it counts.
 //!
@@ -13,6 +13,7 @@
 )]
 
 use std::{
+    collections::BTreeMap,
     env,
     ffi::OsString,
     fs::{self, File},
@@ -32,7 +33,7 @@ use conntracer_tests::{
     witness::{self, Hits},
 };
 use rustix::process::Signal;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1);
@@ -84,10 +85,22 @@ fn run(harness: &OsString, arguments: Vec<OsString>) -> Result<bool> {
         passed &= run(&one_at_a_time.into_iter().chain(names).collect::<Vec<_>>())?;
     }
     let sound = judge_all(shared, &hits);
-    // Each is one byte.
-    let starts = fs::metadata(&starts).map_or(0, |file| file.len());
-    println!("conntracer-starts: {starts}");
+    say_starts(&fs::read_to_string(&starts).unwrap_or_default());
     Ok(sound && passed)
+}
+
+/// How often conntracer was started, and by which modules of the tests: each costs a slow machine seconds.
+fn say_starts(names: &str) {
+    let mut modules: BTreeMap<&str, u32> = BTreeMap::new();
+    for name in names.lines() {
+        let module = name.split_once("::").map_or(name, |(module, _)| module);
+        *modules.entry(module).or_default() += 1;
+    }
+    println!("conntracer-starts: {}", names.lines().count());
+    let each = modules
+        .iter()
+        .map(|(module, starts)| format!("{module} {starts}"));
+    println!("started by: {}", each.collect::<Vec<_>>().join(", "));
 }
 
 /// How the names of tests begin that run alone.
@@ -119,6 +132,8 @@ struct Shared {
     kind: Kind,
     process: Process,
     path: PathBuf,
+    #[expect(dead_code, reason = "it is read when the process has begun")]
+    config: Option<NamedTempFile>,
 }
 
 impl Shared {
@@ -126,16 +141,13 @@ impl Shared {
         let path = directory.join(kind.name());
         let output =
             File::create_new(&path).with_context(|| format!("creating {}", path.display()))?;
-        let mut command = binary.run_everywhere();
-        command
-            .args(kind.arguments())
-            .args(["--format", "json"])
-            .stdout(output);
-        let process = Process::spawn(&mut command)?;
+        let (mut command, config) = kind.command(binary)?;
+        let process = Process::spawn(command.stdout(output))?;
         Ok(Self {
             kind,
             process,
             path,
+            config,
         })
     }
 
@@ -171,10 +183,11 @@ impl Shared {
             bail!("its first line is no start: {first}");
         };
         let last = last_line(&self.path)?;
-        match Line::parse(&last)? {
-            Line::Stop(totals) => Ok((start, totals)),
-            _ => bail!("its last line is no stop: {last}"),
-        }
+        let Line::Stop(totals) = Line::parse(&last)? else {
+            bail!("its last line is no stop: {last}");
+        };
+        ensure!(totals.reason == "signal", "why it ended: {}", totals.reason);
+        Ok((start, totals))
     }
 }
 

@@ -9,7 +9,7 @@ use conntracer_tests::{
 };
 use serde_json::Value;
 
-use crate::support::{binary, is_own_machine, lacking, trace};
+use crate::support::{binary, is_own_machine, lacking, watch};
 
 /// The kernel lines of the README's table ("Kernels"), as their releases begin.
 const LINES: [&str; 5] = ["5.10.", "6.1.", "6.12.", "6.18.", "7."];
@@ -41,10 +41,9 @@ const LESS: [(&str, &str, Coverage); 1] = [("5.10.", "syn_drop.early_drop", Cove
 fn doctor_and_run_agree_on_the_plan() {
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
-    let Some(tracer) = trace(&binary, &netns, &[]) else {
+    let Some(tracer) = watch(&binary, &netns) else {
         return;
     };
-    let run = tracer.stop().unwrap();
     let output = binary
         .command()
         .args(["doctor", "--format", "json", "--hooks", binary.hooks()])
@@ -54,7 +53,7 @@ fn doctor_and_run_agree_on_the_plan() {
     let mut said: Value = serde_json::from_slice(&output.stdout).unwrap();
     schema::hold(&said).unwrap();
     let plan: Plan = serde_json::from_value(said["plan"].take()).unwrap();
-    assert_eq!(coverages(&plan), coverages(&run.start.plan));
+    assert_eq!(coverages(&plan), coverages(&tracer.plan().plan));
 }
 
 /// A kernel whose hooks fall to a lower hook type than the table says is a failure, not another plan.
@@ -62,11 +61,10 @@ fn doctor_and_run_agree_on_the_plan() {
 fn each_kernel_line_sees_what_the_readme_says() {
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
-    let Some(tracer) = trace(&binary, &netns, &[]) else {
+    let Some(tracer) = watch(&binary, &netns) else {
         return;
     };
-    let run = tracer.stop().unwrap();
-    let Start { host, plan, .. } = &*run.start;
+    let Start { host, plan, .. } = tracer.plan();
     let Some(line) = LINES.iter().find(|line| host.kernel.starts_with(**line)) else {
         lacking(&format!(
             "the README does not speak of Linux {}",
@@ -107,18 +105,18 @@ fn each_kernel_line_sees_what_the_readme_says() {
 fn every_degradation_is_said() {
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
-    let Some(tracer) = trace(&binary, &netns, &[]) else {
+    let Some(tracer) = watch(&binary, &netns) else {
         return;
     };
-    let run = tracer.stop().unwrap();
-    for detector in &run.start.plan.detectors {
+    let plan = &tracer.plan().plan;
+    for detector in &plan.detectors {
         assert_eq!(
             detector.coverage == Coverage::Exact,
             detector.because.is_none(),
             "{detector:?}"
         );
     }
-    for hook in &run.start.plan.hooks {
+    for hook in &plan.hooks {
         if hook.hook_type == "off" {
             assert!(
                 hook.attached.is_empty() && hook.blind_to.is_some(),

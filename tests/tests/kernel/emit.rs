@@ -211,6 +211,12 @@ fn a_filter_selects_what_it_says(
         assert_emitted(&run, kind);
     }
     assert_sound(&run, &netns);
+    // The kernel counts what a filter hides.
+    let reconciliation = &run.totals.reconciliation;
+    assert_eq!(reconciliation.compared, 0);
+    assert!(reconciliation.namespaces.is_empty(), "{reconciliation:#?}");
+    let reason = &reconciliation.not_reconciled["ListenDrops"];
+    assert!(reason.contains("filter"), "{reason}");
 }
 
 /// The same without a filter: all of it.

@@ -20,7 +20,7 @@ use conntracer_tests::{
 use serde_json::Value;
 use socket2::Socket;
 
-use crate::support::{HALF_CLOSED_1_S, assert_seen, assert_sound, binary, trace_by, watch_events};
+use crate::support::{assert_seen, assert_sound, binary, watch_events, watch_quick};
 
 /// Every kind of event that tells of a connection and its owner.
 const ALL: [&str; 6] = [
@@ -210,13 +210,12 @@ fn a_connection_that_no_helper_keeps_is_its_process_again() {
     assert_sound(&run, &served.netns);
 }
 
-/// A connection that parent and child both forgot: the peer has closed, and the finding says who else must. A tracer of
-/// its own, for its configuration.
+/// A connection that parent and child both forgot: the peer has closed, and the finding says who else must.
 #[test]
 fn what_a_child_inherited_and_forgot_is_said_to_be_shared() {
     let Some(binary) = binary() else { return };
     let served = Served::new().unwrap();
-    let Some(mut tracer) = trace_by(&binary, &served.netns, HALF_CLOSED_1_S, &[]) else {
+    let Some(mut tracer) = watch_quick(&binary, &served.netns, &[]) else {
         return;
     };
     let fd = served.fd();
@@ -241,7 +240,7 @@ fn what_a_child_inherited_and_forgot_is_said_to_be_shared() {
             finding.cause == "half_closed" && finding.owners.len() == 2
         })
         .unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let owner = finding.owner.as_ref().expect("its parent has it first");
     assert_eq!(

@@ -24,8 +24,8 @@ use rstest::rstest;
 use rustix::{io::read, net::accept};
 
 use crate::support::{
-    HALF_CLOSED_1_S, assert_counted, assert_reconciled, assert_said, assert_seen, assert_sound,
-    binary, lacking, trace_by, watch,
+    assert_counted, assert_reconciled, assert_said, assert_seen, assert_sound, binary, lacking,
+    watch, watch_quick,
 };
 
 #[rstest]
@@ -215,8 +215,7 @@ fn half_closed_counts_the_sockets(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = HalfClosed::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    // The default is a minute; and so the tracer is its own.
-    let Some(mut tracer) = trace_by(&binary, &server, HALF_CLOSED_1_S, &[]) else {
+    let Some(mut tracer) = watch_quick(&binary, &server, &[]) else {
         return;
     };
     scenario.provoke().unwrap();
@@ -232,7 +231,7 @@ fn half_closed_counts_the_sockets(#[case] family: Family) {
             finding.id == leaked.id && finding.status == Status::Resolved
         })
         .unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let pid = std::process::id();
     assert!(
@@ -251,13 +250,13 @@ fn half_closed_counts_the_sockets(#[case] family: Family) {
 }
 
 /// A process that never closes what its clients have left, beside a connection whose peer has left and is slow to take
-/// what it is still sent. A tracer of its own, for its configuration.
+/// what it is still sent.
 #[test]
 fn a_leak_is_told_from_a_slow_peer() {
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
-    let Some(mut tracer) = trace_by(&binary, &server, HALF_CLOSED_1_S, &[]) else {
+    let Some(mut tracer) = watch_quick(&binary, &server, &[]) else {
         return;
     };
     let slow = pair.connect(Family::V4).unwrap();
@@ -319,7 +318,7 @@ fn a_leak_is_told_from_a_slow_peer() {
             by(std::process::id(), "slow_peer"),
         )
         .unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
     drop((slow, leaking));
 
     assert!(leak.summary.contains("a leak"), "{leak:#?}");

@@ -21,8 +21,8 @@ use conntracer_tests::{
 use rstest::rstest;
 
 use crate::support::{
-    assert_seen, assert_sound, binary, is_own_machine, streaming, tell_all, trace, trace_all,
-    watch, watch_events,
+    assert_seen, assert_sound, binary, is_own_machine, streaming, tell_all, trace, watch,
+    watch_events,
 };
 
 #[rstest]
@@ -45,30 +45,8 @@ fn healthy_traffic_gives_no_finding(#[case] family: Family) {
     assert!(changes > u64::from(healthy::CONNECTIONS), "{run:#?}");
 }
 
-/// A tracer of its own: the others have the transport of the whole run.
-#[test]
-fn healthy_traffic_by_the_other_transport_gives_no_finding() {
-    let Some(binary) = binary() else { return };
-    let binary = binary.by_the_other_transport();
-    let mut scenarios = [Family::V4, Family::V6].map(|family| Healthy::new(family).unwrap());
-    let servers = scenarios.each_ref().map(|scenario| &scenario.pair.server);
-    let Some(tracer) = trace_all(&binary, &servers, &[]) else {
-        return;
-    };
-    for scenario in &mut scenarios {
-        scenario.run().unwrap();
-    }
-    let run = tracer.stop().unwrap();
-
-    assert_eq!(run.start.plan.transport, binary.transport());
-    assert_eq!(run.findings().count(), 0, "{run:#?}");
-    assert_sound(&run, &scenarios[0].pair.server);
-    let made = u64::from(healthy::CONNECTIONS) * scenarios.len() as u64;
-    assert!(seen(&run) > made, "{run:#?}");
-}
-
 /// Changes of state, in all namespaces.
-fn seen(run: &Run) -> u64 {
+pub(crate) fn seen(run: &Run) -> u64 {
     run.totals.hooks["state"].seen
 }
 

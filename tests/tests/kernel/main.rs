@@ -8,6 +8,7 @@
 mod acceptor;
 mod alike;
 mod alone;
+mod another_transport;
 mod before;
 mod connect_failure;
 mod connection;

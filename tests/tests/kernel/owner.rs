@@ -269,7 +269,7 @@ fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
     const ROUNDS: u8 = 10;
     let Some(binary) = binary() else { return };
     let netns = NetNs::new().unwrap();
-    let Some(tracer) = trace(&binary, &netns, &["--emit", &ALL.join(",")]) else {
+    let Some(mut tracer) = watch_events(&binary, &netns, &ALL) else {
         return;
     };
     let address = Family::V4.loopback_listener();
@@ -315,7 +315,7 @@ fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
         process.wait().unwrap();
     }
     drop(listener);
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let mut lives: BTreeMap<u64, BTreeSet<Option<u64>>> = BTreeMap::new();
     for (_, event) in run.events() {
@@ -326,7 +326,7 @@ fn a_port_that_changes_hands_within_a_moment_is_each_processs_own() {
             lives.entry(born).or_default().insert(pid);
         }
     }
-    let lost: u64 = run.totals.hooks.values().map(|account| account.lost).sum();
+    let lost: u64 = run.totals.hooks.keys().map(|hook| run.lost(hook)).sum();
     assert!(
         lives.len() as u64 + lost >= 2 * u64::from(ROUNDS),
         "{run:#?}"

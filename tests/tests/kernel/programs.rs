@@ -26,11 +26,7 @@ use conntracer_tests::{
 use socket2::Socket;
 use tempfile::TempDir;
 
-use crate::support::{assert_sound, binary, lacking, trace_by};
-
-/// Findings end soon after their trouble, so that ends can be waited for.
-const QUICK: &str = "[detect.syn_drop]\nquiet_s = 1\n[detect.connect_failure]\nquiet_s = 2\n\
-                     [detect.connection_drop]\nquiet_s = 2\n";
+use crate::support::{assert_sound, binary, lacking, watch_quick};
 
 /// A program under test, ended with its value; what it writes goes to a directory of its own.
 pub(crate) struct Served {
@@ -163,7 +159,7 @@ fn a_blocked_redis_is_why_its_queue_is_full() {
         return;
     };
     let netns = NetNs::new().unwrap();
-    let Some(mut tracer) = trace_by(&binary, &netns, QUICK, &[]) else {
+    let Some(mut tracer) = watch_quick(&binary, &netns, &[]) else {
         return;
     };
     let address = Family::V4.loopback_listener();
@@ -203,7 +199,7 @@ fn a_blocked_redis_is_why_its_queue_is_full() {
         .wait_for("the end of the finding", EVENTUALLY, over)
         .unwrap();
     drop(clients);
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let (first, last) = first_and_last(&run, is_queue);
     for finding in [first, last] {
@@ -223,7 +219,7 @@ fn a_proxy_gives_up_on_a_dead_backend() {
     };
     let pair = Pair::new().unwrap();
     let netns = pair.server.clone();
-    let Some(mut tracer) = trace_by(&binary, &netns, QUICK, &[]) else {
+    let Some(mut tracer) = watch_quick(&binary, &netns, &[]) else {
         return;
     };
     let front = Family::V4.loopback_listener();
@@ -253,7 +249,7 @@ fn a_proxy_gives_up_on_a_dead_backend() {
     tracer
         .wait_for("the end of the finding", EVENTUALLY, over)
         .unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     let (first, last) = first_and_last(&run, is_failure);
     for finding in [first, last] {

@@ -3,17 +3,19 @@
 use std::{
     collections::VecDeque,
     io::{self, Write as _},
-    net::Shutdown,
+    net::{Shutdown, SocketAddr},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
 use conntracer_tests::{
+    counters::Counters,
     family::Family,
     line::{Finding, Status, Subject},
     link::{self, Pair},
     netfilter::{Hook, Match, drop_some_at, let_pass},
+    netns::NetNs,
     output::Run,
     queue,
     scenario::{
@@ -23,13 +25,14 @@ use conntracer_tests::{
     },
     socket::{Connection, deafen},
     wait::{self, EVENTUALLY, SOON},
+    watch::Watch,
 };
 use jiff::{SignedDuration, Timestamp};
 use rstest::rstest;
 
 use crate::support::{
     assert_counted, assert_reconciled, assert_said, assert_sound, binary, is_own_machine, lacking,
-    may_skip, trace, trace_by,
+    may_skip, trace_all_by, trace_by, watch_quick,
 };
 
 /// Connections one after the other that are a storm of their remote: of two repeats each, for longer than a burst.
@@ -41,18 +44,36 @@ const SEGMENTS: u64 = 200;
 #[rstest]
 #[case::v4(Family::V4)]
 #[case::v6(Family::V6)]
-fn storm_equals_retrans_segs(#[case] family: Family, #[values("ringbuf", "perf")] transport: &str) {
+fn storm_equals_retrans_segs(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let mut scenario = LossyPath::new(family).unwrap();
     let server = scenario.pair.server.clone();
-    let Some(mut tracer) = trace(&binary.by(transport), &server, &[]) else {
+    let Some(mut tracer) = watch_quick(&binary, &server, &[]) else {
         return;
     };
+    let told = tell_storm(&mut scenario, &mut tracer);
+    let before = server.counters().unwrap();
+    let run = tracer.checkpoint().unwrap();
+
+    assert_storm(&run, &scenario, &told);
+    assert_reconciled(&run, &server, &before);
+    assert_said(&run, "retransmit_storm");
+    assert_sound(&run, &server);
+}
+
+/// A storm to its end: its last words, what the kernel counted, and the connection's ends.
+pub(crate) fn tell_storm(
+    scenario: &mut LossyPath,
+    tracer: &mut Watch,
+) -> (Finding, Counters, (SocketAddr, SocketAddr)) {
+    let server = scenario.pair.server.inode();
     scenario.provoke(SEGMENTS).unwrap();
     let opened = tracer
-        .wait_for("a storm", SOON, is_connection_storm)
+        .wait_for("a storm", SOON, |finding| {
+            is_connection_storm(finding) && finding.subject.netns() == Some(server)
+        })
         .unwrap();
-    let (local, remote) = scenario.endpoints().unwrap();
+    let ends = scenario.endpoints().unwrap();
     scenario.mend().unwrap();
     let counted = scenario.counted().unwrap();
     let ended = tracer
@@ -60,17 +81,25 @@ fn storm_equals_retrans_segs(#[case] family: Family, #[values("ringbuf", "perf")
             finding.id == opened.id && finding.status == Status::Resolved
         })
         .unwrap();
-    let before = server.counters().unwrap();
-    let run = tracer.stop().unwrap();
+    (ended, counted, ends)
+}
 
+/// All that the kernel counted is the one connection's.
+#[track_caller]
+pub(crate) fn assert_storm(
+    run: &Run,
+    scenario: &LossyPath,
+    (ended, counted, (local, remote)): &(Finding, Counters, (SocketAddr, SocketAddr)),
+) {
     assert_eq!(
         counted.retrans_fail, 0,
         "all retransmissions left the host: {counted:?}"
     );
-    assert_counted(&run, "RetransSegs", ended.count, counted.retrans_segs);
+    assert_counted(run, "RetransSegs", ended.count, counted.retrans_segs);
+    let server = scenario.pair.server.inode();
     assert!(
         matches!(&ended.subject, Subject::Connection { netns, local: from, remote: to, .. }
-            if *netns == server.inode() && *from == local && *to == remote),
+            if *netns == server && from == local && to == remote),
         "{ended:#?}"
     );
     assert_eq!(
@@ -78,26 +107,17 @@ fn storm_equals_retrans_segs(#[case] family: Family, #[values("ringbuf", "perf")
         1,
         "one connection explains it all: {run:#?}"
     );
-    assert_reconciled(&run, &server, &before);
-    assert_said(&run, "retransmit_storm");
-    assert_sound(&run, &server);
 }
 
 /// Many transfers, all to one remote: what is repeated is exactly the namespace's, whatever is lost.
 #[rstest]
-#[case::random(Loss::Random(30), "path_loss", 10)]
-#[case::large(Loss::LargerThan(1400), "path_mtu", 10)]
-fn the_loss_of_many_transfers_is_their_remotes(
-    #[case] loss: Loss,
-    #[case] cause: &str,
-    #[case] remote_per_s: u64,
-) {
+#[case::random(Loss::Random(30), "path_loss")]
+#[case::large(Loss::LargerThan(1400), "path_mtu")]
+fn the_loss_of_many_transfers_is_their_remotes(#[case] loss: Loss, #[case] cause: &str) {
     let Some(binary) = binary() else { return };
     let mut scenario = Bulk::new(Family::V4, loss).unwrap();
     let server = scenario.pair.server.clone();
-    let config = format!("{QUIET}remote_per_s = {remote_per_s}.0\n");
-    let arguments = ["--emit", "retransmit"];
-    let Some(mut tracer) = trace_by(&binary, &server, &config, &arguments) else {
+    let Some(mut tracer) = watch_quick(&binary, &server, &["retransmit"]) else {
         return;
     };
     scenario.provoke(FEWER_SEGMENTS).unwrap();
@@ -114,7 +134,7 @@ fn the_loss_of_many_transfers_is_their_remotes(
             finding.id == opened.id && finding.status == Status::Resolved
         })
         .unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     assert_eq!(
         opened.subject,
@@ -125,7 +145,7 @@ fn the_loss_of_many_transfers_is_their_remotes(
     );
     assert_eq!(ended.cause, cause, "{ended:#?}");
     assert_eq!(ended.evidence["interface"], link::SERVER, "{ended:#?}");
-    let late = time(&opened.last).duration_since(crossing(&run, remote_per_s));
+    let late = time(&opened.last).duration_since(crossing(&run));
     assert!(late <= SignedDuration::from_secs(1), "{late:?} {run:#?}");
     // What the kernel skipped while a program was running is missing, and said to be (see `assert_sound`).
     let sent = counted.retrans_segs - counted.retrans_fail;
@@ -135,22 +155,31 @@ fn the_loss_of_many_transfers_is_their_remotes(
 }
 
 /// What is repeated because it is late is no loss, as the kernel finds out by timestamps although the peer says
-/// nothing.
-#[rstest]
-#[case::v4(Family::V4)]
-#[case::v6(Family::V6)]
-fn what_is_overtaken_is_not_lost(#[case] family: Family) {
+/// nothing. Each connection waits for timers, and on a slow machine they are too few a second for a storm by the default: a
+/// tracer of its own for both families, for its configuration.
+#[test]
+fn what_is_overtaken_is_not_lost() {
     let Some(binary) = binary() else { return };
-    let scenario = Patterns::new(family).unwrap();
-    let server = scenario.pair.server.clone();
-    let Some(tracer) = trace(&binary, &server, &[]) else {
+    let scenarios = [Family::V4, Family::V6].map(|family| Patterns::new(family).unwrap());
+    let servers = scenarios.each_ref().map(|scenario| &scenario.pair.server);
+    let Some(tracer) = trace_all_by(&binary, &servers, LOW, &[]) else {
         return;
     };
     let undo_works = tracer.has_hook("undo");
-    scenario.overtake(OVERTAKEN).unwrap();
-    let counted = server.counters().unwrap();
+    thread::scope(|scope| {
+        for scenario in &scenarios {
+            scope.spawn(|| scenario.overtake(OVERTAKEN).unwrap());
+        }
+    });
+    let counted = servers.map(|server| server.counters().unwrap());
     let run = tracer.stop().unwrap();
+    for (server, counted) in servers.into_iter().zip(counted) {
+        assert_overtaken(&run.within(server), server, &counted, undo_works);
+    }
+}
 
+#[track_caller]
+fn assert_overtaken(run: &Run, server: &NetNs, counted: &Counters, undo_works: bool) {
     let storms = run.last_of(is_remote_storm);
     let [storm] = storms.as_slice() else {
         panic!("one remote's storm: {run:#?}");
@@ -186,46 +215,73 @@ fn what_is_overtaken_is_not_lost(#[case] family: Family) {
             "{storm:#?}"
         );
     }
-    assert_said(&run, "retransmit_storm.reordering");
-    assert_sound(&run, &server);
+    assert_said(run, "retransmit_storm.reordering");
+    assert_sound(run, server);
 }
 
-/// A peer that has what follows is not dead, and one connection is no storm: it is the path, of which ICMP may
-/// have told.
-#[rstest]
-#[case::nobody_tells(Family::V4, false)]
-#[case::told_v4(Family::V4, true)]
-#[case::told_v6(Family::V6, true)]
-fn a_path_too_narrow_is_told_of_one_connection(#[case] family: Family, #[case] told: bool) {
+/// A peer that has what follows is not dead, and one connection is no storm: it is the path, of which nobody tells.
+#[test]
+fn a_path_too_narrow_is_told_of_one_connection() {
     let Some(binary) = binary() else { return };
-    let scenario = Patterns::new(family).unwrap();
+    let scenario = Patterns::new(Family::V4).unwrap();
     let server = scenario.pair.server.clone();
-    // Where ICMP told, what a storm says of it is looked at, too.
-    let config = format!(
-        "[detect.retransmit_storm]\nconnection_per_s = {:?}\n",
-        if told { 1.0 } else { 50.0 }
-    );
-    let Some(mut tracer) = trace_by(&binary, &server, &config, &[]) else {
+    let Some(mut tracer) = watch_quick(&binary, &server, &[]) else {
         return;
     };
-    let _connection = scenario.narrow(told).unwrap();
-    let dead = tracer
-        .wait_for("a suspicion", SOON, |finding| finding.cause == "dead_peer")
-        .unwrap();
+    let _connection = scenario.narrow(false).unwrap();
+    let dead = tracer.wait_for("a suspicion", SOON, is_dead_peer).unwrap();
     let counted = server.counters().unwrap();
-    if told {
+    let run = tracer.checkpoint().unwrap();
+    assert_narrow(&run, &server, &dead, &counted, false);
+}
+
+/// The same of which ICMP tells, and what a storm says of it. A tracer of its own for both families, for its configuration.
+#[test]
+fn a_path_too_narrow_is_told_as_icmp_tells_it() {
+    let Some(binary) = binary() else { return };
+    let scenarios = [Family::V4, Family::V6].map(|family| Patterns::new(family).unwrap());
+    let servers = scenarios.each_ref().map(|scenario| &scenario.pair.server);
+    let config = "[detect.retransmit_storm]\nconnection_per_s = 1.0\n";
+    let Some(mut tracer) = trace_all_by(&binary, &servers, config, &[]) else {
+        return;
+    };
+    let _connections = thread::scope(|scope| {
+        let narrowed = scenarios
+            .each_ref()
+            .map(|scenario| scope.spawn(|| scenario.narrow(true).unwrap()));
+        narrowed.map(|narrowed| narrowed.join().unwrap())
+    });
+    let told = servers.map(|server| {
+        let of = |finding: &Finding| finding.subject.netns() == Some(server.inode());
+        let dead = tracer
+            .wait_for("a suspicion", SOON, |finding| {
+                of(finding) && is_dead_peer(finding)
+            })
+            .unwrap();
+        let counted = server.counters().unwrap();
         // It may have opened before there was enough to tell by.
         tracer
             .wait_for("the storm's cause", SOON, |finding| {
-                is_storm(finding) && finding.cause == "path_mtu"
+                of(finding) && is_storm(finding) && finding.cause == "path_mtu"
             })
             .unwrap();
-    }
+        (dead, counted)
+    });
     let run = tracer.stop().unwrap();
+    for (server, (dead, counted)) in servers.into_iter().zip(told) {
+        assert_narrow(&run.within(server), server, &dead, &counted, true);
+    }
+}
 
+fn is_dead_peer(finding: &Finding) -> bool {
+    finding.cause == "dead_peer"
+}
+
+#[track_caller]
+fn assert_narrow(run: &Run, server: &NetNs, dead: &Finding, counted: &Counters, told: bool) {
     let storms = run.last_of(is_storm);
     assert_eq!(storms.len(), usize::from(told), "{run:#?}");
-    for finding in storms.into_iter().chain([&dead]) {
+    for finding in storms.into_iter().chain([dead]) {
         assert_eq!(finding.number("lost_segment_bytes"), 1000, "{finding:#?}");
         if told {
             assert_eq!(finding.number("icmp_mtu_bytes"), u64::from(TOLD_BYTES));
@@ -242,9 +298,9 @@ fn a_path_too_narrow_is_told_of_one_connection(#[case] family: Family, #[case] t
     );
     assert_eq!(dead.number("consecutive_timeouts"), 3, "{dead:#?}");
     assert!(counted.timeouts >= 3, "{counted:?}");
-    assert_said(&run, "retransmit_storm");
-    assert_reconciled(&run, &server, &counted);
-    assert_sound(&run, &server);
+    assert_said(run, "retransmit_storm");
+    assert_reconciled(run, server, counted);
+    assert_sound(run, server);
 }
 
 /// A ring of one page holds ten records: the storm's count comes by polls, and nothing is lost of it.
@@ -294,7 +350,7 @@ fn loss_that_costs_most_of_the_rate_is_told(#[case] per_mille: u8, #[case] is_co
         lacking(&format!("this kernel has no netem: {error:#}"));
         return;
     }
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch_quick(&binary, &server, &[]) else {
         return;
     };
     let connection = pair.connect(Family::V4).unwrap();
@@ -329,7 +385,7 @@ fn loss_that_costs_most_of_the_rate_is_told(#[case] per_mille: u8, #[case] is_co
     });
     pair.client.run(let_pass).unwrap();
     let counted = server.counters().unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
     connection.abort().unwrap();
 
     let Some(told) = told else {
@@ -349,7 +405,6 @@ fn loss_that_costs_most_of_the_rate_is_told(#[case] per_mille: u8, #[case] is_co
 #[test]
 fn what_this_host_does_not_send_is_counted_as_that() {
     const CONNECTIONS: usize = 16;
-    const LOW: &str = "[detect.retransmit_storm]\nremote_per_s = 3.0\nconnection_per_s = 50.0\n";
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
@@ -414,7 +469,9 @@ fn is_told_local(finding: &Finding) -> bool {
 
 /// When the segments of the last three seconds reached the rate at which one remote storms, and were more than
 /// one burst.
-fn crossing(run: &Run, remote_per_s: u64) -> Timestamp {
+fn crossing(run: &Run) -> Timestamp {
+    /// The default.
+    const REMOTE_PER_S: u64 = 10;
     let span = SignedDuration::from_secs(3);
     let mut recent: VecDeque<(Timestamp, u64)> = VecDeque::new();
     for (_, event) in run.events() {
@@ -428,7 +485,7 @@ fn crossing(run: &Run, remote_per_s: u64) -> Timestamp {
         }
         let first = recent.front().expect("the one just put in").0;
         if at.duration_since(first) >= SignedDuration::from_millis(500)
-            && recent.iter().map(|(_, segments)| segments).sum::<u64>() >= 3 * remote_per_s
+            && recent.iter().map(|(_, segments)| segments).sum::<u64>() >= 3 * REMOTE_PER_S
         {
             return at;
         }
@@ -445,6 +502,9 @@ const FEWER_SEGMENTS: u64 = 60;
 
 /// A storm need not be over for long.
 const QUIET: &str = "[detect.retransmit_storm]\nquiet_s = 5\n";
+
+/// Few a second are a storm of their remote, and of no connection.
+const LOW: &str = "[detect.retransmit_storm]\nremote_per_s = 3.0\nconnection_per_s = 50.0\n";
 
 fn is_storm(finding: &Finding) -> bool {
     finding.finding == "retransmit_storm"

@@ -20,12 +20,11 @@ use conntracer_tests::{
     ss::{self, Listed},
     wait::{EVENTUALLY, SOON},
 };
-use rstest::rstest;
 use serde_json::Value;
 
 use crate::support::{
     HALF_CLOSED_1_S, assert_said, assert_sound, assert_source, binary, is_ours, is_own_machine,
-    lacking, trace, trace_by,
+    lacking, trace, trace_all, trace_by,
 };
 
 /// Connections within one namespace, at least and at most: three of them have ten thousand where no CPU is
@@ -269,43 +268,57 @@ fn number_of(state: &str) -> u8 {
 
 /// A server that waits in accept() when conntracer starts: what it accepts is its own all the same, though
 /// no hook sees that accept() return.
-#[rstest]
-#[case::v4(Family::V4)]
-#[case::v6(Family::V6)]
-fn accept_that_waited_before_the_start_has_its_owner(#[case] family: Family) {
+#[test]
+fn accept_that_waited_before_the_start_has_its_owner() {
     let Some(binary) = binary() else { return };
-    let netns = NetNs::new().unwrap();
-    let address = family.loopback_listener();
-    let listener = netns.run(|| listen(family, address, 16)).unwrap();
+    let servers = [Family::V4, Family::V6].map(|family| {
+        let netns = NetNs::new().unwrap();
+        let address = family.loopback_listener();
+        let listener = netns.run(|| listen(family, address, 16)).unwrap();
+        (family, address, netns, listener)
+    });
+    let namespaces = servers.each_ref().map(|(_, _, netns, _)| netns);
     let run = std::thread::scope(|scope| {
-        let serving = scope.spawn(|| -> std::io::Result<()> {
-            let (mut accepted, _) = listener.accept()?;
-            accepted.read_exact(&mut [0; 1])
+        let waiting = servers.each_ref().map(|(_, _, _, listener)| {
+            let serving = scope.spawn(|| -> std::io::Result<()> {
+                let (mut accepted, _) = listener.accept()?;
+                accepted.read_exact(&mut [0; 1])
+            });
+            (serving, Waiting(listener))
         });
-        let waiting = Waiting(&listener);
-        let mut tracer = trace(&binary, &netns, &["--emit", "state,seed"])?;
-        // From here on it is known whose the listener is.
-        tracer
-            .wait_for_event("the listener's owner", SOON, "seed", |event| {
-                event["network.local.port"] == SERVER_PORT && is_ours(event)
-            })
-            .unwrap();
-        netns.run(|| client(family, address)).unwrap();
-        serving.join().unwrap().unwrap();
-        drop(waiting);
-        tracer
-            .wait_for_event(
-                "the end of the server's connection",
-                SOON,
-                "state",
-                |event| {
-                    event["network.local.port"] == SERVER_PORT && event["new_state"] == "closed"
-                },
-            )
-            .unwrap();
+        let mut tracer = trace_all(&binary, &namespaces, &["--emit", "state,seed"])?;
+        for ((family, address, netns, _), (serving, waiting)) in servers.iter().zip(waiting) {
+            let is_servers = |event: &Value| {
+                event["netns"] == netns.inode() && event["network.local.port"] == SERVER_PORT
+            };
+            // From here on it is known whose the listener is.
+            tracer
+                .wait_for_event("the listener's owner", SOON, "seed", |event| {
+                    is_servers(event) && is_ours(event)
+                })
+                .unwrap();
+            netns.run(|| client(*family, *address)).unwrap();
+            serving.join().unwrap().unwrap();
+            drop(waiting);
+            tracer
+                .wait_for_event(
+                    "the end of the server's connection",
+                    SOON,
+                    "state",
+                    |event| is_servers(event) && event["new_state"] == "closed",
+                )
+                .unwrap();
+        }
         Some(tracer.stop().unwrap())
     });
     let Some(run) = run else { return };
+    for netns in namespaces {
+        assert_accepted(&run.within(netns), netns);
+    }
+}
+
+#[track_caller]
+fn assert_accepted(run: &Run, netns: &NetNs) {
     let mut ends = 0;
     for (_, event) in run.events() {
         if event["network.local.port"] == SERVER_PORT && event["role"] == "passive" {
@@ -314,7 +327,7 @@ fn accept_that_waited_before_the_start_has_its_owner(#[case] family: Family) {
         }
     }
     assert_eq!(ends, 1, "{run:#?}");
-    assert_sound(&run, &netns);
+    assert_sound(run, netns);
 }
 
 /// Connects, says one byte, and is gone.

@@ -20,13 +20,13 @@ use rstest::rstest;
 use serde_json::Value;
 use socket2::Socket;
 
-use crate::support::{HALF_CLOSED_1_S, assert_sound, binary, lacking, trace, trace_by, watch};
+use crate::support::{assert_sound, binary, lacking, trace, watch, watch_quick};
 
 /// Connects at once to an address that does not answer: their SYNs, repeated, are a storm of the remote's by the second
 /// repetition on every kernel.
 const CONNECTS: usize = 40;
 
-/// 0 is the window of every socket that waits for a SYN-ACK. A tracer of its own, for the storm.
+/// 0 is the window of every socket that waits for a SYN-ACK.
 #[rstest]
 #[case::v4(Family::V4)]
 #[case::v6(Family::V6)]
@@ -34,7 +34,7 @@ fn syns_that_are_not_answered_shut_no_window(#[case] family: Family) {
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch_quick(&binary, &server, &[]) else {
         return;
     };
     let nobody = SocketAddr::new(family.ghost(), SERVER_PORT);
@@ -44,7 +44,7 @@ fn syns_that_are_not_answered_shut_no_window(#[case] family: Family) {
     let storm = tracer
         .wait_for("a storm of SYNs", SOON, is("retransmit_storm"))
         .unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
     drop(connecting);
 
     assert_eq!(storm.cause, "syns_unanswered", "{storm:#?}");
@@ -199,8 +199,7 @@ fn trouble_from_before_says_since_when() {
 }
 
 /// One side is shut on either of two connections, and the other side goes on for several times as long as makes a
-/// half-closed socket a finding: a line each now and then. Then nothing more comes. A tracer of its own, for its
-/// configuration.
+/// half-closed socket a finding: a line each now and then. Then nothing more comes.
 #[test]
 fn half_closed_and_in_use_is_healthy() {
     const LINES: usize = 60;
@@ -208,10 +207,9 @@ fn half_closed_and_in_use_is_healthy() {
     /// Nearly what makes a half-closed socket a finding.
     const SLOW: Duration = Duration::from_millis(1900);
     let Some(binary) = binary() else { return };
-    let config = "[detect.half_open]\nhalf_closed_after_s = 2\n";
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
-    let Some(mut tracer) = trace_by(&binary, &server, config, &[]) else {
+    let Some(mut tracer) = watch_quick(&binary, &server, &[]) else {
         return;
     };
     let address = Family::V4.veth_listener();
@@ -246,7 +244,7 @@ fn half_closed_and_in_use_is_healthy() {
         idle.push(found.unwrap());
     }
     let at_most = spoken.elapsed().as_secs_f64();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
     drop((listens, asks));
 
     assert!(in_use.last_of(|_| true).is_empty(), "{in_use:#?}");
@@ -262,14 +260,14 @@ fn half_closed_and_in_use_is_healthy() {
 }
 
 /// Clients that have left before anybody called accept(): nobody has those descriptors. One that is accepted, read to its
-/// end and kept is forgotten. A tracer of its own, for its configuration.
+/// end and kept is forgotten.
 #[test]
 fn a_socket_that_is_not_accepted_waits_for_accept() {
     const CLIENTS: usize = 3;
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
-    let Some(mut tracer) = trace_by(&binary, &server, HALF_CLOSED_1_S, &[]) else {
+    let Some(mut tracer) = watch_quick(&binary, &server, &[]) else {
         return;
     };
     let address = Family::V4.veth_listener();
@@ -302,7 +300,7 @@ fn a_socket_that_is_not_accepted_waits_for_accept() {
             is_half_closed(finding) && finding.id != queued.id && finding.count == CLIENTS as u64
         })
         .unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
     drop(accepted);
 
     assert_eq!(queued.evidence["looks_like"], "not_accepted", "{queued:#?}");

@@ -1,6 +1,6 @@
 //! What the live tests have in common: a conntracer to look at, and what holds of everything it says.
 //!
-//! Two conntracers run beside all tests (`conntracer_tests::shared`), over all namespaces, since starting one takes
+//! Three conntracers run beside all tests (`conntracer_tests::shared`), over all namespaces, since starting one takes
 //! longer than most scenarios, and since that is how people run it. A test makes its namespace, opens a [`Watch`] on it,
 //! provokes, waits for what must be said, and judges a checkpoint:
 //!
@@ -15,8 +15,8 @@
 //! ```
 //!
 //! - [`watch`] gives the findings of one namespace, [`watch_events`] also its events, of the kinds that the test names; a
-//!   test that looks at both ends of a pair opens two. What is not in a namespace (a finding about the whole host) is
-//!   given to nobody.
+//!   test that looks at both ends of a pair opens two. [`watch_quick`] is for what would be a finding, or over, only after
+//!   a minute, and for storms. What is not in a namespace (a finding about the whole host) is given to nobody.
 //! - Open the watch before the first packet: it begins with the next line. Nothing of an earlier test can come, since no
 //!   two namespaces of the process have the same inode.
 //! - A checkpoint holds everything that happened before it was asked for, the last of every open finding (`update`, with
@@ -28,7 +28,7 @@
 //!   [`assert_seen`], which are equality where nothing was lost; a loss also makes findings of others `inferred`.
 //! - This process is the owner of everything in every namespace, as before; findings about a process, a listener or a
 //!   remote carry their namespace, and are of it alone. Only retransmit storms are also judged for the whole host: many at
-//!   once can become one, in place of the narrower ones, so a test that needs a storm has a tracer of its own.
+//!   once can become one, in place of the narrower ones, but for the one that is quick.
 //! - Updates of a finding come a second apart: wait for what it is to say, or take a checkpoint.
 //!
 //! [`trace`] starts a tracer of the test's own, limited to its namespace. It is for what needs other flags, another
@@ -54,7 +54,7 @@ use conntracer_tests::{
     line::{Certainty, Coverage, Finding, Owner, Subject},
     netns::{COMM, NetNs},
     output::Run,
-    shared::Kind,
+    shared::{Kind, QUICK},
     tracer::{Binary, NotStarted, Tracer},
     wait::{self, EVENTUALLY},
     watch::Watch,
@@ -127,13 +127,34 @@ pub(crate) fn trace_by(
     text: &str,
     arguments: &[&str],
 ) -> Option<Tracer> {
+    trace_all_by(binary, &[netns], text, arguments)
+}
+
+/// The same of several namespaces, at most eight.
+#[track_caller]
+pub(crate) fn trace_all_by(
+    binary: &Binary,
+    namespaces: &[&NetNs],
+    text: &str,
+    arguments: &[&str],
+) -> Option<Tracer> {
     let config = NamedTempFile::new().expect("a temporary file");
     fs::write(config.path(), text).expect("a file that can be written");
     let path = config
         .path()
         .to_str()
         .expect("the name of a temporary file is ASCII");
-    trace(binary, netns, &[&["--config", path], arguments].concat())
+    trace_all(
+        binary,
+        namespaces,
+        &[&["--config", path], arguments].concat(),
+    )
+}
+
+/// The same of the one whose times are short, with retransmissions where they are wanted.
+#[track_caller]
+pub(crate) fn watch_quick(binary: &Binary, netns: &NetNs, kinds: &[&str]) -> Option<Watch> {
+    share(Kind::Quick, binary, netns, kinds)
 }
 
 /// A second in place of a minute makes a half-closed socket a finding.
@@ -188,7 +209,11 @@ fn share(kind: Kind, binary: &Binary, netns: &NetNs, kinds: &[&str]) -> Option<W
         } else {
             &["--emit", &kinds]
         };
-        return trace(binary, netns, arguments).map(Tracer::into_watch);
+        let tracer = match kind {
+            Kind::Quick => trace_by(binary, netns, QUICK, arguments),
+            Kind::Plain | Kind::Streaming => trace(binary, netns, arguments),
+        };
+        return tracer.map(Tracer::into_watch);
     }
     match kind.of_this_process(binary) {
         Ok(shared) => Some(shared.watch(netns, kinds)),
@@ -266,8 +291,8 @@ pub(crate) fn missed(run: &Run, hooks: &[&str]) -> u64 {
 /// kernel may have skipped, which [`Watch::wait_for`] would wait for in vain. Each look is a checkpoint, so let the
 /// kernel have done it first.
 ///
-/// What was lost may be another test's: where it would make up for what is missing, more may be to come, and what was
-/// told has to stay the same for a while.
+/// What was lost may be another test's, and what a second witness counts between two looks looks lost: where that would
+/// make up for what is missing, more may be to come, and all has to stay so for a while.
 #[track_caller]
 pub(crate) fn tell_all(
     tracer: &mut Watch,
@@ -280,10 +305,14 @@ pub(crate) fn tell_all(
     let whole = wait::until("all that happened to be told", EVENTUALLY, || {
         let run = tracer.checkpoint()?;
         let now = told(&run);
-        looks = if now == before { looks + 1 } else { 0 };
+        let may_be_lost = now + missed(&run, hooks) >= happened;
+        looks = if now == before && may_be_lost {
+            looks + 1
+        } else {
+            0
+        };
         before = now;
-        let is_lost = looks >= LOOKS && now + missed(&run, hooks) >= happened;
-        if now >= happened || is_lost {
+        if now >= happened || looks >= LOOKS {
             return Ok(Some(run));
         }
         last = Some(run);

@@ -18,7 +18,7 @@ use rstest::rstest;
 
 use crate::support::{
     assert_counted, assert_listener, assert_reconciled, assert_said, assert_sound, binary,
-    is_syn_drop, overflows, trace, watch,
+    is_syn_drop, overflows, watch,
 };
 
 #[rstest]
@@ -38,24 +38,8 @@ fn accept_queue_full_equals_listen_overflows(#[case] family: Family) {
     assert!(!opened.advice.is_empty(), "{opened:?}");
 }
 
-/// A tracer of its own: the others have the transport of the whole run.
-#[test]
-fn accept_queue_full_by_the_other_transport() {
-    let Some(binary) = binary() else { return };
-    let binary = binary.by_the_other_transport();
-    let mut scenario = AcceptQueueFull::new(Family::V4).unwrap();
-    let Some(mut tracer) = trace(&binary, &scenario.netns, &[]) else {
-        return;
-    };
-    assert_eq!(tracer.plan().plan.transport, binary.transport());
-    let (_, counted) = overflow(&mut scenario, &mut tracer);
-    let run = tracer.stop().unwrap();
-
-    assert_accept_queue_full(&run, &scenario.netns, &counted);
-}
-
 /// The finding as it opened, and what the kernel counted in the end.
-fn overflow(scenario: &mut AcceptQueueFull, tracer: &mut Watch) -> (Finding, Counters) {
+pub(crate) fn overflow(scenario: &mut AcceptQueueFull, tracer: &mut Watch) -> (Finding, Counters) {
     scenario.provoke().unwrap();
     // Handshakes that were under way when the queue filled may be refused at their third ACK first.
     let opened = tracer
@@ -68,7 +52,7 @@ fn overflow(scenario: &mut AcceptQueueFull, tracer: &mut Watch) -> (Finding, Cou
 }
 
 #[track_caller]
-fn assert_accept_queue_full(run: &Run, netns: &NetNs, counted: &Counters) {
+pub(crate) fn assert_accept_queue_full(run: &Run, netns: &NetNs, counted: &Counters) {
     assert_overflows(run, counted);
     assert_reconciled(run, netns, counted);
     assert_said(run, "syn_drop");
