@@ -16,7 +16,11 @@ use std::{
 use anyhow::{Context, Result};
 use rustix::process::Signal;
 
-use crate::{cpio, kernel::Kernel};
+use crate::{
+    cpio,
+    kernel::Kernel,
+    process::{self, Niceness},
+};
 
 /// The emulator, and the Debian package it comes in.
 pub(crate) const EMULATOR: &str = "qemu-system-x86_64";
@@ -212,6 +216,7 @@ struct Emulator(Child);
 impl Emulator {
     /// Starts it. It is killed should the calling thread end first, as by an interrupt of this process.
     fn start(command: &mut Command) -> Result<Self> {
+        process::yielding(command, Niceness::Vm);
         // SAFETY: prctl(2) is async-signal-safe and allocates nothing.
         unsafe {
             command.pre_exec(|| {

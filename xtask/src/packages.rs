@@ -1,7 +1,11 @@
 //! Getting what the build and the tests need from the distribution. Every installation is said on
 //! stderr with its reason; with `--no-install` it becomes an error that names the command.
 
-use std::{fmt::Write as _, process::Command};
+use std::{
+    fmt::Write as _,
+    process::Command,
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::{Result, bail};
 
@@ -56,6 +60,9 @@ pub(crate) fn has_apt() -> bool {
 
 /// Installs those of `needs` that are not there yet.
 pub(crate) fn ensure(needs: &[Need<'_>], installation: Installation) -> Result<()> {
+    // apt-get gives up where another one runs.
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     let absent: Vec<&Need<'_>> = needs
         .iter()
         .filter(|need| !is_installed(need.package))

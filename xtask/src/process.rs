@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::OsStr,
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Command, ExitStatus, Output, Stdio},
 };
@@ -43,6 +44,25 @@ pub(crate) fn text(command: &mut Command) -> Result<String> {
         );
     }
     String::from_utf8(output.stdout).with_context(|| format!("output of {}", line(command)))
+}
+
+/// How much less than others of this machine's CPUs a child is to have: of what runs beside each other, the live tests
+/// come first, as they are judged by this machine's clock, and the VMs before what is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Niceness {
+    Vm = 5,
+    Compiler = 10,
+}
+
+/// `command` with less of the CPUs.
+pub(crate) fn yielding(command: &mut Command, niceness: Niceness) -> &mut Command {
+    // SAFETY: setpriority(2) is async-signal-safe and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::nice(niceness as i32)?;
+            Ok(())
+        })
+    }
 }
 
 /// The first file called `program` on `PATH`, or in the system directories that a normal user's

@@ -1,10 +1,12 @@
-//! `test`: every check there is, in the order of what they cost. What cannot run here is skipped
-//! with its reason and counted, by the number of tests it would have been.
+//! `test`: every check there is. VMs take longest, and begin as soon as there is something to boot; all other checks run
+//! beside them, in the order of what they cost. What cannot run here is skipped with its reason and counted, by the number
+//! of tests it would have been.
 
 use std::{
     io::{BufRead as _, BufReader},
     path::Path,
     process::{Command, ExitCode, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,7 +20,8 @@ use crate::{
     kernel,
     libtest::Report,
     packages::Installation,
-    process, programs, ss,
+    process::{self, Niceness},
+    programs, ss,
     table::{self, Row},
     vm::{self, Plan, Setup},
     workspace::Workspace,
@@ -68,24 +71,39 @@ pub(crate) fn execute(
     installation: Installation,
     arguments: &Arguments,
 ) -> ExitCode {
-    let mut rows = vec![
-        stage("fmt", || Ok(cargo_component(workspace, "rustfmt", &FMT))),
-        stage("unit", || unit(workspace)),
-        stage("check-object", || check_object(workspace, installation)),
-        stage("clippy", || {
-            Ok(cargo_component(workspace, "clippy", &CLIPPY))
-        }),
-        stage("live", || live(workspace, installation, false)),
-    ];
-    rows.extend(vms(workspace, installation, vm::ordinary(), VM_TIMEOUT));
-    rows.push(stage("cost", || cost(workspace, installation)));
+    let mut rows = vec![stage("fmt", || {
+        Ok(cargo_component(workspace, "rustfmt", &FMT))
+    })];
+    rows.extend(beside_vms(
+        workspace,
+        installation,
+        vm::ordinary(),
+        VM_TIMEOUT,
+        || {
+            vec![
+                stage("unit", || unit(workspace)),
+                stage("check-object", || check_object(workspace, installation)),
+                stage("clippy", || {
+                    Ok(cargo_component(workspace, "clippy", &CLIPPY))
+                }),
+                stage("live", || live(workspace, installation, false)),
+                stage("cost", || cost(workspace, installation)),
+            ]
+        },
+    ));
     if arguments.full {
-        rows.push(stage("live unshared", || {
-            live(workspace, installation, true)
-        }));
-        let setups = Ok(vm::unshared());
-        rows.extend(vms(workspace, installation, setups, UNSHARED_VM_TIMEOUT));
-        rows.push(stage("fuzz", || fuzz(workspace, installation)));
+        rows.extend(beside_vms(
+            workspace,
+            installation,
+            Ok(vm::unshared()),
+            UNSHARED_VM_TIMEOUT,
+            || {
+                vec![
+                    stage("live unshared", || live(workspace, installation, true)),
+                    stage("fuzz", || fuzz(workspace, installation)),
+                ]
+            },
+        ));
     }
     ExitCode::from(u8::from(table::print(&rows).failed > 0))
 }
@@ -109,15 +127,20 @@ fn cargo_component(workspace: &Workspace, component: &str, arguments: &[&str]) -
         let note = format!("not installed: rustup component add {component}");
         return Row::skipped(1, note);
     }
-    let check = process::run(
+    let check = process::run(compiling(
         Command::new(workspace.cargo())
             .args(arguments)
             .current_dir(workspace.root()),
-    );
+    ));
     match check {
         Ok(()) => Row::passed(),
         Err(error) => Row::failed(format!("{error:#}")),
     }
+}
+
+/// A command that compiles beside VMs.
+fn compiling(command: &mut Command) -> &mut Command {
+    process::yielding(command, Niceness::Compiler)
 }
 
 /// Tests that need no kernel to trace: unit tests, and the command line's. Those of the live tests' harness are not
@@ -125,7 +148,7 @@ fn cargo_component(workspace: &Workspace, component: &str, arguments: &[&str]) -
 fn unit(workspace: &Workspace) -> Result<Row> {
     let cargo = |arguments: &[&str]| {
         let mut command = Command::new(workspace.cargo());
-        command.args(arguments).current_dir(workspace.root());
+        compiling(command.args(arguments).current_dir(workspace.root()));
         command
     };
     harnesses(&mut [
@@ -230,43 +253,77 @@ fn count_tests(executable: &Path) -> Result<u64> {
     Ok(list.lines().filter(|line| line.ends_with(": test")).count() as u64)
 }
 
-/// The live tests in these VMs.
-fn vms(
+/// The live tests in these VMs, and other checks beside them as soon as the VMs have all that they need.
+fn beside_vms(
     workspace: &Workspace,
     installation: Installation,
     setups: Result<Vec<Setup>>,
     timeout: Duration,
+    others: impl FnOnce() -> Vec<Row>,
 ) -> Vec<Row> {
-    println!("\n== vm");
-    let rows = setups.and_then(|setups| {
-        let plan = Plan {
-            setups,
-            jobs: vm::default_jobs(),
-            timeout,
-            keep: false,
-        };
-        matrix(workspace, installation, &plan)
-    });
-    rows.unwrap_or_else(|error| {
+    let failed = |error: &anyhow::Error| {
         vec![Row {
             stage: "vm".to_owned(),
             ..Row::failed(format!("{error:#}"))
         }]
-    })
+    };
+    let plan = setups.map(|setups| Plan {
+        setups,
+        jobs: vm::default_jobs(),
+        timeout,
+        keep: false,
+    });
+    let mut parts = None;
+    let build = stage("build", || {
+        parts = Some(parts_of(workspace, installation, plan.as_ref().ok())?);
+        Ok(Row::passed())
+    });
+    let mut rows = vec![build];
+    let vms = thread::scope(|scope| {
+        let vms = scope.spawn(|| match (&plan, &parts) {
+            (Ok(plan), Some(Ok(parts))) => {
+                println!("\n== vm, beside what follows");
+                matrix(workspace, plan, parts).unwrap_or_else(|error| failed(&error))
+            }
+            (Ok(plan), Some(Err(skipped))) => {
+                let skipped = |setup: &Setup| Row {
+                    stage: format!("vm {} {}", setup.line.name, setup.name()),
+                    ..skipped.clone()
+                };
+                plan.setups.iter().map(skipped).collect()
+            }
+            (Err(error), _) => failed(error),
+            // The stage has failed that was to build them.
+            (Ok(_), None) => Vec::new(),
+        });
+        rows.extend(others());
+        vms.join()
+            .unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+    });
+    rows.extend(vms);
+    rows
 }
 
-fn matrix(workspace: &Workspace, installation: Installation, plan: &Plan) -> Result<Vec<Row>> {
+/// What the VMs are made of; or, where there is no emulator, what is skipped for want of it.
+fn parts_of(
+    workspace: &Workspace,
+    installation: Installation,
+    plan: Option<&Plan>,
+) -> Result<Result<vm::Parts, Row>> {
+    let Some(plan) = plan else {
+        anyhow::bail!("there is no plan of VMs");
+    };
     if let Err(error) = vm::ensure_emulator(installation) {
         let tests = count_tests(&build::test_target(workspace, installation, LIVE_TESTS)?)?;
         let note = format!("{error:#}");
         println!("skipped: {note}");
-        let skipped = |setup: &Setup| Row {
-            stage: format!("vm {} {}", setup.line.name, setup.name()),
-            ..Row::skipped(tests, note.clone())
-        };
-        return Ok(plan.setups.iter().map(skipped).collect());
+        return Ok(Err(Row::skipped(tests, note)));
     }
-    let outcomes = vm::test(workspace, installation, plan)?;
+    vm::Parts::get(workspace, installation, plan).map(Ok)
+}
+
+fn matrix(workspace: &Workspace, plan: &Plan, parts: &vm::Parts) -> Result<Vec<Row>> {
+    let outcomes = vm::test(workspace, plan, parts)?;
     vm::print_failures(&outcomes)?;
     Ok(outcomes.into_iter().map(|outcome| outcome.row).collect())
 }

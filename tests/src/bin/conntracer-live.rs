@@ -64,10 +64,10 @@ fn run(harness: &OsString, arguments: Vec<OsString>) -> Result<bool> {
         None => Vec::new(),
     };
     let alone = alone(harness, &arguments)?;
-    let run = |arguments: &[OsString]| -> Result<bool> {
+    let run = |arguments: &[OsString], beside: &[Shared]| -> Result<bool> {
         let mut command = Command::new(harness);
         command.args(arguments);
-        for one in &shared {
+        for one in beside {
             command.env(one.kind.variable(), one.place());
         }
         let status = command
@@ -78,11 +78,13 @@ fn run(harness: &OsString, arguments: Vec<OsString>) -> Result<bool> {
     let skip = alone
         .iter()
         .flat_map(|name| [OsString::from("--skip"), name.into()]);
-    let mut passed = run(&arguments.into_iter().chain(skip).collect::<Vec<_>>())?;
+    let arguments: Vec<_> = arguments.into_iter().chain(skip).collect();
+    let mut passed = run(&arguments, &shared)?;
     if !alone.is_empty() {
         let one_at_a_time = ["--exact", "--test-threads=1"].map(OsString::from);
         let names = alone.iter().map(OsString::from);
-        passed &= run(&one_at_a_time.into_iter().chain(names).collect::<Vec<_>>())?;
+        let arguments: Vec<_> = one_at_a_time.into_iter().chain(names).collect();
+        passed &= run(&arguments, &[])?;
     }
     let sound = judge_all(shared, &hits);
     say_starts(&fs::read_to_string(&starts).unwrap_or_default());
@@ -228,6 +230,16 @@ fn judge_all(shared: Vec<Shared>, hits: &Hits) -> bool {
     let mut verdicts: Vec<(String, Vec<String>)> = Vec::new();
     for one in shared {
         let kind = one.kind.name();
+        println!(
+            "CPU of {kind}: {}",
+            fs::read_to_string(format!("/proc/{}/stat", one.process.pid().as_raw_nonzero()))
+                .unwrap_or_default()
+                .split(' ')
+                .skip(13)
+                .take(2)
+                .collect::<Vec<_>>()
+                .join(" ")
+        );
         let (stops, accounts, residues) = match one.stop() {
             Ok((start, totals)) => (
                 Vec::new(),

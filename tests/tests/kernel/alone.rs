@@ -1,5 +1,6 @@
 //! What is the whole machine's: `conntracer-live` runs these when nothing else is running, one at a time.
-//! Each has a conntracer of its own: this is another process than the one whose namespaces the shared ones know.
+//! They have a conntracer of this process's own: the shared ones know the namespaces of another one, whose numbers are given
+//! again.
 
 use std::fs;
 
@@ -15,7 +16,7 @@ use conntracer_tests::{
 
 use crate::{
     connection_drop::{HOOKS, died, only},
-    support::{assert_sound, binary, is_own_machine, is_syn_drop, lacking, tell_all, trace},
+    support::{assert_sound, binary, is_own_machine, is_syn_drop, lacking, tell_all, watch},
 };
 
 /// `tcp_max_orphans` is the whole machine's.
@@ -29,7 +30,7 @@ fn an_orphan_too_many_is_given_up() {
     }
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     let connection = pair.connect(Family::V4).unwrap();
@@ -67,7 +68,7 @@ fn a_full_conntrack_table_is_told_from_a_rule() {
     let server = scenario.pair.server.clone();
     server.run(netfilter::track).unwrap();
     let _inhabitant = server.inhabit().unwrap();
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
+    let Some(mut tracer) = watch(&binary, &server) else {
         return;
     };
     scenario.listen().unwrap();
@@ -85,7 +86,7 @@ fn a_full_conntrack_table_is_told_from_a_rule() {
         is_syn_drop(finding) && finding.evidence["filtered_by"] == "conntrack_table_full"
     });
     fs::write(LIMIT, limit).unwrap();
-    let run = tracer.stop().unwrap();
+    let run = tracer.checkpoint().unwrap();
 
     assert!(healthy.last_of(is_syn_drop).is_empty(), "{healthy:#?}");
     let told = told.unwrap();

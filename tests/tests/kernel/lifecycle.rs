@@ -1,4 +1,8 @@
 //! How conntracer starts and ends: what it refuses and how, and that it leaves nothing behind.
+//!
+//! How it ends in order is looked at where it is started anyway: by SIGINT all of a test's own end, and the shared ones,
+//! by SIGTERM the one of `seed::the_list_of_connections_agrees_with_ss`, and after `--duration` the one of
+//! `seed::what_several_processes_hold_is_said_to_be_shared`.
 
 use std::{
     fs,
@@ -19,7 +23,6 @@ use conntracer_tests::{
     tracer::{CANNOT_TRACE, NotStarted, Tracer},
     wait::{self, SOON},
 };
-use rustix::process::Signal;
 
 use crate::support::{binary, is_own_machine, lacking, skip, trace};
 
@@ -52,19 +55,6 @@ fn kill_9_leaves_nothing_in_the_kernel() {
     })
     .unwrap();
     assert_eq!(bpf::pins().unwrap(), pins);
-}
-
-/// By SIGINT end all others, which `conntracer-live` looks at.
-#[test]
-fn sigterm_ends_with_totals() {
-    let Some(binary) = binary() else { return };
-    let netns = NetNs::new().unwrap();
-    let Some(tracer) = trace(&binary, &netns, &[]) else {
-        return;
-    };
-    let run = tracer.stop_with(Signal::TERM).unwrap();
-    assert_eq!(run.totals.reason, "signal");
-    assert_eq!(run.unbalanced(), []);
 }
 
 /// A network namespace that is made while conntracer runs is watched, and is not kept when nobody else does.
@@ -125,17 +115,6 @@ fn namespaces_come_and_go_while_it_runs() {
 
 /// A port that no other test uses.
 const ITS_OWN_PORT: u16 = 4243;
-
-#[test]
-fn duration_ends_by_itself() {
-    let Some(binary) = binary() else { return };
-    let netns = NetNs::new().unwrap();
-    let Some(tracer) = trace(&binary, &netns, &["--duration", "1s"]) else {
-        return;
-    };
-    let run = tracer.finish().unwrap();
-    assert_eq!(run.totals.reason, "duration");
-}
 
 #[test]
 fn a_reader_that_leaves_is_no_error() {

@@ -202,9 +202,13 @@ fn assert_overtaken(run: &Run, server: &NetNs, counted: &Counters, undo_works: b
         "{run:#?}"
     );
     if undo_works {
-        // On a slow machine a timeout may come before the peer's word.
+        // On a slow machine a timeout may come before the peer's word: in place of the repair, or besides.
         let undos = counted.full_undo + counted.loss_undo;
-        assert_eq!(undos, u64::from(OVERTAKEN), "{counted:?}");
+        let least = u64::from(OVERTAKEN);
+        assert!(
+            (least..=least + counted.timeouts).contains(&undos),
+            "{counted:?}"
+        );
         assert_eq!(storm.cause, "reordering", "{run:#?}");
         let told = storm.number("losses_undone");
         let missed = missing("TCPFullUndo") + missing("TCPLossUndo");
@@ -408,7 +412,7 @@ fn what_this_host_does_not_send_is_counted_as_that() {
     let Some(binary) = binary() else { return };
     let pair = Pair::new().unwrap();
     let server = pair.server.clone();
-    let Some(mut tracer) = trace_by(&binary, &server, LOW, &[]) else {
+    let Some(mut tracer) = watch_quick(&binary, &server, &[]) else {
         return;
     };
     let connections: Vec<Connection> = (0..CONNECTIONS)
@@ -441,7 +445,6 @@ fn what_this_host_does_not_send_is_counted_as_that() {
     for connection in connections {
         connection.abort().unwrap();
     }
-    let ended = tracer.stop().unwrap();
 
     assert!(
         counted.retrans_fail * 2 > counted.retrans_segs,
@@ -457,7 +460,7 @@ fn what_this_host_does_not_send_is_counted_as_that() {
     for silence in silences {
         assert!(is_told_local(silence), "{silence:#?}");
     }
-    assert_sound(&ended, &server);
+    assert_sound(&run, &server);
 }
 
 /// A silence of which it is said that this host did not send.

@@ -20,6 +20,7 @@ use conntracer_tests::{
     ss::{self, Listed},
     wait::{EVENTUALLY, SOON},
 };
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{
@@ -164,7 +165,8 @@ fn the_list_of_connections_agrees_with_ss() {
     let Some(tracer) = trace(&binary, &old[0].netns, &arguments) else {
         return;
     };
-    let run = tracer.stop().unwrap();
+    let run = tracer.stop_with(Signal::TERM).unwrap();
+    assert_eq!(run.totals.reason, "signal");
 
     for ((old, other), listed) in old.iter().zip(&others).zip(listed) {
         let after = old.netns.run(proc_net::sockets).unwrap();
@@ -366,10 +368,12 @@ fn what_several_processes_hold_is_said_to_be_shared() {
     let sharer = Forked::run(c"ct-sharer", &[client.as_raw_fd()], forked::pause).unwrap();
     let has_mptcp = mptcp.is_some();
     drop((listener, mptcp, client));
-    let Some(tracer) = trace(&binary, &netns, &["--emit", "seed"]) else {
+    let Some(tracer) = trace(&binary, &netns, &["--emit", "seed", "--duration", "1s"]) else {
         return;
     };
-    let run = tracer.stop().unwrap();
+    let run = tracer.finish().unwrap();
+    assert_eq!(run.totals.reason, "duration");
+    assert_eq!(run.unbalanced(), []);
 
     let mut ends = 0;
     for (_, event) in run.events() {

@@ -100,7 +100,8 @@ pub(crate) fn execute(
     if arguments.demo {
         return demo(workspace, installation, &plan);
     }
-    let outcomes = test(workspace, installation, &plan)?;
+    let parts = Parts::get(workspace, installation, &plan)?;
+    let outcomes = test(workspace, &plan, &parts)?;
     print_failures(&outcomes)?;
     let rows: Vec<_> = outcomes.into_iter().map(|outcome| outcome.row).collect();
     Ok(ExitCode::from(u8::from(table::print(&rows).failed > 0)))
@@ -131,17 +132,52 @@ pub(crate) fn ensure_emulator(installation: Installation) -> Result<()> {
     )
 }
 
-/// Runs the live tests as `plan` says; results in the plan's order.
-pub(crate) fn test(
-    workspace: &Workspace,
-    installation: Installation,
-    plan: &Plan,
-) -> Result<Vec<Outcome>> {
-    ensure_emulator(installation)?;
-    sweep(&directory(workspace))?;
-    let booted = booted(workspace, installation, plan)?;
-    let programs = programs(workspace, installation)?;
+/// What VMs are made of.
+pub(crate) struct Parts {
+    kernels: Vec<Kernel>,
+    programs: Programs,
+}
 
+impl Parts {
+    /// Fetches and builds what the VMs of a plan need: a kernel once, while the programs are compiled.
+    pub(crate) fn get(
+        workspace: &Workspace,
+        installation: Installation,
+        plan: &Plan,
+    ) -> Result<Self> {
+        sweep(&directory(workspace))?;
+        let is_asked = |line: &&Line| plan.setups.iter().any(|setup| setup.line == *line);
+        let lines: Vec<_> = LINES.iter().filter(is_asked).collect();
+        thread::scope(|scope| {
+            let kernels = scope.spawn(|| {
+                ensure_emulator(installation)?;
+                kernel::ensure(workspace, installation, &lines)
+            });
+            let programs = programs(workspace, installation);
+            let kernels = kernels
+                .join()
+                .unwrap_or_else(|payload| std::panic::resume_unwind(payload));
+            Ok(Self {
+                kernels: kernels?,
+                programs: programs?,
+            })
+        })
+    }
+
+    /// The VMs of a plan, each with its kernel.
+    fn booted<'a>(&self, plan: &'a Plan) -> Result<Vec<(&Kernel, &'a Setup)>> {
+        let with_kernel = |setup: &'a Setup| {
+            let mut kernels = self.kernels.iter();
+            let kernel = kernels.find(|kernel| kernel.line == setup.line.name);
+            Ok((kernel.context("no kernel came of its line")?, setup))
+        };
+        plan.setups.iter().map(with_kernel).collect()
+    }
+}
+
+/// Runs the live tests as `plan` says; results in the plan's order.
+pub(crate) fn test(workspace: &Workspace, plan: &Plan, parts: &Parts) -> Result<Vec<Outcome>> {
+    let booted = parts.booted(plan)?;
     let mut queue: Vec<_> = booted.iter().enumerate().collect();
     // What runs longest first, so that no VM is left alone at the end.
     queue.sort_by_key(|(_, (_, setup))| (!setup.is_unshared, !setup.filters.is_empty()));
@@ -157,7 +193,7 @@ pub(crate) fn test(
                     let Some((index, (kernel, setup))) = next else {
                         break;
                     };
-                    let outcome = test_one(workspace, plan, kernel, &programs, setup);
+                    let outcome = test_one(workspace, plan, kernel, &parts.programs, setup);
                     lock(&results).push((index, outcome));
                 }
             });
@@ -168,36 +204,17 @@ pub(crate) fn test(
     results.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
-/// The VMs of a plan, each with its kernel; a kernel is got once.
-fn booted<'a>(
-    workspace: &Workspace,
-    installation: Installation,
-    plan: &'a Plan,
-) -> Result<Vec<(Kernel, &'a Setup)>> {
-    let is_asked = |line: &&Line| plan.setups.iter().any(|setup| setup.line == *line);
-    let lines: Vec<_> = LINES.iter().filter(is_asked).collect();
-    let kernels = kernel::ensure(workspace, installation, &lines)?;
-    let with_kernel = |setup: &'a Setup| {
-        let kernel = kernels.iter().find(|kernel| kernel.line == setup.line.name);
-        Ok((kernel.context("no kernel came of its line")?.clone(), setup))
-    };
-    plan.setups.iter().map(with_kernel).collect()
-}
-
 /// Runs the demo in each VM of `plan`, its console on this terminal.
 pub(crate) fn demo(
     workspace: &Workspace,
     installation: Installation,
     plan: &Plan,
 ) -> Result<ExitCode> {
-    ensure_emulator(installation)?;
-    sweep(&directory(workspace))?;
-    let booted = booted(workspace, installation, plan)?;
-    let programs = programs(workspace, installation)?;
+    let parts = Parts::get(workspace, installation, plan)?;
     let mut code = ExitCode::SUCCESS;
-    for (kernel, Setup { hooks, .. }) in &booted {
+    for (kernel, Setup { hooks, .. }) in parts.booted(plan)? {
         eprintln!("booting Linux {} (hooks: {hooks})", kernel.release);
-        let run = Run::prepare(workspace, kernel, &programs, &format!("demo-{hooks}"))?;
+        let run = Run::prepare(workspace, kernel, &parts.programs, &format!("demo-{hooks}"))?;
         let verdict = machine::boot(
             kernel,
             &run.initramfs,
