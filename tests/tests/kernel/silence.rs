@@ -20,7 +20,7 @@ use rstest::rstest;
 use serde_json::Value;
 use socket2::Socket;
 
-use crate::support::{assert_sound, binary, lacking, trace, watch, watch_quick};
+use crate::support::{assert_sound, binary, lacking, watch, watch_quick};
 
 /// Connects at once to an address that does not answer: their SYNs, repeated, are a storm of the remote's by the second
 /// repetition on every kernel.
@@ -157,47 +157,6 @@ fn an_unacknowledged_fin_is_no_byte() {
     assert!(!said.summary.contains("byte"), "{said:#?}");
 }
 
-/// A silence that began before conntracer says since when, as the socket knows. A tracer of its own, for what was there
-/// before it.
-#[test]
-fn trouble_from_before_says_since_when() {
-    let Some(binary) = binary() else { return };
-    let pair = Pair::new().unwrap();
-    let server = pair.server.clone();
-    let connection = pair.connect(Family::V4).unwrap();
-    deafen(&connection.connected).unwrap();
-    let spoken = Instant::now();
-    (&connection.accepted).write_all(&[0; 1000]).unwrap();
-    retransmitted(&connection.accepted, 3);
-    // The first was 0.2 s after the data, the third 1.2 s after the first.
-    let at_least = Duration::from_secs(1);
-    let Some(mut tracer) = trace(&binary, &server, &[]) else {
-        return;
-    };
-    let seeded = tracer.has_hook("seed");
-    // A timeout may come before the socket was looked at.
-    let said = tracer
-        .wait_for("a silence and since when it is", SOON, |finding| {
-            is_silence(finding) && seconds(finding, "silent_s").is_some()
-        })
-        .unwrap();
-    let at_most = spoken.elapsed() + Duration::from_secs(1);
-    let run = tracer.stop().unwrap();
-    connection.abort().unwrap();
-
-    if !seeded {
-        assert!(said.count >= 3, "{said:#?}");
-    }
-    let silent = seconds(&said, "silent_s").expect("it was waited for");
-    assert!(
-        (at_least.as_secs_f64()..at_most.as_secs_f64()).contains(&silent),
-        "{silent} {said:#?}"
-    );
-    assert!(!said.summary.contains("leaves this host"), "{said:#?}");
-    assert!(!said.summary.contains("in 0.0 s"), "{said:#?}");
-    assert_sound(&run, &server);
-}
-
 /// One side is shut on either of two connections, and the other side goes on for several times as long as makes a
 /// half-closed socket a finding: a line each now and then. Then nothing more comes.
 #[test]
@@ -332,14 +291,14 @@ fn say(from: &Socket, to: &Socket) {
 }
 
 /// Waits until so many timeouts in a row have come.
-fn retransmitted(socket: &Socket, times: u8) {
+pub(crate) fn retransmitted(socket: &Socket, times: u8) {
     wait::until("timeouts", EVENTUALLY, || {
         Ok((tcp_info(socket)?.tcpi_retransmits >= times).then_some(()))
     })
     .unwrap();
 }
 
-fn seconds(finding: &Finding, name: &str) -> Option<f64> {
+pub(crate) fn seconds(finding: &Finding, name: &str) -> Option<f64> {
     finding.evidence.get(name)?.as_f64()
 }
 
@@ -347,7 +306,7 @@ fn is(kind: &str) -> impl Fn(&Finding) -> bool {
     move |finding| finding.finding == kind
 }
 
-fn is_silence(finding: &Finding) -> bool {
+pub(crate) fn is_silence(finding: &Finding) -> bool {
     finding.finding == "half_open" && finding.cause == "dead_peer"
 }
 
