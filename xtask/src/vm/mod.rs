@@ -244,21 +244,35 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn programs(workspace: &Workspace, installation: Installation) -> Result<Programs> {
     let test_binary = |name| build::test_binary(workspace, installation, name, Profile::Dev);
+    // By another profile, and so in another directory: neither waits for the other, and an optimised binary takes one
+    // thread for long.
+    let (conntracer, tests) = thread::scope(|scope| {
+        let conntracer =
+            scope.spawn(|| build::conntracer(workspace, installation, Profile::Release));
+        let tests = (|| {
+            Ok::<_, anyhow::Error>((
+                test_binary("conntracer-vm-init")?,
+                vec![
+                    (
+                        "kernel-tests",
+                        build::test_target(workspace, installation, "kernel")?,
+                    ),
+                    ("conntracer-live", test_binary("conntracer-live")?),
+                    ("conntracer-demo", test_binary("conntracer-demo")?),
+                    ("conntracer-workload", test_binary("conntracer-workload")?),
+                ],
+            ))
+        })();
+        let conntracer = conntracer
+            .join()
+            .unwrap_or_else(|payload| std::panic::resume_unwind(payload));
+        (conntracer, tests)
+    });
+    let (init, mut bin) = tests?;
+    bin.push(("conntracer", conntracer?));
     let mut programs = Programs {
-        init: test_binary("conntracer-vm-init")?,
-        bin: vec![
-            (
-                "conntracer",
-                build::conntracer(workspace, installation, Profile::Release)?,
-            ),
-            (
-                "kernel-tests",
-                build::test_target(workspace, installation, "kernel")?,
-            ),
-            ("conntracer-live", test_binary("conntracer-live")?),
-            ("conntracer-demo", test_binary("conntracer-demo")?),
-            ("conntracer-workload", test_binary("conntracer-workload")?),
-        ],
+        init,
+        bin,
         libraries: Vec::new(),
     };
     let ss = ss::ensure(installation).and_then(|ss| Ok((ss::libraries(&ss)?, ss)));

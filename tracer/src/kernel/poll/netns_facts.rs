@@ -36,8 +36,11 @@ const MAX_THREADS: usize = 64;
 const AGAIN_NS: u64 = 1_000_000_000;
 /// Without trouble for so long, a namespace is looked at no more.
 const QUIET_NS: u64 = 10_000_000_000;
-/// Between two searches through all processes for one of a namespace.
+/// Between two searches through all processes for one of a namespace; and between two through the threads of those that
+/// have sockets there, where no other has turned up.
 const SEARCH_NS: u64 = 2_000_000_000;
+/// Between two searches through all processes that find none of a namespace.
+const IN_VAIN_NS: u64 = 10_000_000_000;
 /// Share of the time that looks may take of a CPU, as a divisor; and how long after one the next is taken, whatever it
 /// took: before the trouble is forgotten.
 const SHARE: u64 = 50;
@@ -53,6 +56,15 @@ struct Troubled {
     looked_ns: u64,
     /// Where its figures are.
     net: Option<PathBuf>,
+    /// When its processes were looked through in vain, since when no other has turned up.
+    tried_ns: Option<u64>,
+    /// When all processes were.
+    searched_ns: Option<u64>,
+}
+
+/// Whether what was in vain may be tried again.
+fn is_over(in_vain_ns: Option<u64>, rest_ns: u64, now_ns: u64) -> bool {
+    in_vain_ns.is_none_or(|at_ns| now_ns.saturating_sub(at_ns) >= rest_ns)
 }
 
 /// See the module.
@@ -93,6 +105,7 @@ impl NetnsFactsLooks {
                 known.pids.remove(0);
             }
             known.pids.push(pid);
+            known.tried_ns = None;
         }
     }
 
@@ -159,9 +172,13 @@ impl NetnsFactsLooks {
                     threads.find(|thread| leads(thread))
                 })
             };
-            let found = leads(&own).then_some(own).or_else(by_pid);
+            let mut found = leads(&own).then_some(own);
+            if found.is_none() && is_over(known.tried_ns, SEARCH_NS, now_ns) {
+                found = by_pid();
+                known.tried_ns = found.is_none().then_some(now_ns);
+            }
             known.net = found.map(|directory| directory.join("net"));
-            missing |= known.net.is_none();
+            missing |= known.net.is_none() && is_over(known.searched_ns, IN_VAIN_NS, now_ns);
         }
         if !missing || !self.search_pace.is_due(now_ns) {
             return;
@@ -177,6 +194,9 @@ impl NetnsFactsLooks {
             {
                 known.net = Some(process.join("net"));
             }
+        }
+        for known in self.namespaces.values_mut() {
+            known.searched_ns = known.net.is_none().then_some(now_ns);
         }
         let cost_ns = cpu_ns().saturating_sub(spent_ns);
         self.search_pace.rest(cost_ns, now_ns);
@@ -294,6 +314,33 @@ mod tests {
         early_drop.socket.netns = 1;
         looks.meet(early_drop.as_bytes());
         looks.poll(&mut |_| panic!("unknown"));
+    }
+
+    #[test]
+    fn what_nothing_leads_to_is_looked_for_now_and_then() {
+        let mut looks = NetnsFactsLooks::default();
+        let mut early_drop = EarlyDrop {
+            header: header::<EarlyDrop>(kind::EARLY_DROP, ktime_ns()),
+            ..EarlyDrop::default()
+        };
+        early_drop.socket.netns = 1;
+        early_drop.owner.pid = std::process::id();
+        looks.meet(early_drop.as_bytes());
+        let tries = |looks: &mut NetnsFactsLooks, now_ns| {
+            looks.find(now_ns);
+            let known = &looks.namespaces[&1];
+            [known.tried_ns, known.searched_ns].map(|at_ns| at_ns == Some(now_ns))
+        };
+        let begun_ns = 1 << 40;
+        assert_eq!(tries(&mut looks, begun_ns), [true, true]);
+        looks.search_pace.next_ns = 0;
+        assert_eq!(tries(&mut looks, begun_ns + SEARCH_NS - 1), [false, false]);
+        assert_eq!(tries(&mut looks, begun_ns + SEARCH_NS), [true, false]);
+        // Another process of it.
+        early_drop.owner.pid = 1;
+        looks.meet(early_drop.as_bytes());
+        assert_eq!(tries(&mut looks, begun_ns + SEARCH_NS + 1), [true, false]);
+        assert_eq!(tries(&mut looks, begun_ns + IN_VAIN_NS), [true, true]);
     }
 
     #[test]
