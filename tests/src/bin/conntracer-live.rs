@@ -230,16 +230,6 @@ fn judge_all(shared: Vec<Shared>, hits: &Hits) -> bool {
     let mut verdicts: Vec<(String, Vec<String>)> = Vec::new();
     for one in shared {
         let kind = one.kind.name();
-        println!(
-            "CPU of {kind}: {}",
-            fs::read_to_string(format!("/proc/{}/stat", one.process.pid().as_raw_nonzero()))
-                .unwrap_or_default()
-                .split(' ')
-                .skip(13)
-                .take(2)
-                .collect::<Vec<_>>()
-                .join(" ")
-        );
         let (stops, accounts, residues) = match one.stop() {
             Ok((start, totals)) => (
                 Vec::new(),
