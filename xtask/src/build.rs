@@ -114,8 +114,8 @@ pub(crate) fn test_target(
 }
 
 /// A `cargo` whose programs need no library of the host. The target is always given: flags then
-/// reach neither build scripts nor the artefacts of a plain `cargo test`.
-fn static_cargo(workspace: &Workspace, installation: Installation) -> Result<Command> {
+/// reach neither build scripts nor the artefacts of a plain `cargo test`. What is compiled by it shares its dependencies.
+pub(crate) fn static_cargo(workspace: &Workspace, installation: Installation) -> Result<Command> {
     ensure_static_libc(installation)?;
     let mut command = Command::new(workspace.cargo());
     command

@@ -81,7 +81,7 @@ pub(crate) fn execute(
         VM_TIMEOUT,
         || {
             vec![
-                stage("unit", || unit(workspace)),
+                stage("unit", || unit(workspace, installation)),
                 stage("check-object", || check_object(workspace, installation)),
                 stage("clippy", || {
                     Ok(cargo_component(workspace, "clippy", &CLIPPY))
@@ -144,11 +144,15 @@ fn compiling(command: &mut Command) -> &mut Command {
 }
 
 /// Tests that need no kernel to trace: unit tests, and the command line's. Those of the live tests' harness are not
-/// among what a bare `cargo test` runs.
-fn unit(workspace: &Workspace) -> Result<Row> {
+/// among what a bare `cargo test` runs. They share their dependencies with what the VMs run, where that can be built.
+fn unit(workspace: &Workspace, installation: Installation) -> Result<Row> {
     let cargo = |arguments: &[&str]| {
-        let mut command = Command::new(workspace.cargo());
-        compiling(command.args(arguments).current_dir(workspace.root()));
+        let mut command = build::static_cargo(workspace, installation).unwrap_or_else(|_| {
+            let mut command = Command::new(workspace.cargo());
+            command.current_dir(workspace.root());
+            command
+        });
+        compiling(command.args(arguments));
         command
     };
     harnesses(&mut [

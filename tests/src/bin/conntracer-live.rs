@@ -59,11 +59,20 @@ fn run(harness: &OsString, arguments: Vec<OsString>) -> Result<bool> {
     // SAFETY: there is one thread yet.
     unsafe { env::set_var(STARTS, &starts) };
     let hits = witness::hits();
+    let listed = list(harness, &arguments)?;
+    // Few tests need the quick one, and those start it themselves where they are the only ones that are asked for.
+    let is_whole = listed.len() == list(harness, &[])?.len();
+    let kinds = Kind::ALL
+        .into_iter()
+        .filter(|kind| is_whole || *kind != Kind::Quick);
     let shared = match Binary::from_env() {
-        Some(binary) => start_all(&binary, &directory)?,
+        Some(binary) => start_all(&binary, kinds, &directory)?,
         None => Vec::new(),
     };
-    let alone = alone(harness, &arguments)?;
+    let alone: Vec<_> = listed
+        .into_iter()
+        .filter(|name| name.starts_with(ALONE))
+        .collect();
     let run = |arguments: &[OsString], beside: &[Shared]| -> Result<bool> {
         let mut command = Command::new(harness);
         command.args(arguments);
@@ -108,8 +117,8 @@ fn say_starts(names: &str) {
 /// How the names of tests begin that run alone.
 const ALONE: &str = "alone::";
 
-/// Those of them that the arguments ask for.
-fn alone(harness: &OsString, arguments: &[OsString]) -> Result<Vec<String>> {
+/// The tests that the arguments ask for.
+fn list(harness: &OsString, arguments: &[OsString]) -> Result<Vec<String>> {
     let output = Command::new(harness)
         .args(arguments)
         .args(["--list", "--format", "terse"])
@@ -124,7 +133,6 @@ fn alone(harness: &OsString, arguments: &[OsString]) -> Result<Vec<String>> {
     Ok(list
         .lines()
         .filter_map(|line| line.strip_suffix(": test"))
-        .filter(|name| name.starts_with(ALONE))
         .map(str::to_owned)
         .collect())
 }
@@ -194,9 +202,15 @@ impl Shared {
 }
 
 /// None where this machine cannot be traced, which is for the tests to say.
-fn start_all(binary: &Binary, directory: &TempDir) -> Result<Vec<Shared>> {
+fn start_all(
+    binary: &Binary,
+    kinds: impl Iterator<Item = Kind>,
+    directory: &TempDir,
+) -> Result<Vec<Shared>> {
     // At the same time: the verifier takes its time on an emulated CPU.
-    let starting = Kind::ALL.map(|kind| Shared::start(binary, kind, directory.path()));
+    let starting: Vec<_> = kinds
+        .map(|kind| Shared::start(binary, kind, directory.path()))
+        .collect();
     let mut shared = Vec::new();
     for one in starting {
         shared.extend(one?.attached()?);
