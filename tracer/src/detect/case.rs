@@ -1,5 +1,8 @@
 //! The life of a finding, the same for every detector: a case is watched in a bounded table until it is worth a
-//! finding, which is said when it opens, when it has news a second after the last line, and when it is over.
+//! finding, which is said when it opens, when it has news, and when it is over.
+//!
+//! **Cadence.** A line costs a reader's time. A finding that goes on is said after 1, 2, 4 … s, at last every five minutes; one
+//! that has another cause, stage or severity is said a second after the last line, however long that would be.
 //!
 //! A room says what its cases are ([`Case`]) and when they are worth a finding; nobody but [`Cases`] opens, updates or
 //! resolves one. Findings go in the order in which they were opened.
@@ -13,10 +16,17 @@ use std::{
 };
 
 use super::context::{Context, Draft};
-use crate::{event::Side, finding::Status, table::Bounded, time::Ktime};
+use crate::{
+    event::Side,
+    finding::{Severity, Status},
+    table::Bounded,
+    time::Ktime,
+};
 
 /// Updates of one finding come no closer than this: what a person or an alert can follow.
-const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
+const SOONEST: Duration = Duration::from_secs(1);
+/// And no further apart, while it has news: for as long a reader may take it for over.
+const LATEST: Duration = Duration::from_mins(5);
 
 /// Connections that a case is known to be about before it is worth a finding: as many as most need for one.
 const MAX_MET: usize = 8;
@@ -73,6 +83,16 @@ struct Life {
     netns: Option<u32>,
     said_at: Ktime,
     said: u64,
+    /// Cause, stage and severity as last said.
+    words: Words,
+    /// Until it is said again, if these stay.
+    interval: Duration,
+}
+
+type Words = (&'static str, Option<&'static str>, Option<Severity>);
+
+fn words(draft: &Draft) -> Words {
+    (draft.cause, draft.stage, draft.severity)
 }
 
 /// A case with the finding that it is, if it is one.
@@ -120,10 +140,14 @@ impl<C> DerefMut for Entry<C> {
 impl<C: Case> Entry<C> {
     /// Says it, as what it is by now; without words nothing is said, and nothing changes.
     fn say(&mut self, key: &C::Key, status: Status, rules: &C::Rules, cx: &mut Context<'_>) {
-        let Some(draft) = self.case.draft(key, &Saying { status, rules, cx }) else {
-            return;
-        };
-        let netns = draft.subject.netns();
+        if let Some(draft) = self.case.draft(key, &Saying { status, rules, cx }) {
+            self.say_as(status, draft, cx);
+        }
+    }
+
+    fn say_as(&mut self, status: Status, draft: Draft, cx: &mut Context<'_>) {
+        let (netns, words) = (draft.subject.netns(), words(&draft));
+        let interval = self.life.map_or(SOONEST, |life| life.interval);
         let id = match self.life {
             None => {
                 let id = cx.open(draft);
@@ -141,6 +165,8 @@ impl<C: Case> Entry<C> {
             netns,
             said_at: cx.now,
             said: self.case.news(),
+            words,
+            interval,
         });
         self.case.told();
     }
@@ -159,11 +185,24 @@ impl<C: Case> Entry<C> {
         self.life.is_some_and(|life| life.said != self.case.news()) || self.case.has_other_news()
     }
 
-    /// Whether an update is worth a line: there is news, and the last line is a second old.
-    fn is_due(&self, now: Ktime) -> bool {
-        self.life
-            .is_some_and(|life| now.since(life.said_at) >= UPDATE_INTERVAL)
-            && self.has_news()
+    /// Says an open one again that is worth a line.
+    fn update(&mut self, key: &C::Key, rules: &C::Rules, cx: &mut Context<'_>) {
+        let Some(life) = self.life else { return };
+        let silent = cx.now.since(life.said_at);
+        if silent < SOONEST || !self.has_news() {
+            return;
+        }
+        let status = Status::Update;
+        let Some(draft) = self.case.draft(key, &Saying { status, rules, cx }) else {
+            return;
+        };
+        if silent < life.interval && words(&draft) == life.words {
+            return;
+        }
+        self.say_as(status, draft, cx);
+        if let Some(life) = &mut self.life {
+            life.interval = life.interval.saturating_mul(2).min(LATEST);
+        }
     }
 }
 
@@ -277,8 +316,8 @@ impl<C: Case> Cases<C> {
         let Some(entry) = self.table.get_mut(key) else {
             return;
         };
-        if entry.is_due(cx.now) {
-            entry.say(key, Status::Update, &self.rules, cx);
+        if entry.is_open() {
+            entry.update(key, &self.rules, cx);
         } else if is_worth {
             self.raise(key, cx);
         }
@@ -355,8 +394,8 @@ impl<C: Case> Open for Cases<C> {
                 self.table.remove(key);
             }
             self.open.remove(&id);
-        } else if entry.is_due(cx.now) {
-            entry.say(key, Status::Update, &self.rules, cx);
+        } else {
+            entry.update(key, &self.rules, cx);
         }
     }
 

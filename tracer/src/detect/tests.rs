@@ -7,7 +7,7 @@ use conntracer_common::{
 use proptest::prelude::*;
 
 use crate::{
-    detect::{Limits, SPECS, Thresholds, claims},
+    detect::{Limits, SPECS, Thresholds, claims, errno},
     finding::{Certainty, FindingKind, Status},
     testing::{Run, generated, host, listener, socket},
 };
@@ -201,4 +201,60 @@ proptest! {
             }
         }
     }
+}
+
+/// Law 10: ten minutes of one client that fails twenty times a second are at most 25 lines, ten of them in the first minute,
+/// and each tells all there is by then.
+#[test]
+fn what_goes_on_is_said_at_growing_intervals() {
+    let mut run = Run::new();
+    run.tick();
+    let began = run.ktime_ns();
+    for count in 1..=12_000 {
+        run.failure(socket("10.0.0.1:40000", "10.0.0.9:443"), count, |failure| {
+            failure.error = errno::ETIMEDOUT;
+            failure.how = 0;
+        });
+        run.skip(Duration::from_millis(50));
+        if count % 5 == 0 {
+            run.tick();
+        }
+    }
+    run.pass(Duration::from_mins(2));
+    let at: Vec<u64> = run
+        .findings
+        .iter()
+        .map(|finding| (finding.at.0 - began) / 1_000_000_000)
+        .collect();
+    let (last, going_on) = at.split_last().unwrap();
+    assert_eq!(
+        going_on,
+        [0, 1, 3, 7, 15, 31, 63, 127, 255, 511],
+        "and {last}"
+    );
+    assert_eq!(run.only().status, Status::Resolved);
+    assert_eq!(run.only().count, 12_000);
+    run.assert_replays(Thresholds::default());
+}
+
+/// Another cause is another thing to do: it does not wait.
+#[test]
+fn another_stage_is_said_at_once() {
+    let mut run = Run::new();
+    let silent = |run: &mut Run, timeouts: u8| {
+        run.retransmit(socket("10.0.0.1:80", "10.0.0.2:4000"), |retransmit| {
+            retransmit.tcp.retransmits = timeouts;
+        });
+    };
+    for timeouts in 1..=9 {
+        run.pass(Duration::from_secs(4));
+        silent(&mut run, timeouts);
+    }
+    let lines = run.findings.len();
+    run.closed(socket("10.0.0.1:80", "10.0.0.2:4000"), |state| {
+        state.error = errno::ETIMEDOUT;
+    });
+    let told = &run.findings[lines..];
+    assert_eq!(told.len(), 1, "{told:#?}");
+    assert_eq!(told[0].stage.as_deref(), Some("confirmed"));
 }

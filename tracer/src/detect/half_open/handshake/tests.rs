@@ -148,7 +148,7 @@ fn the_limit_told_is_of_the_fullest_socket_that_still_listens() {
     for sk in 1..=3 {
         worker(&mut run, sk, state::CLOSE, 0, 2);
     }
-    run.pass(Duration::from_secs(1));
+    run.checkpoint();
     let finding = run.only();
     assert_eq!(count(finding, "syn_qlen"), 0);
     assert!(
