@@ -9,6 +9,7 @@
 //! lint on these modules holds.
 
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+mod alike;
 mod attribute;
 pub mod cli;
 pub mod command;

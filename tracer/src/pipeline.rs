@@ -10,6 +10,7 @@ use conntracer_common::stats::HOOKS;
 use serde::Serialize;
 
 use crate::{
+    alike::Alike,
     attribute::Attribution,
     count::Grow,
     decode::decode,
@@ -62,6 +63,7 @@ pub struct Tallies {
     pub names_evicted: u64,
     pub holders_evicted: u64,
     pub incidents_evicted: u64,
+    pub alike_evicted: u64,
     /// Connections that should be watched and are not, at the last poll.
     pub unwatched: u64,
     /// Namespaces not compared with the kernel's counters, those forgotten after they were, and counts
@@ -87,6 +89,7 @@ pub struct Pipeline {
     reconciler: Reconciler,
     detectors: Detectors,
     half_closed_ns: u64,
+    alike: Alike,
     attribution: Attribution,
     incidents: Incidents,
     now: Ktime,
@@ -119,6 +122,7 @@ impl Pipeline {
             reconciler: Reconciler::new(),
             half_closed_ns: thresholds.half_open.half_closed_ns(),
             detectors: Detectors::new(thresholds),
+            alike: Alike::default(),
             attribution: Attribution::default(),
             incidents: Incidents::default(),
             host,
@@ -205,7 +209,7 @@ impl Pipeline {
     }
 
     /// Folds an event into the tables, and has the detectors judge it; without one they give the last figures of what
-    /// is open. What they say goes out by way of attribution and of its incident.
+    /// is open. What they say goes out by way of those that are alike, of attribution, and of its incident.
     fn judge(&mut self, event: Option<&Event>, out: &mut dyn FnMut(Output<'_>)) {
         let change = event.and_then(|event| self.connections.apply(event));
         let applied = event.and_then(|event| self.listeners.event(&event.body, self.now));
@@ -234,11 +238,18 @@ impl Pipeline {
             }
             None => self.detectors.finish(&mut cx),
         }
+        let (now, body) = (self.now, event.map(|event| &event.body));
+        let mut told = self.alike.fold(said, now);
+        match body {
+            Some(Body::Tick) => told.extend(self.alike.tick(now, false)),
+            Some(Body::Checkpoint) | None => told.extend(self.alike.tick(now, true)),
+            Some(_) => {}
+        }
         let incidents = &mut self.incidents;
         for (id, met) in &meetings {
-            incidents.met(*id, met);
+            incidents.met(self.alike.told_by(*id), met);
         }
-        for finding in said {
+        for finding in told {
             self.attribution.pass(finding, &mut |finding| {
                 incidents.pass(finding, &mut |finding| out(Output::Finding(finding)));
             });
@@ -305,6 +316,7 @@ impl Pipeline {
             names_evicted: self.attribution.names_evicted(),
             holders_evicted: self.attribution.holders_evicted(),
             incidents_evicted: self.incidents.evicted(),
+            alike_evicted: self.alike.evicted(),
             unwatched: self.detectors.unwatched(),
             netns_uncompared,
             netns_evicted: self

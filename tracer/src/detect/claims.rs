@@ -129,6 +129,7 @@ static REGISTERS: &[&dyn Claims] = &[
     &connect_failure::claims::OF_SEVERAL,
     &connect_failure::claims::OF_ANOTHER_NAMESPACE,
     &retransmit_storm::claims::REGISTER,
+    &crate::alike::tests::REGISTER,
     &crate::incident::tests::REGISTER,
 ];
 

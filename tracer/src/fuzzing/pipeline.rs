@@ -312,7 +312,8 @@ impl Heard {
     fn finding(&mut self, finding: &Finding) {
         let id = finding.id;
         let in_turn = match finding.status {
-            Status::Open => id == self.last_id + 1 && self.open.insert(id),
+            // Of those that are folded into one, one is told.
+            Status::Open => id > self.last_id && self.open.insert(id),
             Status::Update => self.open.contains(&id),
             Status::Resolved => self.open.remove(&id),
         };

@@ -28,7 +28,7 @@ const CRATES: [(&str, &str); 6] = [
 
 /// The floors of `tracer/src` from the ground up, and what stands on each: modules with all below them, unless one
 /// of those has a place of its own. Within a floor files may name each other, as long as none does in a circle.
-const FLOORS: [(&str, &str); 12] = [
+const FLOORS: [(&str, &str); 13] = [
     (
         "ground",
         "conditions count emit event finding host id owner::path plan section source time",
@@ -37,6 +37,7 @@ const FLOORS: [(&str, &str); 12] = [
     ("decode", "decode recording"),
     ("table", "table"),
     ("detect", "detect reconcile"),
+    ("alike", "alike"),
     ("attribute", "attribute"),
     ("incident", "incident"),
     ("pipeline", "filter pipeline"),
@@ -48,7 +49,8 @@ const FLOORS: [(&str, &str); 12] = [
 
 /// The wings, by their floors: they meet through `source`, in `run`.
 const KERNEL: [&str; 1] = ["kernel"];
-const JUDGE: [&str; 7] = [
+const JUDGE: [&str; 8] = [
+    "alike",
     "decode",
     "table",
     "detect",
