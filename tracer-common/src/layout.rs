@@ -97,6 +97,8 @@ layout! {
     icsk_user_timeout = "inet_connection_sock"."icsk_user_timeout", optional;
     icsk_lrcvtime = "inet_connection_sock"."icsk_ack.lrcvtime", optional;
     icsk_qlen = "inet_connection_sock"."icsk_accept_queue.qlen";
+    /// The connection that waits for accept() the longest, by its request.
+    icsk_accept_head = "inet_connection_sock"."icsk_accept_queue.rskq_accept_head", optional;
 
     snd_una = "tcp_sock"."snd_una";
     snd_nxt = "tcp_sock"."snd_nxt";
@@ -145,6 +147,9 @@ layout! {
     /// TIME_WAIT, or FIN_WAIT2 that no process holds any more.
     tw_substate = "inet_timewait_sock"."tw_substate", optional;
 
+    /// The next request of the accept queue, and the connection that it became.
+    req_next = "request_sock"."dl_next", optional;
+    req_sk = "request_sock"."sk", optional;
     req_num_retrans = "request_sock"."num_retrans";
     /// The byte whose upper 7 bits are `num_timeout` (bit 0 is `syncookie`).
     req_num_timeout = "request_sock"."num_timeout";

@@ -40,7 +40,8 @@ pub struct SocketState {
     pub undoable: u8,
     /// 1 once it was said to be accepted.
     pub accepted: u8,
-    pub pad: u8,
+    /// 1 once a look at its listener's accept queue found that its client had ended it.
+    pub ended_waiting: u8,
     pub held: Held,
 }
 
@@ -111,6 +112,9 @@ pub struct Listener {
     pub verdict: u8,
     pub pad: [u8; 2],
     pub held: Held,
+    /// See [`crate::record::AcceptQueue::fins`].
+    pub fins: u64,
+    pub resets: u64,
 }
 
 /// Places of the `FORKS` map, a power of two: half a megabyte, and a place of its own for every process where

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use conntracer_common::{
     early_drop::DropCounters,
     netns::{Counts, Look},
-    record::{Beside, Owner, Seed, Sources},
+    record::{AcceptQueue, Beside, Owner, Seed, Sources},
     socket::{
         EARLY_DROP_KEY_BYTES, EarlyDropEntry, FAILED_KEY_BYTES, FORK_PLACES, Failed, Heir,
         IcmpSaid, Listener, RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState,
@@ -66,6 +66,10 @@ pub(crate) static HEIR: Table<Array<Heir>> = Table::array(1);
 /// The address that `beside` looks for, and what it found so far.
 #[map]
 pub(crate) static BESIDE: Table<Array<Beside>> = Table::array(1);
+
+/// What `accept_queue` found.
+#[map]
+pub(crate) static ACCEPT_QUEUE: Table<Array<AcceptQueue>> = Table::array(1);
 
 /// Listeners by the address of their `struct sock`. A plain hash: an LRU would forget listeners under
 /// pressure, and with them the attribution of every drop.

@@ -13,6 +13,10 @@ pub struct Watched {
     pub connections: Vec<SocketId>,
     /// Listeners with an open finding.
     pub listeners: Vec<SocketId>,
+    /// Listeners whose queues are told of whoever waits there, and for how long a connection waits in one that is told of
+    /// besides.
+    pub queues: Vec<SocketId>,
+    pub waiting_ns: u64,
     /// A silent connection, of whose address the others are to tell.
     pub silent: Option<Silent>,
 }
@@ -38,7 +42,7 @@ pub trait Source {
     fn drain(&mut self, feed: &mut dyn FnMut(&[u8])) -> io::Result<bool>;
 
     /// Asks the kernel's maps: listeners that are watched or whose totals changed (`Syn` with outcome
-    /// 255), who troubled them since the last poll (`Sources`), SYNs dropped before a listener
+    /// 255), accept queues in which connections wait (`AcceptQueue`), who troubled them since the last poll (`Sources`), SYNs dropped before a listener
     /// (`EarlyDrop`), a `Snapshot` of each watched connection, sockets half-closed for longer than
     /// `half_closed_ns` (`Snapshot`), what was lost (`Loss`), and last a `Tick` with the current ktime.
     fn poll(

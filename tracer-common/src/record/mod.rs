@@ -7,6 +7,7 @@
 //!
 //! Written by `tracer-ebpf` (and, where a record says so, by userspace), read by `conntracer::decode`.
 
+mod accept_queue;
 mod connection;
 mod early_drop;
 mod idle;
@@ -19,8 +20,8 @@ mod userspace;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub use self::{
-    connection::*, early_drop::*, idle::*, listener::*, retransmit::*, seed::*, snapshot::*,
-    userspace::*,
+    accept_queue::*, connection::*, early_drop::*, idle::*, listener::*, retransmit::*, seed::*,
+    snapshot::*, userspace::*,
 };
 
 /// What of a record its reader must know beforehand.
@@ -78,6 +79,7 @@ records! {
     CHECKPOINT = 29: Checkpoint, 16;
     ACCEPTOR = 30: Acceptor, 184;
     NETNS_FACTS = 31: NetnsFacts, 144;
+    ACCEPT_QUEUE = 40: AcceptQueue, 200;
     BESIDE = 50: Beside, 64;
 }
 

@@ -2,6 +2,7 @@
 //! says became of the event.
 
 mod accept;
+mod accept_queue;
 mod ack;
 mod beside;
 mod bracket;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    SPECS, connect_failure, connection_drop, early_drop,
+    SPECS, accept_delay, connect_failure, connection_drop, early_drop,
     half_open::{dead_peer, half_closed, handshake, idle},
     retransmit_storm, send_stall, syn_drop,
 };
@@ -131,6 +131,7 @@ static REGISTERS: &[&dyn Claims] = &[
     &retransmit_storm::claims::REGISTER,
     &crate::alike::tests::REGISTER,
     &crate::incident::tests::REGISTER,
+    &accept_delay::claims::REGISTER,
 ];
 
 /// Ends of the clauses of a summary, and of advice, in which a colon leads to a command.

@@ -9,6 +9,7 @@
 //! storm that they are part of. At a listener the handshake comes before the drops, which point to the flood that
 //! it finds, and the storm counts last. A tick and the end of input go through the rooms as they are listed.
 
+mod accept_delay;
 mod case;
 #[cfg(test)]
 pub(crate) mod claims;
@@ -61,7 +62,7 @@ use crate::{
 };
 
 /// Every detector, in the order in which they are told.
-pub static SPECS: [&Spec; 12] = [
+pub static SPECS: [&Spec; 13] = [
     &syn_drop::SPEC,
     &early_drop::SPEC,
     &syn_drop::COOKIES,
@@ -74,6 +75,7 @@ pub static SPECS: [&Spec; 12] = [
     &send_stall::SPEC,
     &connect_failure::SPEC,
     &connection_drop::SPEC,
+    &accept_delay::SPEC,
 ];
 
 /// The host with what each detector can see there: for whoever makes one, of the running kernel or of a recording.
@@ -96,6 +98,7 @@ pub(crate) fn sections() -> Vec<Section> {
 #[serde(default, deny_unknown_fields)]
 pub struct Thresholds {
     pub syn_drop: syn_drop::Thresholds,
+    pub accept_delay: accept_delay::Thresholds,
     pub half_open: half_open::Thresholds,
     pub retransmit_storm: retransmit_storm::Thresholds,
     pub send_stall: send_stall::Thresholds,
@@ -108,6 +111,7 @@ impl Thresholds {
     /// What makes no sense, as one sentence naming the key and the remedy.
     pub fn check(&self) -> Result<(), String> {
         self.syn_drop.check()?;
+        self.accept_delay.check()?;
         self.half_open.check()?;
         self.retransmit_storm.check()?;
         self.send_stall.check()?;
@@ -131,6 +135,7 @@ macro_rules! rooms {
             &$($mut)? $detectors.stall,
             &$($mut)? $detectors.connect_failure,
             &$($mut)? $detectors.connection_drop,
+            &$($mut)? $detectors.accept_delay,
         ]
     };
 }
@@ -148,6 +153,9 @@ pub(crate) struct Detectors {
     stall: send_stall::SendStall,
     connect_failure: connect_failure::ConnectFailure,
     connection_drop: connection_drop::ConnectionDrop,
+    accept_delay: accept_delay::AcceptDelay,
+    /// For how long a connection waits for accept() that is told of.
+    waiting_ns: u64,
     /// Connections that are watched at most; and how many more should be, at the last poll.
     watched: usize,
     unwatched: u64,
@@ -157,6 +165,7 @@ impl Detectors {
     pub(crate) fn new(thresholds: Thresholds) -> Self {
         let Thresholds {
             syn_drop,
+            accept_delay,
             half_open,
             retransmit_storm,
             send_stall,
@@ -176,6 +185,8 @@ impl Detectors {
             stall: send_stall::SendStall::new(limits, send_stall),
             connect_failure: connect_failure::ConnectFailure::new(limits, connect_failure),
             connection_drop: connection_drop::ConnectionDrop::new(limits, connection_drop),
+            waiting_ns: accept_delay.wait_ns(),
+            accept_delay: accept_delay::AcceptDelay::new(limits, accept_delay),
             watched: limits.watched,
             unwatched: 0,
         }
@@ -203,8 +214,16 @@ impl Detectors {
                 let Some(applied) = applied else { return };
                 self.handshake.syn(body, applied, cx);
                 let flood = self.handshake.flood(&ListenerKey::of(&body.socket));
-                self.syn_drop.syn(body, applied, flood, cx);
+                let key = ListenerKey::of(&body.socket);
+                let delay = self.accept_delay.finding(&key);
+                self.syn_drop.syn(body, applied, (flood, delay), cx);
+                self.accept_delay.syn(body, cx);
                 self.storm.syn_acks(&applied.gained, cx);
+            }
+            Body::AcceptQueue(body) => {
+                let key = ListenerKey::of(&body.socket);
+                let told = self.syn_drop.tells_of_queue(&key);
+                self.accept_delay.accept_queue(body, told, cx);
             }
             Body::SynAck(body) => {
                 self.handshake.syn_ack(body, cx);
@@ -290,6 +309,8 @@ impl Detectors {
         Watched {
             connections,
             listeners: self.handshake.watched(),
+            queues: self.accept_delay.watched(),
+            waiting_ns: self.waiting_ns,
             silent: self.dead_peer.asks_about(now),
         }
     }

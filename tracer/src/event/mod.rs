@@ -7,6 +7,7 @@
 //! What a record of each kind says, and how it is read, is in the file of its subject; here is which kinds there
 //! are, and what they have in common ([`About`]).
 
+mod accept_queue;
 mod acceptor;
 mod connection;
 mod device;
@@ -28,9 +29,9 @@ use conntracer_common::record::{self, Header, kind};
 
 use self::raw::read;
 pub use self::{
-    acceptor::*, connection::*, device::*, early_drop::*, idle::*, listener::*, netns_facts::*,
-    owner::*, raw::DecodeError, retransmit::*, seed::*, side::*, snapshot::*, socket::*, tcp::*,
-    userspace::*,
+    accept_queue::*, acceptor::*, connection::*, device::*, early_drop::*, idle::*, listener::*,
+    netns_facts::*, owner::*, raw::DecodeError, retransmit::*, seed::*, side::*, snapshot::*,
+    socket::*, tcp::*, userspace::*,
 };
 use crate::time::Ktime;
 
@@ -74,6 +75,7 @@ pub enum Body {
     Process(Process),
     Holders(Holders),
     Acceptor(Acceptor),
+    AcceptQueue(AcceptQueue),
     NetnsFacts(NetnsFacts),
 }
 
@@ -133,6 +135,12 @@ impl Body {
             Self::Undo(body) => About::of("undo", kind::UNDO, &body.socket, &body.owner),
             Self::SynAck(body) => About::of("retransmit", kind::SYNACK, &body.socket, &body.owner),
             Self::Syn(body) => About::of("syn", kind::SYN, &body.socket, &body.owner),
+            Self::AcceptQueue(body) => About::of(
+                "accept_queue",
+                kind::ACCEPT_QUEUE,
+                &body.socket,
+                &body.owner,
+            ),
             Self::Sources(body) => About {
                 socket: Some(&body.socket),
                 ..About::nobody("sources", kind::SOURCES)
@@ -210,6 +218,7 @@ impl Body {
             kind::PROCESS => Self::Process(Process::decode(&read(bytes, header)?)),
             kind::HOLDERS => Self::Holders(Holders::decode(&read(bytes, header)?)?),
             kind::ACCEPTOR => Self::Acceptor(Acceptor::decode(&read(bytes, header)?)),
+            kind::ACCEPT_QUEUE => Self::AcceptQueue(AcceptQueue::decode(&read(bytes, header)?)?),
             kind::NETNS_FACTS => Self::NetnsFacts(NetnsFacts::decode(&read(bytes, header)?)),
             kind::NETNS => Self::Netns(Netns::decode(bytes, header)?),
             kind => return Err(DecodeError::Kind { kind }),

@@ -45,6 +45,10 @@ const EAGER: &str = "\
 quiet_s = 1
 refused_syns = 1
 scan_ports = 1
+[detect.accept_delay]
+wait_ms = 1
+quiet_s = 1
+begin_s = 0
 [detect.half_open]
 synack_repeats = 1
 synack_requests = 1

@@ -249,6 +249,16 @@ fn of_userspace(kind: u16, number: u8, now_ns: u64) -> Vec<u8> {
             flags: record::acceptor_flag::LAST,
             ..record::Acceptor::default()
         }),
+        kind::ACCEPT_QUEUE => of(&record::AcceptQueue {
+            socket,
+            owner,
+            oldest_ns: 3_000_000_000,
+            ack_backlog: 2,
+            max_ack_backlog: 8,
+            waiting: 2,
+            flags: record::accept_queue_flag::LATE,
+            ..record::AcceptQueue::default()
+        }),
         kind::NETNS_FACTS => of(&record::NetnsFacts {
             netns: socket.netns,
             ..record::NetnsFacts::default()

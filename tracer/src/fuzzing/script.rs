@@ -45,6 +45,7 @@ pub(crate) const KINDS: [(u16, usize); 31] = [
     (kind::TICK, size_of::<record::Tick>()),
     (kind::ACCEPTOR, size_of::<record::Acceptor>()),
     (kind::NETNS_FACTS, size_of::<record::NetnsFacts>()),
+    (kind::ACCEPT_QUEUE, size_of::<record::AcceptQueue>()),
 ];
 
 /// From one tick to the next while a tracer runs.

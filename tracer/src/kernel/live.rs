@@ -21,9 +21,9 @@ use super::{
     options::Options,
     owners::OwnerSearch,
     poll::{
-        Poll, beside::BesideSearch, early_drop::EarlyDrops, failure::Failures,
-        half_closed::HalfClosedSweep, idle::IdleSearch, listener::Listeners, loss::Losses,
-        netns::NetnsCounters, retransmit::RetransmitTotals, seed::Seeds,
+        Poll, accept_queue::AcceptQueues, beside::BesideSearch, early_drop::EarlyDrops,
+        failure::Failures, half_closed::HalfClosedSweep, idle::IdleSearch, listener::Listeners,
+        loss::Losses, netns::NetnsCounters, retransmit::RetransmitTotals, seed::Seeds,
     },
     ring::Rings,
     stream::Stream,
@@ -60,6 +60,7 @@ pub struct LiveKernel {
     failures: Failures,
     retransmits: RetransmitTotals,
     listeners: Listeners,
+    accept_queues: AcceptQueues,
     half_closed: HalfClosedSweep,
     beside: BesideSearch,
     idle: Option<IdleSearch>,
@@ -87,6 +88,7 @@ impl LiveKernel {
             | flag(!traces_failures, netns_flag::FAILURES_UNTRACED);
         let by_state = host.plan.hook_type("ack") == HookType::Tracepoint;
         let sockets = Arc::new(maps::take_hash(&mut ebpf, "SOCKETS")?);
+        let listeners = Arc::new(maps::take_hash(&mut ebpf, "LISTENERS")?);
         let cpus = cpus.unwrap_or_default();
         // The last of the maps: it counts from here on.
         let mut kernel = Self {
@@ -101,7 +103,8 @@ impl LiveKernel {
             early_drops: EarlyDrops::new(&mut ebpf)?,
             failures: Failures::new(&mut ebpf)?,
             retransmits: RetransmitTotals::new(&mut ebpf)?,
-            listeners: Listeners::new(&mut ebpf, by_state)?,
+            listeners: Listeners::new(&mut ebpf, Arc::clone(&listeners), by_state)?,
+            accept_queues: AcceptQueues::new(&mut ebpf, listeners)?,
             half_closed: HalfClosedSweep::new(Arc::clone(&sockets)),
             beside: BesideSearch::new(&mut ebpf, Arc::clone(&sockets))?,
             idle: options.idle_ns.map(|limit| IdleSearch::new(sockets, limit)),
@@ -162,6 +165,8 @@ impl LiveKernel {
         self.failures.poll(&mut poll)?;
         self.retransmits.poll(&mut poll)?;
         self.listeners.poll(&watched.listeners, &asked, &mut poll)?;
+        self.accept_queues
+            .poll(&watched.queues, watched.waiting_ns, &mut poll)?;
         poll.snapshots(&watched.connections)?;
         self.half_closed.poll(half_closed_ns, &mut poll)?;
         self.beside.poll(watched.silent.as_ref(), &mut poll)?;

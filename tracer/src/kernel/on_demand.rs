@@ -11,8 +11,9 @@ use super::error::{CannotTrace, reason};
 use crate::plan::HookType;
 
 /// `snapshot` and `idle` write their records to the bulk ring, `refresh` brings a listener's up to date, `heir`
-/// hands a socket on, `beside` counts in its map.
-pub(super) const PROGRAMS: [&str; 6] = [
+/// hands a socket on, `beside` counts in its map, `accept_queue` leaves what it found in its.
+pub(super) const PROGRAMS: [&str; 7] = [
+    "accept_queue",
     "snapshot",
     "refresh",
     "heir",

@@ -1,6 +1,8 @@
 //! Which records tell of a socket in trouble, whose holders are then worth a search.
 
-use conntracer_common::record::{Header, Owner, Socket, Syn, SynTotals, kind, syn_outcome};
+use conntracer_common::record::{
+    AcceptQueue, Header, Owner, Socket, Syn, SynTotals, accept_queue_flag, kind, syn_outcome,
+};
 use zerocopy::FromBytes;
 
 /// Kinds of records that tell of a socket in trouble.
@@ -19,7 +21,10 @@ pub(super) fn troubled(record: &[u8]) -> Option<(u64, Socket, Owner)> {
     let (header, rest) = Header::read_from_prefix(record).ok()?;
     let in_trouble = TROUBLE.contains(&header.kind)
         || header.kind == kind::SYN
-            && Syn::read_from_bytes(record).is_ok_and(|syn| troubled_syns(&syn.totals) > 0);
+            && Syn::read_from_bytes(record).is_ok_and(|syn| troubled_syns(&syn.totals) > 0)
+        || header.kind == kind::ACCEPT_QUEUE
+            && AcceptQueue::read_from_bytes(record)
+                .is_ok_and(|queue| queue.flags & accept_queue_flag::LATE != 0);
     if !in_trouble {
         return None;
     }

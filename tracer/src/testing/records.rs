@@ -177,6 +177,29 @@ impl Run {
         self.record(&record);
     }
 
+    /// A look at the accept queue of a listener: one waits there, for two seconds.
+    pub(crate) fn accept_queue(
+        &mut self,
+        listener: Socket,
+        change: impl FnOnce(&mut record::AcceptQueue),
+    ) {
+        let mut record = record::AcceptQueue {
+            header: self.header::<record::AcceptQueue>(kind::ACCEPT_QUEUE),
+            socket: listener,
+            owner: owner(),
+            oldest_ns: 2_000_000_000,
+            ack_backlog: 1,
+            max_ack_backlog: 128,
+            waiting: 1,
+            ..record::AcceptQueue::default()
+        };
+        change(&mut record);
+        if record.oldest_ns >= 1_000_000_000 {
+            record.flags |= record::accept_queue_flag::LATE;
+        }
+        self.record(&record);
+    }
+
     /// A look at the namespace of all tests, of which nothing is known but what `change` says.
     pub(crate) fn netns_facts(&mut self, change: impl FnOnce(&mut record::NetnsFacts)) {
         let mut record = record::NetnsFacts {

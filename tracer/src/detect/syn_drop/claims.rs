@@ -369,6 +369,16 @@ fn two_of_three_run() -> Run {
     run
 }
 
+/// Clients wait for accept() already when the first is turned away.
+fn pointed() -> Run {
+    let mut run = seen();
+    run.accept_queue(member(0), |_| ());
+    run.syn(member(0), |syn| {
+        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 5
+    });
+    run
+}
+
 pub(crate) static REGISTER: Register<Case> = Register {
     room: "syn_drop",
     kind: "syn_drop",
@@ -720,6 +730,16 @@ pub(crate) static REGISTER: Register<Case> = Register {
             words: "raise the quota of its control group",
             said: &[throttled],
             never: &[hardly_throttled, busy],
+        },
+        Claim {
+            words: "says why nobody takes them",
+            said: &[pointed],
+            never: &[queue_full, sleeps, syn_queue_full],
+        },
+        Claim {
+            words: "the queue is full for as long as nobody accepts",
+            said: &[pointed],
+            never: &[queue_full, slow, syn_queue_full],
         },
         Claim {
             words: "says that it looks like a flood",

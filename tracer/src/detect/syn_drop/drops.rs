@@ -148,6 +148,8 @@ pub(super) struct Drops {
     /// The finding that says this listener is flooded, and the one that was last pointed to.
     pub(super) flood: Option<u64>,
     pub(super) said_flood: Option<u64>,
+    /// The finding that says why nobody accepts, where there was one already.
+    pub(super) delay: Option<u64>,
     /// Who was turned away last.
     pub(super) remotes: Remotes,
     /// The acceptor when it dropped last, and what kept those who may accept from it. They stay for the end, when the

@@ -38,6 +38,11 @@ use self::{
     drops::{Cause, DropKey, Drops},
     scene::Scene,
 };
+pub(super) use self::{
+    scene::{sees_accepts, tells_members_apart},
+    why::Hindrance,
+    words::processes,
+};
 pub(super) use self::{thresholds::Thresholds, why::Why};
 use super::connect_failure::{Here, Route};
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
@@ -146,13 +151,13 @@ impl SynDrop {
         }
     }
 
-    /// A listener's record, what it changed in the table, and the finding that says the listener is
-    /// flooded.
+    /// A listener's record, what it changed in the table, the finding that says the listener is flooded, and the one
+    /// that says why nobody accepts from it.
     pub(crate) fn syn(
         &mut self,
         syn: &Syn,
         applied: &Applied,
-        flood: Option<u64>,
+        (flood, delay): (Option<u64>, Option<u64>),
         cx: &mut Context<'_>,
     ) {
         if let Some((key, service)) = &applied.gone {
@@ -172,7 +177,10 @@ impl SynDrop {
                 syn,
                 (listener, cause),
                 applied,
-                flood.filter(|_| cause.is_of_syn_queue()),
+                (
+                    flood.filter(|_| cause.is_of_syn_queue()),
+                    delay.filter(|_| cause.is_of_accept_queue()),
+                ),
                 cx,
             );
         }
@@ -195,12 +203,21 @@ impl SynDrop {
         })
     }
 
+    /// Whether an open finding says why a listener's accept queue is full.
+    pub(super) fn tells_of_queue(&self, listener: &ListenerKey) -> bool {
+        Cause::ALL
+            .into_iter()
+            .filter(|cause| cause.is_of_accept_queue())
+            .filter_map(|cause| self.drops.get(&(*listener, cause)))
+            .any(|drops| drops.is_open())
+    }
+
     fn drop(
         &mut self,
         syn: &Syn,
         key: DropKey,
         applied: &Applied,
-        flood: Option<u64>,
+        (flood, delay): (Option<u64>, Option<u64>),
         cx: &mut Context<'_>,
     ) {
         let (_, cause) = key;
@@ -223,6 +240,7 @@ impl SynDrop {
         let Some(drops) = self.drops.begin(key, cx, new) else {
             return;
         };
+        drops.delay = delay;
         drops.count = drops.count.saturating_add(more);
         drops.share(syn.socket.id, more);
         drops.acks = drops.acks.saturating_add(acks);

@@ -55,12 +55,12 @@ pub(crate) fn summaries(listeners: &Listeners, host: &Host, now: Ktime) -> (Vec<
 }
 
 /// Whether every accept() is counted.
-fn sees_accepts(host: &Host) -> bool {
+pub(in crate::detect) fn sees_accepts(host: &Host) -> bool {
     !has_hook(host, "accept") || host.plan.hook_type("accept") == HookType::Fentry
 }
 
 /// Whether completions are counted by socket, and not by the address alone.
-fn tells_members_apart(host: &Host) -> bool {
+pub(in crate::detect) fn tells_members_apart(host: &Host) -> bool {
     !has_hook(host, "ack") || host.plan.hook_type("ack") != HookType::Tracepoint
 }
 

@@ -99,6 +99,12 @@ impl Why {
         self.hindrance.map(|(hindrance, _)| hindrance.name())
     }
 
+    /// All that were looked at, those that are hindered first.
+    pub(in crate::detect) fn processes(&self) -> impl Iterator<Item = &Acceptor> {
+        self.hindered()
+            .chain(self.others.iter().map(|(process, _)| process))
+    }
+
     /// Those that are hindered.
     pub(in crate::detect) fn hindered(&self) -> impl Iterator<Item = &Acceptor> {
         self.hindrance
@@ -109,7 +115,7 @@ impl Why {
 
     /// What was seen before it was known who holds the listener, of those who turn out to: `holders` is what a look at
     /// all of these shows, who may have been let go since. `None` where nobody of them was hindered.
-    pub(super) fn borne_out(&self, holders: &Self) -> Option<Self> {
+    pub(in crate::detect) fn borne_out(&self, holders: &Self) -> Option<Self> {
         let holds = |process: &&Acceptor| {
             let looked = holders.others.iter().map(|(holder, _)| holder);
             looked

@@ -89,7 +89,8 @@ fn evidence(scene: &Scene<'_>, cause: Cause) -> Facts {
     facts = members(facts, scene);
     facts = accepts(facts, &scene.acceptor);
     if cause.is_of_accept_queue() {
-        facts = processes(facts, scene);
+        facts = processes(facts, scene.drops.why.as_ref());
+        facts = facts.count_if_known("delay_finding", scene.drops.delay);
     }
     if let Some(families) = takes(scene.key.local, syn.v6_only) {
         facts = facts.text("takes", families);
@@ -150,17 +151,14 @@ fn accepts(facts: Facts, acceptor: &Acceptor) -> Facts {
 }
 
 /// How those stood who may accept.
-fn processes(mut facts: Facts, scene: &Scene<'_>) -> Facts {
-    let Some(why) = &scene.drops.why else {
+pub(in crate::detect) fn processes(mut facts: Facts, why: Option<&Why>) -> Facts {
+    let Some(why) = why else {
         return facts;
     };
     if let Some(name) = why.name() {
         facts = facts.text("acceptor_hindered_by", name);
     }
-    let looked: Vec<_> = why
-        .hindered()
-        .chain(why.others.iter().map(|(process, _)| process))
-        .collect();
+    let looked: Vec<_> = why.processes().collect();
     facts = facts.count("acceptors_looked_at", looked.len() as u64);
     let Some(first) = looked.first() else {
         return facts;
@@ -211,6 +209,9 @@ fn pace(acceptor: &Acceptor) -> Pace {
 
 /// What is known of the acceptor, and of the processes that may accept, for a sentence.
 fn said_accepts(scene: &Scene<'_>) -> String {
+    if let Some(delay) = scene.drops.delay {
+        return format!("finding {delay} says why nobody takes them");
+    }
     let accepts = said_pace(&scene.acceptor);
     let why = scene.drops.why.as_ref();
     let takes = matches!(pace(&scene.acceptor), Pace::Slow | Pace::Recent);
@@ -414,6 +415,11 @@ fn advice(scene: &Scene<'_>, cause: Cause, cx: &Context<'_>) -> Vec<Cow<'static,
 
 /// What makes somebody accept. A longer queue is no remedy where nobody does.
 fn accept_advice(scene: &Scene<'_>) -> Vec<Cow<'static, str>> {
+    if let Some(delay) = scene.drops.delay {
+        return vec![
+            format!("see finding {delay}: the queue is full for as long as nobody accepts").into(),
+        ];
+    }
     let owner = who(scene.owner.as_ref());
     let why = scene.drops.why.as_ref();
     let mut advice = why.map(Why::advice).unwrap_or_default();

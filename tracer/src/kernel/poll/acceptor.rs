@@ -1,7 +1,7 @@
 //! How the processes stand that may accept the connections of a listener in trouble: stopped, frozen, or without a
 //! descriptor to spare.
 //!
-//! The first look is taken when the first record of a full accept queue comes by, at the listener's owner and its
+//! The first look is taken when the first record of a full accept queue comes by, or of one in which connections wait, at the listener's owner and its
 //! children, and goes into the stream before that record: a finding that opens says why at once. Later ones are taken
 //! with the records that tell of more drops, and by the polls shortly after these, at those who hold the listener where a
 //! search has found them. The more a look costs, the longer it is to the next.
@@ -13,8 +13,8 @@ use std::{
 };
 
 use conntracer_common::record::{
-    Acceptor, Header, Holders, Owner, Socket, Syn, SynTotals, UNKNOWN_COUNT, UNKNOWN_TOTAL,
-    acceptor_flag, kind, role, syn_outcome,
+    AcceptQueue, Acceptor, Header, Holders, Owner, Socket, Syn, SynTotals, UNKNOWN_COUNT,
+    UNKNOWN_TOTAL, accept_queue_flag, acceptor_flag, kind, role, syn_outcome,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -99,6 +99,11 @@ impl AcceptorLooks {
                     self.meet_syn(&syn, feed);
                 }
             }
+            kind::ACCEPT_QUEUE => {
+                if let Ok((queue, _)) = AcceptQueue::read_from_prefix(record) {
+                    self.meet_queue(&queue, feed);
+                }
+            }
             kind::HOLDERS => {
                 if let Ok((holders, _)) = Holders::read_from_prefix(record) {
                     self.meet_holders(&holders);
@@ -110,27 +115,49 @@ impl AcceptorLooks {
 
     fn meet_syn(&mut self, syn: &Syn, feed: Feed<'_>) {
         let drops = drops(&syn.totals);
-        let id = SocketId::new(syn.socket.sk, syn.socket.born_ns);
-        if drops == 0 || syn.socket.role != role::LISTENER || syn.socket.born_ns == 0 {
+        if drops == 0 {
             return;
         }
-        if !self.listeners.contains_key(&id) {
-            self.make_room();
-        }
-        let known = self.listeners.entry(id).or_insert_with(|| Troubled {
-            socket: syn.socket,
-            owner: syn.owner,
-            holders: Vec::new(),
-            drops: 0,
-            last_ns: 0,
-            looked_ns: 0,
-        });
-        known.owner = syn.owner;
+        let Some((id, known)) = self.known(&syn.socket, &syn.owner) else {
+            return;
+        };
         if drops > known.drops {
             known.drops = drops;
             known.last_ns = syn.header.ktime_ns;
             self.look_at(&[id], syn.header.ktime_ns, feed);
         }
+    }
+
+    fn meet_queue(&mut self, queue: &AcceptQueue, feed: Feed<'_>) {
+        if queue.flags & accept_queue_flag::LATE == 0 {
+            return;
+        }
+        let Some((id, known)) = self.known(&queue.socket, &queue.owner) else {
+            return;
+        };
+        known.last_ns = queue.header.ktime_ns;
+        self.look_at(&[id], queue.header.ktime_ns, feed);
+    }
+
+    /// The listener, which is in trouble.
+    fn known(&mut self, socket: &Socket, owner: &Owner) -> Option<(SocketId, &mut Troubled)> {
+        if socket.role != role::LISTENER || socket.born_ns == 0 {
+            return None;
+        }
+        let id = SocketId::new(socket.sk, socket.born_ns);
+        if !self.listeners.contains_key(&id) {
+            self.make_room();
+        }
+        let known = self.listeners.entry(id).or_insert_with(|| Troubled {
+            socket: *socket,
+            owner: *owner,
+            holders: Vec::new(),
+            drops: 0,
+            last_ns: 0,
+            looked_ns: 0,
+        });
+        known.owner = *owner;
+        Some((id, known))
     }
 
     /// Forgets the listener that dropped nothing for the longest time, where there is no room for one more.

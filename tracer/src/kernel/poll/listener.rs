@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     io,
     os::fd::AsFd as _,
+    sync::Arc,
 };
 
 use aya::{Ebpf, maps::MapData};
@@ -40,7 +41,7 @@ const COUNTING: [u32; 6] = [
 ];
 
 pub(crate) struct Listeners {
-    totals: MapData,
+    totals: Arc<MapData>,
     sketches: MapData,
     /// The state tells which handshakes were completed.
     by_state: bool,
@@ -53,9 +54,13 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    pub(crate) fn new(ebpf: &mut Ebpf, by_state: bool) -> Result<Self, CannotTrace> {
+    pub(crate) fn new(
+        ebpf: &mut Ebpf,
+        totals: Arc<MapData>,
+        by_state: bool,
+    ) -> Result<Self, CannotTrace> {
         Ok(Self {
-            totals: maps::take_hash(ebpf, "LISTENERS")?,
+            totals,
             sketches: maps::take_hash(ebpf, "SKETCHES")?,
             by_state,
             events: 0,

@@ -2,6 +2,7 @@
 //!
 //! Each has one entry point, `poll`. In which order they are asked is `kernel::live`'s.
 
+pub(crate) mod accept_queue;
 pub(crate) mod acceptor;
 pub(crate) mod beside;
 pub(crate) mod cumulative;
