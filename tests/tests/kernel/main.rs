@@ -5,6 +5,7 @@
 //! run here prints one `test-skipped NAME: REASON` line and passes, so that the reasons can be
 //! counted; with `CONNTRACER_MUST_TRACE` set it fails instead.
 
+mod accept_delay;
 mod acceptor;
 mod alike;
 mod alone;

@@ -13,7 +13,7 @@ use conntracer_common::record::{self, Header, Tcp, kind};
 use super::plain::{START_NS, plain};
 
 /// Every kind of record with its size; the first of them are a script's to name, by their places.
-pub(crate) const KINDS: [(u16, usize); 31] = [
+pub(crate) const KINDS: [(u16, usize); 32] = [
     (kind::CONNECT, size_of::<record::Connect>()),
     (kind::ACCEPT, size_of::<record::Accept>()),
     (kind::STATE, size_of::<record::State>()),

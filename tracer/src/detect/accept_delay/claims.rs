@@ -353,7 +353,14 @@ pub(crate) static REGISTER: Register<Case> = Register {
         Claim {
             words: " stopped (state T)",
             said: &[stopped, three_stopped],
-            never: &[one_thread_stopped, frozen, traced, sleeps, resumed],
+            never: &[
+                one_thread_stopped,
+                frozen,
+                traced,
+                sleeps,
+                resumed,
+                of_a_child,
+            ],
         },
         Claim {
             words: " are stopped (state T)",
@@ -374,11 +381,6 @@ pub(crate) static REGISTER: Register<Case> = Register {
             words: "more processes that hold the listener are not",
             said: &[two_of_three_run],
             never: &[master_and_worker, stopped],
-        },
-        Claim {
-            words: "(child of the listener's process 1234)",
-            said: &[of_a_child],
-            never: &[stopped, master_and_worker],
         },
         Claim {
             words: " stopped by a debugger (state t)",
@@ -457,8 +459,13 @@ pub(crate) static REGISTER: Register<Case> = Register {
         },
         Claim {
             words: "nothing was accepted for",
-            said: &[sleeps, just_begun],
-            never: &[slow, slow_by_its_queue, first_look],
+            said: &[sleeps],
+            never: &[slow, slow_by_its_queue, first_look, just_begun],
+        },
+        Claim {
+            words: "since listen()",
+            said: &[just_begun],
+            never: &[sleeps, slow, first_look, inherited_before_the_start],
         },
         Claim {
             words: "how fast it accepts is not known yet",

@@ -60,7 +60,10 @@ pub(super) struct Delay {
     /// The process that called listen(), or the first one that accepted.
     pub(super) opener: Option<Owner>,
     pub(super) owner: Option<Owner>,
-    pub(super) is_over: bool,
+    /// Some were accepted meanwhile.
+    pub(super) takes: bool,
+    /// When the first look was.
+    pub(super) begun: Ktime,
 }
 
 impl Delay {
@@ -77,7 +80,8 @@ impl Delay {
             free_since: None,
             opener: None,
             owner: None,
-            is_over: false,
+            takes: false,
+            begun: now,
         }
     }
 
@@ -116,11 +120,35 @@ impl Delay {
             self.opener = Some(owner);
         }
         if look.is_late {
-            if let Some(why) = cx.acceptors(key, worst).map(Why::of) {
-                self.remember(why, now);
-            }
-            self.cause = self.of(&queue, rules, cx);
+            self.takes |= self.taken(&queue, cx).is_some_and(|(taken, _)| taken > 0);
+            self.look(key, worst, &queue, rules, cx);
         }
+    }
+
+    /// Takes in the last look at those who may accept from the worst socket.
+    pub(super) fn look_again(&mut self, key: &ListenerKey, rules: &Thresholds, cx: &Context<'_>) {
+        if let Some((worst, queue)) = self.worst().map(|(id, queue)| (id, *queue)) {
+            self.look(key, worst, &queue, rules, cx);
+        }
+    }
+
+    fn look(
+        &mut self,
+        key: &ListenerKey,
+        worst: SocketId,
+        queue: &Queue,
+        rules: &Thresholds,
+        cx: &Context<'_>,
+    ) {
+        if let Some(why) = cx.acceptors(key, worst).map(Why::of) {
+            self.remember(why.of_holders(), cx.now);
+        }
+        self.cause = self.of(queue, rules, cx);
+    }
+
+    /// Whether all is known that is known soon: who holds the listener, and how they stand.
+    pub(super) fn is_known(&self) -> bool {
+        self.why.as_ref().is_some_and(|why| why.is_of_holders)
     }
 
     /// The socket whose oldest connection waits the longest; of several alike, the one with the lowest address.
@@ -155,7 +183,7 @@ impl Delay {
             self.why = Some(why);
             return;
         };
-        if known.at >= why.at {
+        if known.at >= why.at && (known.is_of_holders || !why.is_of_holders) {
             return;
         }
         if why.hindrance.is_some() || known.hindrance.is_none() {

@@ -26,6 +26,8 @@ mod tests;
 mod thresholds;
 mod words;
 
+use std::{collections::BTreeSet, time::Duration};
+
 use conntracer_common::stats::hook;
 
 use self::delay::{Cause, Delay};
@@ -50,6 +52,10 @@ pub(super) static SPEC: Spec = Spec {
     explain: include_str!("explain.md"),
 };
 
+/// Who holds a listener is searched for at once, and how they stand is looked at by the end of the same poll, unless there
+/// is much else to look for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 impl Case for Delay {
     type Key = ListenerKey;
     type Rules = Thresholds;
@@ -58,7 +64,7 @@ impl Case for Delay {
         words::draft(&SPEC, key, self, at.status, at.cx)
     }
 
-    /// Each time that a figure has doubled.
+    /// Each time that a figure has doubled, and once when something is accepted.
     fn news(&self) -> u64 {
         let (fins, resets) = self.ended();
         let steps = [
@@ -66,8 +72,14 @@ impl Case for Delay {
             fins.saturating_add(resets),
             self.longest.as_secs(),
         ]
-        .map(|figure| u64::from(u64::BITS - figure.leading_zeros()));
-        steps.iter().sum()
+        .map(|figure| {
+            u64::from(
+                figure
+                    .checked_ilog2()
+                    .map_or(0, |log| log.saturating_add(1)),
+            )
+        });
+        steps.iter().sum::<u64>().saturating_add(self.takes.into())
     }
 
     fn has_other_news(&self) -> bool {
@@ -79,8 +91,7 @@ impl Case for Delay {
     }
 
     fn is_over(&mut self, _: &ListenerKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
-        self.is_over = cx.now.since(self.last) >= rules.quiet();
-        self.is_over
+        cx.now.since(self.last) >= rules.quiet()
     }
 
     fn is_idle(&self, rules: &Thresholds, now: Ktime) -> bool {
@@ -92,12 +103,15 @@ impl Case for Delay {
 #[derive(Debug)]
 pub(crate) struct AcceptDelay {
     delays: Cases<Delay>,
+    /// Worth a finding, which waits for a look at those who hold the listener.
+    pending: BTreeSet<ListenerKey>,
 }
 
 impl AcceptDelay {
     pub(crate) fn new(limits: &Limits, thresholds: Thresholds) -> Self {
         Self {
             delays: Cases::new(limits.listeners, thresholds),
+            pending: BTreeSet::new(),
         }
     }
 
@@ -131,7 +145,30 @@ impl AcceptDelay {
         let begun = self.delays.begin(key, cx, || Delay::new(look, now));
         let Some(delay) = begun else { return };
         delay.see(&key, look, &rules, cx);
-        self.delays.judge(&key, look.is_late && !told, cx);
+        let is_open = delay.is_open();
+        self.delays.judge(&key, false, cx);
+        if is_open || told || !look.is_late {
+            self.pending.remove(&key);
+        } else {
+            self.pending.insert(key);
+            self.raise(PATIENCE, cx);
+        }
+    }
+
+    /// Opens what is worth a finding, where it is known who holds the listener or has been asked for so long.
+    fn raise(&mut self, patience: Duration, cx: &mut Context<'_>) {
+        for key in std::mem::take(&mut self.pending) {
+            let rules = self.delays.rules.clone();
+            let Some(delay) = self.delays.get_mut(&key) else {
+                continue;
+            };
+            delay.look_again(&key, &rules, cx);
+            if delay.is_known() || cx.now.since(delay.begun) >= patience {
+                self.delays.raise(&key, cx);
+            } else {
+                self.pending.insert(key);
+            }
+        }
     }
 
     /// A listener's record: one that closes has no queue any more.
@@ -143,6 +180,7 @@ impl AcceptDelay {
         let Some(delay) = self.delays.get_mut(&key) else {
             return;
         };
+        self.pending.remove(&key);
         let is_last = delay.queues.keys().all(|id| *id == syn.socket.id);
         if is_last {
             self.delays.end(&key, cx);
@@ -153,6 +191,18 @@ impl AcceptDelay {
 }
 
 impl Room for AcceptDelay {
+    fn judge(&mut self, cx: &mut Context<'_>) {
+        self.raise(PATIENCE, cx);
+    }
+
+    fn finish(&mut self, cx: &mut Context<'_>) {
+        self.raise(Duration::ZERO, cx);
+    }
+
+    fn forget_netns(&mut self, netns: u32) {
+        self.pending.retain(|key| key.netns != netns);
+    }
+
     fn cases(&mut self) -> Vec<&mut dyn Open> {
         vec![&mut self.delays]
     }

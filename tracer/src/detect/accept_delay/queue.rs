@@ -44,8 +44,8 @@ impl Queue {
         };
         let grew = now.saturating_sub(before);
         self.latest.oldest_remote == look.oldest_remote
-            && grew + TICKS >= at.since(self.at)
-            && now + TICKS >= before
+            && grew.saturating_add(TICKS) >= at.since(self.at)
+            && now.saturating_add(TICKS) >= before
     }
 
     /// How long the oldest had waited at the last look.

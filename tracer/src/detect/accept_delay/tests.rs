@@ -1,7 +1,10 @@
 use std::time::Duration;
 
-use conntracer_common::record::{
-    AcceptQueue, Acceptor, Owner, Socket, acceptor_flag, owner_source, socket_flag, syn_outcome,
+use conntracer_common::{
+    record::{
+        AcceptQueue, Acceptor, Owner, Socket, acceptor_flag, owner_source, socket_flag, syn_outcome,
+    },
+    tcp::state,
 };
 use rstest::rstest;
 
@@ -194,9 +197,7 @@ fn what_clients_did_meanwhile_is_counted_from_the_first_look_on() {
 fn a_listener_that_closes_has_no_queue() {
     let mut run = seen();
     served(&mut run, 2, |_, _| (), |_, _| ());
-    run.syn(member(0), |syn| {
-        syn.socket.state = conntracer_common::tcp::state::CLOSE;
-    });
+    run.syn(member(0), |syn| syn.socket.state = state::CLOSE);
     assert_eq!(status(&run), Status::Resolved);
 }
 
@@ -249,9 +250,9 @@ pub(super) fn inherited(run: &mut Run, looks: u64, accepted: u64, older: bool) {
         looks,
         |step, record| {
             if step == 0 {
-                opener(record)
+                opener(record);
             } else {
-                heir(record)
+                heir(record);
             }
             record.accepted = accepted;
             record.completed = 3 + accepted;

@@ -54,8 +54,8 @@ fn evidence(delay: &Delay, queue: &Queue, cx: &Context<'_>) -> Facts {
         .count("max_ack_backlog", latest.max_ack_backlog)
         .seconds("oldest_s", queue.oldest())
         .seconds("longest_s", delay.longest)
-        .count("clients_closed", fins)
-        .count("clients_reset", resets);
+        .count_if_known("clients_closed", (fins > 0).then_some(fins))
+        .count_if_known("clients_reset", (resets > 0).then_some(resets));
     if let Some(remote) = queue.oldest_remote() {
         facts = facts.text("oldest_remote", remote.to_string());
     }
@@ -65,7 +65,10 @@ fn evidence(delay: &Delay, queue: &Queue, cx: &Context<'_>) -> Facts {
             .count("members", members as u64)
             .count("members_waiting", delay.late() as u64);
     }
-    if let Some((taken, within)) = delay.taken(queue, cx) {
+    if let Some((taken, within)) = delay
+        .taken(queue, cx)
+        .filter(|(_, within)| !within.is_zero())
+    {
         facts = facts
             .count("accepted_meanwhile", taken)
             .seconds("meanwhile_s", within);
@@ -170,6 +173,10 @@ fn not_accepted(delay: &Delay, queue: &Queue, cx: &Context<'_>) -> String {
         Some((taken, within)) if taken > 0 => {
             format!("accept() took {taken} in {}", said_seconds(within))
         }
+        _ if delay.is_virgin(queue, cx) => format!(
+            "nothing was accepted in the {} since listen()",
+            said_seconds(queue.listens_for())
+        ),
         _ if !queue.untouched(seen).is_zero() => format!(
             "nothing was accepted for {}",
             said_seconds(queue.untouched(seen))

@@ -372,6 +372,7 @@ fn two_of_three_run() -> Run {
 /// Clients wait for accept() already when the first is turned away.
 fn pointed() -> Run {
     let mut run = seen();
+    run.acceptor(member(0), |_| ());
     run.accept_queue(member(0), |_| ());
     run.syn(member(0), |syn| {
         syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 5

@@ -45,7 +45,7 @@ pub(super) use self::{
 };
 pub(super) use self::{thresholds::Thresholds, why::Why};
 use super::connect_failure::{Here, Route};
-use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
+use super::room::{Case, Cases, Context, Draft, Entry, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::Syn,
     finding::{FindingKind, Severity},
@@ -209,7 +209,7 @@ impl SynDrop {
             .into_iter()
             .filter(|cause| cause.is_of_accept_queue())
             .filter_map(|cause| self.drops.get(&(*listener, cause)))
-            .any(|drops| drops.is_open())
+            .any(Entry::is_open)
     }
 
     fn drop(

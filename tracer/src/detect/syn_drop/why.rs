@@ -94,6 +94,22 @@ impl Why {
         why
     }
 
+    /// Without what hinders a process that may not hold the listener: before a search, only the owner that has no child
+    /// of its own program is known to.
+    pub(in crate::detect) fn of_holders(mut self) -> Self {
+        let is_sole = |process: &Acceptor| process.pid == process.owner_pid;
+        let is_known = self.is_of_holders
+            || self.others.is_empty()
+                && self.alike.is_empty()
+                && self.hindrance.is_some_and(|(_, process)| is_sole(&process));
+        if !is_known && let Some((_, process)) = self.hindrance.take() {
+            let alike = std::mem::take(&mut self.alike);
+            let hindered = std::iter::once(process).chain(alike);
+            self.others.extend(hindered.map(|process| (process, None)));
+        }
+        self
+    }
+
     /// The word of the evidence.
     pub(in crate::detect) fn name(&self) -> Option<&'static str> {
         self.hindrance.map(|(hindrance, _)| hindrance.name())

@@ -192,6 +192,10 @@ impl AcceptorLooks {
             .map(|(id, known)| (known.looked_ns, *id))
             .collect();
         due.sort_unstable();
+        // Who holds one was found just now, which the searches' own pace bounds.
+        if due.first().is_some_and(|(looked_ns, _)| *looked_ns == 0) {
+            self.pace.hurry();
+        }
         let due: Vec<SocketId> = due.into_iter().map(|(_, id)| id).collect();
         self.look_at(&due, now_ns, feed);
     }

@@ -27,6 +27,11 @@ impl Pace {
         now_ns >= self.next_ns
     }
 
+    /// The next is taken whenever it is asked for.
+    pub(super) const fn hurry(&mut self) {
+        self.next_ns = 0;
+    }
+
     /// From `now_ns` on, after what took so much of a CPU.
     pub(super) fn rest(&mut self, cost_ns: u64, now_ns: u64) {
         let rest_ns = self.share.saturating_mul(cost_ns);
