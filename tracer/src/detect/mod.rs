@@ -50,7 +50,7 @@ pub use self::{
 };
 use crate::{
     count::Grow,
-    event::{Body, Event},
+    event::{Body, Event, Socket},
     host::Host,
     section::Section,
     source::Watched,
@@ -251,10 +251,14 @@ impl Detectors {
             Body::Close(body) => {
                 self.dead_peer.close(body, cx);
                 self.stall.close(body, cx);
-                self.connection_drop.close(body, cx);
+                let delay = self.waits_at(&body.socket);
+                self.connection_drop.close(body, delay, cx);
             }
             Body::Reset(body) => self.dead_peer.reset(body, cx),
-            Body::Snapshot(body) => self.half_closed.snapshot(body, cx),
+            Body::Snapshot(body) => {
+                let delay = self.waits_at(&body.socket);
+                self.half_closed.snapshot(body, delay, cx);
+            }
             Body::HalfClosed(body) => self.half_closed.unlisted(body),
             Body::Idle(body) => self.idle.idle(body, cx),
             Body::Beside(body) => self.dead_peer.beside(body, cx),
@@ -273,6 +277,11 @@ impl Detectors {
             // What no detector judges.
             _ => {}
         }
+    }
+
+    /// The finding that tells of the connections that wait where this one came to.
+    fn waits_at(&self, socket: &Socket) -> Option<u64> {
+        self.accept_delay.finding_at(socket.netns, socket.local)
     }
 
     /// The end of input: what waited for more, and the findings that are open and have news.

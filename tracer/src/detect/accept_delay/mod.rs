@@ -26,7 +26,7 @@ mod tests;
 mod thresholds;
 mod words;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use conntracer_common::stats::hook;
 
@@ -126,6 +126,18 @@ impl AcceptDelay {
     /// The finding that tells of a listener's connections.
     pub(super) fn finding(&self, listener: &ListenerKey) -> Option<u64> {
         self.delays.get(listener)?.id()
+    }
+
+    /// The same of the listener that a connection came to.
+    pub(super) fn finding_at(&self, netns: u32, local: SocketAddr) -> Option<u64> {
+        let is_its = |key: &ListenerKey| {
+            let ip = key.local.ip();
+            key.netns == netns
+                && key.local.port() == local.port()
+                && (ip == local.ip() || ip.is_unspecified())
+        };
+        let mut open = self.delays.open().filter(|(key, _)| is_its(key));
+        open.next().and_then(|(_, delay)| delay.id())
     }
 
     /// A look at a queue. `told`: another finding tells why this listener's queue is full.

@@ -73,13 +73,16 @@ fn of_how(key: &DeathKey, deaths: &Deaths, rules: &Thresholds) -> Advice {
     let netns = key.netns;
     match key.how {
         How::ResetReceived => of_reset(key, deaths, rules),
-        How::GaveUp => vec![
-            format!(
-                "find out why {owner} did not accept them in time: stopped or throttled, out of descriptors, or \
-                 slower than they come ('ss -ltn' shows how many wait; accept() that fails shows in its log)"
-            )
-            .into(),
-        ],
+        How::GaveUp => vec![deaths.delay.map_or_else(
+            || {
+                format!(
+                    "find out why {owner} did not accept them in time: stopped or throttled, out of descriptors, or \
+                     slower than they come ('ss -ltn' shows how many wait; accept() that fails shows in its log)"
+                )
+            },
+            |delay| format!("see finding {delay}, which says why nobody accepts there"),
+        )
+        .into()],
         How::ProcessEnded(exit) => of_exit(exit, &owner),
         How::ClosedBefore => vec![
             format!(

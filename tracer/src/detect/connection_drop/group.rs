@@ -30,6 +30,8 @@ pub(super) struct Deaths {
     pub(super) latest: Close,
     /// Whose the other end of the latest was, where it died on this host.
     pub(super) other: Option<Owner>,
+    /// The finding that says why nobody accepted them.
+    pub(super) delay: Option<u64>,
 }
 
 fn widen(count: u64, range: Option<Range>, one: Option<Duration>) -> Option<Range> {
@@ -51,6 +53,7 @@ impl Deaths {
             queued: 0,
             latest: *latest,
             other: None,
+            delay: None,
         }
     }
 

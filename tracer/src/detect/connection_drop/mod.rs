@@ -107,7 +107,8 @@ impl ConnectionDrop {
         }
     }
 
-    pub(crate) fn close(&mut self, ending: &Event, cx: &mut Context<'_>) {
+    /// The end of a connection. `delay`: the finding that says why connections wait for accept() where it came to.
+    pub(crate) fn close(&mut self, ending: &Event, delay: Option<u64>, cx: &mut Context<'_>) {
         let Some(how) = How::of(ending, cx.host) else {
             return;
         };
@@ -133,7 +134,7 @@ impl ConnectionDrop {
         self.ends.add(ending, how, now);
         let told = match Held::of(key, ending, other, cx.listeners, now) {
             Some(held) => self.restarts.hold(&held),
-            None => return self.tell(key, ending, other.as_ref(), now, cx),
+            None => return self.tell(key, ending, (other.as_ref(), delay), now, cx),
         };
         if let Some(held) = told {
             self.tell_held(&held, cx);
@@ -141,7 +142,13 @@ impl ConnectionDrop {
     }
 
     fn tell_held(&mut self, held: &Held, cx: &mut Context<'_>) {
-        self.tell(held.key, &held.ending, held.other.as_ref(), held.at, cx);
+        self.tell(
+            held.key,
+            &held.ending,
+            (held.other.as_ref(), None),
+            held.at,
+            cx,
+        );
     }
 
     /// A death of `at`.
@@ -149,7 +156,7 @@ impl ConnectionDrop {
         &mut self,
         key: DeathKey,
         ending: &Event,
-        other: Option<&End>,
+        (other, delay): (Option<&End>, Option<u64>),
         at: Ktime,
         cx: &mut Context<'_>,
     ) {
@@ -165,6 +172,7 @@ impl ConnectionDrop {
             **deaths = Deaths::new(ending, at);
         }
         deaths.add(ending, other, at);
+        deaths.delay = delay.filter(|_| key.how == How::GaveUp);
         let is_worth = deaths.count >= worth;
         self.deaths.judge(&key, is_worth, cx);
     }

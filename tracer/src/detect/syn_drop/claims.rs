@@ -375,7 +375,7 @@ fn pointed() -> Run {
     run.acceptor(member(0), |_| ());
     run.accept_queue(member(0), |_| ());
     run.syn(member(0), |syn| {
-        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 5
+        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 5;
     });
     run
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     detect::claims::{Claim, Records},
-    testing::{Run, socket},
+    testing::{Run, listener, socket},
 };
 
 /// Deaths every `gap`, each `change`d after a pause of `pauses`.
@@ -192,7 +192,43 @@ fn killed_none_accepted(run: &mut Run) {
     process_ended(run, |_| false);
 }
 
+fn gave_up(run: &mut Run, waits_at: &str) {
+    let waits = listener(waits_at, "10.0.1.1:5000");
+    run.acceptor(waits, |_| ());
+    run.accept_queue(waits, |_| ());
+    run.close(socket("10.0.0.1:80", "10.0.1.1:5000"), |ending| {
+        reset(ending);
+        ending.flags |= close_flag::NOT_ACCEPTED;
+    });
+}
+
+fn gave_up_as_told(run: &mut Run) {
+    gave_up(run, "10.0.0.1:80");
+}
+
+fn gave_up_at_an_any_address(run: &mut Run) {
+    gave_up(run, "0.0.0.0:80");
+}
+
+/// Others wait elsewhere.
+fn gave_up_beside_others(run: &mut Run) {
+    gave_up(run, "10.0.0.9:80");
+}
+
+fn gave_up_at_another_port(run: &mut Run) {
+    gave_up(run, "10.0.0.1:81");
+}
+
 pub(super) const TOGETHER: &[Claim<Records>] = &[
+    Claim {
+        words: "which says why nobody accepts there",
+        said: &[gave_up_as_told, gave_up_at_an_any_address],
+        never: &[
+            gave_up_beside_others,
+            gave_up_at_another_port,
+            killed_none_accepted,
+        ],
+    },
     Claim {
         words: "reset: ",
         said: &[other_unread, other_linger, other_queued, other_killed],

@@ -10,7 +10,7 @@ use conntracer_common::{
 use super::tests::{poll, told_of};
 use crate::{
     detect::claims::{Claim, Register},
-    testing::{Run, socket},
+    testing::{Run, listener, socket},
 };
 
 /// Looks, and what they show.
@@ -30,6 +30,23 @@ fn queued() -> Run {
     as_seen(state::CLOSE_WAIT, |snapshot| {
         snapshot.flags = snapshot_flag::NOT_ACCEPTED | snapshot_flag::END_UNREAD;
     })
+}
+
+/// Another finding tells of them.
+fn queued_as_told() -> Run {
+    let mut run = Run::new();
+    let waits = listener("10.0.0.1:80", "10.0.0.2:4000");
+    run.acceptor(waits, |_| ());
+    run.accept_queue(waits, |_| ());
+    let mut socket = socket("10.0.0.1:80", "10.0.0.2:4000");
+    socket.state = state::CLOSE_WAIT;
+    let since_ns = run.ktime_ns() - 61 * SECOND;
+    run.snapshot(socket, |snapshot| {
+        snapshot.since_ns = since_ns;
+        snapshot.flags = snapshot_flag::NOT_ACCEPTED;
+    });
+    run.tick();
+    run
 }
 
 fn two_queued() -> Run {
@@ -152,6 +169,11 @@ pub(crate) static REGISTER: Register<Case> = Register {
     kind: "half_open",
     run: |case| case(),
     claims: &[
+        Claim {
+            words: "which says why nobody accepts there",
+            said: &[queued_as_told],
+            never: &[queued, two_queued, slow],
+        },
         Claim {
             words: "connection in CLOSE_WAIT waits for accept() by process 1234",
             said: &[queued],

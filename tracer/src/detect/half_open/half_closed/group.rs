@@ -102,6 +102,8 @@ pub(super) struct Group {
     pub(super) seen: Seen,
     pub(super) oldest: Option<Oldest>,
     pub(super) absent_polls: u8,
+    /// The finding that says why nobody accepts them.
+    pub(super) delay: Option<u64>,
     /// Counts at steps of [`sample_interval`], oldest first.
     pub(super) samples: VecDeque<(Ktime, u64)>,
 }

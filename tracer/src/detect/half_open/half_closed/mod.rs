@@ -129,7 +129,8 @@ impl HalfClosed {
         }
     }
 
-    pub(crate) fn snapshot(&mut self, body: &Snapshot, cx: &mut Context<'_>) {
+    /// A look at a socket. `delay`: the finding that says why connections wait for accept() where it came to.
+    pub(crate) fn snapshot(&mut self, body: &Snapshot, delay: Option<u64>, cx: &mut Context<'_>) {
         let socket = &body.socket;
         if !matches!(socket.state, TcpState::CloseWait | TcpState::FinWait2) {
             return;
@@ -153,6 +154,7 @@ impl HalfClosed {
             return;
         };
         group.owner = body.owner.or(group.owner);
+        group.delay = delay.filter(|_| key.queued).or(group.delay);
         if group.counting == 0 {
             group.oldest = None;
         }
