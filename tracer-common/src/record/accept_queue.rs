@@ -42,5 +42,8 @@ pub struct AcceptQueue {
     pub resets_now: u32,
     /// Bits of [`accept_queue_flag`].
     pub flags: u8,
-    pub pad: [u8; 11],
+    pub pad: [u8; 3],
+    /// The local end of the one that waits the longest: the listener's may be any address.
+    pub oldest_local: [u32; 4],
+    pub pad2: [u8; 8],
 }

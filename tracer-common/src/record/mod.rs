@@ -79,7 +79,7 @@ records! {
     CHECKPOINT = 29: Checkpoint, 16;
     ACCEPTOR = 30: Acceptor, 184;
     NETNS_FACTS = 31: NetnsFacts, 144;
-    ACCEPT_QUEUE = 40: AcceptQueue, 200;
+    ACCEPT_QUEUE = 40: AcceptQueue, 216;
     BESIDE = 50: Beside, 64;
 }
 

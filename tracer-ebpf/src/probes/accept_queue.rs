@@ -110,7 +110,7 @@ fn one(child: u64, entry: &mut Listener, found: &mut AcceptQueue) {
         } else {
             sock::now_ns().saturating_sub(since_ns)
         };
-        remote(child, found);
+        ends(child, found);
     }
     found.waiting += 1;
     let state = field!(child, skc_state: u8);
@@ -142,9 +142,10 @@ const fn is_reset(error: u32) -> bool {
 }
 
 #[inline(always)]
-fn remote(child: u64, found: &mut AcceptQueue) {
+fn ends(child: u64, found: &mut AcceptQueue) {
     let mut socket = conntracer_common::record::Socket::default();
     sock::fill_common::<Anywhere>(child, &mut socket);
     found.socket.remote_addr = socket.remote_addr;
     found.socket.remote_port = socket.remote_port;
+    found.oldest_local = socket.local_addr;
 }

@@ -34,6 +34,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+use conntracer_common::record::close_flag;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
@@ -251,12 +252,13 @@ impl Detectors {
             Body::Close(body) => {
                 self.dead_peer.close(body, cx);
                 self.stall.close(body, cx);
-                let delay = self.waits_at(&body.socket);
+                let delay = self.waits_at(&body.socket, body.has(close_flag::NOT_ACCEPTED), cx);
                 self.connection_drop.close(body, delay, cx);
             }
             Body::Reset(body) => self.dead_peer.reset(body, cx),
             Body::Snapshot(body) => {
-                let delay = self.waits_at(&body.socket);
+                let waits = body.about.is_some_and(|about| about.not_accepted);
+                let delay = self.waits_at(&body.socket, waits, cx);
                 self.half_closed.snapshot(body, delay, cx);
             }
             Body::HalfClosed(body) => self.half_closed.unlisted(body),
@@ -279,9 +281,12 @@ impl Detectors {
         }
     }
 
-    /// The finding that tells of the connections that wait where this one came to.
-    fn waits_at(&self, socket: &Socket) -> Option<u64> {
-        self.accept_delay.finding_at(socket.netns, socket.local)
+    /// The finding that tells of a connection that waits for accept(), and has met it then.
+    fn waits_at(&self, socket: &Socket, waits: bool, cx: &mut Context<'_>) -> Option<u64> {
+        let delays = || self.accept_delay.finding_at(socket.netns, socket.local);
+        let delay = waits.then(delays).flatten()?;
+        cx.meetings.extend(cx.met.map(|met| (delay, met)));
+        Some(delay)
     }
 
     /// The end of input: what waited for more, and the findings that are open and have news.

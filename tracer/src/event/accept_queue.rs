@@ -5,9 +5,10 @@ use std::{net::SocketAddr, time::Duration};
 use conntracer_common::record::{self, accept_queue_flag};
 
 use super::{
+    Side,
     owner::Owner,
     raw::{DecodeError, when},
-    socket::Socket,
+    socket::{Socket, address},
 };
 use crate::time::Ktime;
 
@@ -19,6 +20,7 @@ pub struct AcceptQueue {
     pub owner: Option<Owner>,
     /// The remote end of the connection that waits the longest, and for how long it has, where that is known.
     pub oldest_remote: Option<SocketAddr>,
+    pub oldest_local: SocketAddr,
     pub oldest: Option<Duration>,
     pub last_accept: Option<Ktime>,
     /// Cumulative, as in [`super::Syn`].
@@ -41,6 +43,10 @@ impl AcceptQueue {
         let socket = Socket::decode(&raw.socket);
         let has_waiting = raw.waiting > 0 && socket.remote.port() != 0;
         Ok(Self {
+            oldest_local: SocketAddr::new(
+                address(&raw.oldest_local, raw.socket.family),
+                raw.socket.local_port,
+            ),
             oldest_remote: has_waiting.then_some(socket.remote),
             oldest: (raw.waiting > 0 && raw.oldest_ns != u64::MAX)
                 .then(|| Duration::from_nanos(raw.oldest_ns)),
@@ -56,6 +62,16 @@ impl AcceptQueue {
             fins_now: raw.fins_now,
             resets_now: raw.resets_now,
             is_late: raw.flags & accept_queue_flag::LATE != 0,
+        })
+    }
+
+    /// The connection that waits the longest, where it is known.
+    #[must_use]
+    pub fn side(&self) -> Option<Side> {
+        Some(Side {
+            netns: self.socket.netns,
+            local: self.oldest_local,
+            remote: self.oldest_remote?,
         })
     }
 

@@ -26,7 +26,10 @@ pub(super) fn explains(cause: &Finding, symptom: &Finding) -> bool {
             | ("retransmit_storm", "syns_unanswered" | "peer_unreachable"),
         )
         // A completed connection waited in the queue until its client gave up, or had sent a window full.
-        | (("accept_delay", _), ("connection_drop" | "send_stall", _))
+        | (
+            ("accept_delay", _),
+            ("connection_drop" | "send_stall", _) | ("half_open", "half_closed"),
+        )
         // A third ACK that is discarded: the client believes in a connection that the server does not have.
         | (
             ("syn_drop", "abort_on_overflow" | "ack_overflow"),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use conntracer_common::record::{Socket, failure_how, syn_outcome};
+use conntracer_common::record::{Acceptor, Socket, failure_how, syn_outcome};
 use rstest::rstest;
 
 use crate::{
@@ -193,6 +193,43 @@ fn another_third_ack_discarded(run: &mut Run) {
     discarded(run, "10.9.0.3:50000");
 }
 
+/// Connections wait for accept() by a process as it is `change`d, at a listener that turns one away then, or beside it.
+fn waits(run: &mut Run, looks: u32, beside: &str, change: fn(&mut Acceptor)) {
+    let waits = listener(beside, CLIENT);
+    for _ in 0..looks {
+        run.acceptor(waits, change);
+        run.accept_queue(waits, |queue| queue.completed = 1);
+        run.pass(Duration::from_millis(500));
+    }
+    run.syn(listener(SERVER, CLIENT), |syn| {
+        syn.totals[syn_outcome::ACCEPT_QUEUE_FULL] = 1;
+    });
+}
+
+fn waits_for_a_process(run: &mut Run) {
+    waits(run, 2, SERVER, |_| ());
+}
+
+fn waits_beside(run: &mut Run) {
+    waits(run, 2, "10.9.0.1:9090", |_| ());
+}
+
+fn waits_for_one_that_is_stopped(run: &mut Run) {
+    waits(run, 2, SERVER, |process| {
+        (process.state, process.stopped) = (b'T', 1);
+    });
+}
+
+fn waits_for_one_without_descriptors(run: &mut Run) {
+    waits(run, 2, SERVER, |process| {
+        (process.descriptors, process.descriptor_limit) = (32, 32);
+    });
+}
+
+fn waits_for_one_that_never_accepts(run: &mut Run) {
+    waits(run, 80, SERVER, |_| ());
+}
+
 pub(crate) static REGISTER: Register<Records> = Register {
     room: "incident",
     kind: EVERY,
@@ -237,6 +274,26 @@ pub(crate) static REGISTER: Register<Records> = Register {
             words: ": syn_drop ack_overflow explains this one",
             said: &[third_ack_discarded],
             never: &[another_third_ack_discarded],
+        },
+        Claim {
+            words: ": accept_delay slow explains this one",
+            said: &[waits_for_a_process],
+            never: &[waits_beside, waits_for_one_that_is_stopped],
+        },
+        Claim {
+            words: ": accept_delay stopped explains this one",
+            said: &[waits_for_one_that_is_stopped],
+            never: &[waits_beside, waits_for_a_process],
+        },
+        Claim {
+            words: ": accept_delay no_descriptors explains this one",
+            said: &[waits_for_one_without_descriptors],
+            never: &[waits_beside, waits_for_a_process],
+        },
+        Claim {
+            words: ": accept_delay never_accepts explains this one",
+            said: &[waits_for_one_that_never_accepts],
+            never: &[waits_beside, waits_for_a_process],
         },
     ],
 };

@@ -9,6 +9,7 @@ use crate::{
         syn_drop::{Hindrance, Why, sees_accepts, tells_members_apart},
     },
     event::{AcceptQueue, Owner, OwnerSource},
+    finding::Severity,
     id::SocketId,
     table::listener::ListenerKey,
     time::Ktime,
@@ -30,7 +31,13 @@ pub(super) enum Cause {
 }
 
 impl Cause {
-    pub(super) const NAMES: &[&str] = &["no_descriptors", "stopped", "never_accepts", "slow"];
+    /// The words of all, and how bad each is. What is slow serves some.
+    pub(super) const ALL: &[(&str, Severity)] = &[
+        ("no_descriptors", Severity::Critical),
+        ("stopped", Severity::Critical),
+        ("never_accepts", Severity::Critical),
+        ("slow", Severity::Warning),
+    ];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -156,6 +163,12 @@ impl Delay {
         let all = self.queues.iter().rev();
         all.max_by_key(|(_, queue)| queue.oldest())
             .map(|(id, queue)| (*id, queue))
+    }
+
+    /// When one of its queues was last looked at.
+    pub(super) fn looked(&self) -> Ktime {
+        let looks = self.queues.values().map(|queue| queue.at);
+        looks.max().unwrap_or_default()
     }
 
     /// Sockets in whose queues one waits too long.

@@ -44,7 +44,7 @@ use crate::{
 pub(super) static SPEC: Spec = Spec {
     detector: "accept_delay",
     kind: FindingKind::new(7, "accept_delay"),
-    causes: Cause::NAMES,
+    causes: Cause::ALL,
     // Which listeners there are; their queues are looked at.
     hooks: &[hook::STATE, hook::SEED],
     losses: &[],
@@ -55,6 +55,9 @@ pub(super) static SPEC: Spec = Spec {
 /// Who holds a listener is searched for at once, and how they stand is looked at by the end of the same poll, unless there
 /// is much else to look for.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Without a look for so long, there is no listener any more: looks are 2 s apart at most.
+const GONE: Duration = Duration::from_secs(10);
 
 impl Case for Delay {
     type Key = ListenerKey;
@@ -91,7 +94,10 @@ impl Case for Delay {
     }
 
     fn is_over(&mut self, _: &ListenerKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
-        cx.now.since(self.last) >= rules.quiet()
+        // A slow host looks seldom. A listener that is gone is not looked at any more.
+        let looked = self.looked();
+        let is_calm = looked > self.last && cx.now.since(self.last) >= rules.quiet();
+        is_calm || cx.now.since(looked) >= GONE.max(rules.quiet())
     }
 
     fn is_idle(&self, rules: &Thresholds, now: Ktime) -> bool {
@@ -144,6 +150,7 @@ impl AcceptDelay {
     pub(crate) fn accept_queue(&mut self, look: &AcceptQueue, told: bool, cx: &mut Context<'_>) {
         let key = ListenerKey::of(&look.socket);
         let now = cx.now;
+        cx.met = look.side();
         let quiet = self.delays.rules.quiet();
         let is_stale = |delay: &Delay| now.since(delay.last) >= quiet;
         let known = self.delays.get(&key);

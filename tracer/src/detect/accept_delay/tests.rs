@@ -229,8 +229,9 @@ fn one_of_two_says_why_a_queue_is_full() {
         "{}",
         drop.summary
     );
-    assert_eq!(evidence(drop, "delay_finding"), &Value::Count(1));
-    assert!(drop.advice[0].starts_with("see finding 1"), "{drop:#?}");
+    assert_eq!(drop.explained_by, Some(1), "{drop:#?}");
+    let pointer = ["begin with finding 1: accept_delay slow explains this one"];
+    assert_eq!(drop.advice, pointer, "{drop:#?}");
 }
 
 /// The process that called listen() holds it no longer.

@@ -11,7 +11,7 @@ use crate::{
         room::{Context, Draft, Facts, Spec, plural, said_seconds, who},
         syn_drop::{Why, processes},
     },
-    finding::{Status, Subject},
+    finding::{Severity, Status, Subject},
     table::listener::ListenerKey,
 };
 
@@ -35,6 +35,8 @@ pub(super) fn draft(
             local: key.local,
         },
         owner: delay.owner,
+        // Clients fail where they gave up, and where no further one is let in.
+        severity: (queue.latest.is_full() || delay.ended() != (0, 0)).then_some(Severity::Critical),
         sample: None,
         since: delay.since,
         last: delay.last,

@@ -73,16 +73,15 @@ fn of_how(key: &DeathKey, deaths: &Deaths, rules: &Thresholds) -> Advice {
     let netns = key.netns;
     match key.how {
         How::ResetReceived => of_reset(key, deaths, rules),
-        How::GaveUp => vec![deaths.delay.map_or_else(
-            || {
-                format!(
-                    "find out why {owner} did not accept them in time: stopped or throttled, out of descriptors, or \
-                     slower than they come ('ss -ltn' shows how many wait; accept() that fails shows in its log)"
-                )
-            },
-            |delay| format!("see finding {delay}, which says why nobody accepts there"),
-        )
-        .into()],
+        // What mends it is in the finding that explains this one.
+        How::GaveUp if deaths.delay.is_some() => Vec::new(),
+        How::GaveUp => vec![
+            format!(
+                "find out why {owner} did not accept them in time: stopped or throttled, out of descriptors, or \
+                 slower than they come ('ss -ltn' shows how many wait; accept() that fails shows in its log)"
+            )
+            .into(),
+        ],
         How::ProcessEnded(exit) => of_exit(exit, &owner),
         How::ClosedBefore => vec![
             format!(

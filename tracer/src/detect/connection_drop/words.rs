@@ -153,7 +153,6 @@ fn facts(key: &DeathKey, deaths: &Deaths, cx: &Context<'_>) -> Facts {
             .seconds("waited_least_s", least)
             .seconds("waited_most_s", most);
     }
-    facts = facts.count_if_known("delay_finding", deaths.delay);
     facts = facts
         .text("last_local", latest.socket.local.to_string())
         .text("last_remote", latest.socket.remote.to_string())

@@ -738,11 +738,6 @@ pub(crate) static REGISTER: Register<Case> = Register {
             never: &[queue_full, sleeps, syn_queue_full],
         },
         Claim {
-            words: "the queue is full for as long as nobody accepts",
-            said: &[pointed],
-            never: &[queue_full, slow, syn_queue_full],
-        },
-        Claim {
             words: "says that it looks like a flood",
             said: &[flooded],
             never: &[syn_queue_full],

@@ -90,7 +90,6 @@ fn evidence(scene: &Scene<'_>, cause: Cause) -> Facts {
     facts = accepts(facts, &scene.acceptor);
     if cause.is_of_accept_queue() {
         facts = processes(facts, scene.drops.why.as_ref());
-        facts = facts.count_if_known("delay_finding", scene.drops.delay);
     }
     if let Some(families) = takes(scene.key.local, syn.v6_only) {
         facts = facts.text("takes", families);
@@ -415,10 +414,9 @@ fn advice(scene: &Scene<'_>, cause: Cause, cx: &Context<'_>) -> Vec<Cow<'static,
 
 /// What makes somebody accept. A longer queue is no remedy where nobody does.
 fn accept_advice(scene: &Scene<'_>) -> Vec<Cow<'static, str>> {
-    if let Some(delay) = scene.drops.delay {
-        return vec![
-            format!("see finding {delay}: the queue is full for as long as nobody accepts").into(),
-        ];
+    // What mends it is in the finding that explains this one.
+    if scene.drops.delay.is_some() {
+        return Vec::new();
     }
     let owner = who(scene.owner.as_ref());
     let why = scene.drops.why.as_ref();

@@ -221,11 +221,11 @@ fn gave_up_at_another_port(run: &mut Run) {
 
 pub(super) const TOGETHER: &[Claim<Records>] = &[
     Claim {
-        words: "which says why nobody accepts there",
-        said: &[gave_up_as_told, gave_up_at_an_any_address],
+        words: "slower than they come",
+        said: &[gave_up_beside_others, gave_up_at_another_port],
         never: &[
-            gave_up_beside_others,
-            gave_up_at_another_port,
+            gave_up_as_told,
+            gave_up_at_an_any_address,
             killed_none_accepted,
         ],
     },

@@ -63,9 +63,7 @@ pub(super) fn draft(
             .count("not_read_sockets", group.seen.unread)
             .count("unread_bytes", group.seen.unread_bytes);
     }
-    facts = facts
-        .text("looks_like", reading.name())
-        .count_if_known("delay_finding", group.delay);
+    facts = facts.text("looks_like", reading.name());
     if let Some((gained, span)) = growth {
         facts = facts
             .count("gained_sockets", gained)
@@ -188,11 +186,8 @@ fn advice(
         ];
     }
     match (key.state, reading) {
-        (_, Reading::NotAccepted) if group.delay.is_some() => group
-            .delay
-            .map(|delay| format!("see finding {delay}, which says why nobody accepts there").into())
-            .into_iter()
-            .collect(),
+        // What mends it is in the finding that explains this one.
+        (_, Reading::NotAccepted) if group.delay.is_some() => Vec::new(),
         (_, Reading::NotAccepted) => vec![
             format!(
                 "see what {owner} does instead of accept() (ps -o pid,stat,wchan:20,cmd -p {}: T is stopped, D waits \
