@@ -78,7 +78,7 @@ pub enum Audit {
 section! {
     "output";
     Output {
-        /// auto prints text on a terminal and JSON elsewhere; text and json force one.
+        /// auto prints text on a terminal and JSON elsewhere; text, brief (text, one line a change) and json force one.
         format: Format = Format::Auto;
         /// Kinds of lines to print beyond findings and gaps: connect, accept, state, retransmit, syn, reset,
         /// drop, early_drop, connection, failure, probe, seed, stats, all. Each costs a record per event.
@@ -126,6 +126,7 @@ impl Also {
                 emits: Emits::of(&self.emit),
                 findings: self.findings.iter().map(kind).collect::<Result<_, _>>()?,
             },
+            verbose: false,
         })
     }
 }

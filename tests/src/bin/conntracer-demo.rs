@@ -30,9 +30,8 @@ use tokio::{
     sync::oneshot,
 };
 
-/// What the headlines of the three findings say. In capitals only there: the start block speaks of
-/// the detectors in small letters.
-const KINDS: [&str; 3] = ["SYN_DROP", "HALF_OPEN", "RETRANSMIT_STORM"];
+/// The three findings.
+const KINDS: [&str; 3] = ["syn_drop", "half_open", "retransmit_storm"];
 
 /// Longest wait for the hooks to be attached; the verifier is slow on an emulated CPU.
 const STARTING: Duration = Duration::from_mins(2);
@@ -201,12 +200,20 @@ fn copy(stdout: ChildStdout, screen: &Shared) -> Result<()> {
         let text = String::from_utf8_lossy(&line);
         let mut screen = lock(screen);
         screen.has_started = true;
-        screen
-            .kinds
-            .extend(KINDS.iter().filter(|kind| text.contains(**kind)));
+        screen.kinds.extend(found(&text));
         line.clear();
     }
     Ok(())
+}
+
+/// The finding that a line tells of: it begins with time, severity, id and kind.
+fn found(line: &str) -> Option<&'static str> {
+    let words: Vec<&str> = line.split_whitespace().take(4).collect();
+    let [_, _, id, kind] = words[..] else {
+        return None;
+    };
+    let mut kinds = KINDS.into_iter();
+    kinds.find(|known| id.starts_with('#') && *known == kind)
 }
 
 /// The lock guards plain flags: they are whole even after a panic elsewhere.

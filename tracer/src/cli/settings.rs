@@ -59,6 +59,7 @@ pub fn output(typed: &OutputArguments, config: &Config) -> Output {
             emits: emits(typed, config),
             findings: Vec::new(),
         },
+        verbose: typed.common.verbose > 0,
     }
 }
 

@@ -159,7 +159,7 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
             json.push(b'\n');
             print_bytes(&json)
         }
-        Format::Auto | Format::Text => print(&doctor::text(&host)),
+        Format::Auto | Format::Text | Format::Brief => print(&doctor::text(&host)),
     }
 }
 

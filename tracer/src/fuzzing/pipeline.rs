@@ -21,7 +21,12 @@ use crate::{
     finding::{Finding, Status, Value},
     host::Host,
     recording::{Reader, Writer},
-    sink::{Line, Occasion, escape::is_hostile, json::Json, text::Text},
+    sink::{
+        Line, Occasion,
+        escape::is_hostile,
+        json::Json,
+        text::{Look, Text},
+    },
     watch::Watch,
 };
 
@@ -289,7 +294,7 @@ impl Heard {
             text: Vec::new(),
             prints: true,
             render_json: Json::new(Arc::clone(host)),
-            render_text: Text::new(Arc::clone(host), false),
+            render_text: Text::new(Arc::clone(host), Look::default()),
             open: BTreeSet::new(),
             last_id: 0,
         }

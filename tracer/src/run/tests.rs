@@ -155,6 +155,7 @@ fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) 
             to: To::file(None),
             format: Format::Json,
             selection: Selection::default(),
+            verbose: false,
         },
         destination: Box::new(Stream::new(file)),
     };

@@ -1,13 +1,19 @@
 //! How lines are written.
 
-use std::{env, ffi::OsString, fs::File, io::IsTerminal};
+use std::{
+    env,
+    ffi::OsString,
+    fs::File,
+    io::{self, IsTerminal},
+};
 
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::{
     json::Json,
     line::{Line, SharedHost},
-    text::Text,
+    text::{Detail, Look, Text, Width},
 };
 
 /// The formats.
@@ -17,8 +23,10 @@ pub enum Format {
     /// Text on a terminal, JSON elsewhere.
     #[default]
     Auto,
-    /// Readable blocks.
+    /// A line for each change, and what it means where a finding opens or ends.
     Text,
+    /// Only a line for each change.
+    Brief,
     /// One JSON object a line.
     Json,
 }
@@ -42,16 +50,32 @@ impl Format {
     }
 
     /// What renders for a destination that is `file`, or none.
-    #[must_use]
-    pub fn renderer(self, file: Option<&File>, host: SharedHost) -> Renderer {
+    pub fn renderer(
+        self,
+        file: Option<&File>,
+        host: SharedHost,
+        verbose: bool,
+    ) -> io::Result<Renderer> {
         let terminal = file.is_some_and(IsTerminal::is_terminal);
-        match self.settled(terminal) {
+        Ok(match self.settled(terminal) {
             Self::Json => Renderer::Json(Json::new(host)),
-            Self::Text | Self::Auto => {
-                let colour = terminal && wants_colour(|name| env::var_os(name));
-                Renderer::Text(Text::new(host, colour))
+            format @ (Self::Text | Self::Brief | Self::Auto) => {
+                let look = Look {
+                    colour: terminal && wants_colour(|name| env::var_os(name)),
+                    width: match file.filter(|_| terminal) {
+                        Some(file) => Width::Terminal(file.try_clone()?),
+                        None => Width::default(),
+                    },
+                    zone: TimeZone::system(),
+                    detail: match (format, verbose) {
+                        (Self::Brief, _) => Detail::Lines,
+                        (_, true) => Detail::Everything,
+                        (_, false) => Detail::Blocks,
+                    },
+                };
+                Renderer::Text(Text::new(host, look))
             }
-        }
+        })
     }
 }
 

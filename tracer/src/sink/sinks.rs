@@ -26,6 +26,8 @@ pub struct Output {
     pub to: To,
     pub format: Format,
     pub selection: Selection,
+    /// Text says everything that is known.
+    pub verbose: bool,
 }
 
 /// An output whose destination is open.
@@ -81,7 +83,10 @@ impl Sinks {
                 destination,
             } = opened;
             let file = destination.file().map(File::try_clone).transpose()?;
-            let renderer = output.format.renderer(file.as_ref(), Arc::clone(host));
+            let renderer =
+                output
+                    .format
+                    .renderer(file.as_ref(), Arc::clone(host), output.verbose)?;
             Ok(Sink {
                 to: output.to,
                 selection: output.selection,

@@ -69,6 +69,7 @@ fn to(path: Option<&Path>, destination: Box<dyn Destination>) -> Opened {
                 emits: Emits::of(&[Emit::All]),
                 findings: Vec::new(),
             },
+            verbose: false,
         },
         destination,
     }

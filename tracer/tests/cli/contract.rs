@@ -4,7 +4,11 @@ use std::collections::BTreeSet;
 
 use conntracer::{
     finding::{Container, Names},
-    sink::{Account, Line, Occasion, SinkAccount, json::Json, text::Text},
+    sink::{
+        Account, Line, Occasion, SinkAccount,
+        json::Json,
+        text::{Look, Text},
+    },
     table::listener::Summary,
     view::doctor,
 };
@@ -182,6 +186,6 @@ fn stats_keep_the_contract() {
     insta::assert_json_snapshot!(json["listeners"]);
 
     text.clear();
-    Text::new(host, false).render(&line, &mut text);
+    Text::new(host, Look::default()).render(&line, &mut text);
     insta::assert_snapshot!(String::from_utf8(text).unwrap());
 }

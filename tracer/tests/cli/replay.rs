@@ -117,11 +117,11 @@ fn text_tells_cause_subject_owner_count_and_advice() {
     for part in [
         "conntracer ",
         "on web1, Linux 6.12.0 x86_64",
-        "retransmit_storm is degraded: blind to what a test leaves out",
-        "SYN_DROP accept_queue_full  listener 10.0.0.1:80",
+        "not everything is seen here: ",
+        "syn_drop         10.0.0.1:80       accept_queue_full",
         "[1234] uid 33",
         "20×",
-        "resolved",
+        "ended",
         "→ ",
         "stopped: end of the recording; 1 syn_drop",
     ] {

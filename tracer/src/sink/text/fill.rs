@@ -1,6 +1,6 @@
 //! Filling paragraphs, with the following lines indented under the first.
 
-/// Breaks `text` between words so that no line is longer than `columns`, unless a word is.
+/// Breaks `text` between words so that no line is longer than `columns`; a word that is longer is broken itself.
 /// Every line but the first starts with `indent` spaces; `taken` columns of the first are in use.
 #[must_use]
 pub fn fill(text: &str, columns: usize, taken: usize, indent: usize) -> String {
@@ -17,8 +17,15 @@ pub fn fill(text: &str, columns: usize, taken: usize, indent: usize) -> String {
             filled.push(' ');
             column += 1;
         }
-        filled.push_str(word);
-        column += width;
+        for character in word.chars() {
+            if column >= columns.max(indent + 1) {
+                filled.push('\n');
+                filled.extend(std::iter::repeat_n(' ', indent));
+                column = indent;
+            }
+            filled.push(character);
+            column += 1;
+        }
         starts_line = false;
     }
     filled
@@ -32,7 +39,8 @@ mod tests {
     fn lines_break_between_words_and_hang() {
         assert_eq!(fill("one two three", 9, 0, 2), "one two\n  three");
         assert_eq!(fill("one two", 9, 4, 4), "one\n    two");
-        assert_eq!(fill("unbreakable", 4, 0, 2), "unbreakable");
+        assert_eq!(fill("unbreakable", 6, 0, 2), "unbrea\n  kabl\n  e");
+        assert_eq!(fill("abcd", 1, 0, 2), "abc\n  d", "room for one at least");
         assert_eq!(fill("", 4, 0, 2), "");
     }
 }

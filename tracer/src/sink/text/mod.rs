@@ -1,20 +1,31 @@
-//! Text for people: a short start block, a readable block for each finding, a line for each event.
+//! Text for people: an aligned line for each change, what it means where a finding opens or ends, a line for each event,
+//! and a table of what was found at the end.
 //!
-//! Times are UTC. Colour is the caller's decision ([`Text::new`]); everything that a process or a
+//! Times are local. Colour, width, zone and detail are the caller's decision ([`Look`]); everything that a process or a
 //! peer chose goes through [`Escaped`].
 
 pub mod fill;
+mod headline;
+mod ledger;
+#[cfg(test)]
+mod tests;
+mod width;
 mod words;
 
 use std::fmt::{self, Write as _};
 
 use conntracer_common::netns::KERNEL;
+use jiff::{civil::Date, tz::TimeZone};
 
+pub use self::width::Width;
 use self::{
     fill::fill,
+    headline::Headline,
+    ledger::Ledger,
+    width::cut,
     words::{
-        Clock, Day, Ends, EvidenceText, OR_A_DESCENDANT, OwnerText, Paint, Segments, SubjectText,
-        Words, errno, held, reason, sharers,
+        Clock, Ends, EvidenceText, OR_A_DESCENDANT, OwnerText, Paint, Segments, Words, errno, held,
+        reason, sharers,
     },
 };
 use super::{
@@ -24,15 +35,46 @@ use super::{
 use crate::{
     event::{Body, Event, OwnerSource},
     finding::{Certainty, Finding, Status},
+    plan::Coverage,
     reconcile::Reconciliation,
     table::listener::Summary,
     time::Ktime,
 };
 
-/// Columns of a line: what fits most windows, and a mail.
-const LINE_CHARS: usize = 98;
 /// Columns by which a block stands under its headline.
 const INDENT: usize = 2;
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// A line for each change.
+    Lines,
+    /// What it means, where a finding opens or ends.
+    #[default]
+    Blocks,
+    /// With all evidence each time, and every account at the end.
+    Everything,
+}
+
+/// How it looks.
+#[derive(Debug)]
+pub struct Look {
+    pub colour: bool,
+    pub width: Width,
+    pub zone: TimeZone,
+    pub detail: Detail,
+}
+
+impl Default for Look {
+    fn default() -> Self {
+        Self {
+            colour: false,
+            width: Width::default(),
+            zone: TimeZone::UTC,
+            detail: Detail::default(),
+        }
+    }
+}
 
 /// Renders lines as text.
 #[derive(Debug)]
@@ -40,16 +82,33 @@ pub struct Text {
     host: SharedHost,
     wall: Wall,
     paint: Paint,
+    width: Width,
+    zone: TimeZone,
+    detail: Detail,
+    ledger: Ledger,
+    /// Of the last line.
+    date: Option<Date>,
 }
 
 impl Text {
     #[must_use]
-    pub fn new(host: SharedHost, colour: bool) -> Self {
+    pub fn new(host: SharedHost, look: Look) -> Self {
+        let Look {
+            colour,
+            width,
+            zone,
+            detail,
+        } = look;
         let wall = Wall::of(&host);
         Self {
             host,
             wall,
             paint: Paint { colour },
+            width,
+            zone,
+            detail,
+            ledger: Ledger::default(),
+            date: None,
         }
     }
 
@@ -74,87 +133,113 @@ impl Text {
 
     fn start(&self, text: &mut String, time: Ktime) -> fmt::Result {
         let host = &*self.host;
-        writeln!(
-            text,
-            "conntracer {} on {}, Linux {} {}, from {}",
+        let columns = self.width.columns();
+        let local = self.zone.to_datetime(self.wall.time(time).0);
+        let zone = self.zone.to_offset(self.wall.time(time).0);
+        let first = format!(
+            "conntracer {} on {}, Linux {} {}, from {} {:.0} UTC{zone}",
             env!("CARGO_PKG_VERSION"),
             Escaped(&host.hostname),
             Escaped(&host.kernel),
             Escaped(&host.arch),
-            Day(self.wall.time(time)),
-        )?;
-        writeln!(text, "  {}", host.plan.in_one_line())?;
-        for limit in host.plan.limits() {
-            let limit = Escaped(&limit).to_string();
-            let limit = fill(&limit, LINE_CHARS, INDENT, 2 * INDENT);
-            writeln!(text, "  {}{limit}{}", self.paint.yellow(), self.paint.off())?;
+            local.date(),
+            local.time(),
+        );
+        writeln!(text, "{}", fill(&first, columns, 0, INDENT))?;
+        paragraph(text, columns, "", &host.plan.in_one_line())?;
+        let (yellow, off) = (self.paint.yellow(), self.paint.off());
+        let all: Vec<String> = host.plan.limits().collect();
+        if self.detail == Detail::Everything || all.len() < 2 {
+            for limit in all {
+                let limit = fill(&Escaped(&limit).to_string(), columns, INDENT, 2 * INDENT);
+                writeln!(text, "  {yellow}{limit}{off}")?;
+            }
+            return Ok(());
         }
-        Ok(())
+        let detectors = host.plan.detectors.iter();
+        let names: Vec<&str> = detectors
+            .filter(|detector| detector.coverage != Coverage::Exact)
+            .map(|detector| detector.detector.as_str())
+            .collect();
+        let limit = format!(
+            "not everything is seen here: {} ('conntracer doctor' says what is not)",
+            names.join(", ")
+        );
+        let limit = fill(&Escaped(&limit).to_string(), columns, INDENT, 2 * INDENT);
+        writeln!(text, "  {yellow}{limit}{off}")
     }
 
-    fn finding(&self, text: &mut String, finding: &Finding) -> fmt::Result {
-        let paint = &self.paint;
-        let colour = match finding.status {
-            Status::Open => paint.red(),
-            Status::Update => paint.yellow(),
-            Status::Resolved => paint.green(),
+    /// A line of a change; and what it means, where it opens or ends.
+    fn finding(&mut self, text: &mut String, finding: &Finding) -> fmt::Result {
+        self.ledger.said(finding);
+        self.day(text, finding.at)?;
+        let columns = self.width.columns();
+        let head = Headline {
+            finding,
+            time: self.wall.time(finding.at),
+            zone: &self.zone,
+            paint: &self.paint,
+            columns,
         };
-        write!(
-            text,
-            "{} {:<8} {colour}{}{} {}{}{}  {}",
-            Clock(self.wall.time(finding.at)),
-            finding.severity.name(),
-            finding.kind.name().to_uppercase(),
-            paint.off(),
-            paint.bold(),
-            Escaped(&finding.cause),
-            paint.off(),
-            SubjectText(&finding.subject),
-        )?;
-        if let Some(owner) = &finding.owner {
-            write!(text, "  {}", OwnerText(owner))?;
+        writeln!(text, "{head}")?;
+        match (self.detail, finding.status) {
+            (Detail::Lines, _) | (Detail::Blocks, Status::Update) => Ok(()),
+            (Detail::Blocks, Status::Resolved) => paragraph(text, columns, "", &finding.summary),
+            (Detail::Blocks, Status::Open) | (Detail::Everything, _) => {
+                self.block(text, finding, columns)
+            }
         }
-        write!(text, "  {}×", finding.count)?;
-        if let Some(state) = state(finding) {
-            write!(text, "  {}", Escaped(&state))?;
-        }
-        writeln!(text, "  #{}{}", finding.id, incident(finding))?;
+    }
 
-        paragraph(text, "", &finding.summary)?;
-        if let Some(sharers) = sharers(finding) {
-            paragraph(text, "", &sharers)?;
+    fn block(&self, text: &mut String, finding: &Finding, columns: usize) -> fmt::Result {
+        let paint = &self.paint;
+        paragraph(text, columns, "", &finding.summary)?;
+        if let Some(owner) = &finding.owner {
+            paragraph(text, columns, "owner: ", &OwnerText(owner).to_string())?;
         }
-        writeln!(
-            text,
-            "  since {}, last {}",
-            Clock(self.wall.time(finding.since)),
-            Clock(self.wall.time(finding.last)),
-        )?;
+        if let Some(sharers) = sharers(finding) {
+            paragraph(text, columns, "", &sharers)?;
+        }
         if finding.certainty == Certainty::Inferred {
             let because = finding
                 .because
                 .as_deref()
                 .unwrap_or("not every hook runs here");
-            paragraph(text, "inferred: ", because)?;
+            paragraph(text, columns, "inferred: ", because)?;
         }
-        for line in wrap(
-            finding
-                .evidence
-                .iter()
-                .map(|evidence| EvidenceText(evidence).to_string()),
-        ) {
-            writeln!(text, "  {}{line}{}", paint.dim(), paint.off())?;
+        if self.detail == Detail::Everything {
+            let span = format!(
+                "since {}, last {}",
+                Clock(self.wall.time(finding.since), &self.zone),
+                Clock(self.wall.time(finding.last), &self.zone),
+            );
+            paragraph(text, columns, "", &span)?;
+            let evidence = finding.evidence.iter();
+            for line in wrap(evidence.map(|of| EvidenceText(of).to_string()), columns) {
+                writeln!(text, "  {}{line}{}", paint.dim(), paint.off())?;
+            }
         }
         for advice in &finding.advice {
-            paragraph(text, "→ ", advice)?;
+            paragraph(text, columns, "→ ", advice)?;
         }
         Ok(())
     }
 
-    fn event(&self, text: &mut String, event: &Event) -> fmt::Result {
-        let clock = Clock(self.wall.time(event.time));
+    /// The date, before the first line of a day.
+    fn day(&mut self, text: &mut String, at: Ktime) -> fmt::Result {
+        let date = self.zone.to_datetime(self.wall.time(at).0).date();
+        let last = self.date.replace(date);
+        match last {
+            Some(last) if last != date => writeln!(text, "{date}"),
+            _ => Ok(()),
+        }
+    }
+
+    fn event(&mut self, text: &mut String, event: &Event) -> fmt::Result {
+        self.day(text, event.time)?;
+        let clock = Clock(self.wall.time(event.time), &self.zone);
         let about = event.body.about();
-        write!(text, "{clock} {:<10}", about.name)?;
+        write!(text, "{clock:#} {:<10}", about.name)?;
         if let Some(socket) = about.socket {
             write!(text, " {}", Ends(socket))?;
         }
@@ -262,18 +347,21 @@ impl Text {
     }
 
     fn gap(&self, text: &mut String, time: Ktime, hook: &str, lost: u64) -> fmt::Result {
-        writeln!(
-            text,
-            "{} {}GAP{} {lost} records of the {hook} hook were lost before they could be judged",
-            Clock(self.wall.time(time)),
-            self.paint.yellow(),
-            self.paint.off(),
-        )
+        let said = format!(
+            "{} GAP {lost} records of the {hook} hook were lost before they could be judged",
+            Clock(self.wall.time(time), &self.zone),
+        );
+        let said = fill(&said, self.width.columns(), 0, INDENT);
+        writeln!(text, "{}{said}{}", self.paint.yellow(), self.paint.off())
     }
 
     fn stats(&self, text: &mut String, account: &Account) -> fmt::Result {
-        write!(text, "{} stats; ", Clock(self.wall.time(account.time)))?;
-        totals(text, account)?;
+        write!(
+            text,
+            "{} stats; ",
+            Clock(self.wall.time(account.time), &self.zone)
+        )?;
+        totals(text, account, self.width.columns())?;
         for listener in &account.listeners {
             queue(text, listener)?;
         }
@@ -294,18 +382,88 @@ impl Text {
             Reason::EndOfInput => "end of the recording",
             Reason::BrokenPipe => "nobody reads any more",
         };
-        write!(
-            text,
-            "{} stopped: {why}; ",
-            Clock(self.wall.time(account.time))
-        )?;
-        totals(text, account)?;
-        reconciliation(text, &account.reconciliation)
+        let columns = self.width.columns();
+        let clock = Clock(self.wall.time(account.time), &self.zone);
+        write!(text, "{clock} stopped: {why}; ")?;
+        if self.detail == Detail::Everything {
+            totals(text, account, columns)?;
+            reconciliation(text, &account.reconciliation, columns)?;
+            return self.table(text, columns);
+        }
+        kinds(text, account)?;
+        self.table(text, columns)?;
+        accounts(text, account, columns)
+    }
+
+    /// What was found, incident by incident.
+    fn table(&self, text: &mut String, columns: usize) -> fmt::Result {
+        let mut incident = 0;
+        for row in self.ledger.rows() {
+            let lead = if row.incident == incident { "  " } else { "" };
+            incident = row.incident;
+            let owner = row.owner.as_deref().unwrap_or_default();
+            let state = if row.is_open { "open" } else { "ended" };
+            let line = format!(
+                "  {lead}#{} {} {state} {} {} {}×  {}  {owner}",
+                row.id,
+                row.severity.name(),
+                row.kind,
+                row.cause,
+                row.count,
+                row.subject,
+            );
+            let since = Clock(self.wall.time(row.since), &self.zone);
+            let line = format!("{line}  since {since}");
+            writeln!(text, "{}", cut(&Escaped(&line).to_string(), columns))?;
+        }
+        match self.ledger.left_out() {
+            0 => Ok(()),
+            more => writeln!(text, "  and {more} more findings"),
+        }
     }
 }
 
+/// One line where everything is accounted for; otherwise what is not.
+fn accounts(text: &mut String, account: &Account, columns: usize) -> fmt::Result {
+    let off = account
+        .hooks
+        .iter()
+        .filter(|(_, counters)| counters.lost > 0 || !counters.balances())
+        .map(|(hook, counters)| format!("{hook} lost {} of {}", counters.lost, counters.seen));
+    let residues = account.reconciliation.namespaces.iter().flat_map(|netns| {
+        let counters = netns.counters.iter();
+        let off = counters.filter(|(_, figures)| figures.residue != 0);
+        off.map(|(counter, figures)| {
+            format!(
+                "{} of namespace {}: the kernel counts {}, conntracer {}",
+                KERNEL[*counter].1, netns.netns, figures.kernel, figures.counted
+            )
+        })
+    });
+    let off: Vec<String> = off.chain(residues).collect();
+    if off.is_empty() {
+        let compared = account.reconciliation.namespaces.len();
+        if account.hooks.is_empty() && compared == 0 {
+            return sinks(text, account);
+        }
+        let said = format!(
+            "nothing was lost, and the kernel's own counters agree in {compared} namespaces that had any (-v shows them)"
+        );
+        paragraph(text, columns, "", &said)?;
+        return sinks(text, account);
+    }
+    for line in off {
+        paragraph(text, columns, "", &line)?;
+    }
+    sinks(text, account)
+}
+
 /// How the kernel's own counters compare, where either side counted anything.
-fn reconciliation(text: &mut String, reconciliation: &Reconciliation) -> fmt::Result {
+fn reconciliation(
+    text: &mut String,
+    reconciliation: &Reconciliation,
+    columns: usize,
+) -> fmt::Result {
     if reconciliation.namespaces.is_empty() {
         return Ok(());
     }
@@ -325,10 +483,15 @@ fn reconciliation(text: &mut String, reconciliation: &Reconciliation) -> fmt::Re
                 }
             })
             .collect();
-        paragraph(text, "", &format!("{lead}{}", counted.join("; ")))?;
+        paragraph(text, columns, "", &format!("{lead}{}", counted.join("; ")))?;
     }
     let unknown: Vec<&str> = reconciliation.not_reconciled.keys().copied().collect();
-    paragraph(text, "", &format!("not compared: {}", unknown.join(", ")))
+    paragraph(
+        text,
+        columns,
+        "",
+        &format!("not compared: {}", unknown.join(", ")),
+    )
 }
 
 /// One listener on one line.
@@ -363,48 +526,28 @@ fn queue(text: &mut String, listener: &Summary) -> fmt::Result {
     )
 }
 
-/// What it belongs to, where it does not stand alone.
-fn incident(finding: &Finding) -> String {
-    match finding.explained_by {
-        Some(cause) => format!(" because of #{cause}"),
-        None if !finding.related.is_empty() => format!(" in incident {}", finding.incident),
-        None => String::new(),
-    }
-}
-
-/// What became of a finding, where that is not plain from its being there: its own stage, and whether
-/// it is over.
-fn state(finding: &Finding) -> Option<String> {
-    let status = match finding.status {
-        Status::Open => None,
-        Status::Update => Some("update"),
-        Status::Resolved => Some("resolved"),
-    };
-    match (finding.stage.as_deref(), status) {
-        (Some(stage), Some("resolved")) => Some(format!("resolved, {stage}")),
-        (Some(stage), _) => Some(stage.to_owned()),
-        (None, status) => status.map(str::to_owned),
-    }
-}
-
 /// Indented under a finding's headline, and filled.
-fn paragraph(text: &mut String, lead: &str, body: &str) -> fmt::Result {
+fn paragraph(text: &mut String, columns: usize, lead: &str, body: &str) -> fmt::Result {
     let taken = INDENT + lead.chars().count();
     let body = Escaped(body).to_string();
-    writeln!(text, "  {lead}{}", fill(&body, LINE_CHARS, taken, taken))
+    writeln!(text, "  {lead}{}", fill(&body, columns, taken, taken))
+}
+
+/// Findings by kind.
+fn kinds(text: &mut String, account: &Account) -> fmt::Result {
+    if account.findings.is_empty() {
+        return writeln!(text, "no findings");
+    }
+    let counts = account.findings.iter();
+    let counts: Vec<String> = counts
+        .map(|(kind, count)| format!("{count} {}", kind.name()))
+        .collect();
+    writeln!(text, "{}", counts.join(", "))
 }
 
 /// Findings, the hooks that saw anything, and the tallies that are not zero.
-fn totals(text: &mut String, account: &Account) -> fmt::Result {
-    if account.findings.is_empty() {
-        writeln!(text, "no findings")?;
-    } else {
-        let counts = account.findings.iter();
-        let counts: Vec<String> = counts
-            .map(|(kind, count)| format!("{count} {}", kind.name()))
-            .collect();
-        writeln!(text, "{}", counts.join(", "))?;
-    }
+fn totals(text: &mut String, account: &Account, columns: usize) -> fmt::Result {
+    kinds(text, account)?;
     for (hook, counters) in account
         .hooks
         .iter()
@@ -426,9 +569,17 @@ fn totals(text: &mut String, account: &Account) -> fmt::Result {
         )?;
     }
     let tallies = account.tallies.iter().filter(|(_, count)| **count > 0);
-    for line in wrap(tallies.map(|(name, count)| format!("{} {count}", Words(name)))) {
+    for line in wrap(
+        tallies.map(|(name, count)| format!("{} {count}", Words(name))),
+        columns,
+    ) {
         writeln!(text, "  {line}")?;
     }
+    sinks(text, account)
+}
+
+/// What outputs could not take.
+fn sinks(text: &mut String, account: &Account) -> fmt::Result {
     for sink in &account.sinks {
         let (events, lines) = (sink.events_lost, sink.lines_lost);
         let name = Escaped(&sink.sink);
@@ -444,14 +595,12 @@ fn totals(text: &mut String, account: &Account) -> fmt::Result {
     Ok(())
 }
 
-/// Joins `parts` by middle dots into lines of at most [`LINE_CHARS`], never within a part.
-fn wrap(parts: impl Iterator<Item = String>) -> Vec<String> {
+/// Joins `parts` by middle dots into lines of at most so many columns, never within a part.
+fn wrap(parts: impl Iterator<Item = String>, columns: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for part in parts {
         match lines.last_mut() {
-            Some(line)
-                if INDENT + line.chars().count() + 3 + part.chars().count() <= LINE_CHARS =>
-            {
+            Some(line) if INDENT + line.chars().count() + 3 + part.chars().count() <= columns => {
                 line.push_str(" · ");
                 line.push_str(&part);
             }

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use jiff::tz::TimeZone;
+
 use super::super::{escape::Escaped, line::Time};
 use crate::{
     event::{self, OwnerSource},
@@ -130,6 +132,22 @@ impl fmt::Display for SubjectText<'_> {
     }
 }
 
+impl SubjectText<'_> {
+    /// The address or name alone, for a column.
+    pub(super) fn short(&self) -> String {
+        match self.0 {
+            Subject::Listener { local, .. } => local.to_string(),
+            Subject::Connection { local, remote, .. } => format!("{local} → {remote}"),
+            Subject::Remote { remote, .. } => format!("→ {remote}"),
+            Subject::Peer { remote, .. } => format!("→ {remote}"),
+            Subject::Prefix { prefix, length, .. } => format!("→ {prefix}/{length}"),
+            Subject::Netns { netns } => format!("netns {netns}"),
+            Subject::Process { pid, comm, .. } => format!("{}[{pid}]", Escaped(comm)),
+            Subject::Host => "this host".to_owned(),
+        }
+    }
+}
+
 /// Of an owner that has forked since.
 pub(super) const OR_A_DESCENDANT: &str = " or a descendant";
 
@@ -210,25 +228,24 @@ impl fmt::Display for Ends<'_> {
     }
 }
 
-/// Time of day: what tells lines apart on a screen.
-pub(super) struct Clock(pub(super) Time);
+/// Time of day where the reader is.
+pub(super) struct Clock<'a>(pub(super) Time, pub(super) &'a TimeZone);
 
-impl fmt::Display for Clock {
+impl fmt::Display for Clock<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = format!("{:.3}", self.0.0);
-        formatter.write_str(
-            time.split_once('T')
-                .map_or(time.as_str(), |(_, clock)| clock),
-        )
-    }
-}
-
-/// Date and time to the second.
-pub(super) struct Day(pub(super) Time);
-
-impl fmt::Display for Day {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:.0}", self.0.0)
+        let time = self.1.to_datetime(self.0.0).time();
+        write!(
+            formatter,
+            "{:02}:{:02}:{:02}",
+            time.hour(),
+            time.minute(),
+            time.second()
+        )?;
+        // What tells events apart.
+        if formatter.alternate() {
+            write!(formatter, ".{:03}", time.millisecond())?;
+        }
+        Ok(())
     }
 }
 
@@ -253,10 +270,6 @@ impl Paint {
 
     pub(super) const fn green(&self) -> &'static str {
         self.sequence("\x1b[32m")
-    }
-
-    pub(super) const fn bold(&self) -> &'static str {
-        self.sequence("\x1b[1m")
     }
 
     pub(super) const fn dim(&self) -> &'static str {
