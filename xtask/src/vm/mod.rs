@@ -8,6 +8,7 @@ mod report;
 mod trial;
 
 use std::{
+    cmp::Reverse,
     collections::VecDeque,
     process::ExitCode,
     sync::{Mutex, PoisonError},
@@ -179,8 +180,15 @@ impl Parts {
 pub(crate) fn test(workspace: &Workspace, plan: &Plan, parts: &Parts) -> Result<Vec<Outcome>> {
     let booted = parts.booted(plan)?;
     let mut queue: Vec<_> = booted.iter().enumerate().collect();
-    // What runs longest first, so that no VM is left alone at the end.
-    queue.sort_by_key(|(_, (_, setup))| (!setup.is_unshared, !setup.filters.is_empty()));
+    // What runs longest first, so that no VM is left alone at the end: all tests before some, and newer kernels, which have
+    // more to verify, before older ones.
+    queue.sort_by_key(|(index, (_, setup))| {
+        (
+            !setup.is_unshared,
+            !setup.filters.is_empty(),
+            Reverse(*index),
+        )
+    });
     let total = queue.len();
     let queue = Mutex::new(VecDeque::from(queue));
     let results = Mutex::new(Vec::with_capacity(total));
