@@ -12,7 +12,7 @@ use std::{
     fs,
     os::{
         fd::{AsFd, AsRawFd as _, OwnedFd},
-        unix::process::CommandExt as _,
+        unix::{fs::MetadataExt as _, process::CommandExt as _},
     },
     panic,
     process::Command,
@@ -30,6 +30,7 @@ use crate::{
     counters::Counters,
     forked::{self, Forked},
     netlink,
+    wait::{self, EVENTUALLY},
 };
 
 /// `comm` of the process that makes namespaces, and of its threads that act inside, so that tests know the
@@ -89,11 +90,17 @@ impl NetNs {
     /// A process inside that does nothing but be there, so that /proc leads into the namespace.
     pub fn inhabit(&self) -> Result<Forked> {
         let fd = self.fd.as_raw_fd();
-        Forked::run(c"ct-inhabitant", &[fd], move || {
+        let inhabitant = Forked::run(c"ct-inhabitant", &[fd], move || {
             // SAFETY: a descriptor that is kept, and a kind of namespace.
             let entered = unsafe { libc::setns(fd, libc::CLONE_NEWNET) };
             if entered == 0 { forked::pause() } else { 1 }
-        })
+        })?;
+        let way = format!("/proc/{}/ns/net", inhabitant.pid());
+        wait::until("a process to be in a namespace", EVENTUALLY, || {
+            let inode = fs::metadata(&way).context("looking at a process")?.ino();
+            Ok((inode == u64::from(self.inode())).then_some(()))
+        })?;
+        Ok(inhabitant)
     }
 
     /// Makes `command` run inside, wherever it is started.

@@ -39,8 +39,8 @@ const QUIET_NS: u64 = 10_000_000_000;
 /// Between two searches through all processes for one of a namespace; and between two through the threads of those that
 /// have sockets there, where no other has turned up.
 const SEARCH_NS: u64 = 2_000_000_000;
-/// Between two searches through all processes that find none of a namespace.
-const IN_VAIN_NS: u64 = 10_000_000_000;
+/// How often the time between two searches through all processes that find none of a namespace is doubled.
+const DOUBLINGS: u32 = 3;
 /// Share of the time that looks may take of a CPU, as a divisor; and how long after one the next is taken, whatever it
 /// took: before the trouble is forgotten.
 const SHARE: u64 = 50;
@@ -58,8 +58,18 @@ struct Troubled {
     net: Option<PathBuf>,
     /// When its processes were looked through in vain, since when no other has turned up.
     tried_ns: Option<u64>,
-    /// When all processes were.
-    searched_ns: Option<u64>,
+    /// When all processes were, and how often before.
+    searched: Option<(u64, u32)>,
+}
+
+impl Troubled {
+    /// Whether a search through all processes may find what the last one did not.
+    fn is_searched_for(&self, now_ns: u64) -> bool {
+        let rest = |(at_ns, before): (u64, u32)| {
+            is_over(Some(at_ns), SEARCH_NS << before.min(DOUBLINGS), now_ns)
+        };
+        self.net.is_none() && self.searched.is_none_or(rest)
+    }
 }
 
 /// Whether what was in vain may be tried again.
@@ -178,7 +188,7 @@ impl NetnsFactsLooks {
                 known.tried_ns = found.is_none().then_some(now_ns);
             }
             known.net = found.map(|directory| directory.join("net"));
-            missing |= known.net.is_none() && is_over(known.searched_ns, IN_VAIN_NS, now_ns);
+            missing |= known.is_searched_for(now_ns);
         }
         if !missing || !self.search_pace.is_due(now_ns) {
             return;
@@ -196,7 +206,8 @@ impl NetnsFactsLooks {
             }
         }
         for known in self.namespaces.values_mut() {
-            known.searched_ns = known.net.is_none().then_some(now_ns);
+            let before = known.searched.map_or(0, |(_, before)| before + 1);
+            known.searched = known.net.is_none().then_some((now_ns, before));
         }
         let cost_ns = cpu_ns().saturating_sub(spent_ns);
         self.search_pace.rest(cost_ns, now_ns);
@@ -329,18 +340,20 @@ mod tests {
         let tries = |looks: &mut NetnsFactsLooks, now_ns| {
             looks.find(now_ns);
             let known = &looks.namespaces[&1];
-            [known.tried_ns, known.searched_ns].map(|at_ns| at_ns == Some(now_ns))
+            let searched_ns = known.searched.map(|(at_ns, _)| at_ns);
+            [known.tried_ns, searched_ns].map(|at_ns| at_ns == Some(now_ns))
         };
         let begun_ns = 1 << 40;
         assert_eq!(tries(&mut looks, begun_ns), [true, true]);
         looks.search_pace.next_ns = 0;
         assert_eq!(tries(&mut looks, begun_ns + SEARCH_NS - 1), [false, false]);
-        assert_eq!(tries(&mut looks, begun_ns + SEARCH_NS), [true, false]);
+        assert_eq!(tries(&mut looks, begun_ns + SEARCH_NS), [true, true]);
         // Another process of it.
         early_drop.owner.pid = 1;
         looks.meet(early_drop.as_bytes());
+        looks.search_pace.next_ns = 0;
         assert_eq!(tries(&mut looks, begun_ns + SEARCH_NS + 1), [true, false]);
-        assert_eq!(tries(&mut looks, begun_ns + IN_VAIN_NS), [true, true]);
+        assert_eq!(tries(&mut looks, begun_ns + 3 * SEARCH_NS), [true, true]);
     }
 
     #[test]
