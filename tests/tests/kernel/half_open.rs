@@ -296,16 +296,20 @@ fn a_leak_is_told_from_a_slow_peer() {
         (&client).write_all(b"?").unwrap();
         drop(client);
         leaked += 1;
-        let seen = tracer
-            .wait_for("one more that is not closed", EVENTUALLY, |finding| {
+        // An update may be long in coming, by when the leak would be a slow one.
+        let seen = wait::until("one more that is not closed", EVENTUALLY, || {
+            let run = tracer.checkpoint()?;
+            let seen = run.last_of(|finding| {
                 is("half_closed")(finding)
                     && finding
                         .owner
                         .as_ref()
                         .is_some_and(|owner| owner.pid == leaking.pid())
                     && finding.count == leaked
-            })
-            .unwrap();
+            });
+            Ok(seen.first().map(|seen| Finding::clone(seen)))
+        })
+        .unwrap();
         if by(leaking.pid(), "leak")(&seen) {
             break seen;
         }
