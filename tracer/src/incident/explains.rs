@@ -45,11 +45,34 @@ pub(super) fn explains(cause: &Finding, symptom: &Finding) -> bool {
             ("connection_drop", "reset_sent" | "aborted" | "timed_out"),
             ("connection_drop", "reset_received"),
         ) => {
-            let apart = cause.last.since(symptom.last).max(symptom.last.since(cause.last));
-            is_other_end(cause, symptom) && apart <= RESET_IN
+            is_other_end(cause, symptom) && is_one_moment(cause, symptom)
         }
         _ => explains_at_listener(cause, symptom),
     }
+}
+
+/// Whether two findings that met the same connections tell one story, of which neither is known to be the cause: nothing is
+/// answered, seen in several ways; or both ends tell of one end. That a connection loses segments is no reason for its
+/// process to reset it.
+pub(super) fn is_one_story(one: &Finding, other: &Finding) -> bool {
+    let ends = |finding| matches!(words(finding), ("connection_drop", _));
+    (is_silence(one) && is_silence(other))
+        || (ends(one) && ends(other) && is_other_end(one, other) && is_one_moment(one, other))
+}
+
+fn is_silence(finding: &Finding) -> bool {
+    match words(finding) {
+        ("half_open", cause) => matches!(cause, "dead_peer" | "handshake"),
+        ("connection_drop", cause) => matches!(cause, "timed_out" | "unreachable"),
+        ("connect_failure", cause) => matches!(cause, "timed_out" | "cancelled" | "unreachable"),
+        ("retransmit_storm", cause) => cause != "reordering",
+        ("send_stall", _) => true,
+        _ => false,
+    }
+}
+
+fn is_one_moment(one: &Finding, other: &Finding) -> bool {
+    one.last.since(other.last).max(other.last.since(one.last)) <= RESET_IN
 }
 
 /// The same of two findings about one listener, which have met no connection in common.
@@ -77,6 +100,35 @@ pub(super) fn is_one_queue(one: &Finding, other: &Finding) -> bool {
         _ => false,
     };
     tells(one) && tells(other)
+}
+
+/// How long a server's failure may have been over when a proxy ends what its clients wait for: it has tried again, and
+/// another server.
+const PASSED_ON_IN: Duration = Duration::from_secs(10);
+
+/// Clients that gave up one by one are no pattern.
+const GAVE_UP: u64 = 3;
+
+/// Whether a process tells that a server failed it.
+pub(super) fn is_of_server(finding: &Finding) -> bool {
+    finding.kind.name() == "connect_failure"
+        || finding.kind.name() == "connection_drop"
+            && matches!(finding.subject, Subject::Peer { .. })
+}
+
+/// Whether what a process did to its clients, or they to it, may have come of the server that failed it: it began after
+/// that, while it went on or soon after. A process that resets its clients does so for a reason of its own; of clients that
+/// gave up there must be several.
+pub(super) fn are_legs(server: &Finding, client: &Finding) -> bool {
+    if !is_of_server(server) || !matches!(client.subject, Subject::Listener { .. }) {
+        return false;
+    }
+    let is_passed_on = match words(client) {
+        ("connection_drop", "reset_sent") => true,
+        ("connection_drop", "reset_received") => client.count >= GAVE_UP,
+        _ => false,
+    };
+    is_passed_on && client.since >= server.since && client.since.since(server.last) <= PASSED_ON_IN
 }
 
 fn is_of_accept_queue(cause: &str) -> bool {

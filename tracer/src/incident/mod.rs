@@ -18,7 +18,9 @@ use std::{
     time::Duration,
 };
 
-use self::explains::{explains, explains_at_listener, is_one_queue};
+use self::explains::{
+    are_legs, explains, explains_at_listener, is_of_server, is_one_queue, is_one_story,
+};
 use crate::{
     event::Side,
     finding::{Finding, Status, Subject},
@@ -95,14 +97,23 @@ impl Meetings {
     }
 }
 
+/// What two findings have in common, the weakest evidence first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Link {
+    /// A process that serves the one's clients and has trouble with the other's server.
+    Process,
+    Listener,
+    Connection,
+}
+
 /// A finding that may be one of several, as last said.
 #[derive(Debug, Default)]
 struct Member {
     said: Option<Finding>,
     /// Address and port that every connection has which it met: both while it is one connection.
     common: Option<Vec<SocketAddr>>,
-    /// Others that met a connection which it met; false of those that are only about the same listener.
-    links: BTreeMap<u64, bool>,
+    /// What it has in common with others.
+    links: BTreeMap<u64, Link>,
     incident: u64,
     explained_by: Option<u64>,
 }
@@ -140,6 +151,8 @@ pub(crate) struct Incidents {
     /// Members of each incident, by its id.
     groups: BTreeMap<u64, BTreeSet<u64>>,
     listeners: BTreeMap<(u32, SocketAddr), BTreeSet<u64>>,
+    /// Those of a process, by namespace and pid.
+    processes: BTreeMap<(u32, u32), BTreeSet<u64>>,
 }
 
 impl Default for Incidents {
@@ -149,6 +162,7 @@ impl Default for Incidents {
             members: Bounded::new(MAX_FINDINGS),
             groups: BTreeMap::new(),
             listeners: BTreeMap::new(),
+            processes: BTreeMap::new(),
         }
     }
 }
@@ -174,7 +188,7 @@ impl Incidents {
         let others = meetings.others(id, *met).collect::<Vec<_>>();
         meetings.add(id, met);
         for other in others {
-            self.link(id, other, true);
+            self.link(id, other, Link::Connection);
         }
     }
 
@@ -184,6 +198,7 @@ impl Incidents {
         self.forget_old(finding.at);
         self.member(id).said = Some(finding.clone());
         self.link_same_listener(&finding);
+        self.link_legs(&finding);
         let mut changed = self.join(id);
         changed.remove(&id);
         self.complete(&mut finding);
@@ -236,6 +251,14 @@ impl Incidents {
                 self.listeners.remove(&(*netns, *local));
             }
         }
+        if let Some(process) = member.said.as_ref().and_then(process_of)
+            && let Some(same) = self.processes.get_mut(&process)
+        {
+            same.remove(&gone);
+            if same.is_empty() {
+                self.processes.remove(&process);
+            }
+        }
         for other in member.links.keys() {
             if let Some(other) = self.members.get_mut(other) {
                 other.links.remove(&gone);
@@ -255,13 +278,14 @@ impl Incidents {
         }
     }
 
-    fn link(&mut self, one: u64, other: u64, met: bool) {
+    fn link(&mut self, one: u64, other: u64, by: Link) {
         for (id, to) in [(one, other), (other, one)] {
             if self.members.get(&to).is_some()
                 && let Some(member) = self.members.get_mut(&id)
                 && (member.links.len() < MAX_LINKS || member.links.contains_key(&to))
             {
-                *member.links.entry(to).or_default() |= met;
+                let known = member.links.entry(to).or_insert(by);
+                *known = (*known).max(by);
             }
         }
     }
@@ -276,7 +300,44 @@ impl Incidents {
         let same: Vec<u64> = same.iter().copied().take(MAX_LINKS).collect();
         for other in same {
             if other != finding.id {
-                self.link(finding.id, other, false);
+                self.link(finding.id, other, Link::Listener);
+            }
+        }
+    }
+
+    /// What a proxy does to its clients while a server fails it: of one server, as of two neither may be the reason.
+    fn link_legs(&mut self, finding: &Finding) {
+        let Some(process) = process_of(finding) else {
+            return;
+        };
+        let same = self.processes.entry(process).or_default();
+        same.insert(finding.id);
+        let same: Vec<u64> = same.iter().copied().take(MAX_LINKS).collect();
+        let said = |id: u64| {
+            self.members
+                .get(&id)
+                .and_then(|member| member.said.as_ref())
+        };
+        let servers: BTreeSet<u64> = same
+            .iter()
+            .filter(|id| said(**id).is_some_and(is_of_server))
+            .filter_map(|id| self.members.get(id))
+            .map(|member| member.incident)
+            .collect();
+        if servers.len() != 1 {
+            return;
+        }
+        let legs: Vec<(u64, u64)> = same
+            .iter()
+            .flat_map(|one| same.iter().map(move |other| (*one, *other)))
+            .filter(|(server, client)| {
+                let both = said(*server).zip(said(*client));
+                both.is_some_and(|(server, client)| are_legs(server, client))
+            })
+            .collect();
+        for (server, client) in legs {
+            if server == finding.id || client == finding.id {
+                self.link(server, client, Link::Process);
             }
         }
     }
@@ -286,21 +347,27 @@ impl Incidents {
     fn join(&mut self, id: u64) -> BTreeSet<u64> {
         let mut changed = BTreeSet::new();
         let links = self.members.get(&id).map(|member| member.links.clone());
-        for (other, met) in links.into_iter().flatten() {
+        for (other, by) in links.into_iter().flatten() {
             let (Some(one), Some(two)) = (self.members.get(&id), self.members.get(&other)) else {
                 continue;
             };
             let (Some(said), Some(of_other)) = (&one.said, &two.said) else {
                 continue;
             };
-            let met = met && one.shares(two);
+            let met = by == Link::Connection && one.shares(two);
             let explains = if met { explains } else { explains_at_listener };
             let causes = [
                 (id, other, explains(of_other, said)),
                 (other, id, explains(said, of_other)),
             ];
             let is_explained = causes.iter().any(|(.., is_so)| *is_so);
-            if !met && !is_explained && !is_one_queue(said, of_other) {
+            let is_one = match by {
+                Link::Process => true,
+                Link::Listener | Link::Connection => {
+                    met && is_one_story(said, of_other) || is_one_queue(said, of_other)
+                }
+            };
+            if !is_one && !is_explained {
                 continue;
             }
             let incidents = [one.incident, two.incident];
@@ -370,4 +437,8 @@ impl Incidents {
             }
         }
     }
+}
+
+fn process_of(finding: &Finding) -> Option<(u32, u32)> {
+    Some((finding.subject.netns()?, finding.owner.as_ref()?.pid))
 }

@@ -402,7 +402,7 @@ fn what_the_cause_cannot_make_is_not_explained_by_it() {
         (symptom.cause.as_ref(), symptom.explained_by),
         ("refused", None)
     );
-    assert_eq!(symptom.incident, 1, "it met the same connection");
+    assert_eq!(symptom.incident, symptom.id);
 }
 
 #[test]
@@ -455,4 +455,75 @@ fn a_silent_connection_and_its_end_are_one_incident(#[case] ended: &str, #[case]
         (2, incidents, None)
     );
     assert_eq!(pointers(end), 0);
+}
+
+/// The clients of a proxy's front, of which so many give up.
+fn clients_give_up(run: &mut Run, clients: u16) {
+    for client in 0..clients {
+        let front = Socket {
+            sk: 0xffff_8881_0000_0000 + u64::from(client),
+            ..socket("10.9.1.1:80", &format!("10.9.1.2:{}", 41_000 + client))
+        };
+        run.close(front, |_| ());
+    }
+}
+
+/// The proxy's server does not answer.
+fn server_fails(run: &mut Run, server: &str) {
+    let now_ns = run.ktime_ns();
+    run.failure(socket("10.9.0.9:42000", server), 1, |failure| {
+        failure.error = ETIMEDOUT;
+        failure.how = 0;
+        failure.first_ns = now_ns;
+    });
+}
+
+#[test]
+fn both_legs_of_a_proxy_are_one_incident() {
+    let mut run = Run::new();
+    run.tick();
+    server_fails(&mut run, SERVER);
+    run.pass(Duration::from_secs(1));
+    clients_give_up(&mut run, 5);
+    run.pass(Duration::from_secs(1));
+    run.checkpoint();
+    let told: Vec<_> = run.last_words().into_iter().map(incident).collect();
+    assert_eq!(told, [(1, None, vec![2]), (1, None, vec![1])]);
+    run.assert_replays(Thresholds::default());
+}
+
+/// Nothing of this is the server's doing.
+#[rstest]
+#[case::one_client_gave_up(|run: &mut Run| {
+    server_fails(run, SERVER);
+    clients_give_up(run, 1);
+})]
+#[case::they_gave_up_before(|run: &mut Run| {
+    clients_give_up(run, 5);
+    run.pass(Duration::from_secs(1));
+    server_fails(run, SERVER);
+})]
+#[case::long_after(|run: &mut Run| {
+    server_fails(run, SERVER);
+    run.pass(Duration::from_secs(20));
+    clients_give_up(run, 5);
+})]
+#[case::of_two_servers_either_may_be_the_reason(|run: &mut Run| {
+    server_fails(run, SERVER);
+    server_fails(run, "10.9.0.4:8080");
+    run.pass(Duration::from_secs(1));
+    clients_give_up(run, 5);
+})]
+fn what_a_server_has_not_made_is_not_its_incident(#[case] records: fn(&mut Run)) {
+    let mut run = Run::new();
+    run.tick();
+    records(&mut run);
+    run.checkpoint();
+    for finding in run.last_words() {
+        assert_eq!(
+            incident(finding),
+            (finding.id, None, vec![]),
+            "{finding:#?}"
+        );
+    }
 }

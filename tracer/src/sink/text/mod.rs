@@ -447,7 +447,7 @@ fn accounts(text: &mut String, account: &Account, columns: usize) -> fmt::Result
             return sinks(text, account);
         }
         let said = format!(
-            "nothing was lost, and the kernel's own counters agree in {compared} namespaces that had any (-v shows them)"
+            "nothing was lost, and the kernel's own counters say the same (network namespaces compared: {compared}; -v shows them)"
         );
         paragraph(text, columns, "", &said)?;
         return sinks(text, account);
