@@ -1,7 +1,7 @@
 //! Incidents: what belongs together by a connection or a listener, across the namespaces of one host, and what only happens
 //! at the same time.
 
-use std::{io::Write as _, net::SocketAddr};
+use std::{fs, io::Write as _, mem::MaybeUninit, net::SocketAddr, path::Path};
 
 use conntracer_tests::{
     family::Family,
@@ -10,15 +10,20 @@ use conntracer_tests::{
     netns::NetNs,
     scenario::accept_queue::BACKLOG,
     socket::{
-        Connection, connect_without_waiting, listen_on, repeat_syns, tcp, tcp_info, wait_error,
-        wait_readable,
+        Connection, abort_on_close, connect_without_waiting, listen_on, repeat_syns, tcp, tcp_info,
+        wait_error, wait_readable,
     },
-    wait::{self, EVENTUALLY},
+    wait::{self, EVENTUALLY, SOON},
 };
 use rstest::rstest;
+use rustix::process::Signal;
 use socket2::Socket;
 
-use crate::support::{assert_sound, binary, is_syn_drop, watch};
+use crate::{
+    nginx::Nginx,
+    programs::{Served, ask, program},
+    support::{assert_sound, binary, is_syn_drop, watch},
+};
 
 const BUSY: u16 = 9030;
 const NOBODY: u16 = 9031;
@@ -186,4 +191,135 @@ fn both_ends_of_a_reset_are_one_incident() {
     drop((connected, healthy));
     assert_sound(&of_server, &pair.server);
     assert_sound(&of_client, &pair.client);
+}
+
+const REQUEST: &str = "GET / HTTP/1.0\r\n\r\n";
+
+/// haproxy before one server, which it gives up after a second and a half.
+fn proxy(program: &Path, netns: &NetNs, front: SocketAddr, backend: SocketAddr) -> Served {
+    Served::start(program, netns, |directory| {
+        let path = directory.join("haproxy.cfg");
+        let text = format!(
+            "defaults\n mode http\n timeout connect 1500ms\n timeout client 60s\n timeout server 60s\n retries 0\n\
+             frontend front\n bind {front}\n default_backend back\nbackend back\n server one {backend}\n"
+        );
+        fs::write(&path, text)?;
+        Ok(vec!["-db".to_owned(), "-f".to_owned(), path.display().to_string()])
+    })
+    .unwrap()
+}
+
+/// So many clients, each of which has sent its request.
+fn ask_at_once(netns: &NetNs, front: SocketAddr, count: usize) -> Vec<Socket> {
+    let mut clients: Vec<Socket> = netns
+        .run(|| {
+            (0..count)
+                .map(|_| {
+                    let socket = tcp(Family::V4)?;
+                    connect_without_waiting(&socket, front)?;
+                    Ok(socket)
+                })
+                .collect()
+        })
+        .unwrap();
+    for client in &mut clients {
+        established(client);
+        client.write_all(REQUEST.as_bytes()).unwrap();
+    }
+    clients
+}
+
+/// A proxy before a server whose workers are stopped, and two hundred clients, of which some lose patience. What is told begins
+/// with the server that does not accept; what the proxy fails to open, and who gives up at its front, is of that incident.
+#[test]
+fn a_stopped_server_is_the_incident_of_its_proxy_and_its_clients() {
+    const CLIENTS: usize = 200;
+    const IMPATIENT: usize = 20;
+    const FRONT: u16 = 9032;
+    let Some(binary) = binary() else { return };
+    let (Some(nginx), Some(haproxy)) = (program("CONNTRACER_NGINX"), program("CONNTRACER_HAPROXY"))
+    else {
+        return;
+    };
+    let pair = Pair::new().unwrap();
+    let Some(mut tracer) = watch(&binary, &pair.server) else {
+        return;
+    };
+    let backend = Family::V4.loopback_listener();
+    let nginx = Nginx::start(nginx, &pair.server, backend).unwrap();
+    let front = SocketAddr::new(Family::V4.server(), FRONT);
+    let haproxy = proxy(&haproxy, &pair.server, front, backend);
+    wait::until("the proxy to serve", SOON, || {
+        Ok(pair.client.run(|| ask(front, REQUEST, "well")).ok())
+    })
+    .unwrap();
+    nginx.signal_workers(Signal::STOP).unwrap();
+    nginx.wait_stopped().unwrap();
+
+    let clients = ask_at_once(&pair.client, front, CLIENTS);
+    let of_proxy = |finding: &Finding| {
+        finding.finding == "connect_failure"
+            && matches!(finding.subject, Subject::Peer { remote, .. } if remote == backend)
+            && finding
+                .owner
+                .as_ref()
+                .is_some_and(|owner| owner.comm == "haproxy")
+    };
+    tracer
+        .wait_for("the proxy to give its server up", EVENTUALLY, of_proxy)
+        .unwrap();
+    // Those whose requests wait in the server's queue: the proxy has an answer for the others.
+    let waiting: Vec<Socket> = clients
+        .into_iter()
+        .filter(|client| client.peek(&mut [MaybeUninit::uninit()]).is_err())
+        .collect();
+    assert!(waiting.len() >= 3, "{} clients wait", waiting.len());
+    for client in waiting.iter().take(IMPATIENT) {
+        abort_on_close(client).unwrap();
+    }
+    let gave_up = waiting.len().min(IMPATIENT) as u64;
+    drop(waiting);
+    let at_front = |finding: &Finding| {
+        finding.finding == "connection_drop"
+            && finding.cause == "reset_received"
+            && matches!(finding.subject, Subject::Listener { local, .. } if local == front)
+    };
+    wait::until("all who gave up to be told", EVENTUALLY, || {
+        let run = tracer.checkpoint()?;
+        let told: u64 = run.last_of(at_front).iter().map(|of| of.count).sum();
+        Ok((told >= gave_up).then_some(()))
+    })
+    .unwrap();
+    let run = tracer.checkpoint().unwrap();
+
+    let server = |finding: &Finding| {
+        matches!(finding.subject, Subject::Listener { local, .. } if local == backend)
+            && matches!(&*finding.finding, "syn_drop" | "accept_delay")
+            && finding.explained_by.is_none()
+    };
+    let causes = run.last_of(server);
+    assert!(!causes.is_empty(), "{run:#?}");
+    for cause in &causes {
+        let said = format!("{} {:?}", cause.summary, cause.advice);
+        assert!(said.contains("stopped"), "{cause:#?}");
+        assert_eq!(cause.incident, causes[0].incident, "{causes:#?}");
+    }
+    let failures = run.last_of(of_proxy);
+    let [failure] = failures[..] else {
+        panic!("{failures:#?}")
+    };
+    assert_eq!(
+        failure.incident, causes[0].incident,
+        "{failure:#?} {causes:#?}"
+    );
+    let cause = failure.explained_by.expect("a cause");
+    assert!(causes.iter().any(|of| of.id == cause), "{failure:#?}");
+    let ends = run.last_of(at_front);
+    assert!(!ends.is_empty());
+    for end in ends {
+        assert_eq!(end.incident, causes[0].incident, "{end:#?}");
+    }
+    nginx.signal_workers(Signal::CONT).unwrap();
+    drop((nginx, haproxy));
+    assert_sound(&run, &pair.server);
 }

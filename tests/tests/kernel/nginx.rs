@@ -212,14 +212,14 @@ impl Nginx {
         self.process.signal(signal)
     }
 
-    fn signal_workers(&self, signal: Signal) -> Result<()> {
+    pub(crate) fn signal_workers(&self, signal: Signal) -> Result<()> {
         self.workers.iter().try_for_each(|worker| {
             kill_process(*worker, signal)
                 .with_context(|| format!("sending {signal:?} to a worker of nginx"))
         })
     }
 
-    fn wait_stopped(&self) -> Result<()> {
+    pub(crate) fn wait_stopped(&self) -> Result<()> {
         wait::until("the workers of nginx to stop", SOON, || {
             let stopped = self.workers.iter().all(|worker| {
                 let stat = fs::read_to_string(format!("/proc/{}/stat", worker.as_raw_nonzero()));
