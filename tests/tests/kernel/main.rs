@@ -47,3 +47,4 @@ mod send_stall;
 mod silence;
 mod support;
 mod syn_drop;
+mod times;

@@ -249,7 +249,22 @@ pub struct Acceptor {
     pub state: u8,
     /// Bits of [`acceptor_flag`].
     pub flags: u8,
-    pub pad: [u8; 6],
+    /// What most of its descriptors are, one of [`descriptor_kind`], and how many of them; where it has none to spare.
+    pub descriptor_kind: u8,
+    pub pad: u8,
+    pub descriptors_of_kind: u32,
+}
+
+/// What a descriptor leads to, of [`Acceptor::descriptor_kind`].
+pub mod descriptor_kind {
+    pub const UNKNOWN: u8 = 0;
+    pub const SOCKET: u8 = 1;
+    pub const PIPE: u8 = 2;
+    /// With a path: a file or a device.
+    pub const FILE: u8 = 3;
+    /// An `anon_inode`: eventfd, epoll, timer and their like.
+    pub const ANONYMOUS: u8 = 4;
+    pub const COUNT: usize = 5;
 }
 
 /// Index into [`NetnsFacts::figures`].

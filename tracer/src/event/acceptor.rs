@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
-use conntracer_common::record::{self, UNKNOWN_COUNT, UNKNOWN_TOTAL, acceptor_flag};
+use conntracer_common::record::{
+    self, UNKNOWN_COUNT, UNKNOWN_TOTAL, acceptor_flag, descriptor_kind,
+};
 
 use super::{owner::Comm, socket::Socket};
 
@@ -21,6 +23,8 @@ pub struct Acceptor {
     pub stopped: u32,
     pub descriptors: Option<u32>,
     pub descriptor_limit: Option<u32>,
+    /// What most of its descriptors are, and how many, where it has none to spare.
+    pub descriptors_mostly: Option<(&'static str, u32)>,
     /// Times and microseconds that its control group was throttled since it was made.
     pub throttled: Option<(u64, u64)>,
     /// Milliseconds that it has run so far.
@@ -31,6 +35,17 @@ pub struct Acceptor {
     /// Where in its look.
     pub index: u32,
     flags: u8,
+}
+
+/// One of [`descriptor_kind`], for a sentence.
+const fn descriptors(kind: u8) -> Option<&'static str> {
+    match kind {
+        descriptor_kind::SOCKET => Some("sockets"),
+        descriptor_kind::PIPE => Some("pipes"),
+        descriptor_kind::FILE => Some("files"),
+        descriptor_kind::ANONYMOUS => Some("event, epoll or timer descriptors"),
+        _ => None,
+    }
 }
 
 impl Acceptor {
@@ -46,6 +61,8 @@ impl Acceptor {
             stopped: raw.stopped,
             descriptors: count(raw.descriptors),
             descriptor_limit: count(raw.descriptor_limit),
+            descriptors_mostly: descriptors(raw.descriptor_kind)
+                .map(|kind| (kind, raw.descriptors_of_kind)),
             throttled: (raw.throttled != UNKNOWN_TOTAL && raw.throttled_us != UNKNOWN_TOTAL)
                 .then_some((raw.throttled, raw.throttled_us)),
             cpu_ms: raw.cpu_ms,

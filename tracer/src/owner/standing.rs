@@ -7,12 +7,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use conntracer_common::record::descriptor_kind;
+
 use super::process;
 
 /// Threads looked at; of more it is said that there are.
 const MAX_THREADS: usize = 256;
 /// Descriptors counted one by one, where the kernel does not say how many there are (before 6.2).
 const MAX_COUNTED: usize = 16_384;
+/// Those whose kind is looked at, at some 1 µs each: where none is to spare.
+const MAX_RESOLVED: usize = 4_096;
 /// Control groups above one another that are looked at.
 const MAX_DEPTH: usize = 16;
 
@@ -30,6 +34,8 @@ pub(crate) struct Standing {
     pub(crate) has_more_threads: bool,
     pub(crate) descriptors: Option<u32>,
     pub(crate) descriptor_limit: Option<u32>,
+    /// What most of them are, by [`descriptor_kind`], and how many; where there are as many as there may be.
+    pub(crate) descriptors_mostly: Option<(u8, u32)>,
     pub(crate) waits_in: Vec<u8>,
     pub(crate) is_frozen: bool,
     /// Times and microseconds.
@@ -69,6 +75,9 @@ pub(crate) fn read(proc: &Path, cgroups: &Path, pid: u32, ticks_per_s: u64) -> O
         .ok()
         .and_then(|limits| descriptor_limit(&limits));
     standing.descriptors = descriptors(&directory.join("fd"), standing.descriptor_limit);
+    if standing.descriptors.is_some() && standing.descriptors >= standing.descriptor_limit {
+        standing.descriptors_mostly = mostly(&directory.join("fd"));
+    }
     standing.waits_in = fs::read(directory.join("wchan"))
         .ok()
         .filter(|function| function != b"0")
@@ -148,6 +157,32 @@ fn descriptors(directory: &Path, limit: Option<u32>) -> Option<u32> {
         below += u32::from(number.is_some_and(|number| number < limit));
     }
     (all < MAX_COUNTED).then_some(below)
+}
+
+/// What most of the descriptors lead to, of some thousand of them.
+fn mostly(directory: &Path) -> Option<(u8, u32)> {
+    let mut counts = [0_u32; descriptor_kind::COUNT];
+    for entry in fs::read_dir(directory).ok()?.flatten().take(MAX_RESOLVED) {
+        let Ok(target) = fs::read_link(entry.path()) else {
+            continue;
+        };
+        counts[usize::from(kind_of(target.as_os_str().as_bytes()))] += 1;
+    }
+    let kinds = (0..).zip(counts).skip(1);
+    let (kind, count) = kinds.max_by_key(|(_, count)| *count)?;
+    (count > 0).then_some((kind, count))
+}
+
+/// Of the link in /proc/PID/fd.
+fn kind_of(target: &[u8]) -> u8 {
+    let kinds: [(&[u8], u8); 4] = [
+        (b"socket:", descriptor_kind::SOCKET),
+        (b"pipe:", descriptor_kind::PIPE),
+        (b"anon_inode:", descriptor_kind::ANONYMOUS),
+        (b"/", descriptor_kind::FILE),
+    ];
+    let kind = kinds.iter().find(|(prefix, _)| target.starts_with(prefix));
+    kind.map_or(descriptor_kind::UNKNOWN, |(_, kind)| *kind)
 }
 
 /// The soft limit, which is in the first column.
@@ -252,6 +287,24 @@ mod tests {
         assert_eq!(read(Path::new("/proc"), nowhere, u32::MAX, 100), None);
         let siblings = children(Path::new("/proc"), own.parent_pid, 4096, true);
         assert!(siblings.contains(&std::process::id()), "{siblings:?}");
+    }
+
+    #[test]
+    fn what_most_descriptors_are_is_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        for (number, target) in ["socket:[7]", "/dev/null", "socket:[8]", "pipe:[9]"]
+            .iter()
+            .enumerate()
+        {
+            std::os::unix::fs::symlink(target, directory.path().join(number.to_string())).unwrap();
+        }
+        assert_eq!(mostly(directory.path()), Some((descriptor_kind::SOCKET, 2)));
+        assert_eq!(
+            kind_of(b"anon_inode:[eventpoll]"),
+            descriptor_kind::ANONYMOUS
+        );
+        assert_eq!(kind_of(b"mnt:[4]"), descriptor_kind::UNKNOWN);
+        assert_eq!(mostly(Path::new("/nonexistent")), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! `schema`, `time` and `kind` are the sink's; everything a process or a peer can choose leaves here
 //! as it is, and the sink escapes it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use conntracer_common::record::{close_flag, syn_outcome};
 use serde::{
@@ -13,9 +13,11 @@ use serde::{
 
 use crate::{
     event::{
-        Body, Close, Event, Owner, Probe, RetransmitType, Role, Seed, Socket, Syn, Tcp, TcpState,
+        Body, Close, Event, Opened, Owner, Probe, RetransmitType, Role, Seed, Socket, State, Syn,
+        Tcp, TcpState,
     },
     host::Host,
+    plan::HookType,
     time::Ktime,
 };
 
@@ -53,12 +55,14 @@ impl Serialize for Named<'_> {
 impl Named<'_> {
     fn body_entries<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
         match &self.event.body {
+            Body::Accept(body) => self.waited_entry(map, body),
             Body::State(body) => {
                 map.serialize_entry("old_state", &body.old)?;
                 map.serialize_entry("new_state", &body.new)?;
                 errno_entry(map, body.errno)?;
                 map.serialize_entry("consecutive_timeouts", &body.retransmits)?;
-                map.serialize_entry("probes_unanswered", &body.probes_out)
+                map.serialize_entry("probes_unanswered", &body.probes_out)?;
+                self.connected_entry(map, body)
             }
             Body::Retransmit(body) => {
                 map.serialize_entry("tcp.retransmit.type", &body.kind)?;
@@ -131,6 +135,27 @@ impl Named<'_> {
         }
     }
 
+    /// How long it waited for accept(), since its handshake was over; where the time of accept() is known, and not that of
+    /// the first receive.
+    fn waited_entry<M: SerializeMap>(&self, map: &mut M, body: &Opened) -> Result<(), M::Error> {
+        let is_seen = self.host.plan.hook_type("accept") == HookType::Fentry;
+        if !is_seen || !is_from_birth(&body.socket) {
+            return Ok(());
+        }
+        let waited = self.event.time.since(body.socket.id.born);
+        map.serialize_entry("waited_ms", &milliseconds(waited))
+    }
+
+    /// How long connect() took, from before the SYN until it was established.
+    fn connected_entry<M: SerializeMap>(&self, map: &mut M, body: &State) -> Result<(), M::Error> {
+        let is_end = (body.old, body.new) == (TcpState::SynSent, TcpState::Established);
+        if !is_end || !is_from_birth(&body.socket) {
+            return Ok(());
+        }
+        let took = self.event.time.since(body.socket.id.born);
+        map.serialize_entry("connect_ms", &milliseconds(took))
+    }
+
     fn close_entries<M: SerializeMap>(&self, map: &mut M, body: &Close) -> Result<(), M::Error> {
         map.serialize_entry("old_state", &body.old)?;
         map.serialize_entry("orderly", &body.is_orderly())?;
@@ -150,6 +175,15 @@ impl Named<'_> {
         reason_entry(map, body.reason, &self.host.reset_reasons)?;
         tcp_entries(map, &body.tcp)
     }
+}
+
+fn is_from_birth(socket: &Socket) -> bool {
+    !socket.older && socket.id.born.0 != 0
+}
+
+/// To the microsecond.
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
 }
 
 fn socket_entries<M: SerializeMap>(map: &mut M, socket: &Socket) -> Result<(), M::Error> {

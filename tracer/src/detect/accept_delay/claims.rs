@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use conntracer_common::record::{AcceptQueue, Acceptor, Owner, acceptor_flag};
+use conntracer_common::record::{AcceptQueue, Acceptor, Owner, acceptor_flag, descriptor_kind};
 
 use super::tests::{inherited, member, on, seen, served, waiting};
 use crate::{
@@ -50,6 +50,13 @@ fn frozen() -> Run {
 
 fn no_descriptors() -> Run {
     process(|_, process| (process.descriptors, process.descriptor_limit) = (32, 32))
+}
+
+fn no_descriptors_for_sockets() -> Run {
+    process(|_, process| {
+        (process.descriptors, process.descriptor_limit) = (32, 32);
+        (process.descriptor_kind, process.descriptors_of_kind) = (descriptor_kind::SOCKET, 30);
+    })
 }
 
 fn a_descriptor_to_spare() -> Run {
@@ -325,6 +332,11 @@ pub(crate) static REGISTER: Register<Case> = Register {
     kind: "accept_delay",
     run: |case| case(),
     claims: &[
+        Claim {
+            words: "descriptors are in use, 30 of them sockets",
+            said: &[no_descriptors_for_sockets],
+            never: &[no_descriptors, a_descriptor_to_spare],
+        },
         Claim {
             words: "for accept() at 10.0.0.1:80",
             said: &[sleeps, stopped, slow],

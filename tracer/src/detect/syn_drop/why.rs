@@ -168,7 +168,7 @@ impl Why {
 
     /// What hinders them, for a sentence.
     pub(in crate::detect) fn said(&self) -> Option<String> {
-        let (hindrance, _) = self.hindrance?;
+        let (hindrance, first) = self.hindrance?;
         let count = self.alike.len().saturating_add(1);
         let many = count > 1;
         let is = if many { "are" } else { "is" };
@@ -189,7 +189,11 @@ impl Why {
             Hindrance::Traced => format!("{names} {is} stopped by a debugger (state t)"),
             Hindrance::Frozen => format!("{names} {is} frozen with its control group"),
             Hindrance::NoDescriptors(open, most) => {
-                format!("{names}: accept() fails, {open} of {most} descriptors are in use")
+                let mostly = match first.descriptors_mostly {
+                    Some((kind, count)) => format!(", {count} of them {kind}"),
+                    None => String::new(),
+                };
+                format!("{names}: accept() fails, {open} of {most} descriptors are in use{mostly}")
             }
             Hindrance::Throttled(share) => format!(
                 "{names} {is} kept from running by a CPU quota for {:.0} % of the time",

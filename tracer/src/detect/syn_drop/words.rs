@@ -171,6 +171,11 @@ pub(in crate::detect) fn processes(mut facts: Facts, why: Option<&Why>) -> Facts
             .count("acceptor_descriptors", open)
             .count("acceptor_descriptor_limit", most);
     }
+    if let Some((kind, count)) = first.descriptors_mostly {
+        facts = facts
+            .text("acceptor_descriptors_mostly", kind)
+            .count("acceptor_descriptors_of_kind", count);
+    }
     facts
 }
 

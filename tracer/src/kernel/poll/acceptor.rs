@@ -291,6 +291,9 @@ impl AcceptorLooks {
         record.parent_pid = found.parent_pid;
         record.descriptors = found.descriptors.unwrap_or(UNKNOWN_COUNT);
         record.descriptor_limit = found.descriptor_limit.unwrap_or(UNKNOWN_COUNT);
+        if let Some((kind, count)) = found.descriptors_mostly {
+            (record.descriptor_kind, record.descriptors_of_kind) = (kind, count);
+        }
         record.threads = found.threads;
         record.stopped = found.stopped;
         record.cpu_ms = found.cpu_ms;
