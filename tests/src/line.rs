@@ -176,6 +176,26 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// Its cause; where that is what this host drops, what it would be without: tests make the path and the peer out of
+    /// namespaces and rules of this very host.
+    #[must_use]
+    pub fn symptom(&self) -> &str {
+        if self.drops_here() {
+            self.evidence
+                .get("symptom")
+                .and_then(Value::as_str)
+                .unwrap_or(&self.cause)
+        } else {
+            &self.cause
+        }
+    }
+
+    /// Whether its cause is what this host drops.
+    #[must_use]
+    pub fn drops_here(&self) -> bool {
+        self.cause == "dropped_here"
+    }
+
     /// A number among the evidence; panics where there is none, as a test wants it.
     #[must_use]
     pub fn number(&self, name: &str) -> u64 {

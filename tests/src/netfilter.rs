@@ -14,6 +14,7 @@ use crate::wait::SOON;
 pub enum Hook {
     Prerouting,
     Input,
+    Forward,
     Output,
 }
 
@@ -22,6 +23,7 @@ impl Hook {
         match self {
             Self::Prerouting => 0,
             Self::Input => 1,
+            Self::Forward => 2,
             Self::Output => 3,
         }
     }
@@ -30,7 +32,7 @@ impl Hook {
     const fn priority(self) -> i32 {
         match self {
             Self::Prerouting => -300,
-            Self::Input | Self::Output => 0,
+            Self::Input | Self::Forward | Self::Output => 0,
         }
     }
 }
@@ -69,9 +71,12 @@ const NESTED: u16 = 1 << 15;
 const POLICY_DROP: u32 = 0;
 const POLICY_ACCEPT: u32 = 1;
 const NEW_RULE: u16 = (SUBSYS_NFTABLES << 8) | 6;
+const GET_RULE: u16 = (SUBSYS_NFTABLES << 8) | 7;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
+const RULE_HANDLE: u16 = 3;
 const RULE_EXPRESSIONS: u16 = 4;
+const COUNTER_PACKETS: u16 = 2;
 const LIST_ELEMENT: u16 = 1;
 const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
@@ -180,6 +185,153 @@ pub fn drop_some_at(hook: Hook, matches: Match) -> Result<()> {
     rule_at(hook, policy, test.map(|test| [test, drop_it()].concat()))
 }
 
+/// Which segments of TCP a [`Rule`] drops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segments {
+    /// To a port.
+    To(u16),
+    /// From a port.
+    From(u16),
+    /// Those to a port that have a FIN.
+    FinTo(u16),
+}
+
+/// A rule with a counter that drops, in a table and a chain of its own.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    pub table: String,
+    pub chain: String,
+    /// What `nft -a` shows.
+    pub handle: u64,
+}
+
+impl Rule {
+    /// Makes one at `hook`, behind one that drops nothing, in the calling thread's namespace (`nft add rule inet TABLE CHAIN
+    /// tcp dport 8080 counter drop`).
+    pub fn drop(table: &str, chain: &str, hook: Hook, segments: Segments) -> Result<Self> {
+        let (table, chain) = (table.to_owned(), chain.to_owned());
+        let base = Chain {
+            hook,
+            priority: hook.priority(),
+            kind: b"filter\0",
+            policy: POLICY_ACCEPT,
+        };
+        let counter = expression(b"counter\0", &[]);
+        let nothing = [is_tcp_at(2, 9), counter.clone(), drop_it()].concat();
+        let drops = [segments.expressions(), counter, drop_it()].concat();
+        let names = (nul(&table), nul(&chain));
+        let mut messages = chain_of(&base, (&names.0, &names.1), Some(nothing));
+        messages.push(rule_message((&names.0, &names.1), &drops));
+        change(&messages)?;
+        let mut rule = Self {
+            table,
+            chain,
+            handle: 0,
+        };
+        let (handle, _) = rule.last()?;
+        rule.handle = handle;
+        Ok(rule)
+    }
+
+    /// Packets that it has dropped.
+    pub fn counted(&self) -> Result<u64> {
+        let (handle, packets) = self.last()?;
+        ensure!(handle == self.handle, "another rule than {self:?}");
+        Ok(packets)
+    }
+
+    /// Handle and counter of the last rule of the chain.
+    fn last(&self) -> Result<(u64, u64)> {
+        let socket = open()?;
+        let asked = [
+            attribute(RULE_TABLE, &nul(&self.table)),
+            attribute(RULE_CHAIN, &nul(&self.chain)),
+        ]
+        .concat();
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
+        socket
+            .send(&message(GET_RULE, flags, NFPROTO_INET, 0, &asked))
+            .context("asking for rules")?;
+        let mut last = None;
+        let mut buffer = vec![0; 32_768];
+        loop {
+            let length = std::io::Read::read(&mut &socket, &mut buffer)
+                .context("reading from a netfilter socket")?;
+            let mut rest = buffer.get(..length).unwrap_or_default();
+            while rest.len() >= HEADER {
+                let size = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]);
+                let size = usize::try_from(size)?;
+                match u16::from_ne_bytes([rest[4], rest[5]]) {
+                    NEW_RULE => {
+                        let rule = attributes(rest.get(HEADER + 4..size).context("cut short")?);
+                        last = Some(read_rule(&rule)?);
+                    }
+                    kind if i32::from(kind) == libc::NLMSG_DONE => {
+                        return last.context("no rule");
+                    }
+                    kind => bail!("netfilter answered with a message of type {kind}"),
+                }
+                rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
+            }
+        }
+    }
+}
+
+impl Segments {
+    fn expressions(self) -> Vec<u8> {
+        match self {
+            Self::To(port) => is_tcp_at(2, port),
+            Self::From(port) => is_tcp_at(0, port),
+            Self::FinTo(port) => [is_tcp_at(2, port), has_fin()].concat(),
+        }
+    }
+}
+
+/// A name as netlink has it.
+fn nul(name: &str) -> Vec<u8> {
+    [name.as_bytes(), &[0]].concat()
+}
+
+/// The attributes of a message, by their kinds.
+fn attributes(mut rest: &[u8]) -> Vec<(u16, &[u8])> {
+    let mut found = Vec::new();
+    while let [a, b, c, d, ..] = rest {
+        let size = usize::from(u16::from_ne_bytes([*a, *b]));
+        let kind = u16::from_ne_bytes([*c, *d]) & !NESTED;
+        found.push((kind, rest.get(4..size).unwrap_or_default()));
+        rest = rest
+            .get(size.max(4).next_multiple_of(4)..)
+            .unwrap_or_default();
+    }
+    found
+}
+
+fn number(bytes: &[u8]) -> Result<u64> {
+    Ok(u64::from_be_bytes(
+        bytes.try_into().context("no number of 64 bits")?,
+    ))
+}
+
+/// Handle and counter of a rule.
+fn read_rule(rule: &[(u16, &[u8])]) -> Result<(u64, u64)> {
+    let find = |of: &[(u16, &[u8])], wanted: u16| {
+        of.iter()
+            .find(|(kind, _)| *kind == wanted)
+            .map(|(_, value)| value.to_vec())
+    };
+    let handle = number(&find(rule, RULE_HANDLE).context("a rule without a handle")?)?;
+    let expressions = find(rule, RULE_EXPRESSIONS).context("a rule without expressions")?;
+    for (_, expression) in attributes(&expressions) {
+        let expression = attributes(expression);
+        if find(&expression, EXPRESSION_NAME).is_some_and(|name| name.starts_with(b"counter")) {
+            let data = find(&expression, EXPRESSION_DATA).context("a counter without data")?;
+            let packets = find(&attributes(&data), COUNTER_PACKETS).context("no packets")?;
+            return Ok((handle, number(&packets)?));
+        }
+    }
+    bail!("a rule without a counter")
+}
+
 /// A base chain, at one of netfilter's hooks.
 struct Chain {
     hook: Hook,
@@ -201,14 +353,19 @@ fn rule_at(hook: Hook, policy: u32, rule: Option<Vec<u8>>) -> Result<()> {
 
 /// The changes that make a chain, with a rule of these expressions in it.
 fn chain_with(chain: &Chain, rule: Option<Vec<u8>>) -> Vec<Vec<u8>> {
+    chain_of(chain, (TABLE, CHAIN), rule)
+}
+
+/// The same by the names of a table and a chain.
+fn chain_of(chain: &Chain, names: (&[u8], &[u8]), rule: Option<Vec<u8>>) -> Vec<Vec<u8>> {
     let chain_hook = [
         attribute(HOOK_NUMBER, &chain.hook.number().to_be_bytes()),
         attribute(HOOK_PRIORITY, &chain.priority.to_be_bytes()),
     ]
     .concat();
     let chain = [
-        attribute(CHAIN_TABLE, TABLE),
-        attribute(CHAIN_NAME, CHAIN),
+        attribute(CHAIN_TABLE, names.0),
+        attribute(CHAIN_NAME, names.1),
         attribute(CHAIN_HOOK | NESTED, &chain_hook),
         attribute(CHAIN_POLICY, &chain.policy.to_be_bytes()),
         attribute(CHAIN_TYPE, chain.kind),
@@ -221,34 +378,61 @@ fn chain_with(chain: &Chain, rule: Option<Vec<u8>>) -> Vec<Vec<u8>> {
             flags,
             NFPROTO_INET,
             0,
-            &attribute(TABLE_NAME, TABLE),
+            &attribute(TABLE_NAME, names.0),
         ),
         message(NEW_CHAIN, flags, NFPROTO_INET, 0, &chain),
     ];
-    if let Some(expressions) = rule {
-        let rule = [
-            attribute(RULE_TABLE, TABLE),
-            attribute(RULE_CHAIN, CHAIN),
-            attribute(RULE_EXPRESSIONS | NESTED, &expressions),
-        ]
-        .concat();
-        let flags = flags | libc::NLM_F_APPEND;
-        messages.push(message(NEW_RULE, flags, NFPROTO_INET, 0, &rule));
-    }
+    messages.extend(rule.map(|expressions| rule_message(names, &expressions)));
     messages
+}
+
+/// The change that appends a rule of these expressions.
+fn rule_message(names: (&[u8], &[u8]), expressions: &[u8]) -> Vec<u8> {
+    let rule = [
+        attribute(RULE_TABLE, names.0),
+        attribute(RULE_CHAIN, names.1),
+        attribute(RULE_EXPRESSIONS | NESTED, expressions),
+    ]
+    .concat();
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_APPEND;
+    message(NEW_RULE, flags, NFPROTO_INET, 0, &rule)
 }
 
 /// Whether a packet is a segment of TCP to a port.
 fn is_tcp_to(port: u16) -> Vec<u8> {
+    is_tcp_at(2, port)
+}
+
+/// Whether a packet is a segment of TCP whose header has this port at `offset`: 0 the source's, 2 the destination's.
+fn is_tcp_at(offset: u32, port: u16) -> Vec<u8> {
     const META_PROTOCOL: u32 = 16;
-    /// Base, offset and length of the destination port.
-    const DESTINATION: [(u16, u32); 4] = [(1, REGISTER), (2, 2), (3, 2), (4, 2)];
+    // Base, offset and length of the port.
+    let place = [(1, REGISTER), (2, 2), (3, offset), (4, 2)];
     let tcp = u8::try_from(libc::IPPROTO_TCP).expect("a small number");
     [
         expression(b"meta\0", &numbers(&[(1, REGISTER), (2, META_PROTOCOL)])),
         compare(EQUAL, &[tcp]),
-        expression(b"payload\0", &numbers(&DESTINATION)),
+        expression(b"payload\0", &numbers(&place)),
         compare(EQUAL, &port.to_be_bytes()),
+    ]
+    .concat()
+}
+
+/// Whether a segment has a FIN.
+fn has_fin() -> Vec<u8> {
+    const NOT_EQUAL: u32 = 1;
+    const FLAGS: [(u16, u32); 4] = [(1, REGISTER), (2, 2), (3, 13), (4, 1)];
+    let data = |bytes: &[u8]| attribute(DATA_VALUE, bytes);
+    let masked = [
+        numbers(&[(1, REGISTER), (2, REGISTER), (3, 1)]),
+        attribute(4 | NESTED, &data(&[1])),
+        attribute(5 | NESTED, &data(&[0])),
+    ]
+    .concat();
+    [
+        expression(b"payload\0", &numbers(&FLAGS)),
+        expression(b"bitwise\0", &masked),
+        compare(NOT_EQUAL, &[0]),
     ]
     .concat()
 }
@@ -346,8 +530,7 @@ pub fn let_pass() -> Result<()> {
     )])
 }
 
-/// Makes all of these changes, or none.
-fn change(messages: &[Vec<u8>]) -> Result<()> {
+fn open() -> Result<Socket> {
     let socket = Socket::new(
         Domain::from(libc::AF_NETLINK),
         Type::RAW,
@@ -357,6 +540,12 @@ fn change(messages: &[Vec<u8>]) -> Result<()> {
     socket
         .set_read_timeout(Some(SOON.max(Duration::from_secs(1))))
         .context("setting SO_RCVTIMEO")?;
+    Ok(socket)
+}
+
+/// Makes all of these changes, or none.
+fn change(messages: &[Vec<u8>]) -> Result<()> {
+    let socket = open()?;
     let batch = [
         message(BATCH_BEGIN, libc::NLM_F_REQUEST, 0, SUBSYS_NFTABLES, &[]),
         messages.concat(),

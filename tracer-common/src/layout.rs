@@ -181,6 +181,23 @@ layout! {
     rt_flags = "rtable"."rt_flags", optional;
     rt6i_flags = "rt6_info"."rt6i_flags", optional;
 
+    /// How the rule that dropped a packet is found, and its chain and table: where nf_tables keeps the rules of a chain one
+    /// behind the other (Linux 5.17).
+    nft_rule_handle = "nft_rule_dp"."handle", optional;
+    nft_blob_data = "nft_rule_blob"."data", optional;
+    nft_last_chain = "nft_rule_dp_last"."chain", optional;
+    nft_chain_blob_0 = "nft_chain"."blob_gen_0", optional;
+    nft_chain_blob_1 = "nft_chain"."blob_gen_1", optional;
+    nft_chain_table = "nft_chain"."table", optional;
+    nft_chain_name = "nft_chain"."name", optional;
+    /// The byte whose low bit says that it is a base chain; and from there what such a one has.
+    nft_chain_flags = "nft_chain"."flags", optional;
+    nft_base_policy = "nft_base_chain"."policy", optional;
+    nft_base_chain = "nft_base_chain"."chain", optional;
+    nft_table_name = "nft_table"."name", optional;
+    /// The byte whose low 6 bits it is.
+    nft_table_family = "nft_table"."family", optional;
+
     net_inum = "net"."ns.inum";
     net_hash_mix = "net"."hash_mix", optional;
     /// How every network namespace is found: from the running task's through the kernel's list.

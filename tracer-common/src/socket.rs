@@ -72,6 +72,26 @@ pub struct Holder {
     pub pad: [u8; 7],
 }
 
+/// Bytes of a key of the `DROPPED` map.
+pub const DROPPED_KEY_BYTES: usize = 64;
+
+/// Drop reasons of the kernel's core that the eBPF side looks up; 7.x has some 130.
+pub const DROP_REASONS: u32 = 256;
+
+/// Functions by which drops are told apart where the kernel gives no reason.
+pub const DROP_PLACES_MOST: usize = 8;
+
+/// The code of one of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct DropPlace {
+    pub start: u64,
+    /// 0 where there is none.
+    pub end: u64,
+    /// One of [`crate::record::drop_layer`].
+    pub layer: u64,
+}
+
 /// The process that a socket falls to which its owner no longer holds, written by userspace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]

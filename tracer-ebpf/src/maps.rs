@@ -8,10 +8,11 @@ use aya_ebpf::{
 use conntracer_common::{
     early_drop::DropCounters,
     netns::{Counts, Look},
-    record::{AcceptQueue, Beside, Owner, Seed, Sources},
+    record::{AcceptQueue, Beside, Dropped, Owner, Seed, Sources},
     socket::{
-        EARLY_DROP_KEY_BYTES, EarlyDropEntry, FAILED_KEY_BYTES, FORK_PLACES, Failed, Heir,
-        IcmpSaid, Listener, RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState,
+        DROP_PLACES_MOST, DROP_REASONS, DROPPED_KEY_BYTES, DropPlace, EARLY_DROP_KEY_BYTES,
+        EarlyDropEntry, FAILED_KEY_BYTES, FORK_PLACES, Failed, Heir, IcmpSaid, Listener,
+        RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState,
     },
     stats::{HookCounters, hook},
     syn::SynCounters,
@@ -123,6 +124,49 @@ pub(crate) static EARLY_DROPS: Table<HashMap<EarlyDropKey, EarlyDropEntry>> = Ta
 #[map]
 pub(crate) static EARLY_DROPS_OVERFLOW: Table<HashMap<EarlyDropKey, EarlyDropEntry>> =
     Table::hash(256);
+
+/// Which segments were dropped alike: between which ends, as their receiver sees it, and where.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub(crate) struct DroppedKey {
+    pub(crate) local_addr: [u32; 4],
+    pub(crate) remote_addr: [u32; 4],
+    /// The namespace, and the local and the remote port above it; the reason, and layer, hook and rule above it: in
+    /// words, as keys are best for the verifier (see `table`).
+    pub(crate) place: u64,
+    pub(crate) why: u64,
+    /// The handle of the netfilter rule, and its chain; 0 where not known.
+    pub(crate) rule_handle: u64,
+    pub(crate) chain: u64,
+}
+
+const _: () = assert!(size_of::<DroppedKey>() == DROPPED_KEY_BYTES);
+
+/// Segments of connections that were dropped on this host, looked at once a connection is in trouble: the drop comes
+/// before the trouble. LRU, so that a flood leaves what goes on; `DROPPED_PACE` bounds what a flood may put in. 1 MB.
+#[map]
+pub(crate) static DROPPED: Table<LruHashMap<DroppedKey, Dropped>> = Table::lru(4096);
+
+/// Segments counted in `DROPPED` so far, and those that were not because too many new ends came at once.
+#[map]
+pub(crate) static DROPPED_COUNTED: Table<PerCpuArray<[u64; 2]>> = Table::per_cpu(1);
+
+/// Since when, and how many new entries this CPU made and how many rules it searched for since.
+#[map]
+pub(crate) static DROPPED_PACE: Table<PerCpuArray<[u64; 3]>> = Table::per_cpu(1);
+
+/// Where a program keeps its context's address, to have it as a number, and what a search from there found: a chain, and
+/// the handle of a rule.
+#[map]
+pub(crate) static CONTEXT: Table<PerCpuArray<[u64; 3]>> = Table::per_cpu(1);
+
+/// Which part of the kernel drops for a reason, by `enum skb_drop_reason`: one of `drop_layer`, filled before load.
+#[map]
+pub(crate) static DROP_LAYERS: Table<Array<u64>> = Table::array(DROP_REASONS);
+
+/// The same for kernels that give none, by the function that drops.
+#[map]
+pub(crate) static DROP_PLACES: Table<Array<[DropPlace; DROP_PLACES_MOST]>> = Table::array(1);
 
 /// When this CPU last emitted an `EarlyDrop`.
 #[map]

@@ -25,6 +25,7 @@ use crate::{
     table::{
         acceptor::Acceptors,
         connection::Connections,
+        dropped::DroppedHere,
         listener::{Listeners, Summary},
         netns_facts::NetnsTroubles,
         seed::Seeds,
@@ -86,6 +87,7 @@ pub struct Pipeline {
     listeners: Listeners,
     acceptors: Acceptors,
     netns_facts: NetnsTroubles,
+    dropped: DroppedHere,
     reconciler: Reconciler,
     detectors: Detectors,
     half_closed_ns: u64,
@@ -119,6 +121,7 @@ impl Pipeline {
             listeners: Listeners::new(limits.listeners),
             acceptors: Acceptors::default(),
             netns_facts: NetnsTroubles::default(),
+            dropped: DroppedHere::default(),
             reconciler: Reconciler::new(),
             half_closed_ns: thresholds.half_open.half_closed_ns(),
             detectors: Detectors::new(thresholds),
@@ -202,6 +205,7 @@ impl Pipeline {
             }
             Body::Acceptor(acceptor) => self.acceptors.apply(acceptor, self.now),
             Body::NetnsFacts(facts) => self.netns_facts.apply(facts, self.now),
+            Body::Dropped(dropped) => self.dropped.apply(dropped),
             Body::Seed(seed) => self.seeds.found(seed),
             Body::Seeded(seeded) => self.seeds.over(seeded),
             _ => {}
@@ -212,6 +216,9 @@ impl Pipeline {
     /// is open. What they say goes out by way of those that are alike, of attribution, and of its incident.
     fn judge(&mut self, event: Option<&Event>, out: &mut dyn FnMut(Output<'_>)) {
         let change = event.and_then(|event| self.connections.apply(event));
+        if let Some(change) = &change {
+            self.dropped.meet(change.connection);
+        }
         let applied = event.and_then(|event| self.listeners.event(&event.body, self.now));
         let (mut meetings, mut said) = (Vec::new(), Vec::new());
         let mut cx = Context {
@@ -220,6 +227,7 @@ impl Pipeline {
             listeners: &self.listeners,
             acceptors: &self.acceptors,
             netns_facts: &self.netns_facts,
+            dropped: &self.dropped,
             lost: &self.lost,
             missed: &self.missed,
             failures_traced: self.failures_traced,
@@ -303,6 +311,7 @@ impl Pipeline {
         let listeners = evicted.entry("listeners_evicted").or_insert(0);
         listeners.grow(self.listeners.evicted());
         listeners.grow(self.acceptors.evicted());
+        evicted.insert("drops_evicted", self.dropped.evicted());
         Tallies {
             records: self.records,
             decode_errors: self.decode_errors,

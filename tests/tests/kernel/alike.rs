@@ -138,7 +138,7 @@ fn what_this_kernels_timers_end_is_no_idle_timeout(#[case] timer: Timer) {
 
     assert_eq!(counted.abort_on_timeout, EACH, "{counted:?}");
     if let Some(timed_out) = timed_out {
-        assert_eq!(timed_out.cause, "timed_out", "{timed_out:#?}");
+        assert_eq!(timed_out.symptom(), "timed_out", "{timed_out:#?}");
         assert_no_timeout_of_anybody(&timed_out);
         if timer == Timer::Retransmission {
             assert!(seconds(&timed_out, "idle_most_s") < 2.0, "{timed_out:#?}");

@@ -164,7 +164,7 @@ fn each_death_has_its_cause(#[case] family: Family) {
         let at = missing.iter().position(|(_, how, _)| is_how(finding, how));
         let at = at.unwrap_or_else(|| panic!("{finding:#?}: {run:#?}"));
         let (cause, _, count) = missing.swap_remove(at);
-        assert_eq!(finding.cause, cause, "{finding:#?}");
+        assert_eq!(finding.symptom(), cause, "{finding:#?}");
         // All of them together are exact.
         assert!(finding.count <= count, "{finding:#?}");
         let subject = Subject::Listener {

@@ -93,6 +93,7 @@ fn every_syn_is_in_the_finding_of_its_cause(
         let hook = match hook {
             Hook::Prerouting => "prerouting",
             Hook::Input => "input",
+            Hook::Forward => "forward",
             Hook::Output => "output",
         };
         assert_eq!(finding.evidence["netfilter_hook"], hook, "{finding:#?}");

@@ -362,7 +362,7 @@ fn dead_peer_of_a_closed_connection_is_an_orphans() {
 }
 
 fn is(cause: &str) -> impl Fn(&Finding) -> bool {
-    move |finding| finding.finding == "half_open" && finding.cause == cause
+    move |finding| finding.finding == "half_open" && finding.symptom() == cause
 }
 
 #[track_caller]

@@ -19,6 +19,7 @@ mod conntrack;
 mod deaths;
 mod denied;
 mod doctor;
+mod dropped_here;
 mod early_drop;
 mod emit;
 mod filter;

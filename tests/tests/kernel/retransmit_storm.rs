@@ -124,7 +124,7 @@ fn the_loss_of_many_transfers_is_their_remotes(#[case] loss: Loss, #[case] cause
     let opened = tracer.wait_for("a storm", SOON, is_remote_storm).unwrap();
     tracer
         .wait_for(cause, EVENTUALLY, |finding| {
-            finding.id == opened.id && finding.cause == cause
+            finding.id == opened.id && finding.symptom() == cause
         })
         .unwrap();
     scenario.mend().unwrap();
@@ -143,7 +143,7 @@ fn the_loss_of_many_transfers_is_their_remotes(#[case] loss: Loss, #[case] cause
             remote: Family::V4.client()
         }
     );
-    assert_eq!(ended.cause, cause, "{ended:#?}");
+    assert_eq!(ended.symptom(), cause, "{ended:#?}");
     assert_eq!(ended.evidence["interface"], link::SERVER, "{ended:#?}");
     let late = time(&opened.last).duration_since(crossing(&run));
     assert!(late <= SignedDuration::from_secs(1), "{late:?} {run:#?}");
@@ -209,7 +209,7 @@ fn assert_overtaken(run: &Run, server: &NetNs, counted: &Counters, undo_works: b
             (least..=least + counted.timeouts).contains(&undos),
             "{counted:?}"
         );
-        assert_eq!(storm.cause, "reordering", "{run:#?}");
+        assert_eq!(storm.symptom(), "reordering", "{run:#?}");
         let told = storm.number("losses_undone");
         let missed = missing("TCPFullUndo") + missing("TCPLossUndo");
         assert_eq!(told + missed, undos, "{counted:?} {run:#?}");
@@ -266,7 +266,7 @@ fn a_path_too_narrow_is_told_as_icmp_tells_it() {
         // It may have opened before there was enough to tell by.
         tracer
             .wait_for("the storm's cause", SOON, |finding| {
-                of(finding) && is_storm(finding) && finding.cause == "path_mtu"
+                of(finding) && is_storm(finding) && finding.symptom() == "path_mtu"
             })
             .unwrap();
         (dead, counted)
@@ -278,7 +278,7 @@ fn a_path_too_narrow_is_told_as_icmp_tells_it() {
 }
 
 fn is_dead_peer(finding: &Finding) -> bool {
-    finding.cause == "dead_peer"
+    finding.symptom() == "dead_peer"
 }
 
 #[track_caller]
@@ -297,7 +297,7 @@ fn assert_narrow(run: &Run, server: &NetNs, dead: &Finding, counted: &Counters, 
     assert!(
         run.last_of(is_storm)
             .iter()
-            .all(|storm| storm.cause == "path_mtu"),
+            .all(|storm| storm.symptom() == "path_mtu"),
         "{run:#?}"
     );
     assert_eq!(dead.number("consecutive_timeouts"), 3, "{dead:#?}");
@@ -398,7 +398,7 @@ fn loss_that_costs_most_of_the_rate_is_told(#[case] per_mille: u8, #[case] is_co
     };
     let told = told.unwrap();
     assert!(counted.retrans_segs >= 20, "{counted:?}");
-    assert_eq!(told.cause, "path_loss", "{told:#?}");
+    assert_eq!(told.symptom(), "path_loss", "{told:#?}");
     assert!(told.number("segments_in_flight") <= 24, "{told:#?}");
     let takes = told.number("peer_takes_segments");
     assert!(takes > told.number("segments_in_flight"), "{told:#?}");
@@ -436,7 +436,7 @@ fn what_this_host_does_not_send_is_counted_as_that() {
     if tracer.has_hook("rto") {
         tracer
             .wait_for("what does not leave", SOON, |finding| {
-                finding.cause == "local_drop" || is_told_local(finding)
+                finding.symptom() == "local_drop" || is_told_local(finding)
             })
             .unwrap();
     }
@@ -451,12 +451,12 @@ fn what_this_host_does_not_send_is_counted_as_that() {
         "{counted:?}"
     );
     for storm in run.last_of(is_storm) {
-        assert_eq!(storm.cause, "local_drop", "{storm:#?}");
+        assert_eq!(storm.symptom(), "local_drop", "{storm:#?}");
         assert!(!storm.summary.starts_with("0 segments"), "{storm:#?}");
         assert!(storm.number("segments_not_sent") > 0, "{storm:#?}");
         assert!(!storm.advice.join("; ").contains("mtr"), "{storm:#?}");
     }
-    let silences = run.last_of(|finding| finding.cause == "dead_peer");
+    let silences = run.last_of(|finding| finding.symptom() == "dead_peer");
     for silence in silences {
         assert!(is_told_local(silence), "{silence:#?}");
     }
@@ -465,8 +465,9 @@ fn what_this_host_does_not_send_is_counted_as_that() {
 
 /// A silence of which it is said that this host did not send.
 fn is_told_local(finding: &Finding) -> bool {
-    finding.cause == "dead_peer"
-        && (finding.summary.contains("leaves this host")
+    finding.symptom() == "dead_peer"
+        && (finding.drops_here()
+            || finding.summary.contains("leaves this host")
             || finding.summary.contains("never left this host"))
 }
 

@@ -80,7 +80,7 @@ fn found(tracer: &mut Watch, cause: &str) -> Option<Finding> {
         return None;
     }
     let found = tracer.wait_for(cause, SOON, |finding| {
-        is_stall(finding) && finding.cause == cause
+        is_stall(finding) && finding.symptom() == cause
     });
     Some(found.unwrap())
 }

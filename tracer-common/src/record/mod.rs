@@ -9,6 +9,7 @@
 
 mod accept_queue;
 mod connection;
+mod dropped;
 mod early_drop;
 mod idle;
 mod listener;
@@ -20,8 +21,8 @@ mod userspace;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub use self::{
-    accept_queue::*, connection::*, early_drop::*, idle::*, listener::*, retransmit::*, seed::*,
-    snapshot::*, userspace::*,
+    accept_queue::*, connection::*, dropped::*, early_drop::*, idle::*, listener::*, retransmit::*,
+    seed::*, snapshot::*, userspace::*,
 };
 
 /// What of a record its reader must know beforehand.
@@ -81,6 +82,7 @@ records! {
     NETNS_FACTS = 31: NetnsFacts, 144;
     ACCEPT_QUEUE = 40: AcceptQueue, 216;
     BESIDE = 50: Beside, 64;
+    DROPPED = 60: Dropped, 208;
 }
 
 /// Where a socket's owner was learned; DESIGN.md's `owner_source`.

@@ -4,7 +4,11 @@ use std::borrow::Cow;
 
 use conntracer_common::stats::HOOKS;
 
-use super::{facts::Facts, spec::Spec};
+use super::{
+    dropped_here::{self, Here},
+    facts::Facts,
+    spec::Spec,
+};
 use crate::{
     count::Grow,
     event::{Loss, Owner, Side},
@@ -15,6 +19,7 @@ use crate::{
     reconcile::{EVIDENCE, Reconciler},
     table::{
         acceptor::{Acceptors, Look},
+        dropped::DroppedHere,
         listener::{ListenerKey, Listeners},
         netns_facts::{Known, NetnsTroubles},
     },
@@ -29,6 +34,7 @@ pub(crate) struct Context<'a> {
     pub(crate) listeners: &'a Listeners,
     pub(crate) acceptors: &'a Acceptors,
     pub(crate) netns_facts: &'a NetnsTroubles,
+    pub(crate) dropped: &'a DroppedHere,
     /// Records lost so far, hook by hook.
     pub(crate) lost: &'a [u64; HOOKS.len()],
     pub(crate) missed: &'a Missed,
@@ -81,6 +87,8 @@ pub(crate) struct Draft {
     pub(crate) summary: String,
     pub(crate) evidence: Facts,
     pub(crate) advice: Vec<Cow<'static, str>>,
+    /// What this host dropped of the connections it is about.
+    pub(crate) here: Option<Here>,
 }
 
 impl Context<'_> {
@@ -93,6 +101,7 @@ impl Context<'_> {
     }
 
     pub(super) fn say(&mut self, id: u64, status: Status, draft: Draft) {
+        let draft = dropped_here::told(draft, self);
         let severity = draft.spec.severity(draft.cause);
         debug_assert!(
             severity.is_some(),

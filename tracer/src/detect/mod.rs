@@ -16,6 +16,7 @@ pub(crate) mod claims;
 mod connect_failure;
 mod connection_drop;
 mod context;
+mod dropped_here;
 mod early_drop;
 mod errno;
 mod facts;

@@ -11,6 +11,7 @@ mod accept_queue;
 mod acceptor;
 mod connection;
 mod device;
+mod dropped;
 mod early_drop;
 mod idle;
 mod listener;
@@ -29,9 +30,9 @@ use conntracer_common::record::{self, Header, kind};
 
 use self::raw::read;
 pub use self::{
-    accept_queue::*, acceptor::*, connection::*, device::*, early_drop::*, idle::*, listener::*,
-    netns_facts::*, owner::*, raw::DecodeError, retransmit::*, seed::*, side::*, snapshot::*,
-    socket::*, tcp::*, userspace::*,
+    accept_queue::*, acceptor::*, connection::*, device::*, dropped::*, early_drop::*, idle::*,
+    listener::*, netns_facts::*, owner::*, raw::DecodeError, retransmit::*, seed::*, side::*,
+    snapshot::*, socket::*, tcp::*, userspace::*,
 };
 use crate::time::Ktime;
 
@@ -77,6 +78,7 @@ pub enum Body {
     Acceptor(Acceptor),
     AcceptQueue(AcceptQueue),
     NetnsFacts(NetnsFacts),
+    Dropped(Dropped),
 }
 
 /// What all kinds have, as far as each has it.
@@ -171,6 +173,7 @@ impl Body {
             Self::Holders(_) => About::nobody("holders", kind::HOLDERS),
             Self::Acceptor(_) => About::nobody("acceptor", kind::ACCEPTOR),
             Self::NetnsFacts(_) => About::nobody("netns_facts", kind::NETNS_FACTS),
+            Self::Dropped(_) => About::nobody("dropped", kind::DROPPED),
         }
     }
 
@@ -220,6 +223,7 @@ impl Body {
             kind::ACCEPTOR => Self::Acceptor(Acceptor::decode(&read(bytes, header)?)),
             kind::ACCEPT_QUEUE => Self::AcceptQueue(AcceptQueue::decode(&read(bytes, header)?)?),
             kind::NETNS_FACTS => Self::NetnsFacts(NetnsFacts::decode(&read(bytes, header)?)),
+            kind::DROPPED => Self::Dropped(Dropped::decode(&read(bytes, header)?)?),
             kind::NETNS => Self::Netns(Netns::decode(bytes, header)?),
             kind => return Err(DecodeError::Kind { kind }),
         })

@@ -259,6 +259,20 @@ fn of_userspace(kind: u16, number: u8, now_ns: u64) -> Vec<u8> {
             flags: record::accept_queue_flag::LATE,
             ..record::AcceptQueue::default()
         }),
+        kind::DROPPED => of(&record::Dropped {
+            count: 3,
+            first_ns: START_NS,
+            last_ns: START_NS,
+            local_addr: socket.remote_addr,
+            remote_addr: socket.local_addr,
+            local_port: socket.remote_port,
+            remote_port: socket.local_port,
+            family: socket.family,
+            netns: socket.netns,
+            layer: record::drop_layer::NETFILTER,
+            hook: record::drop_hook::OUTPUT,
+            ..record::Dropped::default()
+        }),
         kind::NETNS_FACTS => of(&record::NetnsFacts {
             netns: socket.netns,
             ..record::NetnsFacts::default()

@@ -13,7 +13,7 @@ use conntracer_common::record::{self, Header, Tcp, kind};
 use super::plain::{START_NS, plain};
 
 /// Every kind of record with its size; the first of them are a script's to name, by their places.
-pub(crate) const KINDS: [(u16, usize); 32] = [
+pub(crate) const KINDS: [(u16, usize); 33] = [
     (kind::CONNECT, size_of::<record::Connect>()),
     (kind::ACCEPT, size_of::<record::Accept>()),
     (kind::STATE, size_of::<record::State>()),
@@ -46,6 +46,7 @@ pub(crate) const KINDS: [(u16, usize); 32] = [
     (kind::ACCEPTOR, size_of::<record::Acceptor>()),
     (kind::NETNS_FACTS, size_of::<record::NetnsFacts>()),
     (kind::ACCEPT_QUEUE, size_of::<record::AcceptQueue>()),
+    (kind::DROPPED, size_of::<record::Dropped>()),
 ];
 
 /// From one tick to the next while a tracer runs.

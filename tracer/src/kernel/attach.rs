@@ -15,6 +15,7 @@ use zerocopy::IntoBytes;
 use super::{
     btf::Btf,
     clock::ktime_ns,
+    drop_layers,
     error::{CannotTrace, reason},
     iterators,
     ladder::{Attachment, LADDERS, Ladder, Step},
@@ -272,6 +273,7 @@ fn load(
         .map_max_entries("SOCKETS", options.max_sockets)
         .load(OBJECT)?;
     verdicts::fill(&mut ebpf, &options.owners)?;
+    drop_layers::fill(&mut ebpf, &resolved.drop_reasons)?;
     Ok(ebpf)
 }
 

@@ -70,6 +70,9 @@ impl Place {
 pub(super) struct Btf<'a> {
     types: &'a [u8],
     strings: &'a [u8],
+    /// Of a module's: how many types and bytes of strings the kernel's own has, which come before.
+    base_types: usize,
+    base_strings: usize,
     /// Offset into `types` of type id `index + 1` (id 0 is void).
     index: Vec<u32>,
     /// The same of every type of the kinds that are found by name, kind by kind: one look-up passes
@@ -113,6 +116,19 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 impl<'a> Btf<'a> {
     /// Indexes a blob in the host's byte order, as in /sys/kernel/btf/vmlinux.
     pub(super) fn parse(data: &'a [u8]) -> Result<Self, BtfError> {
+        Self::parse_behind(data, 0, 0)
+    }
+
+    /// The same of a module, whose types and strings go on where the kernel's own end. What those are is not looked up.
+    pub(super) fn parse_module(data: &'a [u8], kernel: &Self) -> Result<Self, BtfError> {
+        Self::parse_behind(data, kernel.index.len(), kernel.strings.len())
+    }
+
+    fn parse_behind(
+        data: &'a [u8],
+        base_types: usize,
+        base_strings: usize,
+    ) -> Result<Self, BtfError> {
         const MAGIC: [u8; 2] = 0xeb9f_u16.to_ne_bytes();
         if data.is_empty() {
             return Err(BtfError::Malformed("the file is empty"));
@@ -136,6 +152,8 @@ impl<'a> Btf<'a> {
         let mut btf = Self {
             types,
             strings,
+            base_types,
+            base_strings,
             index: Vec::new(),
             by_kind: BTreeMap::new(),
         };
@@ -167,19 +185,25 @@ impl<'a> Btf<'a> {
 
     fn by_id(&self, id: u32) -> Option<Type> {
         let index = usize::try_from(id).ok()?.checked_sub(1)?;
+        let index = index.checked_sub(self.base_types)?;
         self.at(*self.index.get(index)? as usize)
     }
 
+    /// From an offset on; none of what is the kernel's own, of a module's.
+    fn string(&self, offset: u32) -> Option<&'a [u8]> {
+        let at = (offset as usize).checked_sub(self.base_strings)?;
+        self.strings.get(at..)
+    }
+
     fn name(&self, offset: u32) -> &'a [u8] {
-        let rest = self.strings.get(offset as usize..).unwrap_or_default();
+        let rest = self.string(offset).unwrap_or_default();
         let rest = rest.get(..MAX_NAME).unwrap_or(rest);
         rest.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 
     /// Whether the name at an offset is this one, without looking for its end first.
     fn is_named(&self, offset: u32, name: &str) -> bool {
-        self.strings
-            .get(offset as usize..)
+        self.string(offset)
             .and_then(|rest| rest.strip_prefix(name.as_bytes()))
             .is_some_and(|rest| rest.first().is_none_or(|byte| *byte == 0))
     }

@@ -20,7 +20,7 @@ pub(crate) fn btf(data: &[u8]) {
     let Ok(btf) = Btf::parse(data) else {
         return;
     };
-    let _resolved = layout::resolve(&btf);
+    let _resolved = layout::resolve(&btf, None);
     for function in ["tcp_connect", "tcp_v4_conn_request", "inet_csk_accept"] {
         let _counted = btf.function_params(function);
     }

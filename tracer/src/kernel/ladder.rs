@@ -319,7 +319,10 @@ pub(super) const LADDERS: &[Ladder] = &[
     },
     Ladder {
         hook: hook::DROP,
-        steps: &[tracepoint(&[on("drop", "kfree_skb")])],
+        steps: &[tracepoint(&[
+            on("drop", "kfree_skb"),
+            on("dropped", "kfree_skb"),
+        ])],
         off: Some("packets dropped before they reach a socket"),
     },
     Ladder {

@@ -23,11 +23,18 @@ pub(super) struct Resolved {
 }
 
 /// Asks BTF for every field of the layout; a required one that is missing is an error.
-pub(super) fn resolve(btf: &Btf<'_>) -> Result<Resolved, BtfError> {
+///
+/// What a module has is looked for there where the kernel itself does not have it.
+pub(super) fn resolve(btf: &Btf<'_>, module: Option<&Btf<'_>>) -> Result<Resolved, BtfError> {
     let mut offsets = [ABSENT; FIELDS.len()];
     let mut missing = Vec::new();
     for (slot, field) in offsets.iter_mut().zip(FIELDS) {
-        match btf.place(field.structure, field.path) {
+        let place = btf.place(field.structure, field.path).or_else(|error| {
+            module.map_or(Err(error), |module| {
+                module.place(field.structure, field.path)
+            })
+        });
+        match place {
             Ok(place) => {
                 *slot = u16::try_from(place.byte())
                     .ok()

@@ -9,6 +9,7 @@ mod attach;
 mod blind;
 mod btf;
 mod clock;
+mod drop_layers;
 mod error;
 mod facts;
 #[cfg(any(test, fuzzing))]
@@ -43,6 +44,9 @@ use self::{attach::Attached, btf::Btf};
 pub use self::{clock::now, error::CannotTrace, live::LiveKernel, options::Options};
 use crate::{host::Host, plan::Plan};
 
+/// The types of nf_tables, where it is a module that is loaded.
+const NF_TABLES: &str = "/sys/kernel/btf/nf_tables";
+
 /// Loads, attaches, and starts to listen.
 pub fn open(options: &Options) -> Result<LiveKernel, CannotTrace> {
     let (attached, host) = attach(options)?;
@@ -67,7 +71,13 @@ fn attach(options: &Options) -> Result<(Attached, Host), CannotTrace> {
         source,
     };
     let btf = Btf::parse(&data).map_err(bad)?;
-    let resolved = layout::resolve(&btf).map_err(bad)?;
+    let module = fs::read(NF_TABLES).ok();
+    let module = module.as_deref().and_then(|data| {
+        Btf::parse_module(data, &btf)
+            .inspect_err(|error| debug!("{NF_TABLES}: {error}"))
+            .ok()
+    });
+    let resolved = layout::resolve(&btf, module.as_ref()).map_err(bad)?;
     debug!("fields this kernel lacks: {:?}", resolved.missing);
     let aya_btf = AyaBtf::parse(&data, Endianness::default())
         .map_err(|_| bad(btf::BtfError::Malformed("aya refuses it")))?;

@@ -20,7 +20,7 @@ use crate::owner::{cgroup::Cgroups, netns::Names, process};
 const MAX_TOLD: usize = 16_384;
 
 /// Kinds of records that do not begin with a header, a socket and its owner: all others do.
-const WITHOUT_OWNER: [u16; 14] = [
+const WITHOUT_OWNER: [u16; 15] = [
     kind::TICK,
     kind::CHECKPOINT,
     kind::LOSS,
@@ -35,6 +35,7 @@ const WITHOUT_OWNER: [u16; 14] = [
     kind::ACCEPTOR,
     kind::NETNS_FACTS,
     kind::BESIDE,
+    kind::DROPPED,
 ];
 
 /// Which owner, and in which namespace its socket is.

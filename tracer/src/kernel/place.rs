@@ -39,41 +39,52 @@ impl Places {
     }
 
     pub(super) fn parse(symbols: impl BufRead) -> io::Result<Self> {
-        let mut starts = Vec::new();
-        let mut wanted = Vec::new();
-        for line in symbols.lines() {
-            let line = line?;
-            let mut words = line.split_ascii_whitespace();
-            let (Some(address), Some(kind), Some(name)) =
-                (words.next(), words.next(), words.next())
-            else {
-                continue;
-            };
-            let Ok(address) = u64::from_str_radix(address, 16) else {
-                continue;
-            };
-            if address == 0 || !matches!(kind, "t" | "T" | "w" | "W") {
-                continue;
-            }
-            starts.push(address);
-            let function = name.split('.').next().unwrap_or(name);
-            if let Some((_, place)) = FUNCTIONS.iter().find(|(known, _)| *known == function) {
-                wanted.push((address, *place));
-            }
-        }
-        starts.sort_unstable();
-        let end = |start| {
-            let next = starts.partition_point(|address| *address <= start);
-            starts.get(next).copied().unwrap_or(start)
-        };
-        Ok(Self(
-            wanted
-                .into_iter()
-                .map(|(start, place)| (start..end(start), place))
-                .collect(),
-        ))
+        ranges(symbols, FUNCTIONS).map(Self)
     }
+}
 
+/// Where the code of some functions lies, and what is said of each.
+pub(super) fn functions(wanted: &[(&str, u8)]) -> io::Result<Vec<(std::ops::Range<u64>, u8)>> {
+    ranges(BufReader::new(File::open("/proc/kallsyms")?), wanted)
+}
+
+fn ranges(
+    symbols: impl BufRead,
+    functions: &[(&str, u8)],
+) -> io::Result<Vec<(std::ops::Range<u64>, u8)>> {
+    let mut starts = Vec::new();
+    let mut wanted = Vec::new();
+    for line in symbols.lines() {
+        let line = line?;
+        let mut words = line.split_ascii_whitespace();
+        let (Some(address), Some(kind), Some(name)) = (words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
+        let Ok(address) = u64::from_str_radix(address, 16) else {
+            continue;
+        };
+        if address == 0 || !matches!(kind, "t" | "T" | "w" | "W") {
+            continue;
+        }
+        starts.push(address);
+        let function = name.split('.').next().unwrap_or(name);
+        if let Some((_, place)) = functions.iter().find(|(known, _)| *known == function) {
+            wanted.push((address, *place));
+        }
+    }
+    starts.sort_unstable();
+    let end = |start| {
+        let next = starts.partition_point(|address| *address <= start);
+        starts.get(next).copied().unwrap_or(start)
+    };
+    Ok(wanted
+        .into_iter()
+        .map(|(start, place)| (start..end(start), place))
+        .collect())
+}
+
+impl Places {
     /// One of [`early_drop_place`]. A return address behind a call that never returns may be the next
     /// function's first: such calls free nothing.
     fn of(&self, location: u64) -> u8 {

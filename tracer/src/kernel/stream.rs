@@ -15,8 +15,8 @@ use super::{
     owners::OwnerSearch,
     place::Places,
     poll::{
-        Feed, acceptor::AcceptorLooks, holder::HolderSearch, listener::AskedPorts,
-        netns_facts::NetnsFactsLooks,
+        Feed, acceptor::AcceptorLooks, dropped::DroppedLooks, holder::HolderSearch,
+        listener::AskedPorts, netns_facts::NetnsFactsLooks,
     },
 };
 use crate::host::Host;
@@ -27,6 +27,7 @@ pub(super) struct Stream {
     holders: HolderSearch,
     acceptors: AcceptorLooks,
     netns_facts: NetnsFactsLooks,
+    dropped: DroppedLooks,
     ports: Ports,
     names: OwnerNames,
 }
@@ -75,7 +76,7 @@ impl Ports {
 }
 
 impl Stream {
-    pub(super) fn new(host: &Host, answers: Answers) -> Self {
+    pub(super) fn new(host: &Host, answers: Answers, dropped: DroppedLooks) -> Self {
         let places = if host.drop_reasons.is_empty() {
             Places::read()
                 .inspect_err(|error| log::warn!("reading /proc/kallsyms: {error}"))
@@ -89,6 +90,7 @@ impl Stream {
             holders: HolderSearch::default(),
             acceptors: AcceptorLooks::default(),
             netns_facts: NetnsFactsLooks::default(),
+            dropped,
             ports: Ports::default(),
             names: OwnerNames::default(),
         }
@@ -111,6 +113,7 @@ impl Stream {
             holders,
             acceptors,
             netns_facts,
+            dropped,
             ports,
             names,
         } = self;
@@ -118,6 +121,7 @@ impl Stream {
             places.name(record, &mut |record| {
                 holders.meet(record);
                 netns_facts.meet(record);
+                dropped.meet(record);
                 ports.meet(record);
                 acceptors.meet(record, feed);
                 names.name(record, feed);
@@ -139,6 +143,6 @@ impl Stream {
         })?;
         acceptors.poll(feed);
         self.netns_facts.poll(feed);
-        Ok(())
+        self.dropped.poll(feed)
     }
 }

@@ -6,6 +6,7 @@
 pub mod acceptor;
 mod bounded;
 pub mod connection;
+pub(crate) mod dropped;
 pub mod listener;
 pub mod netns_facts;
 pub mod seed;

@@ -212,6 +212,34 @@ impl Run {
         self.record(&record);
     }
 
+    /// Four segments to `socket` that a rule of its namespace dropped at input until now.
+    pub(crate) fn dropped(&mut self, socket: Socket, change: impl FnOnce(&mut record::Dropped)) {
+        let header = self.header::<record::Dropped>(kind::DROPPED);
+        let mut record = record::Dropped {
+            header,
+            count: 4,
+            first_ns: header.ktime_ns,
+            last_ns: header.ktime_ns,
+            rule_handle: 5,
+            local_addr: socket.local_addr,
+            remote_addr: socket.remote_addr,
+            netns: socket.netns,
+            reason: u32::MAX,
+            local_port: socket.local_port,
+            remote_port: socket.remote_port,
+            family: socket.family,
+            layer: record::drop_layer::NETFILTER,
+            hook: record::drop_hook::INPUT,
+            rule: record::drop_rule::RULE,
+            table_family: 1,
+            ..record::Dropped::default()
+        };
+        record.table[..6].copy_from_slice(b"filter");
+        record.chain[..2].copy_from_slice(b"in");
+        change(&mut record);
+        self.record(&record);
+    }
+
     pub(crate) fn probe(&mut self, socket: Socket, change: impl FnOnce(&mut record::Probe)) {
         let mut record = record::Probe {
             header: self.header::<record::Probe>(kind::PROBE),

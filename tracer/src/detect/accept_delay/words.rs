@@ -25,6 +25,7 @@ pub(super) fn draft(
 ) -> Option<Draft> {
     let (_, queue) = delay.worst()?;
     Some(Draft {
+        here: None,
         spec,
         cause: delay.cause.name(),
         stage: None,

@@ -23,6 +23,7 @@ pub(super) fn draft(
     cx: &Context<'_>,
 ) -> Draft {
     Draft {
+        here: None,
         spec,
         cause: key.cause.name(),
         stage: None,

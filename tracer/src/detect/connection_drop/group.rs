@@ -9,6 +9,7 @@ use super::{
     thresholds::Thresholds,
 };
 use crate::{
+    detect::dropped_here::Here,
     event::{Close, Owner},
     time::Ktime,
 };
@@ -16,7 +17,7 @@ use crate::{
 /// The least and the most of a time.
 pub(super) type Range = (Duration, Duration);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Deaths {
     pub(super) count: u64,
     pub(super) since: Ktime,
@@ -32,6 +33,9 @@ pub(super) struct Deaths {
     pub(super) other: Option<Owner>,
     /// The finding that says why nobody accepted them.
     pub(super) delay: Option<u64>,
+    /// Of how many this host dropped what was not answered, and what.
+    pub(super) dropped: u64,
+    pub(super) here: Here,
 }
 
 fn widen(count: u64, range: Option<Range>, one: Option<Duration>) -> Option<Range> {
@@ -43,7 +47,7 @@ fn widen(count: u64, range: Option<Range>, one: Option<Duration>) -> Option<Rang
 }
 
 impl Deaths {
-    pub(super) const fn new(latest: &Close, now: Ktime) -> Self {
+    pub(super) fn new(latest: &Close, now: Ktime) -> Self {
         Self {
             count: 0,
             since: now,
@@ -54,6 +58,8 @@ impl Deaths {
             latest: *latest,
             other: None,
             delay: None,
+            dropped: 0,
+            here: Here::default(),
         }
     }
 
@@ -66,6 +72,20 @@ impl Deaths {
         self.last = now;
         self.latest = *ending;
         self.other = other.and_then(|end| end.owner);
+    }
+
+    /// What this host dropped of one more.
+    pub(super) fn lost(&mut self, here: Here) {
+        let lost = self.latest.tcp.retransmits.max(self.latest.tcp.probes_out);
+        if here.explains_loss(lost.into()) {
+            self.dropped = self.dropped.saturating_add(1);
+            self.here.add(here);
+        }
+    }
+
+    /// What this host dropped, where that is why all of them died.
+    pub(super) fn here(&self) -> Option<Here> {
+        (self.dropped == self.count).then(|| self.here.clone())
     }
 
     /// The pause that all had in common before they died, and whose timer that says it is.

@@ -49,11 +49,13 @@ use self::{
     how::{How, Met},
     restart::{Held, Restarts},
 };
+use super::dropped_here;
 use super::restart::PATIENCE;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::{Close as Event, Side},
     finding::{FindingKind, Severity},
+    table::dropped::Whose,
     time::Ktime,
 };
 
@@ -66,6 +68,7 @@ pub(super) static SPEC: Spec = Spec {
         ("reset_received", Severity::Warning),
         ("reset_sent", Severity::Warning),
         ("aborted", Severity::Warning),
+        (dropped_here::CAUSE, Severity::Critical),
     ],
     hooks: &[hook::STATE, hook::RESET_RECEIVED],
     losses: &[],
@@ -161,6 +164,8 @@ impl ConnectionDrop {
         cx: &mut Context<'_>,
     ) {
         let (quiet, worth) = (self.deaths.rules.quiet(), self.deaths.rules.connections);
+        let silent = ending.unanswered.unwrap_or_default();
+        let here = cx.dropped_of(&Whose::seen(&ending.socket, &ending.tcp), at.before(silent));
         // Which may be another's than the event's, where it was held until now.
         let met = mem::replace(&mut cx.met, Side::of(&ending.socket));
         let begun = self.deaths.begin(key, cx, || Deaths::new(ending, at));
@@ -173,6 +178,9 @@ impl ConnectionDrop {
         }
         deaths.add(ending, other, at);
         deaths.delay = delay.filter(|_| key.how == How::GaveUp);
+        if key.how.cause() == "timed_out" {
+            deaths.lost(here);
+        }
         let is_worth = deaths.count >= worth;
         self.deaths.judge(&key, is_worth, cx);
     }

@@ -31,6 +31,7 @@ pub(super) fn draft(
 ) -> Draft {
     let pattern = deaths.pattern(key, rules);
     Draft {
+        here: deaths.here(),
         spec,
         cause: key.how.cause(),
         stage: None,

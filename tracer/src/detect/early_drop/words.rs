@@ -131,6 +131,7 @@ fn draft(
         Some(Cow::Borrowed(because))
     };
     Draft {
+        here: None,
         spec,
         cause: cause.name(),
         stage: None,

@@ -18,6 +18,27 @@ fn loss(run: &mut Run) {
     lossy(run, REMOTE, 40, 2, 10);
 }
 
+/// What this host's own rule dropped of it.
+fn loss_with(run: &mut Run, count: u64, remote: &str) {
+    run.skip(Duration::from_secs(2));
+    run.dropped(socket(LOCAL, remote), |dropped| dropped.count = count);
+    loss(run);
+}
+
+fn loss_by_rule(run: &mut Run) {
+    loss_with(run, 80, REMOTE);
+}
+
+/// A rule drops what has nothing to do with it.
+fn loss_of_others(run: &mut Run) {
+    loss_with(run, 80, "10.0.0.77:7");
+}
+
+/// A few of many are dropped here.
+fn loss_mostly_elsewhere(run: &mut Run) {
+    loss_with(run, 8, REMOTE);
+}
+
 /// The same at 2 % of a long path, where data waits and the peer would take more.
 fn costly_loss(run: &mut Run) {
     held_down(run, 9, 64);
@@ -164,6 +185,16 @@ pub(crate) static REGISTER: Register<Records> = Register {
     kind: "retransmit_storm",
     run: alone,
     claims: &[
+        Claim {
+            words: "dropped on this host",
+            said: &[loss_by_rule],
+            never: &[loss, loss_of_others, loss_mostly_elsewhere],
+        },
+        Claim {
+            words: "mend rule 5 of the chain",
+            said: &[loss_by_rule],
+            never: &[loss, loss_of_others, loss_mostly_elsewhere],
+        },
         Claim {
             words: "SYNs retransmitted to",
             said: &[syns],

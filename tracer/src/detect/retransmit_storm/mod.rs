@@ -67,6 +67,7 @@ use self::{
     segments::Segments,
     spurious::{Spurious, Undone},
 };
+use super::dropped_here;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::{Owner, Retransmit, RetransmitType, SynAck, TcpState, Undo},
@@ -92,6 +93,7 @@ pub(super) static SPEC: Spec = Spec {
         ("reordering", Severity::Notice),
         ("unknown", Severity::Warning),
         ("syns_unanswered", Severity::Warning),
+        (dropped_here::CAUSE, Severity::Critical),
     ],
     hooks: &[hook::RETRANSMIT, hook::SYNACK],
     losses: &[],

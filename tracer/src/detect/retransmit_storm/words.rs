@@ -3,12 +3,21 @@
 use std::borrow::Cow;
 
 use super::{
-    cause::Cause, scope::Scope, scoped::Scoped, segments::Segments, thresholds::Thresholds,
+    cause::Cause,
+    scope::{Scope, Wider},
+    scoped::{OfConnection, Scoped},
+    segments::Segments,
+    thresholds::Thresholds,
 };
 use crate::{
-    detect::room::{Context, Draft, Facts, Spec, plural},
+    detect::{
+        dropped_here::Here,
+        room::{Context, Draft, Facts, Spec, plural},
+    },
     event::RetransmitType,
     finding::{Status, Subject},
+    table::dropped::Whose,
+    time::Ktime,
 };
 
 pub(super) fn draft(
@@ -87,7 +96,9 @@ pub(super) fn draft(
     } else {
         sum.count()
     };
+    let here = here(scope, of, activity.since(), cx).against(sum.moved());
     Some(Draft {
+        here: Some(here),
         spec,
         cause: cause.name(),
         stage: Some(match status {
@@ -107,6 +118,27 @@ pub(super) fn draft(
         evidence: facts,
         advice,
     })
+}
+
+/// What this host dropped of all that is in the scope. Of a process and a network only their connections' own findings
+/// tell.
+fn here(scope: &Scope, of: Option<&OfConnection>, since: Ktime, cx: &Context<'_>) -> Here {
+    match scope {
+        Scope::Connection(_) => of.map_or_else(Here::default, |of| {
+            cx.dropped_of(&Whose::of(&of.connection), since)
+        }),
+        Scope::Wider(Wider::Remote { netns, remote }) => cx.dropped_where(
+            Some(*netns),
+            |ends| ends.iter().any(|end| end.ip() == *remote),
+            since,
+        ),
+        Scope::Wider(Wider::Listener { netns, local }) => {
+            cx.dropped_where(Some(*netns), |ends| ends.contains(local), since)
+        }
+        Scope::Wider(Wider::Netns { netns }) => cx.dropped_where(Some(*netns), |_| true, since),
+        Scope::Wider(Wider::Host) => cx.dropped_where(None, |_| true, since),
+        Scope::Wider(Wider::Process { .. } | Wider::Prefix { .. }) => Here::default(),
+    }
 }
 
 fn summary(cause: Cause, sum: &Segments, to: &str, peak_per_s: u64) -> String {

@@ -32,6 +32,21 @@ fn dropped_here(run: &mut Run) {
     probes(run, 4, 64_000, -1);
 }
 
+/// The same, and which rule is known.
+fn dropped_by_rule(run: &mut Run) {
+    run.dropped(socket(LOCAL, REMOTE), |dropped| {
+        std::mem::swap(&mut dropped.local_addr, &mut dropped.remote_addr);
+        std::mem::swap(&mut dropped.local_port, &mut dropped.remote_port);
+    });
+    dropped_here(run);
+}
+
+/// The peer answers each probe, and has no room; what is dropped is not why.
+fn no_room_and_dropped(run: &mut Run) {
+    run.dropped(socket(LOCAL, REMOTE), |_| {});
+    no_room(run);
+}
+
 /// The window is open, and the probes leave: nothing is known of why.
 fn open_window(run: &mut Run) {
     probes(run, 5, 64_000, 0);
@@ -59,6 +74,16 @@ pub(crate) static REGISTER: Register<Records> = Register {
     kind: "send_stall",
     run: alone,
     claims: &[
+        Claim {
+            words: "dropped on this host",
+            said: &[dropped_by_rule],
+            never: &[dropped_here, no_room_and_dropped, silent],
+        },
+        Claim {
+            words: "mend rule 5 of the chain",
+            said: &[dropped_by_rule],
+            never: &[dropped_here, no_room_and_dropped],
+        },
         Claim {
             words: "has had no room for",
             said: &[no_room],

@@ -28,6 +28,7 @@ use conntracer_common::stats::hook;
 
 use self::stall::{Cause, Stage, Stall, has_room, is_stalled};
 pub(super) use self::thresholds::Thresholds;
+use super::dropped_here;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::{Body, Close, Event, Probe, State, TcpState},
@@ -43,6 +44,7 @@ pub(super) static SPEC: Spec = Spec {
     causes: &[
         ("local_drop", Severity::Critical),
         ("receiver_stalled", Severity::Warning),
+        (dropped_here::CAUSE, Severity::Critical),
     ],
     hooks: &[hook::PROBE],
     losses: &[],

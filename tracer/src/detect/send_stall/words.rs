@@ -3,7 +3,10 @@
 use std::borrow::Cow;
 
 use super::stall::{Cause, Stage, Stall};
-use crate::detect::room::{Context, Draft, Facts, Spec, plural, who};
+use crate::{
+    detect::room::{Context, Draft, Facts, Spec, plural, who},
+    table::dropped::Whose,
+};
 
 pub(super) fn draft(spec: &'static Spec, stall: &Stall, cx: &Context<'_>) -> Draft {
     let tcp = &stall.connection.tcp;
@@ -45,7 +48,11 @@ pub(super) fn draft(spec: &'static Spec, stall: &Stall, cx: &Context<'_>) -> Dra
             ],
         ),
     };
+    // Of a shut window the peer has told: what it says came through.
+    let here = (stall.cause == Cause::LocalDrop)
+        .then(|| cx.dropped_of(&Whose::of(&stall.connection), stall.since));
     Draft {
+        here,
         spec,
         cause,
         stage: Some(stall.stage.name()),

@@ -37,6 +37,7 @@ pub(super) fn draft(
             })
         });
     Draft {
+        here: None,
         spec,
         cause: cause.name(),
         stage: None,

@@ -6,6 +6,7 @@ pub(crate) mod accept_queue;
 pub(crate) mod acceptor;
 pub(crate) mod beside;
 pub(crate) mod cumulative;
+pub(crate) mod dropped;
 pub(crate) mod early_drop;
 pub(crate) mod failure;
 pub(crate) mod half_closed;

@@ -34,6 +34,38 @@ pub(super) fn deaths(run: &mut Run, gap: Duration, pauses: [u64; 3], change: Cha
 }
 
 pub(super) const APART: Duration = Duration::from_secs(7);
+/// Deaths of connections of which a rule of this host drops what the peer sends, by the last digit of their ports.
+fn with_rule(run: &mut Run, ports: &[u16], change: Change) {
+    for port in 0..3 {
+        let socket = Socket {
+            local_port: 40_000 + port,
+            ..service()
+        };
+        if ports.contains(&port) {
+            run.dropped(socket, |_| {});
+        }
+    }
+    deaths(run, AT_ONCE, [0, 0, 0], change);
+}
+
+fn died_of_a_rule(run: &mut Run) {
+    with_rule(run, &[0, 1, 2], timed_out);
+}
+
+fn timed_out_alone(run: &mut Run) {
+    with_rule(run, &[], timed_out);
+}
+
+/// The others died of something else.
+fn one_died_of_a_rule(run: &mut Run) {
+    with_rule(run, &[1], timed_out);
+}
+
+/// A RST came through.
+fn reset_beside_a_rule(run: &mut Run) {
+    with_rule(run, &[0, 1, 2], reset);
+}
+
 const AT_ONCE: Duration = Duration::from_millis(100);
 
 fn alike_linger(run: &mut Run) {
@@ -228,6 +260,16 @@ pub(super) const TOGETHER: &[Claim<Records>] = &[
             gave_up_at_an_any_address,
             killed_none_accepted,
         ],
+    },
+    Claim {
+        words: "dropped on this host",
+        said: &[died_of_a_rule],
+        never: &[timed_out_alone, one_died_of_a_rule, reset_beside_a_rule],
+    },
+    Claim {
+        words: "mend rule 5 of the chain",
+        said: &[died_of_a_rule],
+        never: &[timed_out_alone, one_died_of_a_rule, reset_beside_a_rule],
     },
     Claim {
         words: "reset: ",

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use conntracer_common::{record::Socket, tcp::state};
+use conntracer_common::{
+    record::{Socket, drop_hook, drop_layer, drop_rule},
+    tcp::state,
+};
 
 use super::tests::candidates::full_sized;
 use super::tests::{LOCAL, REMOTE, gone, timeouts, untracked, untracked_timeouts, window_probes};
@@ -245,11 +248,153 @@ fn keepalive_on(run: &mut Run) {
     }
 }
 
+/// A layer of this host drops what is sent to the silent socket.
+fn dropped_at<const LAYER: u8>(run: &mut Run) {
+    run.dropped(socket(LOCAL, REMOTE), |dropped| {
+        dropped.layer = LAYER;
+        dropped.hook = drop_hook::UNKNOWN;
+        dropped.rule = drop_rule::UNKNOWN;
+        dropped.table = [0; 32];
+        dropped.chain = [0; 32];
+    });
+    silent(run);
+}
+
+/// A rule that is known drops it.
+fn dropped_by_rule(run: &mut Run) {
+    run.dropped(socket(LOCAL, REMOTE), |_| {});
+    silent(run);
+}
+
+/// In another namespace, where segments of the same ends are another connection's.
+fn dropped_of_others(run: &mut Run) {
+    run.dropped(socket(LOCAL, REMOTE), |dropped| {
+        dropped.netns += 1;
+        dropped.seq = 1 << 30;
+    });
+    silent(run);
+}
+
+/// One of many: most are lost elsewhere.
+fn hardly_dropped(run: &mut Run) {
+    run.dropped(socket(LOCAL, REMOTE), |dropped| dropped.count = 1);
+    silent(run);
+}
+
+/// What was dropped was between other ends.
+fn dropped_elsewhere(run: &mut Run) {
+    run.dropped(socket("10.0.0.1:80", "10.0.0.9:9"), |_| {});
+    silent(run);
+}
+
+/// Long before the silence began.
+fn dropped_before(run: &mut Run) {
+    run.dropped(socket(LOCAL, REMOTE), |_| {});
+    run.pass(Duration::from_mins(1));
+    silent(run);
+}
+
+const NOT_HERE: &[Records] = &[
+    silent,
+    dropped_of_others,
+    hardly_dropped,
+    dropped_elsewhere,
+    dropped_before,
+];
+
 pub(crate) static REGISTER: Register<Records> = Register {
     room: "half_open, dead_peer",
     kind: "half_open",
     run: alone,
     claims: &[
+        Claim {
+            words: "dropped on this host",
+            said: &[
+                dropped_by_rule,
+                dropped_at::<{ drop_layer::NETFILTER }>,
+                dropped_at::<{ drop_layer::QDISC }>,
+                dropped_at::<{ drop_layer::RECEIVE_BUFFER }>,
+                dropped_at::<{ drop_layer::CHECKSUM }>,
+            ],
+            never: NOT_HERE,
+        },
+        Claim {
+            words: "mend rule 5 of the chain",
+            said: &[dropped_by_rule],
+            never: &[silent, dropped_at::<{ drop_layer::NETFILTER }>],
+        },
+        Claim {
+            words: "look for the rule or the policy that drops at hook",
+            said: &[dropped_at::<{ drop_layer::NETFILTER }>],
+            never: &[
+                silent,
+                dropped_by_rule,
+                dropped_at::<{ drop_layer::TC_INGRESS }>,
+            ],
+        },
+        Claim {
+            words: "look for the filter (",
+            said: &[
+                dropped_at::<{ drop_layer::TC_INGRESS }>,
+                dropped_at::<{ drop_layer::TC_EGRESS }>,
+            ],
+            never: &[silent, dropped_by_rule, dropped_at::<{ drop_layer::QDISC }>],
+        },
+        Claim {
+            words: "look at the queue's limit and rate",
+            said: &[dropped_at::<{ drop_layer::QDISC }>],
+            never: &[silent, dropped_at::<{ drop_layer::TC_EGRESS }>],
+        },
+        Claim {
+            words: "raise net.core.netdev_max_backlog",
+            said: &[dropped_at::<{ drop_layer::CPU_BACKLOG }>],
+            never: &[silent, dropped_at::<{ drop_layer::SOCKET_BACKLOG }>],
+        },
+        Claim {
+            words: "look at the XDP program",
+            said: &[dropped_at::<{ drop_layer::XDP }>],
+            never: &[silent, dropped_at::<{ drop_layer::BPF }>],
+        },
+        Claim {
+            words: "look at the programs of the control group",
+            said: &[dropped_at::<{ drop_layer::BPF }>],
+            never: &[silent, dropped_at::<{ drop_layer::XDP }>],
+        },
+        Claim {
+            words: "look at the routes and at the reverse path filter",
+            said: &[dropped_at::<{ drop_layer::ROUTE }>],
+            never: &[silent, dropped_at::<{ drop_layer::NEIGHBOUR }>],
+        },
+        Claim {
+            words: "look at the neighbour entries",
+            said: &[dropped_at::<{ drop_layer::NEIGHBOUR }>],
+            never: &[silent, dropped_at::<{ drop_layer::ROUTE }>],
+        },
+        Claim {
+            words: "look for what changes packets or leaves their checksums undone",
+            said: &[dropped_at::<{ drop_layer::CHECKSUM }>],
+            never: &[silent, dropped_at::<{ drop_layer::AUTH }>],
+        },
+        Claim {
+            words: "compare the keys of both ends",
+            said: &[dropped_at::<{ drop_layer::AUTH }>],
+            never: &[silent, dropped_at::<{ drop_layer::CHECKSUM }>],
+        },
+        Claim {
+            words: "let the receiving process read faster",
+            said: &[dropped_at::<{ drop_layer::RECEIVE_BUFFER }>],
+            never: &[silent, dropped_at::<{ drop_layer::SOCKET_BACKLOG }>],
+        },
+        Claim {
+            words: "let the receiving process hold the socket for shorter",
+            said: &[dropped_at::<{ drop_layer::SOCKET_BACKLOG }>],
+            never: &[silent, dropped_at::<{ drop_layer::RECEIVE_BUFFER }>],
+        },
+        Claim {
+            words: "look at the device's drops",
+            said: &[dropped_at::<{ drop_layer::DEVICE }>],
+            never: &[silent, dropped_at::<{ drop_layer::QDISC }>],
+        },
         Claim {
             words: "no acknowledgement from",
             said: &[silent, given_up, some_left, orphan],

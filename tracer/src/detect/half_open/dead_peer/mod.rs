@@ -51,7 +51,10 @@ use self::{
 use super::{KIND, thresholds::Thresholds};
 use crate::{
     count::Grow,
-    detect::room::{Case, Cases, Context, Draft, Entry, Limits, Open, Room, Saying, Spec},
+    detect::{
+        dropped_here,
+        room::{Case, Cases, Context, Draft, Entry, Limits, Open, Room, Saying, Spec},
+    },
     event::{
         Beside, Body, Close, Event, Probe, Reset, Retransmit, Seed, Snapshot, State, Tcp, TcpState,
     },
@@ -68,7 +71,10 @@ use crate::{
 pub(crate) static SPEC: Spec = Spec {
     detector: "half_open.dead_peer",
     kind: KIND,
-    causes: &[("dead_peer", Severity::Warning)],
+    causes: &[
+        ("dead_peer", Severity::Warning),
+        (dropped_here::CAUSE, Severity::Critical),
+    ],
     hooks: &[
         hook::RETRANSMIT,
         hook::RTO,

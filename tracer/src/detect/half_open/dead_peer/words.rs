@@ -16,6 +16,7 @@ use crate::{
     },
     event::Tcp,
     finding::Severity,
+    table::dropped::Whose,
 };
 
 pub(super) fn draft(spec: &'static Spec, silence: &Silence, cx: &Context<'_>) -> Draft {
@@ -96,7 +97,9 @@ pub(super) fn draft(spec: &'static Spec, silence: &Silence, cx: &Context<'_>) ->
             ),
             _ => None,
         });
+    let since = silence.since_when().unwrap_or(silence.since);
     Draft {
+        here: Some(cx.dropped_of(&Whose::of(connection), since)),
         spec,
         cause: "dead_peer",
         stage: Some(stage.name()),
@@ -105,7 +108,7 @@ pub(super) fn draft(spec: &'static Spec, silence: &Silence, cx: &Context<'_>) ->
         owner: connection.owner,
         severity: matches!(stage, Stage::Recovered).then_some(Severity::Notice),
         sample: None,
-        since: silence.since_when().unwrap_or(silence.since),
+        since,
         last: silence.last,
         count: silence.count(),
         summary: summary(silence, cx),

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, mem, net::SocketAddr, time::Duration};
 
 use crate::{
-    detect::half_open::thresholds::Thresholds,
+    detect::{dropped_here::Here, half_open::thresholds::Thresholds},
     event::{Owner, TcpState},
     id::SocketId,
     time::Ktime,
@@ -83,6 +83,8 @@ pub(super) struct Seen {
     pub(super) unread_bytes: u64,
     /// Those of which the socket told what the two are.
     pub(super) told: u64,
+    /// Those of which this host drops what they send or are sent.
+    pub(super) dropped: u64,
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +102,8 @@ pub(super) struct Group {
     /// What was seen of them: likewise.
     pub(super) seeing: Seen,
     pub(super) seen: Seen,
+    pub(super) dropping: Here,
+    pub(super) dropped: Here,
     pub(super) oldest: Option<Oldest>,
     pub(super) absent_polls: u8,
     /// The finding that says why nobody accepts them.
@@ -115,11 +119,13 @@ impl Group {
         let count = mem::take(&mut self.counting).saturating_add(unlisted);
         let shared = mem::take(&mut self.sharing);
         let seen = mem::take(&mut self.seeing);
+        let dropped = mem::take(&mut self.dropping);
         if count > 0 {
             self.count = count;
             self.unlisted = unlisted;
             self.shared = shared;
             self.seen = seen;
+            self.dropped = dropped;
             self.peak = self.peak.max(count);
         }
         count
@@ -170,6 +176,12 @@ impl Group {
     /// Those of which a poll says more than that they are there.
     pub(super) const fn listed(&self) -> u64 {
         self.count.saturating_sub(self.unlisted)
+    }
+
+    /// What this host dropped, where that is why all of them are half-closed.
+    pub(super) fn here(&self, reading: Reading) -> Option<Here> {
+        let is_why = reading == Reading::SlowPeer && self.seen.dropped == self.count;
+        is_why.then(|| self.dropped.clone())
     }
 
     /// From this host's own doing to the peer's. See [`Reading`].

@@ -39,18 +39,24 @@ use self::group::{Group, GroupKey, Oldest, Seen};
 use super::{KIND, thresholds::Thresholds};
 use crate::{
     count::Grow,
-    detect::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec},
-    event::{HalfClosed as Unlisted, Snapshot, TcpState},
+    detect::{
+        dropped_here,
+        room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec},
+    },
+    event::{HalfClosed as Unlisted, Snapshot, Tcp, TcpState},
     finding::{Severity, Status},
     id::SocketId,
-    table::Bounded,
+    table::{Bounded, dropped::Whose},
     time::Ktime,
 };
 
 pub(crate) static SPEC: Spec = Spec {
     detector: "half_open.half_closed",
     kind: KIND,
-    causes: &[("half_closed", Severity::Warning)],
+    causes: &[
+        ("half_closed", Severity::Warning),
+        (dropped_here::CAUSE, Severity::Critical),
+    ],
     hooks: &[hook::STATE, hook::DESTROY, hook::SEED],
     losses: &[],
     section: Thresholds::SECTION,
@@ -104,13 +110,18 @@ struct Look {
     progress: Ktime,
 }
 
+/// Whether the peer acknowledges nothing of what it is sent.
+const fn is_unanswered(tcp: &Tcp) -> bool {
+    tcp.retransmits > 0 || tcp.probes_out > 1
+}
+
 impl Seen {
     fn saw(&mut self, body: &Snapshot) {
         let tcp = &body.tcp;
         let delivers = body.socket.state == TcpState::CloseWait && tcp.waiting_bytes() > 0;
         self.delivering.grow(u64::from(delivers));
-        let is_unanswered = tcp.retransmits > 0 || tcp.probes_out > 1;
-        self.unanswered.grow(u64::from(delivers && is_unanswered));
+        self.unanswered
+            .grow(u64::from(delivers && is_unanswered(tcp)));
         if let Some(about) = body.about {
             self.told.grow(1);
             let is_unread = about.unread_bytes > 0 || about.end_unread;
@@ -150,6 +161,11 @@ impl HalfClosed {
             state: socket.state,
             queued: body.about.is_some_and(|about| about.not_accepted),
         };
+        let here = cx.dropped_of(&Whose::seen(socket, &body.tcp), since);
+        let is_why = match socket.state {
+            TcpState::FinWait2 => here.has_fin_to(socket.local),
+            _ => is_unanswered(&body.tcp) && here.explains_loss(body.tcp.retransmits.into()),
+        };
         let Some(group) = self.groups.begin(key, cx, Group::default) else {
             return;
         };
@@ -162,6 +178,10 @@ impl HalfClosed {
         let holders = body.owner.and_then(|owner| owner.holders);
         group.sharing.grow(u64::from(holders > Some(1)));
         group.seeing.saw(body);
+        if is_why {
+            group.seeing.dropped.grow(1);
+            group.dropping.add(here);
+        }
         if group.oldest.is_none_or(|oldest| since < oldest.since) {
             group.oldest = Some(Oldest {
                 id: socket.id,

@@ -70,6 +70,7 @@ pub(super) fn draft(
             .seconds("gained_within_s", span);
     }
     Draft {
+        here: group.here(reading),
         spec,
         cause: "half_closed",
         stage: None,

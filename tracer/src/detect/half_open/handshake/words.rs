@@ -25,6 +25,7 @@ pub(super) fn draft(
 ) -> Draft {
     let looks = waiting.looks(thresholds);
     Draft {
+        here: None,
         spec,
         cause: "handshake",
         stage: None,

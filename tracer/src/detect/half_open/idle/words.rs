@@ -30,6 +30,7 @@ pub(super) fn draft(
         .count("remotes", found.remotes.len() as u64)
         .text("most_frequent_remotes", found.named());
     Draft {
+        here: None,
         spec,
         cause: if key.without_timer {
             "idle_without_timer"
