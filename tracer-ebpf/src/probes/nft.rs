@@ -85,8 +85,8 @@ fn search_words(base: u64, location: u64, chain: &mut u64, handle: &mut u64) {
             break;
         }
         at += 1;
-        // Of the kernel, and aligned as allocations are.
-        if word & 7 != 0 || word >> 47 != (1 << 17) - 1 {
+        // Of the kernel, with four or five levels of page tables, and aligned as allocations are.
+        if word & 7 != 0 || word >> 56 != 0xff {
             continue;
         }
         let header: u64 = sock::read(word, 0);

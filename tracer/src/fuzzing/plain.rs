@@ -176,6 +176,7 @@ fn of_trouble(kind: u16, number: u8, now_ns: u64) -> Vec<u8> {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "a case a kind")]
 fn of_userspace(kind: u16, number: u8, now_ns: u64) -> Vec<u8> {
     let (socket, owner, tcp) = (socket(number), owner(number), tcp());
     match kind {

@@ -247,30 +247,7 @@ fn advise(
         .device
         .map_or_else(|| "DEVICE".to_owned(), |device| plain(&device.to_text()));
     match place.layer.number() {
-        drop_layer::NETFILTER => match (place.table, place.chain, place.rule) {
-            (Some(table), Some(chain), rule) => {
-                let which = match rule {
-                    DropRule::Rule(handle) => format!("rule {handle}"),
-                    DropRule::Policy => "the policy".to_owned(),
-                    DropRule::Unknown => "the rules".to_owned(),
-                };
-                format!(
-                    "mend {which} of the chain ({within}nft -a list chain {} '{}' '{}'){leads}",
-                    family(place.table_family),
-                    plain(&table.to_text()),
-                    plain(&chain.to_text())
-                )
-                .into()
-            }
-            _ => {
-                let hook = place.hook.unwrap_or("any");
-                format!(
-                    "look for the rule or the policy that drops at hook {hook} ({within}nft -a list ruleset){leads}, and at \
-                     what conntrack drops where none does ({within}conntrack -S)"
-                )
-                .into()
-            }
-        },
+        drop_layer::NETFILTER => netfilter(place, &within, &leads),
         drop_layer::TC_INGRESS => {
             format!("look for the filter ({within}tc -s filter show dev {device} ingress){leads}").into()
         }
@@ -317,4 +294,28 @@ fn advise(
         .into(),
         _ => format!("look at the device's drops ({within}ip -s link show dev {device}){leads}").into(),
     }
+}
+
+/// Of what netfilter drops: the command that shows the rule, or all of them.
+fn netfilter(place: &Dropped, within: &str, leads: &str) -> Cow<'static, str> {
+    let (Some(table), Some(chain)) = (place.table, place.chain) else {
+        let hook = place.hook.unwrap_or("any");
+        return format!(
+            "look for the rule or the policy that drops at hook {hook} ({within}nft -a list ruleset){leads}, and at what \
+             conntrack drops where none does ({within}conntrack -S)"
+        )
+        .into();
+    };
+    let which = match place.rule {
+        DropRule::Rule(handle) => format!("rule {handle}"),
+        DropRule::Policy => "the policy".to_owned(),
+        DropRule::Unknown => "the rules".to_owned(),
+    };
+    format!(
+        "mend {which} of the chain ({within}nft -a list chain {} '{}' '{}'){leads}",
+        family(place.table_family),
+        plain(&table.to_text()),
+        plain(&chain.to_text())
+    )
+    .into()
 }
