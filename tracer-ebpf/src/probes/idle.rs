@@ -2,7 +2,9 @@
 //! and that nothing will tell that its peer is gone. A raw tracepoint program attached to nothing, run by
 //! BPF_PROG_TEST_RUN with the socket's address, its birth and the time as arguments.
 
-use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
+use core::ffi::c_void;
+
+use aya_ebpf::programs::RawTracePointContext;
 use conntracer_common::{
     record::{Idle, answer, idle_flag},
     tcp::{pending, state},
@@ -17,9 +19,12 @@ use crate::{
     sock::{self, field},
 };
 
-#[raw_tracepoint]
-pub(crate) fn idle(ctx: RawTracePointContext) -> i32 {
-    looked_at(&ctx, ctx.arg(0), ctx.arg(1), ctx.arg(2)) as i32
+/// Without aya's attribute for raw tracepoints, whose programs return 0 whatever they say.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tp")]
+pub(crate) extern "C" fn idle(ctx: *mut c_void) -> u32 {
+    let ctx = RawTracePointContext::new(ctx);
+    looked_at(&ctx, ctx.arg(0), ctx.arg(1), ctx.arg(2))
 }
 
 /// What userspace is answered.

@@ -2,6 +2,8 @@
 //! watch. On demand it is a raw tracepoint program attached to nothing, run by BPF_PROG_TEST_RUN with
 //! the socket's address and birth as arguments.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{EbpfContext, macros::raw_tracepoint, programs::RawTracePointContext};
 use conntracer_common::{
     record::{Snapshot, Socket, answer, snapshot_flag},
@@ -17,8 +19,11 @@ use crate::{
     sock::{self, SOCK_DEAD, SOCK_DONE, field, field_into},
 };
 
-#[raw_tracepoint]
-pub(crate) fn snapshot(ctx: RawTracePointContext) -> i32 {
+/// Without aya's attribute, whose programs return 0 whatever they say.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tp")]
+pub(crate) extern "C" fn snapshot(ctx: *mut c_void) -> u32 {
+    let ctx = RawTracePointContext::new(ctx);
     let sk: u64 = ctx.arg(0);
     let born_ns: u64 = ctx.arg(1);
     let outcome = if socket::is_alive(sk, born_ns) {
@@ -27,12 +32,11 @@ pub(crate) fn snapshot(ctx: RawTracePointContext) -> i32 {
         gone(&ctx, sk, born_ns)
     };
     // No event of a hook: who asked counts what there was no room for.
-    let answered = match outcome {
+    match outcome {
         Outcome::Emitted => answer::SAID,
         Outcome::Lost => answer::LOST,
         Outcome::Aggregated | Outcome::Filtered | Outcome::NotOurs => answer::NOTHING,
-    };
-    answered as i32
+    }
 }
 
 /// The same for a listener: nothing is emitted, its entry in `LISTENERS` is brought up to date.
