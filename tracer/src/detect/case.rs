@@ -15,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use super::context::{Context, Draft};
+use super::{
+    context::{Context, Draft},
+    dropped_here,
+};
 use crate::{
     event::Side,
     finding::{Severity, Status},
@@ -140,9 +143,15 @@ impl<C> DerefMut for Entry<C> {
 impl<C: Case> Entry<C> {
     /// Says it, as what it is by now; without words nothing is said, and nothing changes.
     fn say(&mut self, key: &C::Key, status: Status, rules: &C::Rules, cx: &mut Context<'_>) {
-        if let Some(draft) = self.case.draft(key, &Saying { status, rules, cx }) {
+        if let Some(draft) = self.draft(key, &Saying { status, rules, cx }) {
             self.say_as(status, draft, cx);
         }
+    }
+
+    /// The words for it, with what this host dropped of it.
+    fn draft(&self, key: &C::Key, at: &Saying<'_, '_, C>) -> Option<Draft> {
+        let draft = self.case.draft(key, at)?;
+        Some(dropped_here::told(draft, at.cx))
     }
 
     fn say_as(&mut self, status: Status, draft: Draft, cx: &mut Context<'_>) {
@@ -193,7 +202,7 @@ impl<C: Case> Entry<C> {
             return;
         }
         let status = Status::Update;
-        let Some(draft) = self.case.draft(key, &Saying { status, rules, cx }) else {
+        let Some(draft) = self.draft(key, &Saying { status, rules, cx }) else {
             return;
         };
         if silent < life.interval && words(&draft) == life.words {
@@ -349,6 +358,7 @@ impl<C: Case> Cases<C> {
     /// The same with words of the room's own.
     pub(crate) fn close_as(entry: &Entry<C>, draft: Draft, cx: &mut Context<'_>) {
         if let Some(id) = entry.id() {
+            let draft = dropped_here::told(draft, cx);
             cx.say(id, Status::Resolved, draft);
         }
     }

@@ -4,11 +4,7 @@ use std::borrow::Cow;
 
 use conntracer_common::stats::HOOKS;
 
-use super::{
-    dropped_here::{self, Here},
-    facts::Facts,
-    spec::Spec,
-};
+use super::{dropped_here::here::Here, facts::Facts, spec::Spec};
 use crate::{
     count::Grow,
     event::{Loss, Owner, Side},
@@ -101,7 +97,6 @@ impl Context<'_> {
     }
 
     pub(super) fn say(&mut self, id: u64, status: Status, draft: Draft) {
-        let draft = dropped_here::told(draft, self);
         let severity = draft.spec.severity(draft.cause);
         debug_assert!(
             severity.is_some(),

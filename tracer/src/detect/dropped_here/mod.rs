@@ -8,10 +8,12 @@
 //! connection lost is its own: of segments dropped in another namespace the sequence number must be near the
 //! connection's, for two pairs of namespaces may have the same addresses and ports.
 
+pub(super) mod here;
 mod words;
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
+pub(super) use self::here::{CAUSE, Here};
 use super::context::{Context, Draft};
 use crate::{
     event::Dropped,
@@ -19,84 +21,17 @@ use crate::{
     time::Ktime,
 };
 
-/// The word of the output contract.
-pub(crate) const CAUSE: &str = "dropped_here";
-
 /// A drop is seen before the trouble that it makes: by a retransmission timeout, which is 3 s where no round trip was
 /// measured (`TCP_TIMEOUT_FALLBACK`), by a delayed ACK, and by a poll.
 const BEFORE: Duration = Duration::from_secs(5);
 
-/// What this host dropped of the connections that a finding is about.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Here {
-    /// Place by place, the most first.
-    places: Vec<Dropped>,
-    /// Of how many connections.
-    connections: u64,
-    /// How much was lost that it is held against; 0: what the finding counts.
-    lost: u64,
-}
-
-impl Here {
-    /// Segments in all.
-    pub(crate) fn count(&self) -> u64 {
-        self.places
-            .iter()
-            .fold(0, |sum, place| sum.saturating_add(place.count))
-    }
-
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.places.is_empty()
-    }
-
-    fn explains(&self, draft: &Draft) -> bool {
-        self.explains_loss(if self.lost > 0 {
-            self.lost
-        } else {
-            draft.count
-        })
-    }
-
-    /// Held against so much that was lost.
-    pub(crate) const fn against(mut self, lost: u64) -> Self {
-        self.lost = lost;
-        self
-    }
-
-    /// Whether it explains that so much was lost of a connection.
-    pub(crate) fn explains_loss(&self, lost: u64) -> bool {
-        !self.is_empty() && self.count().saturating_mul(2) >= lost
-    }
-
-    /// Whether FINs to a local end were among it.
-    pub(crate) fn has_fin_to(&self, local: SocketAddr) -> bool {
-        self.places
-            .iter()
-            .any(|place| place.to == local && place.fins > 0)
-    }
-
-    /// Adds what was dropped of one more connection: what was dropped alike becomes one.
-    pub(crate) fn add(&mut self, other: Self) {
-        let is_alike = |one: &Dropped, other: &Dropped| {
-            (one.netns, one.reason, one.layer, one.hook)
-                == (other.netns, other.reason, other.layer, other.hook)
-                && (one.rule, one.table, one.chain) == (other.rule, other.table, other.chain)
-        };
-        for place in other.places {
-            match self.places.iter_mut().find(|known| is_alike(known, &place)) {
-                Some(known) => {
-                    known.count = known.count.saturating_add(place.count);
-                    known.fins = known.fins.saturating_add(place.fins);
-                    known.last = known.last.max(place.last);
-                }
-                None => self.places.push(place),
-            }
-        }
-        self.connections = self.connections.saturating_add(other.connections);
-        self.lost = self.lost.saturating_add(other.lost);
-        self.places
-            .sort_by_key(|place| std::cmp::Reverse(place.count));
-    }
+/// Whether what was dropped explains what a finding counts.
+fn explains(here: &Here, draft: &Draft) -> bool {
+    here.explains_loss(if here.lost > 0 {
+        here.lost
+    } else {
+        draft.count
+    })
 }
 
 impl Context<'_> {
@@ -149,7 +84,7 @@ pub(super) fn told(mut draft: Draft, cx: &Context<'_>) -> Draft {
     let Some(here) = draft.here.take().filter(|here| !here.is_empty()) else {
         return draft;
     };
-    if here.explains(&draft) {
+    if explains(&here, &draft) {
         words::explained(draft, &here, cx)
     } else {
         words::beside(draft, &here, cx)

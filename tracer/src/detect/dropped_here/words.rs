@@ -4,9 +4,13 @@ use std::borrow::Cow;
 
 use conntracer_common::{record::drop_layer, stats::hook};
 
-use super::{CAUSE, Here};
+use super::here::{CAUSE, Here};
 use crate::{
-    detect::room::{Context, Draft, Facts, plural},
+    detect::{
+        context::{Context, Draft},
+        facts::Facts,
+        phrase::plural,
+    },
     event::{DropRule, Dropped, Owner},
 };
 
