@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::support::{binary, is_own_machine, lacking, watch};
 
-/// The kernel lines of the README's table ("Kernels"), as their releases begin.
+/// The kernel lines of the table in `tracer/docs/kernels.md`, as their releases begin.
 const LINES: [&str; 5] = ["5.10.", "6.1.", "6.12.", "6.18.", "7."];
 
 /// What each detector sees on them with hooks by fentry or kprobe, and what by tracepoint.
@@ -68,7 +68,7 @@ fn each_kernel_line_sees_what_the_readme_says() {
     let Start { host, plan, .. } = tracer.plan();
     let Some(line) = LINES.iter().find(|line| host.kernel.starts_with(**line)) else {
         lacking(&format!(
-            "the README does not speak of Linux {}",
+            "tracer/docs/kernels.md does not speak of Linux {}",
             host.kernel
         ));
         return;

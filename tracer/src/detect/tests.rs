@@ -258,3 +258,90 @@ fn another_stage_is_said_at_once() {
     assert_eq!(told.len(), 1, "{told:#?}");
     assert_eq!(told[0].stage.as_deref(), Some("confirmed"));
 }
+
+fn repository(file: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file)
+}
+
+/// Every kind once, in order, with the causes of all its detectors.
+fn kinds() -> Vec<(FindingKind, Vec<(&'static str, crate::finding::Severity)>)> {
+    let mut kinds: Vec<(FindingKind, Vec<_>)> = Vec::new();
+    for spec in SPECS {
+        if !kinds.iter().any(|(kind, _)| *kind == spec.kind) {
+            kinds.push((spec.kind, Vec::new()));
+        }
+        let (_, causes) = kinds
+            .iter_mut()
+            .find(|(kind, _)| *kind == spec.kind)
+            .expect("it was put in above");
+        for cause in spec.causes {
+            if !causes.contains(cause) {
+                causes.push(*cause);
+            }
+        }
+    }
+    kinds
+}
+
+#[test]
+fn the_page_of_findings_is_what_the_detectors_declare() {
+    let explained: std::collections::BTreeMap<&str, &str> = SPECS
+        .iter()
+        .flat_map(|spec| crate::detect::words(spec.explain))
+        .collect();
+    let first = |word: &str| {
+        let text = explained[word].split("\n\n").next().unwrap_or_default();
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let end = text.find(". ").map_or(text.len(), |end| end + 1);
+        text[..end].replace('|', "\\|")
+    };
+    let mut page = "# Findings\n\nMade of what the detectors declare; `conntracer explain WORD` has the whole of each.\n"
+        .to_owned();
+    for (kind, causes) in kinds() {
+        let name = kind.name();
+        page += &format!("\n## {name}\n\n{}\n\n", first(name));
+        page += "| cause | severity | means |\n|---|---|---|\n";
+        for (cause, severity) in causes {
+            page += &format!("| `{cause}` | {} | {} |\n", severity.name(), first(cause));
+        }
+    }
+    generated(&repository("tracer/docs/findings.md"), &page);
+}
+
+/// A newcomer's first page is short, lists every finding, and leads to pages that are there.
+#[test]
+fn the_readme_is_short_and_complete() {
+    let readme = fs::read_to_string(repository("README.md")).unwrap();
+    assert!(readme.lines().count() <= 150);
+    for line in readme.lines() {
+        assert!(line.chars().count() <= 120, "{line}");
+    }
+    let (_, rest) = readme.split_once("## What it finds").unwrap();
+    let (list, _) = rest.split_once("## ").unwrap();
+    for (kind, causes) in kinds() {
+        let from = list.find(&format!("- `{}`:", kind.name()));
+        let entry = &list[from.unwrap_or_else(|| panic!("{} is missing", kind.name()))..];
+        let entry = entry[2..].split("\n- ").next().unwrap();
+        let entry = entry.split("\n\n").next().unwrap();
+        let told: BTreeSet<&str> = entry.split('`').skip(3).step_by(2).collect();
+        let declared: BTreeSet<&str> = causes.iter().map(|(cause, _)| *cause).collect();
+        assert_eq!(told, declared, "{}", kind.name());
+    }
+    let pages = fs::read_dir(repository("tracer/docs")).unwrap();
+    let pages = pages.map(|page| format!("tracer/docs/{}", page.unwrap().file_name().display()));
+    for page in pages {
+        assert!(
+            readme.contains(&format!("]({page})")),
+            "{page} is not linked"
+        );
+    }
+    for target in readme
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+    {
+        if !target.starts_with("https://") {
+            assert!(repository(target).exists(), "{target} is not there");
+        }
+    }
+}

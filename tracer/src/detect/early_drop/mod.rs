@@ -62,7 +62,7 @@ pub(super) static SPEC: Spec = Spec {
         ("reverse_path", Severity::Warning),
         ("auth", Severity::Warning),
         ("bad_checksum", Severity::Warning),
-        ("no_memory", Severity::Warning),
+        ("no_memory", Severity::Critical),
         ("socket_filter", Severity::Warning),
         ("other", Severity::Warning),
     ],
