@@ -197,10 +197,10 @@ fn refused_connects_in_a_row_leave_nothing_behind() {
         .expect("this process called connect()");
     assert_eq!((owner.pid, owner.comm.as_str()), (std::process::id(), COMM));
     let connects = &run.totals.hooks["connect"];
-    // Those of other tests' namespaces are filtered.
+    // Those of other tests' namespaces are filtered, and of those that no program saw it is not known whose they were.
     assert!(
-        (u64::from(ATTEMPTS)..=u64::from(ATTEMPTS) + 1)
-            .contains(&(connects.aggregated + connects.lost)),
+        connects.aggregated <= u64::from(ATTEMPTS) + 1
+            && connects.aggregated + connects.lost >= u64::from(ATTEMPTS),
         "{connects:?}"
     );
     assert_sound(&run, &netns);

@@ -361,8 +361,11 @@ fn loss_that_costs_most_of_the_rate_is_told(#[case] per_mille: u8, #[case] is_co
     pair.client
         .run(|| drop_some_at(Hook::Input, Match::PerMille(per_mille)))
         .unwrap();
+    // Where the drops of the rule that makes the path are the cause, what they cost is in the evidence.
     let is_told = |finding: &Finding| {
-        is_storm(finding) && finding.summary.contains("which holds it down to about")
+        is_storm(finding)
+            && (finding.summary.contains("which holds it down to about")
+                || finding.drops_here() && finding.evidence.contains_key("peer_takes_segments"))
     };
     let over = AtomicBool::new(false);
     let (accepted, connected) = (&connection.accepted, &connection.connected);

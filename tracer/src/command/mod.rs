@@ -174,7 +174,12 @@ fn explain_word(word: Option<&str>) -> anyhow::Result<()> {
         return print(&explain::words());
     };
     let text = explain::text(word).ok_or_else(|| {
-        anyhow!("nothing is called `{word}`: `conntracer explain` lists what can be explained")
+        let near = explain::near(word).map_or_else(String::new, |near| {
+            format!("; did you mean `conntracer explain {near}`?")
+        });
+        anyhow!(
+            "nothing is called `{word}`: `conntracer explain` lists what can be explained{near}"
+        )
     })?;
     print(&text)
 }

@@ -90,6 +90,8 @@ struct Life {
     words: Words,
     /// Until it is said again, if these stay.
     interval: Duration,
+    /// What was known by then of what this host dropped.
+    drops: u64,
 }
 
 type Words = (&'static str, Option<&'static str>, Option<Severity>);
@@ -176,6 +178,7 @@ impl<C: Case> Entry<C> {
             said: self.case.news(),
             words,
             interval,
+            drops: cx.dropped.changes(),
         });
         self.case.told();
     }
@@ -198,14 +201,20 @@ impl<C: Case> Entry<C> {
     fn update(&mut self, key: &C::Key, rules: &C::Rules, cx: &mut Context<'_>) {
         let Some(life) = self.life else { return };
         let silent = cx.now.since(life.said_at);
-        if silent < SOONEST || !self.has_news() {
+        // What this host drops is found out after the trouble, and is another cause without being its news.
+        let may_have_other_words = life.drops != cx.dropped.changes();
+        if silent < SOONEST || !self.has_news() && !may_have_other_words {
             return;
         }
         let status = Status::Update;
         let Some(draft) = self.draft(key, &Saying { status, rules, cx }) else {
             return;
         };
-        if silent < life.interval && words(&draft) == life.words {
+        let is_due = silent >= life.interval && self.has_news();
+        if !is_due && words(&draft) == life.words {
+            if let Some(life) = &mut self.life {
+                life.drops = cx.dropped.changes();
+            }
             return;
         }
         self.say_as(status, draft, cx);

@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path, time::Duration};
 
 use conntracer_common::{
     record::{netns_flag, syn_outcome},
@@ -299,10 +299,16 @@ fn the_page_of_findings_is_what_the_detectors_declare() {
         .to_owned();
     for (kind, causes) in kinds() {
         let name = kind.name();
-        page += &format!("\n## {name}\n\n{}\n\n", first(name));
+        write!(page, "\n## {name}\n\n{}\n\n", first(name)).unwrap();
         page += "| cause | severity | means |\n|---|---|---|\n";
         for (cause, severity) in causes {
-            page += &format!("| `{cause}` | {} | {} |\n", severity.name(), first(cause));
+            writeln!(
+                page,
+                "| `{cause}` | {} | {} |",
+                severity.name(),
+                first(cause)
+            )
+            .unwrap();
         }
     }
     generated(&repository("tracer/docs/findings.md"), &page);
@@ -344,4 +350,25 @@ fn the_readme_is_short_and_complete() {
             assert!(repository(target).exists(), "{target} is not there");
         }
     }
+}
+
+/// A poll finds out what this host drops after the finding was said, which has no news by then.
+#[test]
+fn drops_that_are_found_out_later_are_another_cause() {
+    let ends = || socket("10.0.0.1:80", "10.0.0.2:4000");
+    let mut run = Run::new();
+    for timeouts in 1..=3 {
+        run.pass(Duration::from_millis(400));
+        run.retransmit(ends(), |retransmit| retransmit.tcp.retransmits = timeouts);
+    }
+    assert_eq!(run.only().cause, "dead_peer");
+    let lines = run.findings.len();
+    run.dropped(ends(), |_| ());
+    run.pass(Duration::from_secs(2));
+    assert_eq!(run.only().cause, "dropped_here");
+    // What is of other connections changes nothing.
+    run.dropped(socket("10.0.0.1:80", "10.0.0.9:9"), |_| ());
+    run.pass(Duration::from_secs(2));
+    assert_eq!(run.findings.len(), lines + 1);
+    run.assert_replays(Thresholds::default());
 }

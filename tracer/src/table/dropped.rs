@@ -78,6 +78,8 @@ pub(crate) fn ends(one: SocketAddr, other: SocketAddr) -> Ends {
 #[derive(Debug)]
 pub(crate) struct DroppedHere {
     known: Bounded<Ends, Known>,
+    /// Records applied, and sockets met: what was concluded before may be otherwise.
+    changes: u64,
 }
 
 /// Of one connection.
@@ -92,6 +94,7 @@ impl Default for DroppedHere {
     fn default() -> Self {
         Self {
             known: Bounded::new(MAX_CONNECTIONS),
+            changes: 0,
         }
     }
 }
@@ -101,7 +104,13 @@ impl DroppedHere {
         self.known.evicted()
     }
 
+    /// Grows with all that may make another answer.
+    pub(crate) const fn changes(&self) -> u64 {
+        self.changes
+    }
+
     pub(crate) fn apply(&mut self, dropped: &Dropped) {
+        self.changes = self.changes.saturating_add(1);
         let ends = ends(dropped.to, dropped.from);
         if self.known.touch(&ends).is_none() {
             self.known.insert(ends, Known::default());
@@ -141,6 +150,7 @@ impl DroppedHere {
             && known.places.iter().any(is_its_own)
         {
             known.sockets.push(connection.netns);
+            self.changes = self.changes.saturating_add(1);
         }
     }
 

@@ -38,6 +38,21 @@ pub fn text(word: &str) -> Option<String> {
     Some(format!("{}{of}\n\n{}{causes}\n", word, filled(text)))
 }
 
+/// A word that is not explained is taken for one that is this much like it, of 1: a letter or two are wrong, or it begins
+/// so.
+const LIKE: f64 = 0.85;
+
+/// What an unknown word was likely to be.
+#[must_use]
+pub fn near(word: &str) -> Option<&'static str> {
+    let word = word.to_ascii_lowercase().replace(['-', ' '], "_");
+    every_word()
+        .map(|known| (strsim::jaro_winkler(known, &word), known))
+        .filter(|(like, _)| *like >= LIKE)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map(|(_, known)| known)
+}
+
 /// Paragraphs filled to [`COLUMNS`]; one that begins with a space is a table or a list of commands, and
 /// stays as it is.
 fn filled(text: &str) -> String {
@@ -114,6 +129,15 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+
+    #[test]
+    fn a_word_that_is_misspelt_is_recognised_and_another_is_not() {
+        assert_eq!(near("acept_queue_full"), Some("accept_queue_full"));
+        assert_eq!(near("dead-peers"), Some("dead_peer"));
+        assert_eq!(near("Retransmit_Strom"), Some("retransmit_storm"));
+        assert_eq!(near("nonsense"), None);
+        assert_eq!(near(""), None);
+    }
 
     #[test]
     fn every_finding_and_every_cause_is_explained_once() {
