@@ -49,7 +49,7 @@ const MOUNTS: [(&str, &str, bool); 9] = [
 ];
 
 /// Tests at a time: the VM has two CPUs, and tests mostly wait for timers.
-const TEST_THREADS: &str = "8";
+const TEST_THREADS: &str = "6";
 /// Where xtask puts it.
 const CONNTRACER: &str = "/bin/conntracer";
 /// Where xtask puts it, if the host has it.
