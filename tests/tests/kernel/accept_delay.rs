@@ -398,13 +398,23 @@ fn a_listener_that_a_child_inherited(#[case] serves: bool) {
     let finding = server.told(&mut tracer, "the child to be told of", |finding| {
         finding.cause == "never_accepts"
     });
-    let said = format!("ct-heir {} inherited the listener", heir.pid());
-    assert!(finding.summary.contains(&said), "{finding:#?}");
-    let says = format!(
+    let owner = finding.owner.as_ref().expect("the one who holds it");
+    assert_eq!(owner.pid, heir.pid(), "{finding:#?}");
+    let inherited = format!("ct-heir {} inherited the listener", heir.pid());
+    let let_go = format!(
         "process {}, which called listen(), holds it no longer",
         std::process::id()
     );
-    assert!(finding.summary.contains(&says), "{finding:#?}");
+    // On a slow machine the child may be its owner by the first look: then it is not known who called listen(), and not
+    // said.
+    let said = if owner.source == "seeded" && !finding.summary.contains(&let_go) {
+        vec!["nobody has accepted from it since it listens"]
+    } else {
+        vec![&*inherited, &*let_go]
+    };
+    for words in said {
+        assert!(finding.summary.contains(words), "{finding:#?}");
+    }
     let run = tracer.checkpoint().unwrap();
     assert_one(&run, &server);
 }
