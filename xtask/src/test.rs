@@ -1,6 +1,6 @@
 //! `test`: every check there is. VMs take longest, and begin as soon as there is something to boot; what only compiles or
-//! computes runs beside them, and the live tests on this machine afterwards. What cannot run here is skipped with its reason and counted, by the number
-//! of tests it would have been.
+//! computes runs beside them, and the live tests on this machine afterwards. What cannot run here is skipped with its
+//! reason and counted, by the number of tests it would have been.
 
 use std::{
     io::{BufRead as _, BufReader},

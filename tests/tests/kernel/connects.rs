@@ -48,7 +48,7 @@ fn begin_with(netns: &NetNs, family: Family, address: SocketAddr, syns: i32) -> 
 }
 
 /// Waits until its SYN was retransmitted, or was to be: a second and more.
-fn repeated(socket: &Socket) {
+pub(crate) fn repeated(socket: &Socket) {
     wait::until("the SYN to be retransmitted", EVENTUALLY, || {
         Ok((tcp_info(socket)?.tcpi_total_retrans > 0).then_some(()))
     })

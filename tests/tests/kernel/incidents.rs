@@ -20,6 +20,7 @@ use rustix::process::Signal;
 use socket2::Socket;
 
 use crate::{
+    connects::repeated,
     nginx::Nginx,
     programs::{Served, ask, program},
     support::{assert_sound, binary, is_syn_drop, watch},
@@ -59,10 +60,7 @@ fn established(socket: &Socket) {
 
 /// Gives an attempt up once its SYN was retransmitted: after a second and more.
 fn give_up(socket: Socket) {
-    wait::until("the SYN to be retransmitted", EVENTUALLY, || {
-        Ok((tcp_info(&socket)?.tcpi_total_retrans > 0).then_some(()))
-    })
-    .unwrap();
+    repeated(&socket);
     drop(socket);
 }
 

@@ -19,6 +19,7 @@ use std::{
 };
 
 use crate::{
+    cadence::Cadence,
     count::Grow,
     finding::{Evidence, Finding, FindingKind, Status, Subject, Value},
     table::Bounded,
@@ -33,9 +34,6 @@ const MAX_SORTS: usize = 1_024;
 const MAX_FOLDED: usize = 65_536;
 /// The finding for the others stays as long as more may come soon.
 const QUIET: Duration = Duration::from_secs(10);
-/// See [`crate::detect`]: the same cadence.
-const SOONEST: Duration = Duration::from_secs(1);
-const LATEST: Duration = Duration::from_mins(5);
 
 /// What alike findings have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,9 +83,8 @@ struct Others {
     since: Ktime,
     /// The last that was folded, as it was said then.
     latest: Finding,
-    said_at: Ktime,
     has_news: bool,
-    interval: Duration,
+    cadence: Cadence,
 }
 
 /// See the module.
@@ -171,9 +168,8 @@ impl Alike {
                 events: count,
                 since: finding.since,
                 latest: finding,
-                said_at: now,
                 has_news: false,
-                interval: SOONEST,
+                cadence: Cadence::begin(now),
             };
             told.push(others.line(Status::Open, now));
             crowd.others = Some(others);
@@ -254,11 +250,12 @@ impl Alike {
                 if crowd.apart.is_empty() {
                     self.crowds.remove(&sort);
                 }
-            } else if all || others.has_news && now.since(others.said_at) >= others.interval {
+            } else if all || others.has_news && others.cadence.is_due(now) {
                 told.push(others.line(Status::Update, now));
-                (others.said_at, others.has_news) = (now, false);
+                others.cadence.said(now);
+                others.has_news = false;
                 if !all {
-                    others.interval = others.interval.saturating_mul(2).min(LATEST);
+                    others.cadence.lengthen();
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! The life of a finding, the same for every detector: a case is watched in a bounded table until it is worth a
 //! finding, which is said when it opens, when it has news, and when it is over.
 //!
-//! **Cadence.** A line costs a reader's time. A finding that goes on is said after 1, 2, 4 … s, at last every five minutes; one
-//! that has another cause, stage or severity is said a second after the last line, however long that would be.
+//! **Cadence.** A finding that goes on is said at growing intervals ([`Cadence`]); one that has another cause, stage or
+//! severity is said a second after the last line, however long that would be.
 //!
 //! A room says what its cases are ([`Case`]) and when they are worth a finding; nobody but [`Cases`] opens, updates or
 //! resolves one. Findings go in the order in which they were opened.
@@ -12,7 +12,6 @@ use std::{
     hash::Hash,
     mem,
     ops::{Deref, DerefMut},
-    time::Duration,
 };
 
 use super::{
@@ -20,16 +19,12 @@ use super::{
     dropped_here,
 };
 use crate::{
+    cadence::Cadence,
     event::Side,
     finding::{Severity, Status},
     table::Bounded,
     time::Ktime,
 };
-
-/// Updates of one finding come no closer than this: what a person or an alert can follow.
-const SOONEST: Duration = Duration::from_secs(1);
-/// And no further apart, while it has news: for as long a reader may take it for over.
-const LATEST: Duration = Duration::from_mins(5);
 
 /// Connections that a case is known to be about before it is worth a finding: as many as most need for one.
 const MAX_MET: usize = 8;
@@ -84,12 +79,10 @@ struct Life {
     id: u64,
     /// The namespace that it is about.
     netns: Option<u32>,
-    said_at: Ktime,
     said: u64,
     /// Cause, stage and severity as last said.
     words: Words,
-    /// Until it is said again, if these stay.
-    interval: Duration,
+    cadence: Cadence,
     /// What was known by then of what this host dropped.
     drops: u64,
 }
@@ -158,7 +151,10 @@ impl<C: Case> Entry<C> {
 
     fn say_as(&mut self, status: Status, draft: Draft, cx: &mut Context<'_>) {
         let (netns, words) = (draft.subject.netns(), words(&draft));
-        let interval = self.life.map_or(SOONEST, |life| life.interval);
+        let mut cadence = self
+            .life
+            .map_or_else(|| Cadence::begin(cx.now), |life| life.cadence);
+        cadence.said(cx.now);
         let id = match self.life {
             None => {
                 let id = cx.open(draft);
@@ -174,10 +170,9 @@ impl<C: Case> Entry<C> {
         self.life = Some(Life {
             id,
             netns,
-            said_at: cx.now,
             said: self.case.news(),
             words,
-            interval,
+            cadence,
             drops: cx.dropped.changes(),
         });
         self.case.told();
@@ -200,17 +195,16 @@ impl<C: Case> Entry<C> {
     /// Says an open one again that is worth a line.
     fn update(&mut self, key: &C::Key, rules: &C::Rules, cx: &mut Context<'_>) {
         let Some(life) = self.life else { return };
-        let silent = cx.now.since(life.said_at);
         // What this host drops is found out after the trouble, and is another cause without being its news.
         let may_have_other_words = life.drops != cx.dropped.changes();
-        if silent < SOONEST || !self.has_news() && !may_have_other_words {
+        if !life.cadence.may_change(cx.now) || !self.has_news() && !may_have_other_words {
             return;
         }
         let status = Status::Update;
         let Some(draft) = self.draft(key, &Saying { status, rules, cx }) else {
             return;
         };
-        let is_due = silent >= life.interval && self.has_news();
+        let is_due = life.cadence.is_due(cx.now) && self.has_news();
         if !is_due && words(&draft) == life.words {
             if let Some(life) = &mut self.life {
                 life.drops = cx.dropped.changes();
@@ -219,7 +213,7 @@ impl<C: Case> Entry<C> {
         }
         self.say_as(status, draft, cx);
         if let Some(life) = &mut self.life {
-            life.interval = life.interval.saturating_mul(2).min(LATEST);
+            life.cadence.lengthen();
         }
     }
 }

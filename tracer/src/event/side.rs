@@ -4,6 +4,19 @@ use std::net::SocketAddr;
 
 use super::Socket;
 
+/// The two ends of a connection, whichever way a segment goes.
+pub type Ends = [SocketAddr; 2];
+
+/// They, in one order.
+#[must_use]
+pub fn ends(one: SocketAddr, other: SocketAddr) -> Ends {
+    if one <= other {
+        [one, other]
+    } else {
+        [other, one]
+    }
+}
+
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Side {

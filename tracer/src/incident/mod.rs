@@ -22,7 +22,7 @@ use self::explains::{
     are_legs, explains, explains_at_listener, is_of_server, is_one_queue, is_one_story,
 };
 use crate::{
-    event::Side,
+    event::{Ends, Side, ends},
     finding::{Finding, Status, Subject},
     table::Bounded,
     time::Ktime,
@@ -50,8 +50,7 @@ const REMEMBERED: Duration = Duration::from_mins(1);
 struct Pair {
     /// Of a loopback connection, which is another one in another namespace; 0 otherwise.
     netns: u32,
-    low: SocketAddr,
-    high: SocketAddr,
+    ends: Ends,
 }
 
 impl Pair {
@@ -59,8 +58,7 @@ impl Pair {
         let is_own = met.local.ip().is_loopback() || met.remote.ip().is_loopback();
         Self {
             netns: if is_own { met.netns } else { 0 },
-            low: met.local.min(met.remote),
-            high: met.local.max(met.remote),
+            ends: ends(met.local, met.remote),
         }
     }
 }
@@ -324,21 +322,16 @@ impl Incidents {
             .filter_map(|id| self.members.get(id))
             .map(|member| member.incident)
             .collect();
-        if servers.len() != 1 {
+        if servers.len() != 1 || !same.contains(&finding.id) {
             return;
         }
-        let legs: Vec<(u64, u64)> = same
-            .iter()
-            .flat_map(|one| same.iter().map(move |other| (*one, *other)))
-            .filter(|(server, client)| {
-                let both = said(*server).zip(said(*client));
-                both.is_some_and(|(server, client)| are_legs(server, client))
-            })
+        let is_leg = |other: &Finding| are_legs(finding, other) || are_legs(other, finding);
+        let legs: Vec<u64> = same
+            .into_iter()
+            .filter(|other| said(*other).is_some_and(is_leg))
             .collect();
-        for (server, client) in legs {
-            if server == finding.id || client == finding.id {
-                self.link(server, client, Link::Process);
-            }
+        for other in legs {
+            self.link(finding.id, other, Link::Process);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::{
-    event::{Dropped, Socket, Tcp},
+    event::{Dropped, Ends, Socket, Tcp, ends},
     table::{Bounded, connection::Connection},
 };
 
@@ -60,17 +60,6 @@ impl<'a> Whose<'a> {
         };
         let distance = dropped.seq.wrapping_sub(stands);
         stands != 0 && distance.min(distance.wrapping_neg()) < NEAR
-    }
-}
-
-/// The two ends, whichever way a segment goes.
-pub(crate) type Ends = [SocketAddr; 2];
-
-pub(crate) fn ends(one: SocketAddr, other: SocketAddr) -> Ends {
-    if one <= other {
-        [one, other]
-    } else {
-        [other, one]
     }
 }
 

@@ -16,8 +16,8 @@ use std::time::Duration;
 pub(super) use self::here::{CAUSE, Here};
 use super::context::{Context, Draft};
 use crate::{
-    event::Dropped,
-    table::dropped::{Ends, Whose},
+    event::{Dropped, Ends},
+    table::dropped::Whose,
     time::Ktime,
 };
 

@@ -441,16 +441,12 @@ fn accounts(text: &mut String, account: &Account, columns: usize) -> fmt::Result
         })
     });
     let off: Vec<String> = off.chain(residues).collect();
-    if off.is_empty() {
-        let compared = account.reconciliation.namespaces.len();
-        if account.hooks.is_empty() && compared == 0 {
-            return sinks(text, account);
-        }
+    let compared = account.reconciliation.namespaces.len();
+    if off.is_empty() && (!account.hooks.is_empty() || compared > 0) {
         let said = format!(
             "nothing was lost, and the kernel's own counters say the same (network namespaces compared: {compared}; -v shows them)"
         );
         paragraph(text, columns, "", &said)?;
-        return sinks(text, account);
     }
     for line in off {
         paragraph(text, columns, "", &line)?;
