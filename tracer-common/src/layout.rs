@@ -81,6 +81,9 @@ layout! {
     /// The route that it sends by.
     sk_dst = "sock"."sk_dst_cache", optional;
     sk_drops = "sock"."sk_drops";
+    /// Memory of what waits to be read, and how much it may be.
+    sk_rmem_alloc = "sock"."sk_backlog.rmem_alloc", optional;
+    sk_rcvbuf = "sock"."sk_rcvbuf", optional;
     sk_ack_backlog = "sock"."sk_ack_backlog";
     sk_max_ack_backlog = "sock"."sk_max_ack_backlog";
     sk_filter = "sock"."sk_filter", optional;
@@ -96,6 +99,8 @@ layout! {
     icsk_rto = "inet_connection_sock"."icsk_rto";
     icsk_user_timeout = "inet_connection_sock"."icsk_user_timeout", optional;
     icsk_lrcvtime = "inet_connection_sock"."icsk_ack.lrcvtime", optional;
+    /// The largest segment that came.
+    icsk_rcv_mss = "inet_connection_sock"."icsk_ack.rcv_mss", optional;
     icsk_qlen = "inet_connection_sock"."icsk_accept_queue.qlen";
     /// The connection that waits for accept() the longest, by its request.
     icsk_accept_head = "inet_connection_sock"."icsk_accept_queue.rskq_accept_head", optional;
@@ -104,6 +109,9 @@ layout! {
     snd_nxt = "tcp_sock"."snd_nxt";
     write_seq = "tcp_sock"."write_seq";
     rcv_nxt = "tcp_sock"."rcv_nxt";
+    /// What was acknowledged last, and the window that was offered with it.
+    rcv_wup = "tcp_sock"."rcv_wup", optional;
+    rcv_wnd = "tcp_sock"."rcv_wnd", optional;
     copied_seq = "tcp_sock"."copied_seq", optional;
     lsndtime = "tcp_sock"."lsndtime", optional;
     /// When an acknowledgement last came (`tcp_jiffies32`), and when the first segment after the last one that was

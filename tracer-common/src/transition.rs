@@ -100,6 +100,14 @@ pub const fn unread(rcv_nxt: u32, copied_seq: u32, fin_came: bool) -> u32 {
     if unread > i32::MAX as u32 { 0 } else { unread }
 }
 
+/// Bytes that the peer may send now (`tcp_receive_window`, include/net/tcp.h).
+#[must_use]
+#[inline]
+pub const fn receive_window(rcv_wup: u32, rcv_wnd: u32, rcv_nxt: u32) -> u32 {
+    let window = rcv_wup.wrapping_add(rcv_wnd).wrapping_sub(rcv_nxt);
+    if window > i32::MAX as u32 { 0 } else { window }
+}
+
 /// What a socket knows of the time that passed before it died, each in nanoseconds before its end; `u64::MAX` where it
 /// does not know.
 #[derive(Clone, Copy, Debug)]

@@ -17,6 +17,8 @@ pub struct Watched {
     /// besides.
     pub queues: Vec<SocketId>,
     pub waiting_ns: u64,
+    /// Connections whose receiving side is to be told of, whether its window is shut or not.
+    pub receivers: Vec<SocketId>,
     /// A silent connection, of whose address the others are to tell.
     pub silent: Option<Silent>,
 }
@@ -43,7 +45,7 @@ pub trait Source {
 
     /// Asks the kernel's maps: listeners that are watched or whose totals changed (`Syn` with outcome
     /// 255), accept queues in which connections wait (`AcceptQueue`), who troubled them since the last poll (`Sources`), SYNs dropped before a listener
-    /// (`EarlyDrop`), a `Snapshot` of each watched connection, sockets half-closed for longer than
+    /// (`EarlyDrop`), connections whose receive window is shut and those that are watched (`Receive`), a `Snapshot` of each watched connection, sockets half-closed for longer than
     /// `half_closed_ns` (`Snapshot`), what was lost (`Loss`), and last a `Tick` with the current ktime.
     fn poll(
         &mut self,

@@ -13,6 +13,7 @@ mod dropped;
 mod early_drop;
 mod idle;
 mod listener;
+mod receive;
 mod retransmit;
 mod seed;
 mod snapshot;
@@ -21,8 +22,8 @@ mod userspace;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub use self::{
-    accept_queue::*, connection::*, dropped::*, early_drop::*, idle::*, listener::*, retransmit::*,
-    seed::*, snapshot::*, userspace::*,
+    accept_queue::*, connection::*, dropped::*, early_drop::*, idle::*, listener::*, receive::*,
+    retransmit::*, seed::*, snapshot::*, userspace::*,
 };
 
 /// What of a record its reader must know beforehand.
@@ -81,6 +82,7 @@ records! {
     ACCEPTOR = 30: Acceptor, 184;
     NETNS_FACTS = 31: NetnsFacts, 144;
     ACCEPT_QUEUE = 40: AcceptQueue, 216;
+    RECEIVE = 45: Receive, 160;
     BESIDE = 50: Beside, 64;
     DROPPED = 60: Dropped, 208;
 }

@@ -26,6 +26,7 @@ mod nft;
 mod ownership;
 mod pass;
 mod percpu;
+mod receive;
 mod request;
 mod reset;
 mod retransmit;

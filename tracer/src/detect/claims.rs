@@ -12,7 +12,7 @@ use std::{
 use super::{
     SPECS, accept_delay, connect_failure, connection_drop, early_drop,
     half_open::{dead_peer, half_closed, handshake, idle},
-    retransmit_storm, send_stall, syn_drop,
+    receive_stall, retransmit_storm, send_stall, syn_drop,
 };
 use crate::{finding::Finding, testing::Run};
 
@@ -121,6 +121,7 @@ static REGISTERS: &[&dyn Claims] = &[
     &connection_drop::claims::OF_ONE,
     &connection_drop::claims::OF_SEVERAL,
     &send_stall::claims::REGISTER,
+    &receive_stall::claims::REGISTER,
     &handshake::claims::REGISTER,
     &dead_peer::claims::REGISTER,
     &half_closed::claims::REGISTER,

@@ -24,6 +24,7 @@ mod half_open;
 mod limits;
 mod path_mtu;
 mod phrase;
+mod receive_stall;
 mod restart;
 mod retransmit_storm;
 mod room;
@@ -64,7 +65,7 @@ use crate::{
 };
 
 /// Every detector, in the order in which they are told.
-pub static SPECS: [&Spec; 13] = [
+pub static SPECS: [&Spec; 14] = [
     &syn_drop::SPEC,
     &early_drop::SPEC,
     &syn_drop::COOKIES,
@@ -75,6 +76,7 @@ pub static SPECS: [&Spec; 13] = [
     &retransmit_storm::SPEC,
     &retransmit_storm::REORDERING,
     &send_stall::SPEC,
+    &receive_stall::SPEC,
     &connect_failure::SPEC,
     &connection_drop::SPEC,
     &accept_delay::SPEC,
@@ -104,6 +106,7 @@ pub struct Thresholds {
     pub half_open: half_open::Thresholds,
     pub retransmit_storm: retransmit_storm::Thresholds,
     pub send_stall: send_stall::Thresholds,
+    pub receive_stall: receive_stall::Thresholds,
     pub connect_failure: connect_failure::Thresholds,
     pub connection_drop: connection_drop::Thresholds,
     pub limits: Limits,
@@ -117,6 +120,7 @@ impl Thresholds {
         self.half_open.check()?;
         self.retransmit_storm.check()?;
         self.send_stall.check()?;
+        self.receive_stall.check()?;
         self.connect_failure.check()?;
         self.connection_drop.check()?;
         self.limits.check()
@@ -135,6 +139,7 @@ macro_rules! rooms {
             &$($mut)? $detectors.idle,
             &$($mut)? $detectors.storm,
             &$($mut)? $detectors.stall,
+            &$($mut)? $detectors.receive_stall,
             &$($mut)? $detectors.connect_failure,
             &$($mut)? $detectors.connection_drop,
             &$($mut)? $detectors.accept_delay,
@@ -153,6 +158,7 @@ pub(crate) struct Detectors {
     idle: idle::Idle,
     storm: retransmit_storm::RetransmitStorm,
     stall: send_stall::SendStall,
+    receive_stall: receive_stall::ReceiveStall,
     connect_failure: connect_failure::ConnectFailure,
     connection_drop: connection_drop::ConnectionDrop,
     accept_delay: accept_delay::AcceptDelay,
@@ -171,6 +177,7 @@ impl Detectors {
             half_open,
             retransmit_storm,
             send_stall,
+            receive_stall,
             connect_failure,
             connection_drop,
             limits,
@@ -185,6 +192,7 @@ impl Detectors {
             idle: idle::Idle::new(limits, half_open),
             storm: retransmit_storm::RetransmitStorm::new(limits, retransmit_storm),
             stall: send_stall::SendStall::new(limits, send_stall),
+            receive_stall: receive_stall::ReceiveStall::new(limits, receive_stall),
             connect_failure: connect_failure::ConnectFailure::new(limits, connect_failure),
             connection_drop: connection_drop::ConnectionDrop::new(limits, connection_drop),
             waiting_ns: accept_delay.wait_ns(),
@@ -263,6 +271,7 @@ impl Detectors {
                 self.half_closed.snapshot(body, delay, cx);
             }
             Body::HalfClosed(body) => self.half_closed.unlisted(body),
+            Body::Receive(body) => self.receive_stall.receive(body, cx),
             Body::Idle(body) => self.idle.idle(body, cx),
             Body::Beside(body) => self.dead_peer.beside(body, cx),
             Body::IdleTotals(body) => self.idle.idle_totals(body, cx),
@@ -326,6 +335,7 @@ impl Detectors {
             listeners: self.handshake.watched(),
             queues: self.accept_delay.watched(),
             waiting_ns: self.waiting_ns,
+            receivers: self.receive_stall.watched().take(limit).collect(),
             silent: self.dead_peer.asks_about(now),
         }
     }

@@ -18,6 +18,7 @@ mod listener;
 mod netns_facts;
 mod owner;
 mod raw;
+mod receive;
 mod retransmit;
 mod seed;
 mod side;
@@ -31,8 +32,8 @@ use conntracer_common::record::{self, Header, kind};
 use self::raw::read;
 pub use self::{
     accept_queue::*, acceptor::*, connection::*, device::*, dropped::*, early_drop::*, idle::*,
-    listener::*, netns_facts::*, owner::*, raw::DecodeError, retransmit::*, seed::*, side::*,
-    snapshot::*, socket::*, tcp::*, userspace::*,
+    listener::*, netns_facts::*, owner::*, raw::DecodeError, receive::*, retransmit::*, seed::*,
+    side::*, snapshot::*, socket::*, tcp::*, userspace::*,
 };
 use crate::time::Ktime;
 
@@ -69,6 +70,7 @@ pub enum Body {
     Seed(Seed),
     Seeded(Seeded),
     Idle(Idle),
+    Receive(Receive),
     IdleTotals(IdleTotals),
     HalfClosed(HalfClosed),
     Beside(Beside),
@@ -160,6 +162,7 @@ impl Body {
             }
             Self::Seed(body) => About::of("seed", kind::SEED, &body.socket, &body.owner),
             Self::Idle(body) => About::of("idle", kind::IDLE, &body.socket, &body.owner),
+            Self::Receive(body) => About::of("receive", kind::RECEIVE, &body.socket, &body.owner),
             Self::Tick => About::nobody("tick", kind::TICK),
             Self::Checkpoint => About::nobody("checkpoint", kind::CHECKPOINT),
             Self::Loss(_) => About::nobody("gap", kind::LOSS),
@@ -204,6 +207,7 @@ impl Body {
             kind::SNAPSHOT => Self::Snapshot(Snapshot::decode(bytes, header)?),
             kind::SEED => Self::Seed(Seed::decode(bytes, header)?),
             kind::IDLE => Self::Idle(Idle::decode(&read(bytes, header)?)?),
+            kind::RECEIVE => Self::Receive(Receive::decode(&read(bytes, header)?)?),
             kind::TICK => {
                 let _: record::Tick = read(bytes, header)?;
                 Self::Tick

@@ -207,6 +207,15 @@ fn of_userspace(kind: u16, number: u8, now_ns: u64) -> Vec<u8> {
             flags: idle_flag::KEEPALIVE_OFF,
             ..record::Idle::default()
         }),
+        kind::RECEIVE => of(&record::Receive {
+            socket,
+            owner,
+            data_idle_ns: 6_000_000_000,
+            unread: 100_000,
+            mss: 1448,
+            flags: record::receive_flag::SHUT,
+            ..record::Receive::default()
+        }),
         kind::IDLE_TOTALS => of(&record::IdleTotals {
             limit_ns: 900_000_000_000,
             ..record::IdleTotals::default()

@@ -30,6 +30,11 @@ pub(super) fn explains(cause: &Finding, symptom: &Finding) -> bool {
             ("accept_delay", _),
             ("connection_drop" | "send_stall", _) | ("half_open", "half_closed"),
         )
+        // A window that its process keeps shut is what the peer cannot send into.
+        | (
+            ("receive_stall", _),
+            ("send_stall" | "retransmit_storm", "receiver_stalled"),
+        )
         // A third ACK that is discarded: the client believes in a connection that the server does not have.
         | (
             ("syn_drop", "abort_on_overflow" | "ack_overflow"),

@@ -23,8 +23,8 @@ use super::{
     poll::{
         Poll, accept_queue::AcceptQueues, beside::BesideSearch, dropped::DroppedLooks,
         early_drop::EarlyDrops, failure::Failures, half_closed::HalfClosedSweep, idle::IdleSearch,
-        listener::Listeners, loss::Losses, netns::NetnsCounters, retransmit::RetransmitTotals,
-        seed::Seeds,
+        listener::Listeners, loss::Losses, netns::NetnsCounters, receive::ReceiveLooks,
+        retransmit::RetransmitTotals, seed::Seeds,
     },
     ring::Rings,
     stream::Stream,
@@ -63,6 +63,7 @@ pub struct LiveKernel {
     listeners: Listeners,
     accept_queues: AcceptQueues,
     half_closed: HalfClosedSweep,
+    receive: ReceiveLooks,
     beside: BesideSearch,
     idle: Option<IdleSearch>,
     losses: Losses,
@@ -111,6 +112,7 @@ impl LiveKernel {
             listeners: Listeners::new(&mut ebpf, Arc::clone(&listeners), by_state)?,
             accept_queues: AcceptQueues::new(&mut ebpf, listeners)?,
             half_closed: HalfClosedSweep::new(Arc::clone(&sockets)),
+            receive: ReceiveLooks::new(Arc::clone(&sockets)),
             beside: BesideSearch::new(&mut ebpf, Arc::clone(&sockets))?,
             idle: options.idle_ns.map(|limit| IdleSearch::new(sockets, limit)),
             losses: Losses::new(&mut ebpf)?,
@@ -174,6 +176,7 @@ impl LiveKernel {
             .poll(&watched.queues, watched.waiting_ns, &mut poll)?;
         poll.snapshots(&watched.connections)?;
         self.half_closed.poll(half_closed_ns, &mut poll)?;
+        self.receive.poll(&watched.receivers, &mut poll)?;
         self.beside.poll(watched.silent.as_ref(), &mut poll)?;
         // What the programs wrote in the meantime: the search below asks about every connection.
         poll.rings.drain(poll.feed);

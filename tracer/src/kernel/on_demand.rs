@@ -10,10 +10,11 @@ use aya::{
 use super::error::{CannotTrace, reason};
 use crate::plan::HookType;
 
-/// `snapshot` and `idle` write their records to the bulk ring, `refresh` brings a listener's up to date, `heir`
+/// `snapshot`, `receive` and `idle` write their records to the bulk ring, `refresh` brings a listener's up to date, `heir`
 /// hands a socket on, `beside` counts in its map, `accept_queue` leaves what it found in its.
-pub(super) const PROGRAMS: [&str; 7] = [
+pub(super) const PROGRAMS: [&str; 8] = [
     "accept_queue",
+    "receive",
     "snapshot",
     "refresh",
     "heir",

@@ -1,7 +1,8 @@
 //! Which records tell of a socket in trouble, whose holders are then worth a search.
 
 use conntracer_common::record::{
-    AcceptQueue, Header, Owner, Socket, Syn, SynTotals, accept_queue_flag, kind, syn_outcome,
+    AcceptQueue, Header, Owner, Receive, Socket, Syn, SynTotals, accept_queue_flag, kind,
+    receive_flag, syn_outcome,
 };
 use zerocopy::FromBytes;
 
@@ -24,7 +25,10 @@ pub(super) fn troubled(record: &[u8]) -> Option<(u64, Socket, Owner)> {
             && Syn::read_from_bytes(record).is_ok_and(|syn| troubled_syns(&syn.totals) > 0)
         || header.kind == kind::ACCEPT_QUEUE
             && AcceptQueue::read_from_bytes(record)
-                .is_ok_and(|queue| queue.flags & accept_queue_flag::LATE != 0);
+                .is_ok_and(|queue| queue.flags & accept_queue_flag::LATE != 0)
+        || header.kind == kind::RECEIVE
+            && Receive::read_from_bytes(record)
+                .is_ok_and(|receive| receive.flags & receive_flag::SHUT != 0);
     if !in_trouble {
         return None;
     }

@@ -240,6 +240,25 @@ impl Run {
         self.record(&record);
     }
 
+    /// A look at a connection whose window is shut, on which data last came two seconds ago.
+    pub(crate) fn receive(&mut self, socket: Socket, change: impl FnOnce(&mut record::Receive)) {
+        let mut record = record::Receive {
+            header: self.header::<record::Receive>(kind::RECEIVE),
+            socket,
+            owner: owner(),
+            data_idle_ns: 2_000_000_000,
+            copied_seq: 7000,
+            unread: 60_000,
+            mss: 1448,
+            memory: 130_000,
+            memory_max: 131_072,
+            flags: record::receive_flag::SHUT,
+            ..record::Receive::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
     pub(crate) fn probe(&mut self, socket: Socket, change: impl FnOnce(&mut record::Probe)) {
         let mut record = record::Probe {
             header: self.header::<record::Probe>(kind::PROBE),

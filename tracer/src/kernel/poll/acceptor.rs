@@ -1,5 +1,5 @@
-//! How the processes stand that may accept the connections of a listener in trouble: stopped, frozen, or without a
-//! descriptor to spare.
+//! How the processes stand that may accept the connections of a listener in trouble, or read from a connection that
+//! nobody reads from: stopped, frozen, or without a descriptor to spare.
 //!
 //! The first look is taken when the first record of a full accept queue comes by, or of one in which connections wait, at the listener's owner and its
 //! children, and goes into the stream before that record: a finding that opens says why at once. Later ones are taken
@@ -13,8 +13,8 @@ use std::{
 };
 
 use conntracer_common::record::{
-    AcceptQueue, Acceptor, Header, Holders, Owner, Socket, Syn, SynTotals, UNKNOWN_COUNT,
-    UNKNOWN_TOTAL, accept_queue_flag, acceptor_flag, kind, role, syn_outcome,
+    AcceptQueue, Acceptor, Header, Holders, Owner, Receive, Socket, Syn, SynTotals, UNKNOWN_COUNT,
+    UNKNOWN_TOTAL, accept_queue_flag, acceptor_flag, kind, receive_flag, role, syn_outcome,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -104,6 +104,19 @@ impl AcceptorLooks {
                     self.meet_queue(&queue, feed);
                 }
             }
+            kind::RECEIVE => {
+                if let Ok((receive, _)) = Receive::read_from_prefix(record)
+                    && receive.flags & receive_flag::SHUT != 0
+                {
+                    let Receive {
+                        header,
+                        socket,
+                        owner,
+                        ..
+                    } = &receive;
+                    self.meet_again(socket, owner, header.ktime_ns, feed);
+                }
+            }
             kind::HOLDERS => {
                 if let Ok((holders, _)) = Holders::read_from_prefix(record) {
                     self.meet_holders(&holders);
@@ -115,7 +128,7 @@ impl AcceptorLooks {
 
     fn meet_syn(&mut self, syn: &Syn, feed: Feed<'_>) {
         let drops = drops(&syn.totals);
-        if drops == 0 {
+        if drops == 0 || syn.socket.role != role::LISTENER {
             return;
         }
         let Some((id, known)) = self.known(&syn.socket, &syn.owner) else {
@@ -129,19 +142,23 @@ impl AcceptorLooks {
     }
 
     fn meet_queue(&mut self, queue: &AcceptQueue, feed: Feed<'_>) {
-        if queue.flags & accept_queue_flag::LATE == 0 {
-            return;
+        if queue.flags & accept_queue_flag::LATE != 0 && queue.socket.role == role::LISTENER {
+            self.meet_again(&queue.socket, &queue.owner, queue.header.ktime_ns, feed);
         }
-        let Some((id, known)) = self.known(&queue.socket, &queue.owner) else {
-            return;
-        };
-        known.last_ns = queue.header.ktime_ns;
-        self.look_at(&[id], queue.header.ktime_ns, feed);
     }
 
-    /// The listener, which is in trouble.
+    /// A socket whose trouble goes on.
+    fn meet_again(&mut self, socket: &Socket, owner: &Owner, ktime_ns: u64, feed: Feed<'_>) {
+        let Some((id, known)) = self.known(socket, owner) else {
+            return;
+        };
+        known.last_ns = ktime_ns;
+        self.look_at(&[id], ktime_ns, feed);
+    }
+
+    /// The socket, which is in trouble.
     fn known(&mut self, socket: &Socket, owner: &Owner) -> Option<(SocketId, &mut Troubled)> {
-        if socket.role != role::LISTENER || socket.born_ns == 0 {
+        if socket.born_ns == 0 {
             return None;
         }
         let id = SocketId::new(socket.sk, socket.born_ns);

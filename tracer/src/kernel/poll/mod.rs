@@ -17,6 +17,7 @@ pub(crate) mod loss;
 pub(crate) mod netns;
 pub(crate) mod netns_facts;
 mod pace;
+pub(crate) mod receive;
 pub(crate) mod retransmit;
 pub(crate) mod seed;
 
