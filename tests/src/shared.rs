@@ -50,6 +50,8 @@ pub enum Kind {
 pub const QUICK: &str = "\
 [detect.half_open]
 half_closed_after_s = 2
+[detect.receive_stall]
+unread_s = 1
 [detect.retransmit_storm]
 host_per_s = 1000000.0
 [detect.syn_drop]

@@ -63,6 +63,23 @@ impl SendStall {
         })
     }
 
+    /// The client reads a byte now and then, too little for its window to open, while the server has probed so many
+    /// times.
+    pub fn sip(&self, probes: u8) -> Result<()> {
+        wait::until("the sender to have probed", EVENTUALLY, || {
+            (&self.connection.connected)
+                .read_exact(&mut [0])
+                .context("reading a byte")?;
+            let info = socket::tcp_info(&self.connection.accepted)?;
+            Ok((info.tcpi_backoff >= probes).then_some(()))
+        })
+    }
+
+    /// Bytes that the client has not read.
+    pub fn unread(&self) -> Result<u64> {
+        rustix::io::ioctl_fionread(&self.connection.connected).context("asking for what is unread")
+    }
+
     /// The client reads all there is, until the server sends again.
     pub fn read_again(&self) -> Result<()> {
         let connected = &self.connection.connected;

@@ -37,6 +37,7 @@ mod listeners;
 mod nginx;
 mod owner;
 mod programs;
+mod receive_stall;
 mod reconcile;
 mod resets;
 mod retransmit;
