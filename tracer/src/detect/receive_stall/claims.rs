@@ -129,7 +129,7 @@ fn room_is_left(run: &mut Run) {
 fn reads_again(run: &mut Run) {
     sleeps(run);
     unread(run, 1, |_, look| {
-        (look.copied_seq, look.flags) = (67_000, 0)
+        (look.copied_seq, look.flags) = (67_000, 0);
     });
 }
 
