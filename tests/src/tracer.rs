@@ -170,6 +170,18 @@ impl Binary {
         command
     }
 
+    /// `now` of several namespaces, as JSON.
+    #[must_use]
+    pub fn now_within(&self, namespaces: &[&NetNs]) -> Command {
+        let mut command = self.command();
+        command.args(["now", "--format", "json"]);
+        self.attach(&mut command);
+        for netns in namespaces {
+            scope(&mut command, netns);
+        }
+        command
+    }
+
     /// The same, limited to `netns`.
     #[must_use]
     pub fn run(&self, netns: &NetNs) -> Command {

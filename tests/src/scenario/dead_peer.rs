@@ -127,6 +127,11 @@ impl DeadPeer {
         error.raw_os_error().context("an error without a number")
     }
 
+    /// The server's side.
+    pub fn accepted(&self) -> Result<&Socket> {
+        Ok(&self.connection()?.accepted)
+    }
+
     /// Local and remote address of the server's side.
     pub fn endpoints(&self) -> Result<(SocketAddr, SocketAddr)> {
         let accepted = &self.connection()?.accepted;

@@ -35,6 +35,7 @@ mod lifecycle;
 mod listener;
 mod listeners;
 mod nginx;
+mod now;
 mod owner;
 mod programs;
 mod receive_stall;

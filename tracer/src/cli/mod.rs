@@ -43,6 +43,8 @@ pub struct Arguments {
 pub enum Command {
     /// Trace, and print what is found (the default).
     Run(RunArguments),
+    /// Say what is wrong at this moment, after a look at the kernel and a second of events.
+    Now(NowArguments),
     /// Show what this kernel offers and what each detector can therefore see.
     Doctor(DoctorArguments),
     /// Trace, and also keep every record in FILE for `replay`.
@@ -77,6 +79,25 @@ pub struct RunArguments {
     /// Stop after this time, such as 30s, 5m or 1h30m.
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub duration: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 nothing is wrong; 1 something is; 2 wrong usage or config; 3 cannot trace here."
+)]
+pub struct NowArguments {
+    #[command(flatten)]
+    pub kernel: KernelArguments,
+    /// How to print it [default: text on a terminal, JSON elsewhere].
+    #[arg(long, value_enum, default_value = "auto", hide_default_value = true)]
+    pub format: Format,
+    /// How long to listen to events [default: 1.25s].
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub duration: Option<Duration>,
+    #[command(flatten)]
+    pub common: CommonArguments,
+    #[command(flatten)]
+    pub filter: FilterArguments,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,6 @@
 //! The commands: one function each, and the way from their results to an exit status.
 
+mod now;
 mod prepare;
 mod replay;
 mod trace;
@@ -121,6 +122,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<Outcome> {
     let done = |()| Outcome { failed: false };
     match arguments.command.unwrap_or(Command::Run(arguments.run)) {
         Command::Run(run) => trace::run(&run, None),
+        Command::Now(typed) => now::now(&typed),
         Command::Record(record) => trace::run(&record.run, Some(&record.file)),
         Command::Replay(replay) => replay::replay(&replay),
         Command::Doctor(typed) => diagnose(&typed).map(done),

@@ -20,7 +20,7 @@ use zerocopy::IntoBytes;
 
 use crate::{
     recording::Writer,
-    sink::{Line, Occasion, Reason, Sinks},
+    sink::{Line, Occasion, Reason, lines::Lines},
     source::Source,
     watch::Watch,
 };
@@ -95,7 +95,7 @@ pub type Recorder = Writer<BufWriter<File>>;
 pub async fn run<S: Source>(
     source: &mut S,
     watch: &mut Watch,
-    sinks: &mut Sinks,
+    sinks: &mut impl Lines,
     mut recorder: Option<&mut Recorder>,
     duration: Option<Duration>,
     signals: &mut Signals,
@@ -135,7 +135,7 @@ pub async fn run<S: Source>(
 async fn until_end<S: Source>(
     source: &mut S,
     watch: &mut Watch,
-    sinks: &mut Sinks,
+    sinks: &mut impl Lines,
     mut recorder: Option<&mut Recorder>,
     failures: &mut Failures,
     duration: Option<Duration>,
@@ -216,7 +216,7 @@ async fn until_end<S: Source>(
 fn tell_stats<S: Source>(
     source: &S,
     watch: &Watch,
-    sinks: &mut Sinks,
+    sinks: &mut impl Lines,
     failures: &mut Failures,
     occasion: Occasion,
 ) -> anyhow::Result<bool> {
@@ -267,16 +267,16 @@ impl Failures {
 }
 
 /// One turn of the loop: records go to the recording, then through the pipeline.
-struct Step<'a> {
+struct Step<'a, L> {
     watch: &'a mut Watch,
-    sinks: &'a mut Sinks,
+    sinks: &'a mut L,
     recorder: Option<&'a mut Recorder>,
     failures: &'a mut Failures,
     /// The recording's first failure; the drain cannot be left in its middle.
     failed: Option<io::Error>,
 }
 
-impl Step<'_> {
+impl<L: Lines> Step<'_, L> {
     /// Says whether more is in the rings.
     fn drain<S: Source>(mut self, source: &mut S) -> anyhow::Result<bool> {
         let drained = self.read(source);

@@ -19,7 +19,7 @@ use crate::{
     emit::Emits,
     filter::EventFilter,
     recording::Reader,
-    sink::{Format, Output, Selection, To, WhenFull, destination::Stream, sinks::Opened},
+    sink::{Format, Output, Selection, Sinks, To, WhenFull, destination::Stream, sinks::Opened},
     source::Watched,
     testing,
 };

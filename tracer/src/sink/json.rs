@@ -81,6 +81,9 @@ impl Json {
                     },
                 );
             }
+            Line::Now { time, moment } => {
+                Self::write(into, self.wall.time(*time), "now", moment.as_ref());
+            }
             Line::Stop { reason, account } => {
                 let stop = Stop {
                     reason: *reason,

@@ -8,6 +8,7 @@ use conntracer_common::stats::HookCounters;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
+use super::moment::Moment;
 use crate::{
     event::Event,
     finding::{Finding, FindingKind},
@@ -43,6 +44,11 @@ pub enum Line {
     Stats {
         occasion: Occasion,
         account: Box<Account>,
+    },
+    /// What one look came to; the lines of its findings follow.
+    Now {
+        time: Ktime,
+        moment: Box<Moment>,
     },
     Stop {
         reason: Reason,

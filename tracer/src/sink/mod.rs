@@ -10,6 +10,8 @@ mod fields;
 pub mod format;
 pub mod json;
 pub mod line;
+pub mod lines;
+pub mod moment;
 pub mod queue;
 pub mod selection;
 pub mod sinks;

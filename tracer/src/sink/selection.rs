@@ -20,7 +20,11 @@ impl Selection {
             }
             Line::Stats { occasion, .. } => self.emits.stats || *occasion == Occasion::Signal,
             // A clock that was set changes the time of all lines behind it.
-            Line::Start { .. } | Line::Gap { .. } | Line::Clock { .. } | Line::Stop { .. } => true,
+            Line::Start { .. }
+            | Line::Gap { .. }
+            | Line::Clock { .. }
+            | Line::Now { .. }
+            | Line::Stop { .. } => true,
         }
     }
 }

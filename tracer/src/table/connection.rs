@@ -184,5 +184,7 @@ impl Connections {
 }
 
 fn in_trouble(tcp: &Tcp) -> bool {
-    tcp.retransmits > 0 || tcp.probes_out > 0 || tcp.ca_state == ca::LOSS
+    // Window probes that are answered raise the backoff alone.
+    let probes = tcp.backoff > 0 && tcp.packets_out == 0;
+    tcp.retransmits > 0 || tcp.probes_out > 0 || probes || tcp.ca_state == ca::LOSS
 }

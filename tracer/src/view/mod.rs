@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod explain;
+pub mod now;
 pub mod report;
 
 use crate::sink::text::fill;

@@ -14,6 +14,11 @@ section! {
 }
 
 impl Thresholds {
+    /// For a run that lasts for a moment: a second without a byte read is what two or three looks can show.
+    pub(crate) const fn at_a_look(&mut self) {
+        self.unread_s = 1;
+    }
+
     pub(super) const fn unread(&self) -> Duration {
         Duration::from_secs(self.unread_s)
     }

@@ -31,7 +31,7 @@ pub(super) use self::thresholds::Thresholds;
 use super::dropped_here;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
-    event::{Body, Close, Event, Probe, State, TcpState},
+    event::{Body, Close, Event, Probe, SocketNow, State, Tcp, TcpState},
     finding::{FindingKind, Severity},
     id::SocketId,
     table::connection::{Change, ConnectionKey},
@@ -103,8 +103,10 @@ impl SendStall {
 
     /// Connections whose resumption no record tells.
     pub(crate) fn watched(&self) -> impl Iterator<Item = SocketId> {
-        let open = self.stalls.open().map(|(key, _)| key);
-        open.filter(|key| !key.is_untracked()).map(|key| key.id)
+        let all = self.stalls.iter();
+        let watched =
+            all.filter(|(key, stall)| !key.is_untracked() && (stall.is_open() || stall.older));
+        watched.map(|(key, _)| key.id)
     }
 
     pub(crate) fn change(&mut self, event: &Event, change: &Change<'_>, cx: &mut Context<'_>) {
@@ -115,6 +117,10 @@ impl SendStall {
                 self.end(key, Stage::Closed, cx);
             }
             Body::Snapshot(body) if !is_stalled(&body.tcp) => self.end(key, Stage::Resumed, cx),
+            Body::Snapshot(body) => self.looked_at(&body.tcp, body.about.as_ref(), change, cx),
+            Body::Seed(body) if is_stalled(&body.tcp) => {
+                self.looked_at(&body.tcp, None, change, cx);
+            }
             Body::Retransmit(_) => self.end(key, Stage::Resumed, cx),
             _ => {}
         }
@@ -149,6 +155,7 @@ impl SendStall {
             cause,
             stage: Stage::Stalled,
             probes: 0,
+            older: false,
             since: now,
             last: now,
         };
@@ -168,6 +175,44 @@ impl SendStall {
             Cause::LocalDrop => self.stalls.rules.failed_probes,
         };
         self.stalls.judge(&key, probes >= u64::from(enough), cx);
+    }
+
+    /// A socket whose probes were all answered so far, which no record of a probe may have told of: since when data waits,
+    /// a later look tells.
+    fn looked_at(
+        &mut self,
+        tcp: &Tcp,
+        about: Option<&SocketNow>,
+        change: &Change<'_>,
+        cx: &mut Context<'_>,
+    ) {
+        let key = change.connection.key;
+        let is_shut = !has_room(tcp) && tcp.backoff > 0 && tcp.probes_out <= LOST_ANSWERS;
+        if !is_shut || about.is_some() && self.stalls.get(&key).is_none_or(|stall| !stall.older) {
+            return;
+        }
+        let now = cx.now;
+        let new = || Stall {
+            connection: *change.connection,
+            cause: Cause::ReceiverStalled,
+            stage: Stage::Stalled,
+            probes: 0,
+            older: true,
+            since: now,
+            last: now,
+        };
+        let Some(stall) = self.stalls.begin(key, cx, new) else {
+            return;
+        };
+        stall.connection = *change.connection;
+        stall.probes = stall.probes.max(u64::from(tcp.backoff));
+        stall.last = now;
+        let Some(sent_idle) = about.and_then(|about| about.sent_idle) else {
+            return;
+        };
+        stall.since = stall.since.min(now.before(sent_idle));
+        let is_worth = stall.probes >= u64::from(self.stalls.rules.probes);
+        self.stalls.judge(&key, is_worth, cx);
     }
 
     /// The end of a socket.

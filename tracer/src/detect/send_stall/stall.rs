@@ -16,6 +16,8 @@ pub(super) struct Stall {
     pub(super) stage: Stage,
     /// Probes in a row, with those before the first record.
     pub(super) probes: u64,
+    /// It had begun when it was first seen.
+    pub(super) older: bool,
     pub(super) since: Ktime,
     pub(super) last: Ktime,
 }

@@ -164,6 +164,41 @@ fn a_stall_without_an_entry_ends_with_the_connection_or_its_last_probe(
     assert_eq!((finding.status, finding.count), (Status::Resolved, 4));
 }
 
+/// Probes that were answered before conntracer began: since when data waits, the socket tells.
+#[test]
+fn a_stall_from_before_is_told_by_what_the_socket_knows() {
+    let shut = |run: &mut Run, backoff: u8| {
+        run.seed(socket(LOCAL, REMOTE), |seed| {
+            stall(&mut seed.tcp, 0);
+            seed.tcp.backoff = backoff;
+        });
+        run.pass(Duration::from_millis(500));
+        let watched = run.pipeline.watched().connections.len();
+        assert_eq!(watched, usize::from(backoff > 0));
+        run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
+            stall(&mut snapshot.tcp, 0);
+            snapshot.tcp.backoff = backoff;
+            snapshot.sent_idle_ns = 90_000_000_000;
+        });
+    };
+    let mut run = Run::new();
+    shut(&mut run, 6);
+    let finding = only_of(&run, "send_stall");
+    assert_eq!(
+        (finding.cause.as_ref(), finding.count),
+        ("receiver_stalled", 6)
+    );
+    assert_eq!(evidence(finding, "stalled_s"), &Value::Number(90.0));
+    run.assert_replays(Thresholds::default());
+
+    let mut run = Run::new();
+    shut(&mut run, 2);
+    assert!(run.findings.is_empty(), "it may read again soon");
+    let mut run = Run::new();
+    shut(&mut run, 0);
+    assert!(run.findings.is_empty());
+}
+
 #[test]
 fn a_short_wait_is_nothing() {
     let mut run = Run::new();

@@ -7,6 +7,8 @@
 pub mod fill;
 mod headline;
 mod ledger;
+mod moment;
+mod paragraph;
 #[cfg(test)]
 mod tests;
 mod width;
@@ -22,6 +24,7 @@ use self::{
     fill::fill,
     headline::Headline,
     ledger::Ledger,
+    paragraph::{INDENT, paragraph},
     width::cut,
     words::{
         Clock, Ends, EvidenceText, OR_A_DESCENDANT, OwnerText, Paint, Segments, Words, errno, held,
@@ -40,9 +43,6 @@ use crate::{
     table::listener::Summary,
     time::Ktime,
 };
-
-/// Columns by which a block stands under its headline.
-const INDENT: usize = 2;
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,6 +125,7 @@ impl Text {
                 Ok(())
             }
             Line::Stats { account, .. } => self.stats(&mut text, account),
+            Line::Now { moment, .. } => moment::moment(&mut text, moment, self.width.columns()),
             Line::Stop { reason, account } => self.stop(&mut text, *reason, account),
         };
         debug_assert!(written.is_ok(), "writing to a String cannot fail");
@@ -520,13 +521,6 @@ fn queue(text: &mut String, listener: &Summary) -> fmt::Result {
         "; {} SYNs: {} added, {} cookies, {} dropped",
         listener.syn_arrivals, listener.syn_added, listener.syn_cookies_sent, listener.syn_drops
     )
-}
-
-/// Indented under a finding's headline, and filled.
-fn paragraph(text: &mut String, columns: usize, lead: &str, body: &str) -> fmt::Result {
-    let taken = INDENT + lead.chars().count();
-    let body = Escaped(body).to_string();
-    writeln!(text, "  {lead}{}", fill(&body, columns, taken, taken))
 }
 
 /// Findings by kind.
