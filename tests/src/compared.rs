@@ -195,7 +195,8 @@ mod tests {
         });
         from_value(json!({
             "reason": "signal", "hooks": {}, "findings": {}, "tallies": {},
-            "reconciliation": { "compared": 1, "namespaces": [namespace], "not_reconciled": {} },
+            "reconciliation": { "compared": 1, "namespaces": [namespace], "namespaces_left_out": 0, "sums": {},
+                "not_reconciled": {} },
         }))
         .unwrap()
     }

@@ -362,6 +362,8 @@ impl Totals {
 pub struct Reconciliation {
     pub compared: u64,
     pub namespaces: Vec<Reconciled>,
+    pub namespaces_left_out: u64,
+    pub sums: BTreeMap<String, Figures>,
     pub not_reconciled: BTreeMap<String, String>,
 }
 

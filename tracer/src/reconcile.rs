@@ -21,6 +21,8 @@ use crate::{
 
 /// Namespaces kept, those that are gone included: as many as are compared at once.
 const MAX_NAMESPACES: usize = 1024;
+/// Namespaces that one line tells of, at 1.2 kB: a line stays below what log systems take for one.
+const MAX_TOLD: usize = 40;
 
 /// The hooks that count what a counter counts, in the order of [`kernel`].
 const HOOKS_OF: [&[&str]; kernel::COUNT] = [
@@ -225,7 +227,7 @@ impl Reconciler {
                 None => compared.push(counter),
             }
         }
-        let namespaces = self
+        let mut namespaces: Vec<Namespace> = self
             .namespaces
             .iter()
             .map(|(_, netns)| Namespace {
@@ -238,6 +240,10 @@ impl Reconciler {
             })
             .filter(Namespace::counted_anything)
             .collect();
+        let sums = sums(&namespaces);
+        namespaces.sort_by_key(|namespace| std::cmp::Reverse(namespace.weight()));
+        let namespaces_left_out = namespaces.len().saturating_sub(MAX_TOLD);
+        namespaces.truncate(MAX_TOLD);
         Reconciliation {
             compared: if compared.is_empty() {
                 0
@@ -245,9 +251,25 @@ impl Reconciler {
                 self.namespaces.len()
             },
             namespaces,
+            namespaces_left_out,
+            sums,
             not_reconciled,
         }
     }
+}
+
+/// All namespaces together, by counter.
+fn sums(namespaces: &[Namespace]) -> Vec<(usize, Figures)> {
+    let mut sums = BTreeMap::<usize, Figures>::new();
+    for (counter, figures) in namespaces.iter().flat_map(|namespace| &namespace.counters) {
+        let sum = sums.entry(*counter).or_default();
+        sum.kernel = sum.kernel.saturating_add(figures.kernel);
+        sum.counted = sum.counted.saturating_add(figures.counted);
+        sum.residue = sum.residue.saturating_add(figures.residue);
+    }
+    sums.into_iter()
+        .filter(|(_, figures)| figures.is_something())
+        .collect()
 }
 
 /// Why a counter cannot be compared under a plan: a hook that counts for it is off, or sees so little
@@ -287,8 +309,13 @@ const fn needs_all_of_its_hook(counter: usize) -> bool {
 pub struct Reconciliation {
     /// How many namespaces were compared.
     pub compared: usize,
-    /// Those in which either side counted anything.
+    /// Of those in which either side counted anything, the ones with a residue first, and then the busiest; and how many
+    /// more there are.
     pub namespaces: Vec<Namespace>,
+    pub namespaces_left_out: usize,
+    /// All of them together, by index into [`KERNEL`], without the counters that are 0.
+    #[serde(serialize_with = "by_name")]
+    pub sums: Vec<(usize, Figures)>,
     /// Counters that say nothing here, and why.
     pub not_reconciled: BTreeMap<&'static str, Cow<'static, str>>,
 }
@@ -307,7 +334,16 @@ pub struct Namespace {
 impl Namespace {
     fn counted_anything(&self) -> bool {
         let mut figures = self.counters.iter().map(|(_, figures)| figures);
-        figures.any(|figures| figures.kernel != 0 || figures.residue != 0)
+        figures.any(Figures::is_something)
+    }
+
+    /// What comes first where not all are told: a residue, and then what was counted.
+    fn weight(&self) -> (bool, u64) {
+        let mut figures = self.counters.iter().map(|(_, figures)| figures);
+        let counted = figures
+            .clone()
+            .fold(0, |sum: u64, figures| sum.saturating_add(figures.kernel));
+        (figures.any(|figures| figures.residue != 0), counted)
     }
 }
 
@@ -320,7 +356,7 @@ fn by_name<S: Serializer>(counters: &[(usize, Figures)], serializer: S) -> Resul
 }
 
 /// One counter in one namespace: `kernel` = `counted` + `residue`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Figures {
     pub kernel: u64,
     pub counted: u64,
@@ -331,6 +367,10 @@ pub struct Figures {
 }
 
 impl Figures {
+    const fn is_something(&self) -> bool {
+        self.kernel != 0 || self.residue != 0
+    }
+
     fn of(netns: &Netns, counter: usize, plan: &Plan, lost: &[u64; HOOKS.len()]) -> Self {
         let residue = netns.residue(counter);
         let kernel = netns.kernel[counter];
@@ -491,6 +531,25 @@ mod tests {
             reconciler.netns(record, Ktime(1));
         }
         reconciler.report(&listeners(), lost)
+    }
+
+    #[test]
+    fn a_line_tells_of_a_residue_of_the_busiest_and_of_all_in_sums() {
+        let records: Vec<Netns> = (1..=2_000)
+            .map(|inode| match inode {
+                7 => netns(inode, 3, 1, 1),
+                _ => netns(inode, inode.into(), inode.into(), inode.into()),
+            })
+            .collect();
+        let told = report(&records[..1000], &[0; HOOKS.len()]);
+        assert_eq!((told.compared, told.namespaces.len()), (1000, MAX_TOLD));
+        assert_eq!(told.namespaces_left_out, 1000 - MAX_TOLD);
+        let shown: Vec<u32> = told.namespaces.iter().map(|of| of.netns).collect();
+        assert_eq!(shown[..3], [7, 1000, 999]);
+        let (_, sum) = &told.sums[0];
+        assert_eq!((sum.kernel, sum.residue), (1000 * 1001 / 2 - 7 + 3, 2));
+        let line = serde_json::to_vec(&report(&records, &[0; HOOKS.len()])).unwrap();
+        assert!(line.len() < 60_000, "{} bytes", line.len());
     }
 
     fn drops(reconciliation: &Reconciliation) -> &Figures {

@@ -6,6 +6,7 @@ use conntracer_tests::{
     family::Family,
     line::{Finding, Line},
     link::Pair,
+    netns::NetNs,
     scenario::{accept_queue::AcceptQueueFull, dead_peer::DeadPeer, send_stall::SendStall},
     socket::{tcp_info, transfer},
     tracer::Binary,
@@ -20,6 +21,14 @@ struct Said {
     code: Option<i32>,
     moment: Value,
     findings: Vec<Finding>,
+}
+
+impl Said {
+    /// The findings about a namespace.
+    fn of(&self, netns: &NetNs) -> Vec<&Finding> {
+        let about = |finding: &&Finding| finding.subject.netns() == Some(netns.inode());
+        self.findings.iter().filter(about).collect()
+    }
 }
 
 /// `None` where nothing can be traced.
@@ -66,80 +75,62 @@ fn a_healthy_host_is_well() {
     assert_eq!(said.moment["tight"], Value::Array(Vec::new()));
 }
 
-/// Nothing comes any more: the queue itself tells.
+/// Nothing new goes wrong, in four namespaces: a queue that is full, a peer that has been silent, and a connection whose
+/// both ends stand still since its process does not read.
 #[test]
-fn a_full_queue_is_named_with_its_acceptor() {
+fn what_has_been_wrong_for_long_is_named() {
     let Some(binary) = binary() else { return };
-    let mut scenario = AcceptQueueFull::new(Family::V4).unwrap();
-    scenario.provoke().unwrap();
-    let Some(said) = said(&binary, binary.now_within(&[&scenario.netns])) else {
-        return;
-    };
-    assert_eq!(said.code, Some(1), "{:#?}", said.moment);
-    let delay = said
-        .findings
-        .iter()
-        .find(|finding| finding.finding == "accept_delay")
-        .unwrap_or_else(|| panic!("{:#?}", said.findings));
-    let owner = delay.owner.as_ref().map(|owner| owner.pid);
-    assert_eq!(owner, Some(std::process::id()), "{delay:#?}");
-    let filling = &said.moment["filling"][0];
-    assert_eq!(filling["waiting"], filling["most"], "{:#?}", said.moment);
-}
-
-#[test]
-fn a_peer_that_was_silent_before_is_named() {
-    let Some(binary) = binary() else { return };
-    let mut scenario = DeadPeer::new(Family::V4).unwrap().for_a_while();
-    scenario.connect().unwrap();
-    scenario.vanish().unwrap();
-    let connection = scenario.accepted().unwrap();
+    let mut full = AcceptQueueFull::new(Family::V4).unwrap();
+    full.provoke().unwrap();
+    let mut dead = DeadPeer::new(Family::V4).unwrap().for_a_while();
+    dead.connect().unwrap();
+    dead.vanish().unwrap();
+    let stalled = SendStall::new(Family::V4).unwrap();
+    stalled.stop_reading().unwrap();
+    let silent = dead.accepted().unwrap();
     wait::until("three timeouts in a row", EVENTUALLY, || {
-        Ok((tcp_info(connection)?.tcpi_retransmits >= 3).then_some(()))
+        Ok((tcp_info(silent)?.tcpi_retransmits >= 3).then_some(()))
     })
     .unwrap();
-    let Some(said) = said(&binary, binary.now_within(&[&scenario.pair.server])) else {
+    let (server, client) = (&stalled.pair.server, &stalled.pair.client);
+    let namespaces = [&full.netns, &dead.pair.server, server, client];
+    let Some(said) = said(&binary, binary.now_within(&namespaces)) else {
         return;
     };
     assert_eq!(said.code, Some(1), "{:#?}", said.moment);
-    let dead = said
-        .findings
-        .iter()
-        .find(|finding| finding.symptom() == "dead_peer");
-    assert!(dead.is_some(), "{:#?}", said.findings);
-    scenario.quiet().unwrap();
-}
 
-/// Both ends of a connection that stands still since before: one incident, the process that does not read first.
-#[test]
-fn a_connection_that_stands_still_is_named_at_both_ends() {
-    let Some(binary) = binary() else { return };
-    let scenario = SendStall::new(Family::V4).unwrap();
-    scenario.stop_reading().unwrap();
-    let ends = [&scenario.pair.server, &scenario.pair.client];
-    let Some(said) = said(&binary, binary.now_within(&ends)) else {
-        return;
-    };
-    assert_eq!(said.code, Some(1), "{:#?}", said.moment);
-    let kinds: Vec<&str> = said
-        .findings
+    let found = said.of(&full.netns);
+    let delay = found
         .iter()
-        .map(|finding| finding.finding.as_str())
-        .collect();
-    assert_eq!(
-        kinds,
-        ["receive_stall", "send_stall"],
-        "{:#?}",
-        said.findings
+        .find(|finding| finding.finding == "accept_delay")
+        .unwrap_or_else(|| panic!("{found:#?}"));
+    let owner = delay.owner.as_ref().map(|owner| owner.pid);
+    assert_eq!(owner, Some(std::process::id()), "{delay:#?}");
+    let filling = said.moment["filling"].as_array().unwrap();
+    let queue = filling
+        .iter()
+        .find(|queue| queue["netns"] == full.netns.inode())
+        .unwrap_or_else(|| panic!("{filling:#?}"));
+    assert_eq!(queue["waiting"], queue["most"]);
+
+    let found = said.of(&dead.pair.server);
+    assert!(
+        found.iter().any(|finding| finding.symptom() == "dead_peer"),
+        "{found:#?}"
     );
-    assert_eq!(said.moment["incidents"], 1);
-    let [reader, sender] = said.findings.as_slice() else {
-        unreachable!("two kinds");
+
+    // One incident, and the process that does not read is its cause.
+    let (reader, sender) = (said.of(client), said.of(server));
+    let ([reader], [sender]) = (reader.as_slice(), sender.as_slice()) else {
+        panic!("{reader:#?}{sender:#?}");
     };
+    assert_eq!(reader.finding, "receive_stall");
+    assert_eq!(sender.finding, "send_stall");
     assert_eq!(sender.explained_by, Some(reader.id), "{sender:#?}");
     // It has sent nothing since the window shut, which is longer than anybody looked.
     let stalled_s = sender.evidence["stalled_s"].as_f64().unwrap();
     assert!(stalled_s > 1.0, "{sender:#?}");
-    scenario.read_again().unwrap();
-    scenario.quiet().unwrap();
+    stalled.read_again().unwrap();
+    stalled.quiet().unwrap();
+    dead.quiet().unwrap();
 }

@@ -97,11 +97,11 @@ fn print(lines: &[Line], host: SharedHost, typed: &NowArguments) -> anyhow::Resu
         .format
         .renderer(Some(&output), host, typed.common.verbose > 0)
         .context("opening standard output")?;
-    let mut rendered = Vec::new();
+    let mut bytes = Vec::new();
     for line in lines {
-        renderer.render(line, &mut rendered);
+        renderer.render(line, &mut bytes);
     }
     output
-        .write_all(&rendered)
+        .write_all(&bytes)
         .context("writing to standard output")
 }

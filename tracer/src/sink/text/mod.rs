@@ -442,7 +442,11 @@ fn accounts(text: &mut String, account: &Account, columns: usize) -> fmt::Result
         })
     });
     let off: Vec<String> = off.chain(residues).collect();
-    let compared = account.reconciliation.namespaces.len();
+    let told = &account.reconciliation;
+    let compared = told
+        .namespaces
+        .len()
+        .saturating_add(told.namespaces_left_out);
     if off.is_empty() && (!account.hooks.is_empty() || compared > 0) {
         let said = format!(
             "nothing was lost, and the kernel's own counters say the same (network namespaces compared: {compared}; -v shows them)"
@@ -481,6 +485,13 @@ fn reconciliation(
             })
             .collect();
         paragraph(text, columns, "", &format!("{lead}{}", counted.join("; ")))?;
+    }
+    if reconciliation.namespaces_left_out > 0 {
+        let said = format!(
+            "and {} more network namespaces, less busy",
+            reconciliation.namespaces_left_out
+        );
+        paragraph(text, columns, "", &said)?;
     }
     let unknown: Vec<&str> = reconciliation.not_reconciled.keys().copied().collect();
     paragraph(
