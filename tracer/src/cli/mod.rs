@@ -121,10 +121,26 @@ pub struct ReplayArguments {
 
 #[derive(Debug, Args)]
 pub struct ReportArguments {
+    /// A recording, or JSON output of conntracer.
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
+    /// How to print it.
+    #[arg(long, value_enum, default_value = "text", conflicts_with = "html")]
+    pub format: ReportFormat,
+    /// Write one page for a browser to OUT instead, which must not exist yet.
+    #[arg(long, value_name = "OUT", value_hint = ValueHint::FilePath)]
+    pub html: Option<PathBuf>,
     #[command(flatten)]
     pub common: CommonArguments,
+}
+
+/// How a report is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReportFormat {
+    /// One screen for people.
+    Text,
+    /// One object, the incidents in order.
+    Json,
 }
 
 #[derive(Debug, Args)]

@@ -17,7 +17,10 @@ use conntracer_common::filter::Filter;
 
 use self::prepare::{Outcome, prepare};
 use crate::{
-    cli::{Arguments, Command, ConfigArguments, DoctorArguments, ReportArguments, settings},
+    cli::{
+        Arguments, Command, ConfigArguments, DoctorArguments, ReportArguments, ReportFormat,
+        settings,
+    },
     conditions::Owners,
     config::Config,
     detect,
@@ -166,8 +169,22 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
 }
 
 fn summarise(typed: &ReportArguments) -> anyhow::Result<()> {
+    // A name that is taken is said before a long file is read.
+    let page = typed
+        .html
+        .as_deref()
+        .map(settings::create_new)
+        .transpose()?;
     let (lines, end) = replay::report(typed)?;
-    print(&report::text(&lines))?;
+    match (page, typed.format) {
+        (Some(mut page), _) => page
+            .write_all(report::html(&lines).as_bytes())
+            .context("writing the page")?,
+        (None, ReportFormat::Text) => print(&report::text(&lines))?,
+        (None, ReportFormat::Json) => {
+            print(&report::json(&lines).context("writing the report as JSON")?)?;
+        }
+    }
     end
 }
 

@@ -271,3 +271,52 @@ fn report_judges_a_recording_by_the_configuration() {
     assert!(said(5.0));
     assert!(!said(1000.0));
 }
+
+/// A page of a recording and of its output hold the same figures; a file that is there stays as it is.
+#[test]
+fn report_writes_one_page_and_never_over_a_file() {
+    let recording = recorded::drops();
+    let directory = tempfile::tempdir().unwrap();
+    let lines = directory.path().join("lines");
+    let all = ["replay", text(recording.path()), "--emit", "all"];
+    fs::write(&lines, run(&all).stdout).unwrap();
+    let pages = [
+        ("of-recording", recording.path()),
+        ("of-lines", lines.as_path()),
+    ]
+    .map(|(name, file)| {
+        let page = directory.path().join(name);
+        let output = run(&["report", text(file), "--html", text(&page)]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert!(output.stdout.is_empty());
+        fs::read_to_string(&page).unwrap()
+    });
+    assert_eq!(pages[0], pages[1]);
+    for mark in [
+        "id=\"incident-1\"",
+        "data-mark=\"bar\"",
+        "accept_queue_full",
+    ] {
+        assert!(pages[0].contains(mark), "{mark}");
+    }
+
+    let taken = directory.path().join("lines");
+    let before = fs::read(&taken).unwrap();
+    let output = run(&["report", text(recording.path()), "--html", text(&taken)]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("name a file that does not exist yet"));
+    assert_eq!(fs::read(&taken).unwrap(), before);
+}
+
+#[test]
+fn report_is_one_object_for_programs() {
+    let recording = recorded::drops();
+    let output = run(&["report", text(recording.path()), "--format", "json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let said: Value = serde_json::from_str(stdout(&output)).unwrap();
+    let finding = &said["incidents"][0]["findings"][0];
+    assert_eq!(finding["cause"], "accept_queue_full");
+    assert_eq!(finding["count"], DROPS);
+    assert_eq!(said["findings_left_out"], 0);
+    assert_eq!(said["lost"], serde_json::json!({}));
+}
