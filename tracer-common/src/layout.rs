@@ -223,6 +223,8 @@ layout! {
     file_private = "file"."private_data", optional;
     inode_mode = "inode"."i_mode", optional;
     socket_sk = "socket"."sk", optional;
+    socket_file = "socket"."file", optional;
+    inode_number = "inode"."i_ino", optional;
     /// The first TCP connection below an MPTCP socket, or its listener.
     mptcp_first = "mptcp_sock"."first", optional;
     task_tgid = "task_struct"."tgid", optional;
@@ -230,6 +232,7 @@ layout! {
     task_cred = "task_struct"."cred", optional;
     task_cgroups = "task_struct"."cgroups", optional;
     cred_uid = "cred"."uid", optional;
+    cred_capabilities = "cred"."cap_effective", optional;
     css_set_cgroup = "css_set"."dfl_cgrp", optional;
     cgroup_node = "cgroup"."kn", optional;
     node_id = "kernfs_node"."id", optional;
@@ -237,6 +240,9 @@ layout! {
     net_syncookies = "net"."ipv4.sysctl_tcp_syncookies", optional;
     net_max_syn_backlog = "net"."ipv4.sysctl_max_syn_backlog", optional;
     net_abort_on_overflow = "net"."ipv4.sysctl_tcp_abort_on_overflow", optional;
+    net_unprivileged_start = "net"."ipv4.sysctl_ip_prot_sock", optional;
+    /// Lowest and highest port for connections: two ints, and from 6.8 on two halves of one.
+    net_port_range = "net"."ipv4.ip_local_ports.range", optional;
     net_somaxconn = "net"."core.sysctl_somaxconn", optional;
     net_statistics = "net"."mib.net_statistics", optional;
     net_ip_statistics = "net"."mib.ip_statistics", optional;

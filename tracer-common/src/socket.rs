@@ -1,12 +1,12 @@
 //! What the eBPF side keeps per socket between events: the values of the `SOCKETS`, `LISTENERS`,
-//! `RETRANSMITS`, `EARLY_DROPS` and `FAILURES` maps.
+//! `RETRANSMITS`, `EARLY_DROPS`, `FAILURES` and `BINDS` maps.
 //!
 //! Written by `tracer-ebpf`; userspace sweeps the former for half-closed sockets and reads the others'
 //! totals.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::record::{EarlyDrop, Failure, Owner, Retransmits, Syn, UndoTotals};
+use crate::record::{Bind, EarlyDrop, Failure, Owner, Retransmits, Socket, Syn, UndoTotals};
 
 /// [`SocketState::listener`] of a connection that its application had closed before it was first seen: whose it was,
 /// its listener does not tell.
@@ -202,6 +202,37 @@ pub const EARLY_DROP_KEY_BYTES: usize = 40;
 pub struct Failed {
     pub failure: Failure,
     pub emitted_ns: u64,
+}
+
+/// One process's calls of bind() or listen() for one address that failed alike: as [`Failed`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct BindFailed {
+    pub bind: Bind,
+    pub emitted_ns: u64,
+}
+
+/// Bytes of a key of the `BINDS` map; the record says all that is in it.
+pub const BIND_KEY_BYTES: usize = 32;
+
+/// Which ports of a namespace the walk over all open files looks for holders of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct SoughtPorts {
+    pub netns: u32,
+    pub low: u16,
+    pub high: u16,
+}
+
+/// A TCP socket bound to one of them, and a process that holds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct PortHolder {
+    pub socket: Socket,
+    pub owner: Owner,
+    /// Bits of [`crate::record::bind_flag`].
+    pub flags: u8,
+    pub pad: [u8; 7],
 }
 
 /// An ICMP message about a SYN: the value of the `ICMP_SAID` map.

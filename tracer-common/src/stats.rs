@@ -52,6 +52,8 @@ hooks! {
     UNDO = "undo";
     /// Processes that fork.
     FORK = "fork";
+    /// What bind() and listen() returned.
+    BIND = "bind";
 }
 
 /// What happened to the events of one hook on one CPU.

@@ -10,9 +10,9 @@ use conntracer_common::{
     netns::{Counts, Look},
     record::{AcceptQueue, Beside, Dropped, Owner, Seed, Sources},
     socket::{
-        DROP_PLACES_MOST, DROP_REASONS, DROPPED_KEY_BYTES, DropPlace, EARLY_DROP_KEY_BYTES,
+        BIND_KEY_BYTES, BindFailed, DROP_PLACES_MOST, DROP_REASONS, DROPPED_KEY_BYTES, DropPlace, EARLY_DROP_KEY_BYTES,
         EarlyDropEntry, FAILED_KEY_BYTES, FORK_PLACES, Failed, Heir, IcmpSaid, Listener,
-        RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState,
+        RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState, SoughtPorts,
     },
     stats::{HookCounters, hook},
     syn::SynCounters,
@@ -218,6 +218,50 @@ pub(crate) static FAILURE_SAID: Table<PerCpuArray<u64>> = Table::per_cpu(1);
 /// slot a CPU would not do. LRU: an exit that was missed leaves its entry behind.
 #[map]
 pub(crate) static CONNECTING: Table<LruHashMap<u64, [u64; 2]>> = Table::lru(1024);
+
+/// Which calls of bind() and listen() fail alike. No address, port or call: all that found `BINDS` full.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub(crate) struct BindKey {
+    pub(crate) addr: [u32; 4],
+    pub(crate) netns: u32,
+    pub(crate) pid: u32,
+    /// Port, error and call: in one word, as keys are best for the verifier (see `table`).
+    pub(crate) what: u64,
+}
+
+const _: () = assert!(size_of::<BindKey>() == BIND_KEY_BYTES);
+
+/// Calls of bind() and listen() that failed. A plain hash, so that totals stay exact; userspace removes what is idle.
+#[map]
+pub(crate) static BINDS: Table<HashMap<BindKey, BindFailed>> = Table::hash(1024);
+
+/// Those that found `BINDS` full, one entry a process.
+#[map]
+pub(crate) static BINDS_OVERFLOW: Table<HashMap<BindKey, BindFailed>> = Table::hash(256);
+
+/// Failures counted so far: without any, a call that succeeds is not looked at, and the maps are not read.
+#[map]
+pub(crate) static BINDS_COUNTED: Table<Array<u64>> = Table::array(1);
+
+/// When this CPU last emitted a `Bind`, of a failure and of a success.
+#[map]
+pub(crate) static BIND_SAID: Table<PerCpuArray<u64>> = Table::per_cpu(1);
+#[map]
+pub(crate) static BOUND_SAID: Table<PerCpuArray<u64>> = Table::per_cpu(1);
+
+/// When a process, and a call at a port of a namespace, last failed. LRU: what is forgotten among 1,024 others is not seen
+/// to succeed.
+#[map]
+pub(crate) static BIND_TROUBLED: Table<LruHashMap<u64, u64>> = Table::lru(1024);
+
+/// Calls under way, by thread: their `struct socket` and address (kprobe hook type). LRU: as `CONNECTING`.
+#[map]
+pub(crate) static BINDING: Table<LruHashMap<u64, [u64; 2]>> = Table::lru(256);
+
+/// The ports whose holders `port_holders` looks for.
+#[map]
+pub(crate) static PORTS_SOUGHT: Table<Array<SoughtPorts>> = Table::array(1);
 
 /// An RST of a socket.
 #[repr(C)]

@@ -8,6 +8,7 @@
 //! Written by `tracer-ebpf` (and, where a record says so, by userspace), read by `conntracer::decode`.
 
 mod accept_queue;
+mod bind;
 mod connection;
 mod dropped;
 mod early_drop;
@@ -22,7 +23,7 @@ mod userspace;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub use self::{
-    accept_queue::*, connection::*, dropped::*, early_drop::*, idle::*, listener::*, receive::*,
+    accept_queue::*, bind::*, connection::*, dropped::*, early_drop::*, idle::*, listener::*, receive::*,
     retransmit::*, seed::*, snapshot::*, userspace::*,
 };
 
@@ -83,6 +84,8 @@ records! {
     NETNS_FACTS = 31: NetnsFacts, 144;
     ACCEPT_QUEUE = 40: AcceptQueue, 216;
     RECEIVE = 45: Receive, 160;
+    BIND = 46: Bind, 160;
+    BIND_HOLDERS = 47: BindHolders, 336;
     BESIDE = 50: Beside, 64;
     DROPPED = 60: Dropped, 208;
 }

@@ -5,6 +5,7 @@ mod accept;
 mod accept_queue;
 mod ack;
 mod beside;
+mod bind;
 mod bracket;
 mod close;
 mod connect;

@@ -29,7 +29,7 @@ use crate::{
 /// `struct bpf_iter_meta`.
 #[repr(C)]
 pub(crate) struct Meta {
-    seq: u64,
+    pub(super) seq: u64,
     session: u64,
     number: u64,
 }
@@ -44,10 +44,10 @@ pub(crate) struct TcpContext {
 /// `struct bpf_iter__task_file`; task and file are NULL at the end.
 #[repr(C)]
 pub(crate) struct FileContext {
-    meta: &'static Meta,
-    task: u64,
+    pub(super) meta: &'static Meta,
+    pub(super) task: u64,
     descriptor: u64,
-    file: u64,
+    pub(super) file: u64,
 }
 
 /// An iterator's program, which aya has no attribute for.
@@ -62,6 +62,7 @@ macro_rules! iterator {
         }
     };
 }
+pub(super) use iterator;
 
 iterator!(
     /// Takes a socket in. Full sockets and listeners have entries; requests and sockets in TIME_WAIT have

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    SPECS, accept_delay, connect_failure, connection_drop, early_drop,
+    SPECS, accept_delay, bind_failure, connect_failure, connection_drop, early_drop,
     half_open::{dead_peer, half_closed, handshake, idle},
     receive_stall, retransmit_storm, send_stall, syn_drop,
 };
@@ -129,6 +129,7 @@ static REGISTERS: &[&dyn Claims] = &[
     &connect_failure::claims::OF_ONE,
     &connect_failure::claims::OF_SEVERAL,
     &connect_failure::claims::OF_ANOTHER_NAMESPACE,
+    &bind_failure::claims::REGISTER,
     &retransmit_storm::claims::REGISTER,
     &crate::alike::tests::REGISTER,
     &crate::incident::tests::REGISTER,

@@ -2,12 +2,14 @@
 
 pub(crate) const EPERM: u32 = 1;
 pub(crate) const EACCES: u32 = 13;
+pub(crate) const ENODEV: u32 = 19;
 pub(crate) const EINVAL: u32 = 22;
 pub(crate) const EPIPE: u32 = 32;
 pub(crate) const ENONET: u32 = 64;
 pub(crate) const EPROTO: u32 = 71;
 pub(crate) const ENOPROTOOPT: u32 = 92;
 pub(crate) const EOPNOTSUPP: u32 = 95;
+pub(crate) const EADDRINUSE: u32 = 98;
 pub(crate) const EADDRNOTAVAIL: u32 = 99;
 pub(crate) const ENETDOWN: u32 = 100;
 pub(crate) const ENETUNREACH: u32 = 101;
@@ -23,12 +25,14 @@ pub(crate) const fn name(errno: u32) -> Option<&'static str> {
     Some(match errno {
         EPERM => "EPERM",
         EACCES => "EACCES",
+        ENODEV => "ENODEV",
         EINVAL => "EINVAL",
         EPIPE => "EPIPE",
         ENONET => "ENONET",
         EPROTO => "EPROTO",
         ENOPROTOOPT => "ENOPROTOOPT",
         EOPNOTSUPP => "EOPNOTSUPP",
+        EADDRINUSE => "EADDRINUSE",
         EADDRNOTAVAIL => "EADDRNOTAVAIL",
         ENETDOWN => "ENETDOWN",
         ENETUNREACH => "ENETUNREACH",

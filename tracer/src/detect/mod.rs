@@ -10,6 +10,7 @@
 //! it finds, and the storm counts last. A tick and the end of input go through the rooms as they are listed.
 
 mod accept_delay;
+mod bind_failure;
 mod case;
 #[cfg(test)]
 pub(crate) mod claims;
@@ -65,7 +66,7 @@ use crate::{
 };
 
 /// Every detector, in the order in which they are told.
-pub static SPECS: [&Spec; 14] = [
+pub static SPECS: [&Spec; 15] = [
     &syn_drop::SPEC,
     &early_drop::SPEC,
     &syn_drop::COOKIES,
@@ -78,6 +79,7 @@ pub static SPECS: [&Spec; 14] = [
     &send_stall::SPEC,
     &receive_stall::SPEC,
     &connect_failure::SPEC,
+    &bind_failure::SPEC,
     &connection_drop::SPEC,
     &accept_delay::SPEC,
 ];
@@ -108,6 +110,7 @@ pub struct Thresholds {
     pub send_stall: send_stall::Thresholds,
     pub receive_stall: receive_stall::Thresholds,
     pub connect_failure: connect_failure::Thresholds,
+    pub bind_failure: bind_failure::Thresholds,
     pub connection_drop: connection_drop::Thresholds,
     pub limits: Limits,
 }
@@ -122,6 +125,7 @@ impl Thresholds {
         self.send_stall.check()?;
         self.receive_stall.check()?;
         self.connect_failure.check()?;
+        self.bind_failure.check()?;
         self.connection_drop.check()?;
         self.limits.check()
     }
@@ -141,6 +145,7 @@ macro_rules! rooms {
             &$($mut)? $detectors.stall,
             &$($mut)? $detectors.receive_stall,
             &$($mut)? $detectors.connect_failure,
+            &$($mut)? $detectors.bind_failure,
             &$($mut)? $detectors.connection_drop,
             &$($mut)? $detectors.accept_delay,
         ]
@@ -160,6 +165,7 @@ pub(crate) struct Detectors {
     stall: send_stall::SendStall,
     receive_stall: receive_stall::ReceiveStall,
     connect_failure: connect_failure::ConnectFailure,
+    bind_failure: bind_failure::BindFailure,
     connection_drop: connection_drop::ConnectionDrop,
     accept_delay: accept_delay::AcceptDelay,
     /// For how long a connection waits for accept() that is told of.
@@ -179,6 +185,7 @@ impl Detectors {
             send_stall,
             receive_stall,
             connect_failure,
+            bind_failure,
             connection_drop,
             limits,
         } = thresholds;
@@ -194,6 +201,7 @@ impl Detectors {
             stall: send_stall::SendStall::new(limits, send_stall),
             receive_stall: receive_stall::ReceiveStall::new(limits, receive_stall),
             connect_failure: connect_failure::ConnectFailure::new(limits, connect_failure),
+            bind_failure: bind_failure::BindFailure::new(limits, bind_failure),
             connection_drop: connection_drop::ConnectionDrop::new(limits, connection_drop),
             waiting_ns: accept_delay.wait_ns(),
             accept_delay: accept_delay::AcceptDelay::new(limits, accept_delay),
@@ -254,6 +262,8 @@ impl Detectors {
                 }
                 self.connect_failure.failure(body, here, cx);
             }
+            Body::Bind(body) => self.bind_failure.bind(body, cx),
+            Body::BindHolders(body) => self.bind_failure.holders(body),
             Body::State(body) => {
                 self.dead_peer.state(body, cx);
                 self.stall.state(body, cx);

@@ -9,6 +9,7 @@
 
 mod accept_queue;
 mod acceptor;
+mod bind;
 mod connection;
 mod device;
 mod dropped;
@@ -31,7 +32,7 @@ use conntracer_common::record::{self, Header, kind};
 
 use self::raw::read;
 pub use self::{
-    accept_queue::*, acceptor::*, connection::*, device::*, dropped::*, early_drop::*, idle::*,
+    accept_queue::*, acceptor::*, bind::*, connection::*, device::*, dropped::*, early_drop::*, idle::*,
     listener::*, netns_facts::*, owner::*, raw::DecodeError, receive::*, retransmit::*, seed::*,
     side::*, snapshot::*, socket::*, tcp::*, userspace::*,
 };
@@ -60,6 +61,8 @@ pub enum Body {
     Drop(Drop),
     EarlyDrop(EarlyDrop),
     Failure(Failure),
+    Bind(Bind),
+    BindHolders(BindHolders),
     Close(Close),
     Probe(Probe),
     Snapshot(Snapshot),
@@ -163,6 +166,8 @@ impl Body {
             Self::Seed(body) => About::of("seed", kind::SEED, &body.socket, &body.owner),
             Self::Idle(body) => About::of("idle", kind::IDLE, &body.socket, &body.owner),
             Self::Receive(body) => About::of("receive", kind::RECEIVE, &body.socket, &body.owner),
+            Self::Bind(body) => About::of("bind", kind::BIND, &body.socket, &body.owner),
+            Self::BindHolders(_) => About::nobody("bind_holders", kind::BIND_HOLDERS),
             Self::Tick => About::nobody("tick", kind::TICK),
             Self::Checkpoint => About::nobody("checkpoint", kind::CHECKPOINT),
             Self::Loss(_) => About::nobody("gap", kind::LOSS),
@@ -194,6 +199,10 @@ impl Body {
             kind::STATE => Self::State(State::decode(&read(bytes, header)?)?),
             kind::RESET => Self::Reset(Reset::decode(&read(bytes, header)?)?),
             kind::FAILURE => Self::Failure(Failure::decode(bytes, header)?),
+            kind::BIND => Self::Bind(Bind::decode(&read(bytes, header)?)?),
+            kind::BIND_HOLDERS => {
+                Self::BindHolders(BindHolders::decode(&read(bytes, header)?)?)
+            }
             kind::CLOSE => Self::Close(Close::decode(bytes, header)?),
             kind::PROBE => Self::Probe(Probe::decode(&read(bytes, header)?)?),
             kind::RETRANSMIT => Self::Retransmit(Retransmit::decode(&read(bytes, header)?)?),

@@ -216,6 +216,38 @@ fn of_userspace(kind: u16, number: u8, now_ns: u64) -> Vec<u8> {
             flags: record::receive_flag::SHUT,
             ..record::Receive::default()
         }),
+        kind::BIND => of(&record::Bind {
+            socket: listener(number),
+            owner,
+            count: number.into(),
+            first_ns: START_NS,
+            last_ns: now_ns,
+            error: 98,
+            range: [32768, 60999],
+            call: record::bind_call::BIND,
+            ..record::Bind::default()
+        }),
+        kind::BIND_HOLDERS => {
+            let asked = listener(number);
+            let holder = record::BindHolder {
+                owner,
+                local_addr: asked.local_addr,
+                local_port: asked.local_port,
+                family: asked.family,
+                state: state::LISTEN,
+                ..record::BindHolder::default()
+            };
+            of(&record::BindHolders {
+                local_addr: asked.local_addr,
+                netns: asked.netns,
+                port: asked.local_port,
+                family: asked.family,
+                listeners: 1,
+                named: 1,
+                holders: [holder; record::MAX_BIND_HOLDERS],
+                ..record::BindHolders::default()
+            })
+        }
         kind::IDLE_TOTALS => of(&record::IdleTotals {
             limit_ns: 900_000_000_000,
             ..record::IdleTotals::default()

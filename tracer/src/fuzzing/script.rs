@@ -13,7 +13,7 @@ use conntracer_common::record::{self, Header, Tcp, kind};
 use super::plain::{START_NS, plain};
 
 /// Every kind of record with its size; the first of them are a script's to name, by their places.
-pub(crate) const KINDS: [(u16, usize); 34] = [
+pub(crate) const KINDS: [(u16, usize); 36] = [
     (kind::CONNECT, size_of::<record::Connect>()),
     (kind::ACCEPT, size_of::<record::Accept>()),
     (kind::STATE, size_of::<record::State>()),
@@ -37,6 +37,8 @@ pub(crate) const KINDS: [(u16, usize); 34] = [
     (kind::SEEDED, size_of::<record::Seeded>()),
     (kind::IDLE, size_of::<record::Idle>()),
     (kind::RECEIVE, size_of::<record::Receive>()),
+    (kind::BIND, size_of::<record::Bind>()),
+    (kind::BIND_HOLDERS, size_of::<record::BindHolders>()),
     (kind::IDLE_TOTALS, size_of::<record::IdleTotals>()),
     (kind::BESIDE, size_of::<record::Beside>()),
     (kind::CLOCK, size_of::<record::Clock>()),

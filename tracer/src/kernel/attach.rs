@@ -177,7 +177,7 @@ fn descend_to_existing(climb: &mut Climb, btf: &Btf<'_>) {
         let missing = step
             .attachments
             .iter()
-            .find(|attachment| !attachment.is_ipv6() && !exists(btf, hook_type, attachment.target));
+            .find(|attachment| !attachment.may_be_missing() && !exists(btf, hook_type, attachment.target));
         let Some(Attachment { target, .. }) = missing else {
             return;
         };
@@ -299,7 +299,7 @@ fn attach_step(
         return Ok(());
     };
     for attachment in step.attachments {
-        if attachment.is_ipv6() && !exists(btf, step.hook_type, attachment.target) {
+        if attachment.may_be_missing() && !exists(btf, step.hook_type, attachment.target) {
             continue;
         }
         attach_program(ebpf, attachment, step.hook_type, aya_btf)?;

@@ -11,17 +11,18 @@ use aya::{
     Btf as AyaBtf, Ebpf,
     programs::{Iter, Program},
 };
-use conntracer_common::socket::Holder;
+use conntracer_common::socket::{Holder, PortHolder};
 use zerocopy::FromBytes;
 
 use super::error::reason;
 use crate::plan::{HookPlan, HookType, Refused};
 
 /// The iterators and what they walk.
-const ITERATORS: [(&str, &str); 3] = [
+const ITERATORS: [(&str, &str); 4] = [
     ("seed", "tcp"),
     ("seed_owners", "task_file"),
     ("seed_list", "tcp"),
+    ("port_holders", "task_file"),
 ];
 
 /// What the kernel writes at most at one read (kernel/bpf/bpf_iter.c: 8 pages).
@@ -93,6 +94,21 @@ pub(super) fn find_owners(ebpf: &mut Ebpf, see: &mut dyn FnMut(&Holder)) -> io::
         for holder in bytes.chunks_exact(size_of::<Holder>()) {
             if let Ok(holder) = Holder::read_from_bytes(holder) {
                 see(&holder);
+            }
+        }
+    })
+}
+
+/// Shows each process that holds a TCP socket bound to one of the ports sought.
+pub(super) fn find_port_holders(
+    ebpf: &mut Ebpf,
+    see: &mut dyn FnMut(PortHolder),
+) -> io::Result<()> {
+    let files = open(ebpf, "port_holders")?;
+    read(&files, &mut |bytes| {
+        for holder in bytes.chunks_exact(size_of::<PortHolder>()) {
+            if let Ok(holder) = PortHolder::read_from_bytes(holder) {
+                see(holder);
             }
         }
     })

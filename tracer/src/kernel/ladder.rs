@@ -19,9 +19,10 @@ pub(super) struct Attachment {
 }
 
 impl Attachment {
-    /// Whether its target exists only where IPv6 is built in, and may be missing elsewhere.
-    pub(super) fn is_ipv6(&self) -> bool {
-        self.target.contains("_v6_")
+    /// Whether its target exists only where IPv6, or security modules, are built in, and may be missing elsewhere.
+    pub(super) fn may_be_missing(&self) -> bool {
+        let of = ["_v6_", "inet6_", "security_"];
+        of.iter().any(|part| self.target.contains(part))
     }
 }
 
@@ -335,5 +336,27 @@ pub(super) const LADDERS: &[Ladder] = &[
             "descriptors passed between processes, before the receiver receives data or the socket's \
              holders are searched for",
         ),
+    },
+    Ladder {
+        hook: hook::BIND,
+        steps: &[
+            fentry(&[
+                of(3, "bind_fexit_v4", "inet_bind"),
+                of(3, "bind_fexit_v6", "inet6_bind"),
+                of(2, "bind_fexit_listen", "inet_listen"),
+                of(3, "bind_fexit_security", "security_socket_bind"),
+            ]),
+            kprobe(&[
+                on("bind_kretprobe", "inet_bind"),
+                on("bind_kretprobe", "inet6_bind"),
+                on("bind_kretprobe_listen", "inet_listen"),
+                on("bind_kretprobe_security", "security_socket_bind"),
+                on("bind_kprobe", "inet_bind"),
+                on("bind_kprobe", "inet6_bind"),
+                on("bind_kprobe", "inet_listen"),
+                on("bind_kprobe", "security_socket_bind"),
+            ]),
+        ],
+        off: Some("bind() and listen() that fail"),
     },
 ];

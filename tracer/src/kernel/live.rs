@@ -21,9 +21,9 @@ use super::{
     options::Options,
     owners::OwnerSearch,
     poll::{
-        Poll, accept_queue::AcceptQueues, beside::BesideSearch, dropped::DroppedLooks,
+        Poll, accept_queue::AcceptQueues, beside::BesideSearch, bind::Binds, dropped::DroppedLooks,
         early_drop::EarlyDrops, failure::Failures, half_closed::HalfClosedSweep, idle::IdleSearch,
-        listener::Listeners, loss::Losses, netns::NetnsCounters, receive::ReceiveLooks,
+        listener::Listeners, loss::Losses, netns::NetnsCounters, port::PortLooks, receive::ReceiveLooks,
         retransmit::RetransmitTotals, seed::Seeds,
     },
     ring::Rings,
@@ -59,6 +59,7 @@ pub struct LiveKernel {
     seeds: Seeds,
     early_drops: EarlyDrops,
     failures: Failures,
+    binds: Binds,
     retransmits: RetransmitTotals,
     listeners: Listeners,
     accept_queues: AcceptQueues,
@@ -101,6 +102,7 @@ impl LiveKernel {
                 &host,
                 Answers::new(&mut ebpf)?,
                 DroppedLooks::new(&mut ebpf)?,
+                PortLooks::new(&mut ebpf)?,
             ),
             accounts: Accounts::new(&mut ebpf)?,
             owners: OwnerSearch::new(&mut ebpf)?,
@@ -108,6 +110,7 @@ impl LiveKernel {
             seeds: Seeds::default(),
             early_drops: EarlyDrops::new(&mut ebpf)?,
             failures: Failures::new(&mut ebpf)?,
+            binds: Binds::new(&mut ebpf)?,
             retransmits: RetransmitTotals::new(&mut ebpf)?,
             listeners: Listeners::new(&mut ebpf, Arc::clone(&listeners), by_state)?,
             accept_queues: AcceptQueues::new(&mut ebpf, listeners)?,
@@ -170,6 +173,7 @@ impl LiveKernel {
         self.seeds.poll(&mut poll)?;
         self.early_drops.poll(&mut poll)?;
         self.failures.poll(&mut poll)?;
+        self.binds.poll(&mut poll)?;
         self.retransmits.poll(&mut poll)?;
         self.listeners.poll(&watched.listeners, &asked, &mut poll)?;
         self.accept_queues

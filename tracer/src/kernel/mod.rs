@@ -34,6 +34,7 @@ mod ring;
 mod stream;
 mod trouble;
 mod verdicts;
+mod words;
 
 use std::fs;
 

@@ -7,7 +7,7 @@
 use std::{collections::HashSet, mem::offset_of, path::Path, time::Instant};
 
 use conntracer_common::record::{
-    Header, Holders, Owner, Process, Socket, kind, owner_source, process_flag,
+    BindHolders, Header, Holders, Owner, Process, Socket, kind, owner_source, process_flag,
 };
 use foldhash::quality::RandomState;
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -20,7 +20,7 @@ use crate::owner::{cgroup::Cgroups, netns::Names, process};
 const MAX_TOLD: usize = 16_384;
 
 /// Kinds of records that do not begin with a header, a socket and its owner: all others do.
-const WITHOUT_OWNER: [u16; 15] = [
+const WITHOUT_OWNER: [u16; 16] = [
     kind::TICK,
     kind::CHECKPOINT,
     kind::LOSS,
@@ -36,6 +36,7 @@ const WITHOUT_OWNER: [u16; 15] = [
     kind::NETNS_FACTS,
     kind::BESIDE,
     kind::DROPPED,
+    kind::BIND_HOLDERS,
 ];
 
 /// Which owner, and in which namespace its socket is.
@@ -75,6 +76,13 @@ impl OwnerNames {
         {
             for owner in &holders.owners {
                 self.name_owner(owner, holders.socket.netns, holders.header.ktime_ns, feed);
+            }
+        } else if let Ok(holders) = BindHolders::read_from_bytes(record)
+            && holders.header.kind == kind::BIND_HOLDERS
+        {
+            for holder in &holders.holders {
+                let ktime_ns = holders.header.ktime_ns;
+                self.name_owner(&holder.owner, holders.netns, ktime_ns, feed);
             }
         } else if let Some((owner, netns, ktime_ns)) = owner(record) {
             self.name_owner(&owner, netns, ktime_ns, feed);

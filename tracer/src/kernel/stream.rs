@@ -16,7 +16,7 @@ use super::{
     place::Places,
     poll::{
         Feed, acceptor::AcceptorLooks, dropped::DroppedLooks, holder::HolderSearch,
-        listener::AskedPorts, netns_facts::NetnsFactsLooks,
+        listener::AskedPorts, netns_facts::NetnsFactsLooks, port::PortLooks,
     },
 };
 use crate::host::Host;
@@ -28,6 +28,7 @@ pub(super) struct Stream {
     acceptors: AcceptorLooks,
     netns_facts: NetnsFactsLooks,
     dropped: DroppedLooks,
+    bound: PortLooks,
     ports: Ports,
     names: OwnerNames,
 }
@@ -76,7 +77,12 @@ impl Ports {
 }
 
 impl Stream {
-    pub(super) fn new(host: &Host, answers: Answers, dropped: DroppedLooks) -> Self {
+    pub(super) fn new(
+        host: &Host,
+        answers: Answers,
+        dropped: DroppedLooks,
+        bound: PortLooks,
+    ) -> Self {
         let places = if host.drop_reasons.is_empty() {
             Places::read()
                 .inspect_err(|error| log::warn!("reading /proc/kallsyms: {error}"))
@@ -91,6 +97,7 @@ impl Stream {
             acceptors: AcceptorLooks::default(),
             netns_facts: NetnsFactsLooks::default(),
             dropped,
+            bound,
             ports: Ports::default(),
             names: OwnerNames::default(),
         }
@@ -114,6 +121,7 @@ impl Stream {
             acceptors,
             netns_facts,
             dropped,
+            bound,
             ports,
             names,
         } = self;
@@ -122,6 +130,7 @@ impl Stream {
                 holders.meet(record);
                 netns_facts.meet(record);
                 dropped.meet(record);
+                bound.meet(record);
                 ports.meet(record);
                 acceptors.meet(record, feed);
                 names.name(record, feed);
@@ -142,6 +151,8 @@ impl Stream {
             names.name(record, feed);
         })?;
         acceptors.poll(feed);
+        self.bound
+            .poll(ebpf, &mut |record| names.name(record, feed))?;
         self.netns_facts.poll(feed);
         self.dropped.poll(feed)
     }

@@ -8,5 +8,6 @@ pub(crate) mod cgroup;
 pub(crate) mod figures;
 pub(crate) mod netns;
 pub(crate) mod path;
+pub(crate) mod ports;
 pub(crate) mod process;
 pub(crate) mod standing;

@@ -10,7 +10,11 @@ use conntracer_common::{
     undo::way,
 };
 
-use super::{REASONS, Run, START_NS, owner};
+use super::{REASONS, Run, START_NS, listener, owner};
+
+fn any_of(local: &str) -> &'static str {
+    if local.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }
+}
 
 impl Run {
     pub(crate) fn syn(&mut self, socket: Socket, change: impl FnOnce(&mut record::Syn)) {
@@ -464,6 +468,69 @@ impl Run {
             syns: 1,
             ..record::Failure::default()
         };
+        change(&mut record);
+        self.record(&record);
+    }
+
+    /// A call of bind() that found the port taken; with error 0, one that succeeded.
+    pub(crate) fn bind(&mut self, local: &str, change: impl FnOnce(&mut record::Bind)) {
+        let mut record = record::Bind {
+            header: self.header::<record::Bind>(kind::BIND),
+            socket: Socket {
+                state: state::CLOSE,
+                born_ns: 0,
+                ..listener(local, any_of(local))
+            },
+            owner: Owner {
+                source: owner_source::LISTENER,
+                ..owner()
+            },
+            count: 1,
+            first_ns: self.ktime_ns,
+            last_ns: self.ktime_ns,
+            error: 98,
+            unprivileged_start: 1024,
+            range: [32_768, 60_999],
+            call: record::bind_call::BIND,
+            ..record::Bind::default()
+        };
+        change(&mut record);
+        self.record(&record);
+    }
+
+    /// A look at who holds a port: one listener of another process, at `holder`.
+    pub(crate) fn bind_holders(
+        &mut self,
+        local: &str,
+        holder: &str,
+        change: impl FnOnce(&mut record::BindHolders),
+    ) {
+        let (asked, held) = (listener(local, any_of(local)), listener(holder, any_of(holder)));
+        let first = record::BindHolder {
+            owner: Owner {
+                comm: *b"holder\0\0\0\0\0\0\0\0\0\0",
+                pid: 77,
+                source: owner_source::SEEDED,
+                ..owner()
+            },
+            local_addr: held.local_addr,
+            local_port: held.local_port,
+            family: held.family,
+            state: state::LISTEN,
+            ports: 1,
+            ..record::BindHolder::default()
+        };
+        let mut record = record::BindHolders {
+            header: self.header::<record::BindHolders>(kind::BIND_HOLDERS),
+            local_addr: asked.local_addr,
+            netns: asked.netns,
+            port: asked.local_port,
+            family: asked.family,
+            listeners: 1,
+            named: 1,
+            ..record::BindHolders::default()
+        };
+        record.holders[0] = first;
         change(&mut record);
         self.record(&record);
     }

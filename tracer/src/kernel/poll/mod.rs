@@ -5,6 +5,7 @@
 pub(crate) mod accept_queue;
 pub(crate) mod acceptor;
 pub(crate) mod beside;
+pub(crate) mod bind;
 pub(crate) mod cumulative;
 pub(crate) mod dropped;
 pub(crate) mod early_drop;
@@ -17,6 +18,7 @@ pub(crate) mod loss;
 pub(crate) mod netns;
 pub(crate) mod netns_facts;
 mod pace;
+pub(crate) mod port;
 pub(crate) mod receive;
 pub(crate) mod retransmit;
 pub(crate) mod seed;

@@ -234,7 +234,7 @@ fn netns_of(directory: &Path) -> Option<u32> {
     u32::try_from(inode).ok()
 }
 
-fn leads_to(directory: &Path, netns: u32) -> bool {
+pub(super) fn leads_to(directory: &Path, netns: u32) -> bool {
     netns_of(directory) == Some(netns)
 }
 
