@@ -67,6 +67,14 @@ impl Forked {
         kill_process(self.pid, signal).context("sending a signal to a child")
     }
 
+    /// Ends it, and waits until it is gone.
+    pub fn kill(mut self) -> Result<()> {
+        self.signal(Signal::KILL)?;
+        waitpid(Some(self.pid), WaitOptions::empty()).context("waiting for a child to end")?;
+        self.ended = true;
+        Ok(())
+    }
+
     /// Waits until it ends by itself, which must be with 0.
     pub fn wait(mut self) -> Result<()> {
         let (_, status) = waitpid(Some(self.pid), WaitOptions::empty())

@@ -58,6 +58,8 @@ host_per_s = 1000000.0
 quiet_s = 1
 [detect.connect_failure]
 quiet_s = 2
+[detect.bind_failure]
+patience_s = 1
 [detect.connection_drop]
 quiet_s = 2
 ";

@@ -215,7 +215,7 @@ pub struct BindFailed {
 /// Bytes of a key of the `BINDS` map; the record says all that is in it.
 pub const BIND_KEY_BYTES: usize = 32;
 
-/// Which ports of a namespace the walk over all open files looks for holders of.
+/// Which ports the walk over all open files looks for holders of, in one namespace, or with 0 in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct SoughtPorts {

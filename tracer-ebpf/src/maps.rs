@@ -10,9 +10,9 @@ use conntracer_common::{
     netns::{Counts, Look},
     record::{AcceptQueue, Beside, Dropped, Owner, Seed, Sources},
     socket::{
-        BIND_KEY_BYTES, BindFailed, DROP_PLACES_MOST, DROP_REASONS, DROPPED_KEY_BYTES, DropPlace, EARLY_DROP_KEY_BYTES,
-        EarlyDropEntry, FAILED_KEY_BYTES, FORK_PLACES, Failed, Heir, IcmpSaid, Listener,
-        RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState, SoughtPorts,
+        BIND_KEY_BYTES, BindFailed, DROP_PLACES_MOST, DROP_REASONS, DROPPED_KEY_BYTES, DropPlace,
+        EARLY_DROP_KEY_BYTES, EarlyDropEntry, FAILED_KEY_BYTES, FORK_PLACES, Failed, Heir,
+        IcmpSaid, Listener, RETRANSMITTED_KEY_BYTES, Retransmitted, SocketState, SoughtPorts,
     },
     stats::{HookCounters, hook},
     syn::SynCounters,

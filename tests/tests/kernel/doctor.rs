@@ -15,7 +15,7 @@ use crate::support::{binary, is_own_machine, lacking, watch};
 const LINES: [&str; 5] = ["5.10.", "6.1.", "6.12.", "6.18.", "7."];
 
 /// What each detector sees on them with hooks by fentry or kprobe, and what by tracepoint.
-const COVERAGES: [(&str, Coverage, Coverage); 14] = [
+const COVERAGES: [(&str, Coverage, Coverage); 15] = [
     ("syn_drop", Coverage::Exact, Coverage::Degraded),
     ("syn_drop.early_drop", Coverage::Exact, Coverage::Exact),
     ("syn_cookies", Coverage::Exact, Coverage::Degraded),
@@ -32,6 +32,7 @@ const COVERAGES: [(&str, Coverage, Coverage); 14] = [
     ("send_stall", Coverage::Exact, Coverage::Off),
     ("receive_stall", Coverage::Exact, Coverage::Exact),
     ("connect_failure", Coverage::Exact, Coverage::Degraded),
+    ("bind_failure", Coverage::Exact, Coverage::Off),
     ("connection_drop", Coverage::Exact, Coverage::Exact),
     ("accept_delay", Coverage::Exact, Coverage::Exact),
 ];

@@ -11,6 +11,7 @@ mod alike;
 mod alone;
 mod another_transport;
 mod before;
+mod bind_failure;
 mod connect_failure;
 mod connection;
 mod connection_drop;

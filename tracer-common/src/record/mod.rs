@@ -23,8 +23,8 @@ mod userspace;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub use self::{
-    accept_queue::*, bind::*, connection::*, dropped::*, early_drop::*, idle::*, listener::*, receive::*,
-    retransmit::*, seed::*, snapshot::*, userspace::*,
+    accept_queue::*, bind::*, connection::*, dropped::*, early_drop::*, idle::*, listener::*,
+    receive::*, retransmit::*, seed::*, snapshot::*, userspace::*,
 };
 
 /// What of a record its reader must know beforehand.

@@ -112,7 +112,8 @@ fn returned<C: EbpfContext>(ctx: &C, socket: u64, sockaddr: u64, call: u8, resul
         return 0;
     }
     let sk = field!(socket, socket_sk: u64);
-    let inode = field!(field!(field!(socket, socket_file: u64), file_inode: u64), inode_number: u32);
+    let inode =
+        field!(field!(field!(socket, socket_file: u64), file_inode: u64), inode_number: u32);
     let family = field!(sk, skc_family: u16);
     let is_tcp = field!(sk, sk_protocol: u16) == IPPROTO_TCP;
     if !is_tcp || family != AF_INET && family != AF_INET6 {
@@ -133,13 +134,7 @@ fn returned<C: EbpfContext>(ctx: &C, socket: u64, sockaddr: u64, call: u8, resul
 }
 
 #[inline(always)]
-fn failed<C: EbpfContext>(
-    ctx: &C,
-    socket: &Socket,
-    inode: u32,
-    call: u8,
-    result: i32,
-) -> Outcome {
+fn failed<C: EbpfContext>(ctx: &C, socket: &Socket, inode: u32, call: u8, result: i32) -> Outcome {
     let mut owner = Owner::default();
     if !is_ours(socket, &mut owner) {
         return Outcome::Filtered;
@@ -259,7 +254,11 @@ fn options(sk: u64) -> u8 {
     let bits = field!(sk, skc_reuseport: u8);
     let reuseport = bits >> (global!(FACTS.reuseport_bit) & 7) & 1;
     let v6_only = field!(sk, skc_ipv6only: u8) >> (global!(FACTS.ipv6only_bit) & 7) & 1;
-    let reuse = if bits & 0xf == 0 { 0 } else { bind_flag::REUSEADDR };
+    let reuse = if bits & 0xf == 0 {
+        0
+    } else {
+        bind_flag::REUSEADDR
+    };
     reuse | reuseport * bind_flag::REUSEPORT | v6_only * bind_flag::V6_ONLY
 }
 
@@ -321,7 +320,7 @@ fn show_holder(ctx: &seed::FileContext) {
     let is_tcp = field!(sk, sk_protocol: u16) == IPPROTO_TCP;
     if !is_tcp
         || family != AF_INET && family != AF_INET6
-        || sock::netns_of::<Anywhere>(sk) != sought.netns
+        || sought.netns != 0 && sock::netns_of::<Anywhere>(sk) != sought.netns
     {
         return;
     }

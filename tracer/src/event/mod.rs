@@ -32,9 +32,9 @@ use conntracer_common::record::{self, Header, kind};
 
 use self::raw::read;
 pub use self::{
-    accept_queue::*, acceptor::*, bind::*, connection::*, device::*, dropped::*, early_drop::*, idle::*,
-    listener::*, netns_facts::*, owner::*, raw::DecodeError, receive::*, retransmit::*, seed::*,
-    side::*, snapshot::*, socket::*, tcp::*, userspace::*,
+    accept_queue::*, acceptor::*, bind::*, connection::*, device::*, dropped::*, early_drop::*,
+    idle::*, listener::*, netns_facts::*, owner::*, raw::DecodeError, receive::*, retransmit::*,
+    seed::*, side::*, snapshot::*, socket::*, tcp::*, userspace::*,
 };
 use crate::time::Ktime;
 
@@ -200,9 +200,7 @@ impl Body {
             kind::RESET => Self::Reset(Reset::decode(&read(bytes, header)?)?),
             kind::FAILURE => Self::Failure(Failure::decode(bytes, header)?),
             kind::BIND => Self::Bind(Bind::decode(&read(bytes, header)?)?),
-            kind::BIND_HOLDERS => {
-                Self::BindHolders(BindHolders::decode(&read(bytes, header)?)?)
-            }
+            kind::BIND_HOLDERS => Self::BindHolders(BindHolders::decode(&read(bytes, header)?)?),
             kind::CLOSE => Self::Close(Close::decode(bytes, header)?),
             kind::PROBE => Self::Probe(Probe::decode(&read(bytes, header)?)?),
             kind::RETRANSMIT => Self::Retransmit(Retransmit::decode(&read(bytes, header)?)?),

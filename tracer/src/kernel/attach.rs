@@ -174,10 +174,9 @@ fn descend_to_existing(climb: &mut Climb, btf: &Btf<'_>) {
             continue;
         }
         let hook_type = step.hook_type;
-        let missing = step
-            .attachments
-            .iter()
-            .find(|attachment| !attachment.may_be_missing() && !exists(btf, hook_type, attachment.target));
+        let missing = step.attachments.iter().find(|attachment| {
+            !attachment.may_be_missing() && !exists(btf, hook_type, attachment.target)
+        });
         let Some(Attachment { target, .. }) = missing else {
             return;
         };

@@ -23,8 +23,8 @@ use super::{
     poll::{
         Poll, accept_queue::AcceptQueues, beside::BesideSearch, bind::Binds, dropped::DroppedLooks,
         early_drop::EarlyDrops, failure::Failures, half_closed::HalfClosedSweep, idle::IdleSearch,
-        listener::Listeners, loss::Losses, netns::NetnsCounters, port::PortLooks, receive::ReceiveLooks,
-        retransmit::RetransmitTotals, seed::Seeds,
+        listener::Listeners, loss::Losses, netns::NetnsCounters, port::PortLooks,
+        receive::ReceiveLooks, retransmit::RetransmitTotals, seed::Seeds,
     },
     ring::Rings,
     stream::Stream,

@@ -13,7 +13,11 @@ use conntracer_common::{
 use super::{REASONS, Run, START_NS, listener, owner};
 
 fn any_of(local: &str) -> &'static str {
-    if local.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }
+    if local.starts_with('[') {
+        "[::]:0"
+    } else {
+        "0.0.0.0:0"
+    }
 }
 
 impl Run {
@@ -505,7 +509,10 @@ impl Run {
         holder: &str,
         change: impl FnOnce(&mut record::BindHolders),
     ) {
-        let (asked, held) = (listener(local, any_of(local)), listener(holder, any_of(holder)));
+        let (asked, held) = (
+            listener(local, any_of(local)),
+            listener(holder, any_of(holder)),
+        );
         let first = record::BindHolder {
             owner: Owner {
                 comm: *b"holder\0\0\0\0\0\0\0\0\0\0",

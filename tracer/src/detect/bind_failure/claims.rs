@@ -441,7 +441,13 @@ pub(crate) static REGISTER: Register<Records> = Register {
         Claim {
             words: "a port below 1024 takes CAP_NET_BIND_SERVICE, which the process does not have",
             said: &[privileged],
-            never: &[privileged_elsewhere, program, program_above, security, denied_unknown],
+            never: &[
+                privileged_elsewhere,
+                program,
+                program_above,
+                security,
+                denied_unknown,
+            ],
         },
         Claim {
             words: "it has CAP_NET_BIND_SERVICE, and the kernel denies a port below the limit all the same",

@@ -23,8 +23,8 @@ use std::{net::SocketAddr, time::Duration};
 
 use conntracer_common::stats::hook;
 
-pub(super) use self::thresholds::Thresholds;
 use self::failures::{Cause, FailureKey, Failures, Stage, is_search, program};
+pub(super) use self::thresholds::Thresholds;
 use super::room::{Case, Cases, Context, Draft, Limits, Open, Room, Saying, Spec};
 use crate::{
     event::{Bind, BindCall, BindHolders},
@@ -48,6 +48,9 @@ pub(super) static SPEC: Spec = Spec {
     section: Thresholds::SECTION,
     explain: include_str!("explain.md"),
 };
+
+/// Further time that is given to the look at who holds the port, where it has not come.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// Which of the eBPF side's counts: an entry that was removed for being idle and came again is another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,7 +106,7 @@ impl Case for Failures {
     }
 
     fn news(&self) -> u64 {
-        self.count
+        self.count.wrapping_shl(1) | u64::from(self.held.is_some())
     }
 
     fn is_over(&mut self, _: &FailureKey, rules: &Thresholds, cx: &Context<'_>) -> bool {
@@ -188,7 +191,10 @@ impl BindFailure {
         let process = process(bind);
         if let Some(first) = self.searches.get_mut(&process).copied()
             && first != own
-            && (FailureKey { local: own.local, ..first }) == own
+            && (FailureKey {
+                local: own.local,
+                ..first
+            }) == own
             && (bind.is_several || first.local.ip() == own.local.ip())
             && let Some(search) = self.failures.get(&first)
         {
@@ -217,7 +223,8 @@ impl BindFailure {
         }
         let program = program(bind);
         let ended = self.failures.iter().filter_map(|(key, failures)| {
-            let is_its = key.netns == process.0 && key.program == program && failures.last <= success.at;
+            let is_its =
+                key.netns == process.0 && key.program == program && failures.last <= success.at;
             let is_call = key.call == bind.call || key.call == BindCall::Security;
             if !is_its || !is_call {
                 return None;
@@ -258,11 +265,14 @@ impl BindFailure {
                 continue;
             };
             let asked = (key.netns, failures.latest.socket.local);
-            if let Some(held) = self.held.get_mut(&asked)
+            let looked = self.held.get(&asked);
+            if let Some(held) = looked
                 && held.named().next().is_some()
             {
                 failures.held = Some(*held);
             }
+            let is_looked_up = matches!(key.cause, Cause::InUse | Cause::NoPort);
+            let is_awaited = is_looked_up && looked.is_none() && !patience.is_zero();
             if failures.is_open() {
                 continue;
             }
@@ -273,7 +283,9 @@ impl BindFailure {
             // A search that goes on tries each port once.
             let is_repeated = failures.count > failures.ports;
             let is_quiet = now.since(failures.last) >= patience;
-            if now.since(failures.since) >= patience && (is_repeated || is_quiet) {
+            let lasts = now.since(failures.since);
+            let is_due = lasts >= patience && (is_repeated || is_quiet);
+            if is_due && (!is_awaited || lasts >= patience.saturating_add(LOOK)) {
                 self.failures.raise(&key, cx);
             }
         }
@@ -294,7 +306,10 @@ impl Room for BindFailure {
     }
 
     fn forget_netns(&mut self, netns: u32) {
-        let of_it = self.failures.iter().filter(|(key, failures)| key.netns == netns && !failures.is_open());
+        let of_it = self
+            .failures
+            .iter()
+            .filter(|(key, failures)| key.netns == netns && !failures.is_open());
         let of_it: Vec<FailureKey> = of_it.map(|(key, _)| *key).collect();
         for key in of_it {
             self.failures.take(&key);

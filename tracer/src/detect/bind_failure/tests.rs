@@ -20,7 +20,7 @@ pub(super) fn fails(
 ) {
     run.bind(ASKED, call);
     run.bind_holders(ASKED, ASKED, held);
-    run.pass(3 * SECOND);
+    run.pass(6 * SECOND);
 }
 
 pub(super) fn silent(run: &Run) {
@@ -125,11 +125,13 @@ fn a_search_that_finds_none_is_one_finding() {
     for port in [8888, 8889, 8890, 8850] {
         run.bind(&format!("127.0.0.1:{port}"), |_| ());
     }
-    run.pass(3 * SECOND);
+    run.pass(6 * SECOND);
     let finding = run.only();
     assert_eq!(evidence(finding, "ports_tried"), &Value::Count(4));
     assert!(
-        finding.summary.contains("127.0.0.1:8888 and 3 other ports failed 4 times"),
+        finding
+            .summary
+            .contains("127.0.0.1:8888 and 3 other ports failed 4 times"),
         "{finding:#?}"
     );
 }
@@ -139,7 +141,7 @@ fn a_server_that_gets_only_its_other_port_is_told() {
     let mut run = Run::new();
     run.bind("0.0.0.0:80", |_| ());
     run.bind("0.0.0.0:443", |bind| bind.error = 0);
-    run.pass(3 * SECOND);
+    run.pass(6 * SECOND);
     assert_eq!(run.only().cause, "in_use");
 }
 
@@ -148,7 +150,7 @@ fn the_same_socket_may_take_any_other_port() {
     let mut run = Run::new();
     run.bind("0.0.0.0:80", |bind| bind.inode = 5);
     run.bind("0.0.0.0:8443", |bind| (bind.error, bind.inode) = (0, 5));
-    run.pass(3 * SECOND);
+    run.pass(6 * SECOND);
     run.finish();
     silent(&run);
 }
@@ -173,7 +175,7 @@ fn another_program_that_gets_it_ends_nothing() {
         bind.owner.comm = *b"other\0\0\0\0\0\0\0\0\0\0\0";
         bind.owner.pid = 99;
     });
-    run.pass(3 * SECOND);
+    run.pass(6 * SECOND);
     assert_ne!(run.only().status, Status::Resolved);
 }
 

@@ -144,7 +144,10 @@ fn in_use(key: &FailureKey, failures: &Failures) -> String {
             } else if holder.local.is_ipv6() && asked.is_ipv4() {
                 text = format!("{text} for IPv4, too (no IPV6_V6ONLY)");
             }
-            let (theirs, ours) = (holder.sharing.reuse_port, failures.latest.sharing.reuse_port);
+            let (theirs, ours) = (
+                holder.sharing.reuse_port,
+                failures.latest.sharing.reuse_port,
+            );
             let users = holder.owner.zip(failures.latest.owner);
             let users = users.map(|(theirs, ours)| (theirs.uid, ours.uid));
             match users {
@@ -410,9 +413,8 @@ fn in_use_advice(
         )
         .into()
     };
-    let by_hand = || {
-        format!("'ss -Htanp \"sport = :{port}\"' in namespace {netns} shows who has it").into()
-    };
+    let by_hand =
+        || format!("'ss -Htanp \"sport = :{port}\"' in namespace {netns} shows who has it").into();
     match failures.holder() {
         Holder::Listener(holder) | Holder::Bound(holder) => {
             let mut advice: Vec<Cow<'static, str>> = Vec::new();

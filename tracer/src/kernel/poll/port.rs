@@ -16,9 +16,7 @@ use aya::{
     maps::{Array, MapData},
 };
 use conntracer_common::{
-    record::{
-        Bind, BindHolder, BindHolders, Owner, Socket, bind_call, bind_flag, kind,
-    },
+    record::{Bind, BindHolder, BindHolders, Owner, Socket, bind_call, bind_flag, kind},
     socket::{PortHolder, SoughtPorts},
     tcp::state,
 };
@@ -57,7 +55,7 @@ struct Asked {
 
 /// By whom it was asked.
 #[derive(Clone, Copy, Debug)]
-struct Asker {
+struct Caller {
     sk: u64,
     pid: u32,
     uid: u32,
@@ -68,7 +66,7 @@ struct Asker {
 /// See the module.
 pub(crate) struct PortLooks {
     sought: Array<MapData, [u32; 2]>,
-    asked: BTreeMap<Asked, Asker>,
+    asked: BTreeMap<Asked, Caller>,
     pace: Pace,
     proc: PathBuf,
 }
@@ -103,72 +101,74 @@ impl PortLooks {
             addr: socket.local_addr,
         };
         if self.asked.len() < MAX_ASKED || self.asked.contains_key(&asked) {
-            let asker = Asker {
+            let caller = Caller {
                 sk: socket.sk,
                 pid: owner.pid,
                 uid: owner.uid,
                 flags: bind.flags,
                 range: bind.range,
             };
-            self.asked.insert(asked, asker);
+            self.asked.insert(asked, caller);
         }
     }
 
-    /// Looks who holds what was asked for, one namespace at a time.
+    /// Looks who holds what was asked for.
     pub(crate) fn poll(&mut self, ebpf: &mut Ebpf, feed: Feed<'_>) -> io::Result<()> {
         let began_ns = ktime_ns();
-        let Some(netns) = self.asked.keys().next().map(|asked| asked.netns) else {
-            return Ok(());
-        };
-        if !self.pace.is_due(began_ns) {
+        if self.asked.is_empty() || !self.pace.is_due(began_ns) {
             return Ok(());
         }
         let spent_ns = cpu_ns();
-        let all = std::mem::take(&mut self.asked);
-        let (here, elsewhere): (BTreeMap<_, _>, _) =
-            all.into_iter().partition(|(asked, _)| asked.netns == netns);
-        self.asked = elsewhere;
-        let held = self.look(ebpf, netns, &here)?;
-        for (asked, asker) in &here {
-            let found = found(asked, asker, &held);
-            feed(found.as_bytes());
+        let asked = std::mem::take(&mut self.asked);
+        let mut all = self.look(ebpf, &asked)?;
+        for (netns, held) in &mut all {
+            let asked: Vec<_> = of_netns(&asked, *netns).collect();
+            self.add_orphans(*netns, &asked, held);
+            for (asked, caller) in asked {
+                feed(found(asked, caller, held).as_bytes());
+            }
         }
-        self.pace
-            .rest(cpu_ns().saturating_sub(spent_ns), began_ns);
+        self.pace.rest(cpu_ns().saturating_sub(spent_ns), began_ns);
         Ok(())
     }
 
-    /// All sockets at the ports that are asked for.
+    /// The sockets of all processes at the ports that are asked for, by namespace: one walk for all.
     fn look(
         &mut self,
         ebpf: &mut Ebpf,
-        netns: u32,
-        asked: &BTreeMap<Asked, Asker>,
-    ) -> io::Result<Held> {
-        let ports = asked.iter().map(|(asked, asker)| match asked.port {
-            0 => asker.range,
-            port => [port, port],
-        });
-        let (low, high) = ports.fold((u16::MAX, 0), |(low, high), [first, last]| {
-            (low.min(first), high.max(last))
-        });
+        asked: &BTreeMap<Asked, Caller>,
+    ) -> io::Result<BTreeMap<u32, Held>> {
+        let (low, high) = span(asked.iter()).into_inner();
+        let mut all: BTreeMap<u32, Held> = asked
+            .keys()
+            .map(|asked| (asked.netns, Held::default()))
+            .collect();
+        let netns = match all.len() {
+            1 => all.keys().next().copied().unwrap_or_default(),
+            _ => 0,
+        };
         let sought: [u32; 2] = zerocopy::transmute!(SoughtPorts { netns, low, high });
-        self.sought
-            .set(0, sought, 0)
-            .map_err(io::Error::other)?;
-        let mut held = Held::default();
+        self.sought.set(0, sought, 0).map_err(io::Error::other)?;
         let mut met: HashSet<(u64, u32), RandomState> = HashSet::default();
         iterators::find_port_holders(ebpf, &mut |holder| {
             // Threads share descriptors, and a process may have two of one socket.
-            if met.insert((holder.socket.sk, holder.owner.pid)) {
+            if let Some(held) = all.get_mut(&holder.socket.netns)
+                && met.insert((holder.socket.sk, holder.owner.pid))
+            {
                 held.sockets.push(holder);
             }
         })?;
-        let pids = asked.values().map(|asker| asker.pid);
+        Ok(all)
+    }
+
+    /// Adds those of a namespace that no process holds.
+    fn add_orphans(&self, netns: u32, asked: &[(&Asked, &Caller)], held: &mut Held) {
+        let ports = span(asked.iter().copied());
+        let pids = asked.iter().map(|(_, caller)| caller.pid);
         let pids = pids.chain(held.sockets.iter().map(|holder| holder.owner.pid));
         let way = way(&self.proc, netns, pids);
         held.is_complete = way.is_some_and(|net| {
-            ports::orphans(&net, &(low..=high), &mut |orphan| {
+            ports::orphans(&net, &ports, &mut |orphan| {
                 held.sockets.push(PortHolder {
                     socket: Socket {
                         netns,
@@ -185,8 +185,26 @@ impl PortLooks {
                 });
             })
         });
-        Ok(held)
     }
+}
+
+fn of_netns(
+    asked: &BTreeMap<Asked, Caller>,
+    netns: u32,
+) -> impl Iterator<Item = (&Asked, &Caller)> {
+    asked.iter().filter(move |(asked, _)| asked.netns == netns)
+}
+
+/// The ports from the lowest to the highest that are asked for.
+fn span<'a>(asked: impl Iterator<Item = (&'a Asked, &'a Caller)>) -> RangeInclusive<u16> {
+    let ports = asked.map(|(asked, caller)| match asked.port {
+        0 => caller.range,
+        port => [port, port],
+    });
+    let (low, high) = ports.fold((u16::MAX, 0), |(low, high), [first, last]| {
+        (low.min(first), high.max(last))
+    });
+    low..=high
 }
 
 /// The `net` directory of a process in a namespace: of one of these, or of any.
@@ -204,11 +222,12 @@ fn way(proc: &Path, netns: u32, pids: impl Iterator<Item = u32>) -> Option<PathB
 struct Held {
     /// A socket is in here once for each process that holds it.
     sockets: Vec<PortHolder>,
+    /// Those that no process holds are among them.
     is_complete: bool,
 }
 
 /// What is in the way of one call.
-fn found(asked: &Asked, asker: &Asker, held: &Held) -> BindHolders {
+fn found(asked: &Asked, caller: &Caller, held: &Held) -> BindHolders {
     let mut found = BindHolders {
         header: header::<BindHolders>(kind::BIND_HOLDERS, ktime_ns()),
         local_addr: asked.addr,
@@ -221,7 +240,7 @@ fn found(asked: &Asked, asker: &Asker, held: &Held) -> BindHolders {
     let mut in_the_way: Vec<&PortHolder> = held
         .sockets
         .iter()
-        .filter(|holder| is_in_the_way(asked, asker, holder))
+        .filter(|holder| is_in_the_way(asked, caller, holder))
         .collect();
     let mut met: HashSet<u64, RandomState> = HashSet::default();
     for holder in &in_the_way {
@@ -310,27 +329,32 @@ fn named(holder: &PortHolder, ports: u32) -> BindHolder {
 
 /// Whether a socket keeps a call from its port (`inet_csk_bind_conflict`): its address is the same, or one of both has them
 /// all, and they do not share it.
-fn is_in_the_way(asked: &Asked, asker: &Asker, holder: &PortHolder) -> bool {
+fn is_in_the_way(asked: &Asked, caller: &Caller, holder: &PortHolder) -> bool {
     let socket = &holder.socket;
     let is_its_port = match asked.port {
-        0 => (asker.range[0]..=asker.range[1]).contains(&socket.local_port),
+        0 => (caller.range[0]..=caller.range[1]).contains(&socket.local_port),
         port => socket.local_port == port,
     };
-    if !is_its_port || socket.sk != 0 && socket.sk == asker.sk {
+    if !is_its_port || socket.sk != 0 && socket.sk == caller.sk {
         return false;
     }
     // A request, or what is left of a connection, has the options of a socket that is not seen.
     if holder.flags & bind_flag::ORPHAN != 0 && socket.state == state::SYN_RECV {
         return false;
     }
-    let both = asker.flags & holder.flags;
+    let both = caller.flags & holder.flags;
     let share = both & bind_flag::REUSEADDR != 0 && socket.state != state::LISTEN
-        || both & bind_flag::REUSEPORT != 0 && asker.uid == holder.owner.uid;
+        || both & bind_flag::REUSEPORT != 0 && caller.uid == holder.owner.uid;
     let other_v6_only = holder.flags & bind_flag::V6_ONLY != 0;
-    !share && overlap(
-        (&asked.addr, asked.family, asker.flags & bind_flag::V6_ONLY != 0),
-        (&socket.local_addr, socket.family, other_v6_only),
-    )
+    !share
+        && overlap(
+            (
+                &asked.addr,
+                asked.family,
+                caller.flags & bind_flag::V6_ONLY != 0,
+            ),
+            (&socket.local_addr, socket.family, other_v6_only),
+        )
 }
 
 /// Whether two addresses have one in common, each with its family and whether it is for IPv6 alone.
@@ -433,7 +457,7 @@ mod tests {
     fn what_two_sockets_share_is_in_nobodys_way(
         #[case] state: u8,
         #[case] flags: u8,
-        #[case] asker_flags: u8,
+        #[case] caller_flags: u8,
         #[case] uid: u32,
         #[case] expected: bool,
     ) {
@@ -444,19 +468,19 @@ mod tests {
             family,
             addr,
         };
-        let asker = Asker {
+        let caller = Caller {
             sk: 1,
             pid: 8,
             uid: 0,
-            flags: asker_flags,
+            flags: caller_flags,
             range: [32768, 60999],
         };
         let holder = holder(state, flags, uid);
-        assert_eq!(is_in_the_way(&asked, &asker, &holder), expected);
-        let own = Asker { sk: 2, ..asker };
+        assert_eq!(is_in_the_way(&asked, &caller, &holder), expected);
+        let own = Caller { sk: 2, ..caller };
         assert!(!is_in_the_way(&asked, &own, &holder), "its own socket");
         let elsewhere = Asked { port: 81, ..asked };
-        assert!(!is_in_the_way(&elsewhere, &asker, &holder), "another port");
+        assert!(!is_in_the_way(&elsewhere, &caller, &holder), "another port");
     }
 
     #[test]
@@ -468,7 +492,7 @@ mod tests {
             family,
             addr,
         };
-        let asker = Asker {
+        let caller = Caller {
             sk: 1,
             pid: 8,
             uid: 0,
@@ -483,7 +507,7 @@ mod tests {
             sockets: vec![connection, holder(state::LISTEN, 0, 0), child],
             is_complete: true,
         };
-        let found = found(&asked, &asker, &held);
+        let found = found(&asked, &caller, &held);
         assert_eq!((found.listeners, found.connected, found.named), (1, 1, 3));
         assert_eq!(found.holders.map(|holder| holder.owner.pid), [7, 9, 7]);
     }
@@ -497,7 +521,7 @@ mod tests {
             family,
             addr,
         };
-        let asker = Asker {
+        let caller = Caller {
             sk: 1,
             pid: 8,
             uid: 0,
@@ -515,7 +539,7 @@ mod tests {
             sockets: sockets.collect(),
             is_complete: true,
         };
-        let found = found(&asked, &asker, &held);
+        let found = found(&asked, &caller, &held);
         assert_eq!((found.ports, found.bound, found.named), (10, 10, 2));
         let most = found.holders.map(|holder| (holder.owner.pid, holder.ports));
         assert_eq!(most, [(5, 7), (6, 3), (0, 0)]);
