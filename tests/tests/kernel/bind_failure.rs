@@ -242,6 +242,59 @@ fn a_connection_that_has_the_port_is_named() {
     assert_sound(&tracer.checkpoint().unwrap(), &netns);
 }
 
+/// A client that asks again and again for a server which is not there: its own port is the server's at last.
+#[test]
+fn a_socket_that_is_connected_to_itself_is_named() {
+    let netns = NetNs::new().unwrap();
+    let Some(mut tracer) = watched(&netns) else {
+        return;
+    };
+    let at = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), SERVER_PORT);
+    let client = netns
+        .run(|| {
+            let client = bind(at, plainly)?;
+            client.connect(&at.into())?;
+            Ok(client)
+        })
+        .unwrap();
+    let holder = held(client);
+    refused(&netns, ANY, reuse);
+    let told = told(&mut tracer, &netns, "in_use", ANY);
+    let by = format!(
+        "process {} (ct-holder), whose socket is connected to itself",
+        holder.pid()
+    );
+    assert!(told.summary.contains(&by), "{told:#?}");
+    assert_sound(&tracer.checkpoint().unwrap(), &netns);
+}
+
+/// Its twin: the ends have one port, and are two sockets.
+#[test]
+fn two_sockets_that_are_connected_to_each_other_are_not_one() {
+    let netns = NetNs::new().unwrap();
+    let Some(mut tracer) = watched(&netns) else {
+        return;
+    };
+    let ends =
+        [1, 2].map(|host| SocketAddr::new(Ipv4Addr::new(127, 0, 0, host).into(), SERVER_PORT));
+    let _both = netns
+        .run(|| {
+            let [first, second] = [bind(ends[0], plainly)?, bind(ends[1], plainly)?];
+            second.listen(8)?;
+            first.connect(&ends[1].into())?;
+            Ok([first, second])
+        })
+        .unwrap();
+    refused(&netns, ends[0], reuse);
+    let told = told(&mut tracer, &netns, "in_use", ends[0]);
+    assert!(!told.summary.contains("connected to itself"), "{told:#?}");
+    assert!(
+        told.summary.contains("127.0.0.1:8080 to 127.0.0.2:8080"),
+        "{told:#?}"
+    );
+    assert_sound(&tracer.checkpoint().unwrap(), &netns);
+}
+
 #[test]
 fn a_socket_that_is_bound_and_no_more_is_named() {
     let netns = NetNs::new().unwrap();

@@ -106,6 +106,14 @@ pub struct BindHolder {
     pub ports: u32,
 }
 
+impl BindHolder {
+    /// Whether both ends of a connection are the same socket: it was given the port that it connects to.
+    #[must_use]
+    pub fn is_connected_to_itself(&self) -> bool {
+        self.local == self.remote && self.local.port() != 0
+    }
+}
+
 /// Who holds a port that a call did not get: sockets whose address is in the way, counted by what they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BindHolders {

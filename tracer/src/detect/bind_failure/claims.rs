@@ -109,6 +109,27 @@ fn two_connections(run: &mut Run) {
     fails(run, |_| (), |held| connections(held, 2));
 }
 
+/// The other end of it is its own.
+fn itself(run: &mut Run) {
+    run.bind("0.0.0.0:40000", |bind| bind.flags = bind_flag::REUSEADDR);
+    run.bind_holders("0.0.0.0:40000", "127.0.0.1:40000", |held| {
+        connections(held, 1);
+        held.holders[0].remote_addr = held.holders[0].local_addr;
+        held.holders[0].remote_port = 40_000;
+    });
+    run.pass(3 * SECOND);
+}
+
+/// A connection of two sockets that have one port, each of its address.
+fn same_port(run: &mut Run) {
+    run.bind("0.0.0.0:40000", |bind| bind.flags = bind_flag::REUSEADDR);
+    run.bind_holders("0.0.0.0:40000", "127.0.0.1:40000", |held| {
+        connections(held, 1);
+        held.holders[0].remote_port = 40_000;
+    });
+    run.pass(3 * SECOND);
+}
+
 /// The port is one of those that connections get.
 fn ephemeral(run: &mut Run) {
     run.bind("0.0.0.0:40000", |bind| bind.flags = bind_flag::REUSEADDR);
@@ -352,6 +373,21 @@ pub(crate) static REGISTER: Register<Records> = Register {
             words: "the port is held by a connection of process 77 (holder), from 0.0.0.0:8080 to",
             said: &[connection],
             never: &[listener, bound, two_connections, not_accepted, time_wait],
+        },
+        Claim {
+            words: "process 77 (holder), whose socket is connected to itself",
+            said: &[itself],
+            never: &[connection, ephemeral, same_port, listener],
+        },
+        Claim {
+            words: "it connected to 127.0.0.1:40000 from the same port, while nobody listened there",
+            said: &[itself],
+            never: &[connection, ephemeral, same_port, listener],
+        },
+        Claim {
+            words: "end that connection ('ss -K",
+            said: &[itself],
+            never: &[connection, ephemeral, same_port, listener],
         },
         Claim {
             words: "2 connections, one of process 77 (holder)",

@@ -165,6 +165,12 @@ fn in_use(key: &FailureKey, failures: &Failures) -> String {
             holder_named(holder, failures),
             holder.local
         ),
+        Holder::Connection(holder, _) if holder.is_connected_to_itself() => format!(
+            "{place} {}, whose socket is connected to itself: it connected to {} from the same port, while nobody \
+             listened there",
+            holder_named(holder, failures),
+            holder.remote
+        ),
         Holder::Connection(holder, count) => {
             let who = match holder.owner {
                 Some(_) => holder_named(holder, failures),
@@ -445,8 +451,21 @@ fn in_use_advice(
             }
             advice
         }
-        Holder::Connection(..) => {
+        Holder::Connection(holder, _) => {
             let mut advice: Vec<Cow<'static, str>> = Vec::new();
+            if holder.is_connected_to_itself() {
+                let whose = holder.owner.map_or_else(
+                    || "the process that holds it".to_owned(),
+                    |owner| format!("process {}", owner.pid),
+                );
+                advice.push(
+                    format!(
+                        "end that connection ('ss -K \"sport = :{port}\"' in namespace {netns}), and let {whose} close a socket \
+                         whose getsockname() and getpeername() are the same"
+                    )
+                    .into(),
+                );
+            }
             let is_ephemeral = failures
                 .latest
                 .range
