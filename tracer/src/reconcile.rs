@@ -75,7 +75,7 @@ pub(crate) const EVIDENCE: [&str; kernel::COUNT] = [
 ];
 
 /// Counters of the same things that are never compared, and why.
-const NEVER: [(&str, &str); 3] = [
+const NEVER: [(&str, &str); 8] = [
     (
         "TCPLostRetransmit",
         "it counts repeats that are marked lost, some of which are acknowledged after all and never sent \
@@ -88,6 +88,27 @@ const NEVER: [(&str, &str); 3] = [
     (
         "TCPSpuriousRTOs",
         "it counts those of TCPLossUndo that F-RTO told, and what told one is known to its caller alone",
+    ),
+    // A SYN that meets what is left of an earlier connection.
+    (
+        "TCPSYNChallenge",
+        "a SYN that meets an open connection is answered there with an ACK, and passes no hook as such",
+    ),
+    (
+        "TCPChallengeACK",
+        "it counts the answers to those and to RSTs that do not fit, as far as tcp_challenge_ack_limit lets them go",
+    ),
+    (
+        "PAWSEstab",
+        "a segment with an older timestamp than its connection's, in TIME_WAIT too, is dropped and passes no hook as such",
+    ),
+    (
+        "PAWSTimewait",
+        "the same of TIME_WAIT alone, on kernels that count it on its own",
+    ),
+    (
+        "TCPTimeWaitOverflow",
+        "a connection that finds no room for its TIME_WAIT (tcp_max_tw_buckets) ends as one that needs none",
     ),
 ];
 
