@@ -85,6 +85,8 @@ pub(super) fn explains_at_listener(cause: &Finding, symptom: &Finding) -> bool {
     match (words(cause), words(symptom)) {
         // Nobody takes what is completed: the queue in front of it is full.
         (("accept_delay", _), ("syn_drop", of)) => is_of_accept_queue(of),
+        // Who was to listen there does not get the port, and so nobody does.
+        (("bind_failure", _), ("syn_drop", "no_listener")) => symptom.since >= cause.since,
         // Requests that nobody completes fill the SYN queue, where they are so many.
         (("half_open", "handshake"), ("syn_drop" | "syn_cookies", _)) => {
             let flood = symptom
@@ -95,6 +97,16 @@ pub(super) fn explains_at_listener(cause: &Finding, symptom: &Finding) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether SYNs find nobody who listens.
+pub(super) fn finds_nobody(finding: &Finding) -> bool {
+    words(finding) == ("syn_drop", "no_listener")
+}
+
+/// Whether a process does not get its port.
+pub(super) fn is_bind(finding: &Finding) -> bool {
+    finding.kind.name() == "bind_failure"
 }
 
 /// Whether two findings about one listener tell of the same queue.

@@ -14,7 +14,7 @@ pub(crate) mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
@@ -300,6 +300,37 @@ impl Incidents {
             if other != finding.id {
                 self.link(finding.id, other, Link::Listener);
             }
+        }
+        self.link_bind_to_any(finding, (netns, local));
+    }
+
+    /// SYNs to one address that find nobody, and who was to listen on all addresses.
+    fn link_bind_to_any(&mut self, finding: &Finding, (netns, local): (u32, SocketAddr)) {
+        if local.ip().is_unspecified() || !explains::finds_nobody(finding) {
+            return;
+        }
+        let any = [
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        ];
+        let serves = |ip: &IpAddr| ip.is_ipv6() || local.is_ipv4();
+        let of_all: Vec<u64> = any
+            .into_iter()
+            .filter(serves)
+            .filter_map(|ip| {
+                self.listeners
+                    .get(&(netns, SocketAddr::new(ip, local.port())))
+            })
+            .flatten()
+            .copied()
+            .filter(|id| {
+                let said = self.members.get(id).and_then(|member| member.said.as_ref());
+                said.is_some_and(explains::is_bind)
+            })
+            .take(MAX_LINKS)
+            .collect();
+        for other in of_all {
+            self.link(finding.id, other, Link::Listener);
         }
     }
 

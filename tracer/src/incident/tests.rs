@@ -123,6 +123,50 @@ fn nobody_listens(run: &mut Run) {
     early(run, "NO_SOCKET", 111, failure_how::RESET);
 }
 
+/// A server that does not get its port, and SYNs to one of its addresses that find nobody.
+fn not_bound(run: &mut Run, wanted: &str, before: bool) {
+    run.tick();
+    let fails = |run: &mut Run| {
+        run.bind(wanted, |bind| bind.error = 13);
+        run.pass(Duration::from_secs(3));
+    };
+    if before {
+        fails(run);
+    }
+    run.early_drop(socket(SERVER, CLIENT), 5, "NO_SOCKET", |_| ());
+    run.pass(Duration::from_secs(12));
+    if !before {
+        fails(run);
+    }
+    run.early_drop(socket(SERVER, CLIENT), 6, "NO_SOCKET", |_| ());
+    run.pass(Duration::from_secs(2));
+}
+
+fn port_not_got(run: &mut Run) {
+    not_bound(run, SERVER, true);
+}
+
+fn any_not_got(run: &mut Run) {
+    not_bound(run, "0.0.0.0:8080", true);
+}
+
+fn any_of_both_not_got(run: &mut Run) {
+    not_bound(run, "[::]:8080", true);
+}
+
+fn another_port_not_got(run: &mut Run) {
+    not_bound(run, "0.0.0.0:8081", true);
+}
+
+fn another_address_not_got(run: &mut Run) {
+    not_bound(run, "10.9.0.3:8080", true);
+}
+
+/// Nobody had listened there before, either.
+fn port_not_got_later(run: &mut Run) {
+    not_bound(run, SERVER, false);
+}
+
 /// What answers with a RST does not make a client wait.
 fn nobody_listens_and_a_timeout(run: &mut Run) {
     early(run, "NO_SOCKET", ETIMEDOUT, 0);
@@ -259,6 +303,15 @@ pub(crate) static REGISTER: Register<Records> = Register {
             words: ": syn_drop no_listener explains this one",
             said: &[nobody_listens],
             never: &[nobody_listens_and_a_timeout, filtered],
+        },
+        Claim {
+            words: ": bind_failure denied explains this one",
+            said: &[port_not_got, any_not_got, any_of_both_not_got],
+            never: &[
+                another_port_not_got,
+                another_address_not_got,
+                port_not_got_later,
+            ],
         },
         Claim {
             words: ": syn_drop filtered explains this one",
