@@ -289,6 +289,9 @@ pub struct KernelFacts {
     pub typed_task: u8,
     /// Bit of `tcp_sock.repair` within its byte.
     pub repair_bit: u8,
+    /// 1 where an MPTCP socket's bind() passes the one of TCP below it by another way (`inet_bind_sk`, Linux 6.6).
+    pub mptcp_binds_alone: u8,
+    pub pad: u8,
 }
 
 impl KernelFacts {
@@ -315,6 +318,8 @@ impl KernelFacts {
         ipv6only_bit: 0,
         typed_task: 0,
         repair_bit: 0,
+        mptcp_binds_alone: 0,
+        pad: 0,
     };
 }
 

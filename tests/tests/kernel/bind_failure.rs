@@ -16,7 +16,7 @@ use conntracer_tests::{
     forked::{Forked, pause},
     line::{Coverage, Finding, Status, Subject},
     netns::NetNs,
-    socket::{listen, tcp},
+    socket::{listen, mptcp, tcp},
     wait::SOON,
     watch::Watch,
 };
@@ -153,6 +153,29 @@ fn a_listener_of_another_process_is_named_until_it_is_gone() {
     let run = tracer.checkpoint().unwrap();
     assert_said(&run, "bind_failure");
     assert_sound(&run, &netns);
+}
+
+/// As Go's servers have them by default: told once, of whatever kernel.
+#[test]
+fn an_mptcp_socket_is_told_of_like_any_other() {
+    let netns = NetNs::new().unwrap();
+    let Some(mut tracer) = watched(&netns) else {
+        return;
+    };
+    let Some(socket) = netns.run(|| mptcp(Family::V4)).unwrap() else {
+        lacking("this kernel has no MPTCP");
+        return;
+    };
+    let holder = held(netns.run(|| listen(Family::V4, ANY, 8)).unwrap());
+    assert!(socket.bind(&ANY.into()).is_err(), "{ANY} is free");
+    let told = told(&mut tracer, &netns, "in_use", ANY);
+    assert_eq!(told.count, 1, "{told:#?}");
+    assert_eq!(
+        told.number("holder_pid"),
+        u64::from(holder.pid()),
+        "{told:#?}"
+    );
+    assert_sound(&tracer.checkpoint().unwrap(), &netns);
 }
 
 /// `[::]` takes IPv4, too, unless told otherwise.

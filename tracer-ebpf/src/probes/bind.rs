@@ -15,7 +15,7 @@ use conntracer_common::{
     record::{Bind, Owner, Socket, bind_call, bind_flag, owner_source, role},
     socket::{BindFailed, PortHolder},
     stats::hook,
-    tcp::{AF_INET, AF_INET6, IPPROTO_TCP},
+    tcp::{AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP},
 };
 
 use crate::{
@@ -46,6 +46,11 @@ pub(crate) fn bind_fexit_v4(ctx: FExitContext) -> i32 {
 
 #[fexit(function = "inet6_bind")]
 pub(crate) fn bind_fexit_v6(ctx: FExitContext) -> i32 {
+    returned(&ctx, ctx.arg(0), ctx.arg(1), bind_call::BIND, ctx.arg(3))
+}
+
+#[fexit(function = "mptcp_bind")]
+pub(crate) fn bind_fexit_mptcp(ctx: FExitContext) -> i32 {
     returned(&ctx, ctx.arg(0), ctx.arg(1), bind_call::BIND, ctx.arg(3))
 }
 
@@ -111,7 +116,14 @@ fn returned<C: EbpfContext>(ctx: &C, socket: u64, sockaddr: u64, call: u8, resul
     if socket == 0 || result >= 0 && counted == 0 {
         return 0;
     }
-    let sk = field!(socket, socket_sk: u64);
+    let mut sk = field!(socket, socket_sk: u64);
+    if field!(sk, sk_protocol: u16) == IPPROTO_MPTCP {
+        // What its first TCP socket was refused; before Linux 6.6 `inet_bind` was called for that, and has told.
+        if global!(FACTS.mptcp_binds_alone) == 0 && call == bind_call::BIND {
+            return 0;
+        }
+        sk = field!(sk, mptcp_first: u64);
+    }
     let inode =
         field!(field!(field!(socket, socket_file: u64), file_inode: u64), inode_number: u32);
     let family = field!(sk, skc_family: u16);

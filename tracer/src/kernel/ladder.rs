@@ -19,9 +19,9 @@ pub(super) struct Attachment {
 }
 
 impl Attachment {
-    /// Whether its target exists only where IPv6, or security modules, are built in, and may be missing elsewhere.
+    /// Whether its target exists only where IPv6, MPTCP or security modules are built in, and may be missing elsewhere.
     pub(super) fn may_be_missing(&self) -> bool {
-        let of = ["_v6_", "inet6_", "security_"];
+        let of = ["_v6_", "inet6_", "mptcp_", "security_"];
         of.iter().any(|part| self.target.contains(part))
     }
 }
@@ -343,16 +343,19 @@ pub(super) const LADDERS: &[Ladder] = &[
             fentry(&[
                 of(3, "bind_fexit_v4", "inet_bind"),
                 of(3, "bind_fexit_v6", "inet6_bind"),
+                of(3, "bind_fexit_mptcp", "mptcp_bind"),
                 of(2, "bind_fexit_listen", "inet_listen"),
                 of(3, "bind_fexit_security", "security_socket_bind"),
             ]),
             kprobe(&[
                 on("bind_kretprobe", "inet_bind"),
                 on("bind_kretprobe", "inet6_bind"),
+                on("bind_kretprobe", "mptcp_bind"),
                 on("bind_kretprobe_listen", "inet_listen"),
                 on("bind_kretprobe_security", "security_socket_bind"),
                 on("bind_kprobe", "inet_bind"),
                 on("bind_kprobe", "inet6_bind"),
+                on("bind_kprobe", "mptcp_bind"),
                 on("bind_kprobe", "inet_listen"),
                 on("bind_kprobe", "security_socket_bind"),
             ]),

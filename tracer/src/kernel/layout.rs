@@ -129,5 +129,7 @@ fn facts(btf: &Btf<'_>) -> KernelFacts {
         ipv6only_bit: bit("sock_common", "skc_ipv6only"),
         typed_task: u8::from(counters.contains_key(TYPED_TASK)),
         repair_bit: bit("tcp_sock", "repair"),
+        mptcp_binds_alone: u8::from(btf.function_params("inet_bind_sk").is_some()),
+        pad: 0,
     }
 }
