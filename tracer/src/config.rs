@@ -344,7 +344,7 @@ mod tests {
     )]
     #[case::no_destination(
         "[[output.also]]\nto = \"printer\"\n",
-        "output.also.to: nothing is called `printer`: name one of stdout, file"
+        "output.also.to: nothing is called `printer`: name one of stdout, file, journald"
     )]
     #[case::no_finding(
         "[[output.also]]\nto = \"stdout\"\nfindings = [\"rain\"]\n",

@@ -1,5 +1,5 @@
 //! The event loop of a live run: wait, drain, poll, judge, print, until something ends it. SIGUSR1 asks how things
-//! stand: every open finding is said, then a `stats` line.
+//! stand: every open finding is said, then a `stats` line. SIGHUP opens the outputs anew.
 //!
 //! Generic over [`Source`], so that its tests need no kernel. One thread; each sink has its own.
 
@@ -48,6 +48,8 @@ pub struct Signals {
     ends: Ends,
     /// SIGUSR1. Those that come before the first is received are one.
     checkpoint: Signal,
+    /// SIGHUP.
+    reopen: Signal,
 }
 
 /// The signals that ask for an end.
@@ -66,6 +68,7 @@ impl Signals {
                 terminate: signal(SignalKind::terminate())?,
             },
             checkpoint: signal(SignalKind::user_defined1())?,
+            reopen: signal(SignalKind::hangup())?,
         })
     }
 }
@@ -169,6 +172,10 @@ async fn until_end<S: Source>(
             _ = signals.checkpoint.recv() => {
                 checkpoint_due = true;
                 true
+            }
+            _ = signals.reopen.recv() => {
+                sinks.reopen();
+                false
             }
             _ = ticks.tick() => true,
             // Not at once: signals are only heard of when the runtime has its turn.

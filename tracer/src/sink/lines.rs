@@ -9,6 +9,9 @@ pub trait Lines {
     /// Hands over what was pushed since.
     fn flush(&mut self);
 
+    /// What has a name is opened anew.
+    fn reopen(&mut self);
+
     /// What could not be taken so far.
     fn accounts(&self) -> Vec<SinkAccount>;
 
@@ -26,6 +29,10 @@ impl Lines for Sinks {
 
     fn flush(&mut self) {
         Self::flush(self);
+    }
+
+    fn reopen(&mut self) {
+        Self::reopen(self);
     }
 
     fn accounts(&self) -> Vec<SinkAccount> {
@@ -51,6 +58,8 @@ impl<F: FnMut(Line)> Lines for Each<F> {
     }
 
     fn flush(&mut self) {}
+
+    fn reopen(&mut self) {}
 
     fn accounts(&self) -> Vec<SinkAccount> {
         Vec::new()

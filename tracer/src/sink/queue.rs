@@ -81,6 +81,8 @@ struct State {
     lines: Vec<Line>,
     lost: Lost,
     closing: bool,
+    /// What is written from here on goes to a destination that is opened anew.
+    reopens: bool,
     finished: bool,
     failure: Option<io::Error>,
 }
@@ -157,6 +159,13 @@ impl Queue {
             }
         }
         drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// The destination is opened anew, behind the lines that were handed over.
+    pub(super) fn reopen(&mut self) {
+        self.flush();
+        self.shared.lock().reopens = true;
         self.shared.changed.notify_all();
     }
 
@@ -237,15 +246,16 @@ fn write_lines(shared: &Shared, mut destination: Box<dyn Destination>, mut rende
     let mut bytes = Vec::new();
     loop {
         let mut state = shared.lock();
-        while state.lines.is_empty() && !state.closing {
+        while state.lines.is_empty() && !state.closing && !state.reopens {
             state = shared
                 .changed
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        if state.lines.is_empty() {
+        if state.lines.is_empty() && !state.reopens {
             return;
         }
+        let reopens = mem::take(&mut state.reopens);
         mem::swap(&mut state.lines, &mut lines);
         drop(state);
         shared.changed.notify_all();
@@ -260,7 +270,15 @@ fn write_lines(shared: &Shared, mut destination: Box<dyn Destination>, mut rende
             shared.written.fetch_add(1, Relaxed);
             Ok(())
         });
-        if let Err(error) = written.and_then(|()| destination.flush()) {
+        let written = written.and_then(|()| destination.flush());
+        let written = written.and_then(|()| {
+            if reopens {
+                destination.reopen()
+            } else {
+                Ok(())
+            }
+        });
+        if let Err(error) = written {
             let mut state = shared.lock();
             state.failure = Some(error);
             // Nobody knows what of the batch went out.

@@ -121,6 +121,13 @@ impl Sinks {
         }
     }
 
+    /// Each is opened anew where it has a name: after its file was renamed.
+    pub fn reopen(&mut self) {
+        for sink in &mut self.sinks {
+            sink.queue.reopen();
+        }
+    }
+
     /// What each could not take so far.
     #[must_use]
     pub fn accounts(&self) -> Vec<SinkAccount> {

@@ -1,6 +1,7 @@
 //! Where lines can go. A new destination is a file beside these, and its line in [`DESTINATIONS`].
 
 mod file;
+mod journald;
 mod stdout;
 mod stream;
 
@@ -16,14 +17,19 @@ pub use self::{
 };
 
 /// By which word each is named, and what opens it, given what comes behind the word and a colon.
-const DESTINATIONS: &[(&str, Open)] = &[(STDOUT, stdout::open), (FILE, file::open)];
+const DESTINATIONS: &[(&str, Open)] = &[
+    (STDOUT, stdout::open),
+    (FILE, file::open),
+    (JOURNALD, journald::open),
+];
 
 const STDOUT: &str = "stdout";
 const FILE: &str = "file";
+const JOURNALD: &str = "journald";
 
 type Open = fn(&OsStr) -> anyhow::Result<Box<dyn Destination>>;
 
-/// Which destination: `stdout`, `file:PATH`.
+/// Which destination: `stdout`, `file:PATH`, `journald`.
 #[derive(Clone, Debug)]
 pub struct To {
     word: &'static str,

@@ -22,6 +22,11 @@ pub trait Destination: fmt::Debug + Send {
     /// No more lines come for now: what was kept back goes out.
     fn flush(&mut self) -> io::Result<()>;
 
+    /// Somebody may have put another in its place, by its name: that one is used from here on.
+    fn reopen(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The open file that it is, where it is one.
     fn file(&self) -> Option<&File> {
         None
