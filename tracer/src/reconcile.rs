@@ -21,7 +21,7 @@ use crate::{
 
 /// Namespaces kept, those that are gone included: as many as are compared at once.
 const MAX_NAMESPACES: usize = 1024;
-/// Namespaces that one line tells of, at 1.2 kB: a line stays below what log systems take for one.
+/// Namespaces that a line tells of which nobody asked for, at 1.2 kB: a line stays below what log systems take for one.
 const MAX_TOLD: usize = 40;
 
 /// The hooks that count what a counter counts, in the order of [`kernel`].
@@ -263,8 +263,6 @@ impl Reconciler {
             .collect();
         let sums = sums(&namespaces);
         namespaces.sort_by_key(|namespace| std::cmp::Reverse(namespace.weight()));
-        let namespaces_left_out = namespaces.len().saturating_sub(MAX_TOLD);
-        namespaces.truncate(MAX_TOLD);
         Reconciliation {
             compared: if compared.is_empty() {
                 0
@@ -272,7 +270,7 @@ impl Reconciler {
                 self.namespaces.len()
             },
             namespaces,
-            namespaces_left_out,
+            namespaces_left_out: 0,
             sums,
             not_reconciled,
         }
@@ -339,6 +337,15 @@ pub struct Reconciliation {
     pub sums: Vec<(usize, Figures)>,
     /// Counters that say nothing here, and why.
     pub not_reconciled: BTreeMap<&'static str, Cow<'static, str>>,
+}
+
+impl Reconciliation {
+    /// As much as a line has that nobody asked for.
+    pub fn bound(&mut self) {
+        let more = self.namespaces.len().saturating_sub(MAX_TOLD);
+        self.namespaces_left_out = self.namespaces_left_out.saturating_add(more);
+        self.namespaces.truncate(MAX_TOLD);
+    }
 }
 
 /// One namespace.
@@ -562,14 +569,18 @@ mod tests {
                 _ => netns(inode, inode.into(), inode.into(), inode.into()),
             })
             .collect();
-        let told = report(&records[..1000], &[0; HOOKS.len()]);
+        let mut told = report(&records[..1000], &[0; HOOKS.len()]);
+        assert_eq!(told.namespaces.len(), 1000, "who asks is told of all");
+        told.bound();
         assert_eq!((told.compared, told.namespaces.len()), (1000, MAX_TOLD));
         assert_eq!(told.namespaces_left_out, 1000 - MAX_TOLD);
         let shown: Vec<u32> = told.namespaces.iter().map(|of| of.netns).collect();
         assert_eq!(shown[..3], [7, 1000, 999]);
         let (_, sum) = &told.sums[0];
         assert_eq!((sum.kernel, sum.residue), (1000 * 1001 / 2 - 7 + 3, 2));
-        let line = serde_json::to_vec(&report(&records, &[0; HOOKS.len()])).unwrap();
+        let mut told = report(&records, &[0; HOOKS.len()]);
+        told.bound();
+        let line = serde_json::to_vec(&told).unwrap();
         assert!(line.len() < 60_000, "{} bytes", line.len());
     }
 

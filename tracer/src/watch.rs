@@ -98,13 +98,14 @@ impl Watch {
         !self.shown.findings.is_empty()
     }
 
-    /// Everything that was counted.
+    /// Everything that was counted. What nobody asked for does not grow with the number of namespaces.
     #[must_use]
     pub fn account(
         &self,
         hooks: Vec<(&'static str, HookCounters)>,
         sinks: Vec<SinkAccount>,
         polls_failed: u64,
+        asked: bool,
     ) -> Account {
         let sum = |lost: fn(&SinkAccount) -> u64| {
             sinks
@@ -118,6 +119,10 @@ impl Watch {
             polls_failed,
         };
         let (listeners, listeners_left_out) = self.pipeline.listeners();
+        let mut reconciliation = self.pipeline.reconciliation();
+        if !asked {
+            reconciliation.bound();
+        }
         Account {
             time: self.pipeline.now(),
             listeners,
@@ -125,7 +130,7 @@ impl Watch {
             hooks,
             findings: self.shown.findings.clone(),
             tallies: named(&tallies),
-            reconciliation: self.pipeline.reconciliation(),
+            reconciliation,
             // Of one the totals tell.
             sinks: if sinks.len() > 1 { sinks } else { Vec::new() },
         }

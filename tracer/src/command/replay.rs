@@ -92,7 +92,7 @@ fn feed<R: Read>(
         lines(Line::Start { time: Ktime(0) });
     }
     watch.finish(lines);
-    let account = Box::new(watch.account(Vec::new(), Vec::new(), 0));
+    let account = Box::new(watch.account(Vec::new(), Vec::new(), 0, false));
     lines(Line::Stop {
         reason: Reason::EndOfInput,
         account,

@@ -259,7 +259,7 @@ impl Judge {
 
     /// The totals, which are printed and not kept.
     pub(super) fn account(&mut self) {
-        let account = self.watch.account(Vec::new(), Vec::new(), 0);
+        let account = self.watch.account(Vec::new(), Vec::new(), 0, false);
         let kept = self.heard.json.len();
         self.heard.line(&Line::Stats {
             occasion: Occasion::Signal,

@@ -129,7 +129,7 @@ pub async fn run<S: Source>(
     let hooks = source
         .accounts()
         .context("reading the eBPF side's counters")?;
-    let account = Box::new(watch.account(hooks, sinks.accounts(), failures.all));
+    let account = Box::new(watch.account(hooks, sinks.accounts(), failures.all, false));
     sinks.push(Line::Stop { reason, account });
     sinks.flush();
     Ok(reason)
@@ -233,7 +233,8 @@ fn tell_stats<S: Source>(
     let Some(hooks) = failures.forgive(hooks)? else {
         return Ok(false);
     };
-    let account = Box::new(watch.account(hooks, sinks.accounts(), failures.all));
+    let asked = occasion == Occasion::Signal;
+    let account = Box::new(watch.account(hooks, sinks.accounts(), failures.all, asked));
     sinks.push(Line::Stats { occasion, account });
     Ok(true)
 }
