@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io, mem,
     os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -17,9 +17,12 @@ use crate::sink::line::Line;
 pub(super) fn open(path: &OsStr) -> anyhow::Result<Box<dyn Destination>> {
     let path = PathBuf::from(path);
     let file = append(&path).with_context(|| format!("opening {} to append to", path.display()))?;
+    let is_torn =
+        is_torn(&file).with_context(|| format!("reading the end of {}", path.display()))?;
     Ok(Box::new(Appended {
         stream: Stream::new(file),
         path,
+        is_torn,
     }))
 }
 
@@ -28,10 +31,15 @@ pub(super) fn open(path: &OsStr) -> anyhow::Result<Box<dyn Destination>> {
 struct Appended {
     path: PathBuf,
     stream: Stream,
+    /// Its last line is not whole: it is ended before the first of ours, and not before there is one.
+    is_torn: bool,
 }
 
 impl Destination for Appended {
     fn write(&mut self, line: &Line, rendered: &[u8]) -> io::Result<()> {
+        if mem::take(&mut self.is_torn) {
+            self.stream.write(line, b"\n")?;
+        }
         self.stream.write(line, rendered)
     }
 
@@ -42,8 +50,11 @@ impl Destination for Appended {
     /// What was handed over before is in the old file, whole; where there is no new one, it goes on in the old one.
     fn reopen(&mut self) -> io::Result<()> {
         self.stream.flush()?;
-        match append(&self.path) {
-            Ok(file) => self.stream = Stream::new(file),
+        match append(&self.path).and_then(|file| Ok((is_torn(&file)?, file))) {
+            Ok((is_torn, file)) => {
+                self.is_torn = is_torn;
+                self.stream = Stream::new(file);
+            }
             Err(error) => log::warn!(
                 "opening {} anew: {error}; the output goes on in the file that was open",
                 self.path.display()
@@ -71,24 +82,18 @@ fn append(path: &Path) -> io::Result<File> {
             .mode(0o640)
             .custom_flags(libc::O_NOFOLLOW);
     }
-    let mut file = options.open(path).map_err(said)?;
-    complete(&mut file)?;
-    Ok(file)
+    options.open(path).map_err(said)
 }
 
-/// Ends the last line of what was there: half a one, of a writer that was killed, would spoil the next.
-fn complete(file: &mut File) -> io::Result<()> {
+/// Whether the last line of what is there is half a one, of a writer that was killed: it would spoil the next.
+fn is_torn(file: &File) -> io::Result<bool> {
     let found = file.metadata()?;
     if !found.is_file() || found.len() == 0 {
-        return Ok(());
+        return Ok(false);
     }
     let mut last = [0];
     file.read_exact_at(&mut last, found.len() - 1)?;
-    if last == *b"\n" {
-        Ok(())
-    } else {
-        file.write_all(b"\n")
-    }
+    Ok(last != *b"\n")
 }
 
 fn said(error: io::Error) -> io::Error {
@@ -132,10 +137,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let target = directory.path().join("target");
         fs::write(&target, "{\"schema\":1,\"ti").unwrap();
-        append(&target).unwrap().write_all(b"next\n").unwrap();
+        let mut output = open(target.as_os_str()).unwrap();
         assert_eq!(
             fs::read_to_string(&target).unwrap(),
-            "{\"schema\":1,\"ti\nnext\n"
+            "{\"schema\":1,\"ti",
+            "nothing is written that nobody asked for"
+        );
+        for line in [b"next\n", b"more\n"] {
+            output.write(&LINE, line).unwrap();
+        }
+        output.flush().unwrap();
+        assert_eq!(
+            fs::read_to_string(&target).unwrap(),
+            "{\"schema\":1,\"ti\nnext\nmore\n"
         );
     }
 
