@@ -169,12 +169,14 @@ impl SendStall {
             .max(u64::from(body.tcp.backoff))
             .saturating_add(1);
         stall.last = now;
-        let probes = stall.probes;
+        // Of one from before, the next look tells since when.
+        let (probes, is_dated) = (stall.probes, !stall.older);
         let enough = match cause {
             Cause::ReceiverStalled => self.stalls.rules.probes,
             Cause::LocalDrop => self.stalls.rules.failed_probes,
         };
-        self.stalls.judge(&key, probes >= u64::from(enough), cx);
+        self.stalls
+            .judge(&key, is_dated && probes >= u64::from(enough), cx);
     }
 
     /// A socket whose probes were all answered so far, which no record of a probe may have told of: since when data waits,
@@ -207,10 +209,11 @@ impl SendStall {
         stall.connection = *change.connection;
         stall.probes = stall.probes.max(u64::from(tcp.backoff));
         stall.last = now;
-        let Some(sent_idle) = about.and_then(|about| about.sent_idle) else {
-            return;
-        };
-        stall.since = stall.since.min(now.before(sent_idle));
+        let Some(about) = about else { return };
+        if let Some(sent_idle) = about.sent_idle {
+            stall.since = stall.since.min(now.before(sent_idle));
+        }
+        stall.older = false;
         let is_worth = stall.probes >= u64::from(self.stalls.rules.probes);
         self.stalls.judge(&key, is_worth, cx);
     }

@@ -16,7 +16,7 @@ pub(super) struct Stall {
     pub(super) stage: Stage,
     /// Probes in a row, with those before the first record.
     pub(super) probes: u64,
-    /// It had begun when it was first seen.
+    /// It had begun when it was first seen, and no look has told since when yet.
     pub(super) older: bool,
     pub(super) since: Ktime,
     pub(super) last: Ktime,

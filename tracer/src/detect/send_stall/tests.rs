@@ -172,6 +172,14 @@ fn a_stall_from_before_is_told_by_what_the_socket_knows() {
             stall(&mut seed.tcp, 0);
             seed.tcp.backoff = backoff;
         });
+        if backoff > 2 {
+            run.probe(socket(LOCAL, REMOTE), |probe| {
+                probe.keepalive = 0;
+                stall(&mut probe.tcp, 0);
+                probe.tcp.backoff = backoff;
+            });
+            assert!(run.findings.is_empty(), "since when is not known yet");
+        }
         run.pass(Duration::from_millis(500));
         let watched = run.pipeline.watched().connections.len();
         assert_eq!(watched, usize::from(backoff > 0));
@@ -186,7 +194,7 @@ fn a_stall_from_before_is_told_by_what_the_socket_knows() {
     let finding = only_of(&run, "send_stall");
     assert_eq!(
         (finding.cause.as_ref(), finding.count),
-        ("receiver_stalled", 6)
+        ("receiver_stalled", 7)
     );
     assert_eq!(evidence(finding, "stalled_s"), &Value::Number(90.0));
     run.assert_replays(Thresholds::default());
