@@ -25,6 +25,15 @@ impl Grow for u8 {
     }
 }
 
+/// "1 SYN", "2 SYNs".
+pub(crate) fn plural(count: u64, noun: &str) -> String {
+    if count == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{count} {noun}s")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

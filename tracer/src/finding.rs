@@ -45,6 +45,18 @@ pub enum Status {
     Resolved,
 }
 
+impl Status {
+    /// The word of the output contract, as serde writes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Update => "update",
+            Self::Resolved => "resolved",
+        }
+    }
+}
+
 /// Whether every hook the finding stands on saw everything, or something was concluded from fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -342,8 +342,7 @@ pub struct Reconciliation {
 impl Reconciliation {
     /// As much as a line has that nobody asked for.
     pub fn bound(&mut self) {
-        let more = self.namespaces.len().saturating_sub(MAX_TOLD);
-        self.namespaces_left_out = self.namespaces_left_out.saturating_add(more);
+        self.namespaces_left_out = self.namespaces.len().saturating_sub(MAX_TOLD);
         self.namespaces.truncate(MAX_TOLD);
     }
 }

@@ -15,13 +15,13 @@ use anyhow::{Context, anyhow};
 use clap::{CommandFactory, Parser};
 use conntracer_common::filter::Filter;
 
-use self::prepare::{Outcome, prepare};
+use self::prepare::{Outcome, options, prepare};
 use crate::{
     cli::{
         Arguments, Command, ConfigArguments, DoctorArguments, ReportArguments, ReportFormat,
         settings,
     },
-    conditions::Owners,
+    conditions::{Conditions, Owners},
     config::Config,
     detect,
     kernel::{self, CannotTrace},
@@ -144,18 +144,11 @@ fn diagnose(typed: &DoctorArguments) -> anyhow::Result<()> {
     let config = prepare(&typed.common)?;
     let trace = settings::trace(&typed.kernel, &config);
     privileges::check()?;
-    let host = kernel::survey(&kernel::Options {
-        btf: trace.btf,
-        mode: trace.hooks,
-        transport: trace.transport,
-        filter: Filter::NONE,
+    let everything = Conditions {
+        sockets: Filter::NONE,
         owners: Owners::default(),
-        emit: 0,
-        max_sockets: trace.max_sockets,
-        ring_bytes: trace.ring_bytes,
-        idle_ns: None,
-        verbose: false,
-    })?;
+    };
+    let host = kernel::survey(&options(trace, everything, false))?;
     let host = Arc::new(detect::with_coverage(host));
     match typed.format.settled(io::stdout().is_terminal()) {
         Format::Json => {

@@ -8,22 +8,20 @@ use std::{
 };
 
 use anyhow::Context;
-use tokio::runtime::Builder;
 
-use super::prepare::{Outcome, prepare};
+use super::prepare::{Outcome, event_loop, options, prepare};
 use crate::{
     cli::{
         NowArguments,
         conditions::{self, Roots},
         settings,
     },
-    conditions::Conditions,
     detect,
     emit::{Emit, Emits},
     filter::EventFilter,
     kernel, privileges,
     run::{self, Signals},
-    sink::{Line, destination::standard_output, line::SharedHost, lines::Each},
+    sink::{Each, Line, destination::standard_output, line::SharedHost},
     view::now::{Conntrack, Now, thresholds},
     watch::Watch,
 };
@@ -36,26 +34,13 @@ const MOMENT: Duration = Duration::from_millis(1_250);
 pub(super) fn now(typed: &NowArguments) -> anyhow::Result<Outcome> {
     let config = prepare(&typed.common)?;
     let roots = Roots::default();
-    let Conditions { sockets, owners } = conditions::resolve(&typed.filter, &roots)?;
-    conditions::check_groups(&owners, &roots)?;
-    let trace = settings::trace(&typed.kernel, &config);
+    let conditions = conditions::resolve(&typed.filter, &roots)?;
+    conditions::check_groups(&conditions.owners, &roots)?;
+    let owners = conditions.owners.clone();
     privileges::check()?;
-    let options = kernel::Options {
-        btf: trace.btf,
-        mode: trace.hooks,
-        transport: trace.transport,
-        filter: sockets,
-        owners: owners.clone(),
-        emit: 0,
-        max_sockets: trace.max_sockets,
-        ring_bytes: trace.ring_bytes,
-        idle_ns: None,
-        verbose: typed.common.verbose > 0,
-    };
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the event loop")?;
+    let trace = settings::trace(&typed.kernel, &config);
+    let options = options(trace, conditions, typed.common.verbose > 0);
+    let runtime = event_loop()?;
     let (host, lines) = runtime.block_on(async {
         let mut signals = Signals::install().context("installing the signal handlers")?;
         let mut kernel = kernel::open(&options)?;

@@ -23,7 +23,7 @@ use crate::{
     emit::{Emit, Emits},
     filter::EventFilter,
     recording::{Reader, RecordingError},
-    sink::{Line, Reason, Sinks, WhenFull, json::Json},
+    sink::{Line, Lines as _, Reason, Sinks, WhenFull, json::Json},
     time::Ktime,
     view::report::Report,
     watch::Watch,

@@ -3,9 +3,8 @@
 use std::{fs::File, io, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::runtime::Builder;
 
-use super::prepare::{Outcome, prepare};
+use super::prepare::{Outcome, event_loop, options, prepare};
 use crate::{
     cli::{
         RunArguments,
@@ -21,7 +20,7 @@ use crate::{
     privileges,
     recording::Writer,
     run::{self, Signals},
-    sink::{Line, Output, Sinks, WhenFull, sinks::Opened},
+    sink::{Line, Lines as _, Output, Sinks, WhenFull, sinks::Opened},
     watch::Watch,
 };
 
@@ -55,18 +54,12 @@ impl Prepared {
             emits.and(output.selection.emits)
         });
         let trace = settings::trace(&typed.kernel, &config);
+        let verbose = typed.output.common.verbose > 0;
         let options = kernel::Options {
-            btf: trace.btf,
-            mode: trace.hooks,
-            transport: trace.transport,
-            filter: sockets,
-            owners,
             emit: emits.records(),
-            max_sockets: trace.max_sockets,
-            ring_bytes: trace.ring_bytes,
             idle_ns: settings::audits_keepalive(typed, &config)
                 .then(|| config.detect.half_open.idle_ns()),
-            verbose: typed.output.common.verbose > 0,
+            ..options(trace, Conditions { sockets, owners }, verbose)
         };
         privileges::check()?;
         let outputs = outputs
@@ -85,10 +78,7 @@ impl Prepared {
 /// Traces, and keeps the records in `record` where that is named.
 pub(super) fn run(typed: &RunArguments, record: Option<&Path>) -> anyhow::Result<Outcome> {
     let prepared = Prepared::new(typed)?;
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the event loop")?;
+    let runtime = event_loop()?;
     runtime.block_on(async {
         let mut signals = Signals::install().context("installing the signal handlers")?;
         let mut kernel = kernel::open(&prepared.options)?;

@@ -12,15 +12,6 @@ pub(crate) fn said_seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
-/// "1 SYN", "2 SYNs".
-pub(crate) fn plural(count: u64, noun: &str) -> String {
-    if count == 1 {
-        format!("1 {noun}")
-    } else {
-        format!("{count} {noun}s")
-    }
-}
-
 /// The signals that end processes, as x86 and ARM number them.
 pub(crate) const fn signal_name(signal: u8) -> Option<&'static str> {
     Some(match signal {

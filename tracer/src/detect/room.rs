@@ -5,9 +5,10 @@ pub(crate) use super::{
     context::{Context, Draft},
     facts::Facts,
     limits::Limits,
-    phrase::{plural, process, said_seconds, who},
+    phrase::{process, said_seconds, who},
     spec::Spec,
 };
+pub(crate) use crate::count::plural;
 
 pub(crate) trait Room {
     /// Its cases; their findings go in the order in which all of them were opened.

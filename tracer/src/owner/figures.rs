@@ -5,6 +5,12 @@ use std::{fs, path::Path};
 /// A column of /proc/net/stat/nf_conntrack.
 pub(crate) const ENTRIES: &str = "entries";
 
+/// `net.netfilter.nf_conntrack_max`: the same number for every namespace, and shown in all.
+pub(crate) fn conntrack_max(proc: &Path) -> Option<u64> {
+    let text = fs::read_to_string(proc.join("sys/net/netfilter/nf_conntrack_max")).ok()?;
+    text.trim().parse().ok()
+}
+
 /// The sum of all CPUs in each column of `net`/stat/nf_conntrack, by its name; `None` where there is no conntrack. How
 /// many entries there are is the same in each line.
 pub(crate) fn conntrack(net: &Path) -> Option<Vec<(String, u64)>> {

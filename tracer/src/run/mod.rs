@@ -20,7 +20,7 @@ use zerocopy::IntoBytes;
 
 use crate::{
     recording::Writer,
-    sink::{Line, Occasion, Reason, lines::Lines},
+    sink::{Line, Lines, Occasion, Reason},
     source::Source,
     watch::Watch,
 };

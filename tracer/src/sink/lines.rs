@@ -1,6 +1,6 @@
-//! Where the lines of a run go: to its sinks, or to whoever waits for all of them.
+//! Where the lines of a run go: to its sinks ([`super::Sinks`]), or to whoever waits for all of them.
 
-use super::{Line, SinkAccount, Sinks};
+use super::{Line, SinkAccount};
 
 /// What a run hands its lines to.
 pub trait Lines {
@@ -20,32 +20,6 @@ pub trait Lines {
 
     /// Whether nobody takes lines any more.
     fn are_over(&mut self) -> bool;
-}
-
-impl Lines for Sinks {
-    fn push(&mut self, line: Line) {
-        Self::push(self, line);
-    }
-
-    fn flush(&mut self) {
-        Self::flush(self);
-    }
-
-    fn reopen(&mut self) {
-        Self::reopen(self);
-    }
-
-    fn accounts(&self) -> Vec<SinkAccount> {
-        Self::accounts(self)
-    }
-
-    fn failed(&self) -> impl Future<Output = ()> {
-        Self::failed(self)
-    }
-
-    fn are_over(&mut self) -> bool {
-        Self::are_over(self)
-    }
 }
 
 /// Calls one function with each line.

@@ -21,6 +21,7 @@ pub use self::{
     destination::To,
     format::Format,
     line::{Account, Line, Occasion, Reason, SharedHost, SinkAccount},
+    lines::{Each, Lines},
     queue::WhenFull,
     selection::Selection,
     sinks::{Output, Sinks},

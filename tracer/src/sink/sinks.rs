@@ -16,6 +16,7 @@ use super::{
     destination::{Destination, To, reader_is_gone},
     format::Format,
     line::{Line, SharedHost, SinkAccount},
+    lines::Lines,
     queue::{Queue, WhenFull},
     selection::Selection,
 };
@@ -99,84 +100,6 @@ impl Sinks {
         Ok(Self { sinks, failed })
     }
 
-    /// Takes one line; it reaches the writers with the next [`Sinks::flush`].
-    pub fn push(&mut self, line: Line) {
-        let Some((last, others)) = self.sinks.split_last_mut() else {
-            return;
-        };
-        for sink in others {
-            if sink.selection.takes(&line) {
-                sink.queue.push(line.clone());
-            }
-        }
-        if last.selection.takes(&line) {
-            last.queue.push(line);
-        }
-    }
-
-    /// Hands over what was collected.
-    pub fn flush(&mut self) {
-        for sink in &mut self.sinks {
-            sink.queue.flush();
-        }
-    }
-
-    /// Each is opened anew where it has a name: after its file was renamed.
-    pub fn reopen(&mut self) {
-        for sink in &mut self.sinks {
-            sink.queue.reopen();
-        }
-    }
-
-    /// What each could not take so far.
-    #[must_use]
-    pub fn accounts(&self) -> Vec<SinkAccount> {
-        let account = |sink: &Sink| {
-            let lost = sink.queue.lost();
-            SinkAccount {
-                sink: sink.to.to_string(),
-                events_lost: lost.events,
-                lines_lost: lost.others,
-                failed: sink.queue.failure().map(|error| error.to_string()),
-            }
-        };
-        self.sinks.iter().map(account).collect()
-    }
-
-    /// Completes when a destination failed; at once if one did since. Cancel-safe.
-    pub async fn failed(&self) {
-        self.failed.notified().await;
-    }
-
-    /// Whether nothing goes on; see the module.
-    pub fn are_over(&mut self) -> bool {
-        let is_one = self.sinks.len() == 1;
-        let (mut some_works, mut unsaid) = (false, Vec::new());
-        for sink in &mut self.sinks {
-            let ends_all = is_one || sink.to.is_standard_output();
-            let failure = sink.queue.failure();
-            let has_left = match &failure {
-                Some(error) => error.kind() == ErrorKind::BrokenPipe,
-                None => sink.file.as_ref().is_some_and(reader_is_gone),
-            };
-            if ends_all && has_left {
-                return true;
-            }
-            match failure {
-                None => some_works = true,
-                Some(error) if !sink.failure_said => unsaid.push((sink, error)),
-                Some(_) => {}
-            }
-        }
-        if some_works {
-            for (sink, error) in unsaid {
-                log::warn!("output {}: {error}; the others go on", sink.to);
-                sink.failure_said = true;
-            }
-        }
-        !some_works
-    }
-
     /// Hands over the rest and waits until it is written, where `patience` is given no longer than that without progress: a
     /// reader that stopped reading then does not keep conntracer from ending. Of several failures one is returned: one that is
     /// more than a reader that left, where there is one.
@@ -206,5 +129,84 @@ impl Sinks {
             log::warn!("{error:#}");
         }
         first.map_or(Ok(()), |(_, error)| Err(error))
+    }
+}
+
+impl Lines for Sinks {
+    /// Takes one line; it reaches the writers with the next [`Lines::flush`].
+    fn push(&mut self, line: Line) {
+        let Some((last, others)) = self.sinks.split_last_mut() else {
+            return;
+        };
+        for sink in others {
+            if sink.selection.takes(&line) {
+                sink.queue.push(line.clone());
+            }
+        }
+        if last.selection.takes(&line) {
+            last.queue.push(line);
+        }
+    }
+
+    /// Hands over what was collected.
+    fn flush(&mut self) {
+        for sink in &mut self.sinks {
+            sink.queue.flush();
+        }
+    }
+
+    /// Each is opened anew where it has a name: after its file was renamed.
+    fn reopen(&mut self) {
+        for sink in &mut self.sinks {
+            sink.queue.reopen();
+        }
+    }
+
+    /// What each could not take so far.
+    fn accounts(&self) -> Vec<SinkAccount> {
+        let account = |sink: &Sink| {
+            let lost = sink.queue.lost();
+            SinkAccount {
+                sink: sink.to.to_string(),
+                events_lost: lost.events,
+                lines_lost: lost.others,
+                failed: sink.queue.failure().map(|error| error.to_string()),
+            }
+        };
+        self.sinks.iter().map(account).collect()
+    }
+
+    /// Completes when a destination failed; at once if one did since. Cancel-safe.
+    async fn failed(&self) {
+        self.failed.notified().await;
+    }
+
+    /// Whether nothing goes on; see the module.
+    fn are_over(&mut self) -> bool {
+        let is_one = self.sinks.len() == 1;
+        let (mut some_works, mut unsaid) = (false, Vec::new());
+        for sink in &mut self.sinks {
+            let ends_all = is_one || sink.to.is_standard_output();
+            let failure = sink.queue.failure();
+            let has_left = match &failure {
+                Some(error) => error.kind() == ErrorKind::BrokenPipe,
+                None => sink.file.as_ref().is_some_and(reader_is_gone),
+            };
+            if ends_all && has_left {
+                return true;
+            }
+            match failure {
+                None => some_works = true,
+                Some(error) if !sink.failure_said => unsaid.push((sink, error)),
+                Some(_) => {}
+            }
+        }
+        if some_works {
+            for (sink, error) in unsaid {
+                log::warn!("output {}: {error}; the others go on", sink.to);
+                sink.failure_said = true;
+            }
+        }
+        !some_works
     }
 }

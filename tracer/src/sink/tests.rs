@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Format, Line, Output, Selection, Sinks, To, WhenFull,
+    Format, Line, Lines as _, Output, Selection, Sinks, To, WhenFull,
     destination::{Destination, Stream},
     json::Json,
     sinks::Opened,

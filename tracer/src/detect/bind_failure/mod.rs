@@ -214,11 +214,7 @@ impl BindFailure {
         let success = Success::of(bind);
         let process = process(bind);
         if bind.call == BindCall::Bind {
-            if self.got.touch(&process).is_none() {
-                self.got.insert(process, success);
-            } else if let Some(got) = self.got.get_mut(&process) {
-                *got = success;
-            }
+            self.got.insert(process, success);
             self.searches.remove(&process);
         }
         let program = program(bind);
@@ -248,12 +244,7 @@ impl BindFailure {
     }
 
     pub(crate) fn holders(&mut self, held: &BindHolders) {
-        let place = (held.netns, held.asked);
-        if self.held.touch(&place).is_none() {
-            self.held.insert(place, *held);
-        } else if let Some(known) = self.held.get_mut(&place) {
-            *known = *held;
-        }
+        self.held.insert((held.netns, held.asked), *held);
     }
 
     /// Tells of what failed so long ago, and was not mended since.

@@ -78,8 +78,8 @@ fn summary(key: &FailureKey, failures: &Failures, status: Status) -> String {
     text = format!("{text} {times}");
     if failures.processes > 1 {
         text = format!(
-            "{text}, by {} one after the other",
-            plural(failures.processes, "process").replace("processs", "processes")
+            "{text}, by {} processes one after the other",
+            failures.processes
         );
     }
     text = format!("{text}: {}", why(key, failures));

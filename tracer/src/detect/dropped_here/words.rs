@@ -6,10 +6,10 @@ use conntracer_common::{record::drop_layer, stats::hook};
 
 use super::here::{CAUSE, Here};
 use crate::{
+    count::plural,
     detect::{
         context::{Context, Draft},
         facts::Facts,
-        phrase::plural,
     },
     event::{DropRule, Dropped, Owner},
 };

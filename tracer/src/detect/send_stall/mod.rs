@@ -150,15 +150,7 @@ impl SendStall {
             self.end(key, Stage::Resumed, cx);
         }
         let now = cx.now;
-        let new = || Stall {
-            connection: *change.connection,
-            cause,
-            stage: Stage::Stalled,
-            probes: 0,
-            older: false,
-            since: now,
-            last: now,
-        };
+        let new = || Stall::new(change.connection, cause, false, now);
         let Some(stall) = self.stalls.begin(key, cx, new) else {
             return;
         };
@@ -194,15 +186,7 @@ impl SendStall {
             return;
         }
         let now = cx.now;
-        let new = || Stall {
-            connection: *change.connection,
-            cause: Cause::ReceiverStalled,
-            stage: Stage::Stalled,
-            probes: 0,
-            older: true,
-            since: now,
-            last: now,
-        };
+        let new = || Stall::new(change.connection, Cause::ReceiverStalled, true, now);
         let Some(stall) = self.stalls.begin(key, cx, new) else {
             return;
         };

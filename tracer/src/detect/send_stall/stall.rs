@@ -22,6 +22,26 @@ pub(super) struct Stall {
     pub(super) last: Ktime,
 }
 
+impl Stall {
+    /// One of which a record tells at `now`; `older` where it has begun before.
+    pub(super) const fn new(
+        connection: &Connection,
+        cause: Cause,
+        older: bool,
+        now: Ktime,
+    ) -> Self {
+        Self {
+            connection: *connection,
+            cause,
+            stage: Stage::Stalled,
+            probes: 0,
+            older,
+            since: now,
+            last: now,
+        }
+    }
+}
+
 /// How it goes on with one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {

@@ -105,16 +105,8 @@ impl AcceptorLooks {
                 }
             }
             kind::RECEIVE => {
-                if let Ok((receive, _)) = Receive::read_from_prefix(record)
-                    && receive.flags & receive_flag::SHUT != 0
-                {
-                    let Receive {
-                        header,
-                        socket,
-                        owner,
-                        ..
-                    } = &receive;
-                    self.meet_again(socket, owner, header.ktime_ns, feed);
+                if let Ok((receive, _)) = Receive::read_from_prefix(record) {
+                    self.meet_receive(&receive, feed);
                 }
             }
             kind::HOLDERS => {
@@ -144,6 +136,17 @@ impl AcceptorLooks {
     fn meet_queue(&mut self, queue: &AcceptQueue, feed: Feed<'_>) {
         if queue.flags & accept_queue_flag::LATE != 0 && queue.socket.role == role::LISTENER {
             self.meet_again(&queue.socket, &queue.owner, queue.header.ktime_ns, feed);
+        }
+    }
+
+    fn meet_receive(&mut self, receive: &Receive, feed: Feed<'_>) {
+        if receive.flags & receive_flag::SHUT != 0 {
+            self.meet_again(
+                &receive.socket,
+                &receive.owner,
+                receive.header.ktime_ns,
+                feed,
+            );
         }
     }
 

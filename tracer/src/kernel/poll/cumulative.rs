@@ -1,17 +1,34 @@
 //! Maps of cumulative records: what the eBPF side counts by connection, process or place, told when it changed.
 
-use std::{collections::HashMap, io, os::fd::AsFd};
+use std::{collections::HashMap, io, marker::PhantomData, os::fd::AsFd};
 
-use aya::{Ebpf, maps::MapData};
+use aya::{
+    Ebpf,
+    maps::{Array, MapData},
+};
+use conntracer_common::record::{Header, Record};
 use foldhash::quality::RandomState;
+use zerocopy::{FromBytes, IntoBytes as _};
 
-use crate::kernel::{error::CannotTrace, maps};
+use super::Poll;
+use crate::kernel::{error::CannotTrace, header::header, maps};
 
 /// How often something happened, and when first and last.
 pub(crate) struct Tally {
     pub(crate) first_ns: u64,
     pub(crate) last_ns: u64,
     pub(crate) count: u64,
+}
+
+/// What such a map holds: a record, beside what the eBPF side keeps for itself.
+pub(crate) trait Entry: FromBytes {
+    type Record: Record;
+
+    /// The record, and how often what it tells of happened.
+    fn parts(&mut self) -> (&mut Self::Record, Tally);
+
+    /// Where the record's header goes.
+    fn header(record: &mut Self::Record) -> &mut Header;
 }
 
 /// The maps of one kind of record, with keys of `K` bytes, and what was last told of each entry.
@@ -37,6 +54,19 @@ impl<const K: usize> Cumulative<K> {
             value_bytes: size_of::<V>(),
             idle_ns,
             told: HashMap::default(),
+        })
+    }
+
+    /// The record of each entry that counted any since the last time.
+    pub(crate) fn tell<V: Entry>(&mut self, poll: &mut Poll<'_>) -> io::Result<()> {
+        self.walk(poll.now_ns, |value, is_news| {
+            let mut entry = V::read_from_bytes(value).ok()?;
+            let (record, tally) = entry.parts();
+            if is_news(&tally) {
+                *V::header(record) = header::<V::Record>(V::Record::KIND, poll.now_ns);
+                (poll.feed)(record.as_bytes());
+            }
+            Some(tally)
         })
     }
 
@@ -84,5 +114,40 @@ impl<const K: usize> Cumulative<K> {
         }
         self.told = alive;
         Ok(())
+    }
+}
+
+/// The same with a count of all that any entry counted, so that the maps are walked only when there is something new.
+pub(crate) struct Tallied<V, const K: usize> {
+    entries: Cumulative<K>,
+    counted: Array<MapData, u64>,
+    /// What had been counted at the last walk.
+    walked: u64,
+    of: PhantomData<V>,
+}
+
+impl<V: Entry, const K: usize> Tallied<V, K> {
+    pub(super) fn of_maps(
+        ebpf: &mut Ebpf,
+        entries: &[&'static str],
+        counted: &'static str,
+        idle_ns: u64,
+    ) -> Result<Self, CannotTrace> {
+        Ok(Self {
+            entries: Cumulative::new::<V>(ebpf, entries, idle_ns)?,
+            counted: maps::take(ebpf, counted)?,
+            walked: 0,
+            of: PhantomData,
+        })
+    }
+
+    /// The record of each entry that counted any since the last poll.
+    pub(crate) fn poll(&mut self, poll: &mut Poll<'_>) -> io::Result<()> {
+        let counted = self.counted.get(&0, 0).map_err(io::Error::other)?;
+        if counted == self.walked {
+            return Ok(());
+        }
+        self.walked = counted;
+        self.entries.tell::<V>(poll)
     }
 }

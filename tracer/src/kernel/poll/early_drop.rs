@@ -4,17 +4,16 @@ use std::io;
 
 use aya::Ebpf;
 use conntracer_common::{
-    record::{EarlyDrop, kind},
+    record::{EarlyDrop, Header},
     socket::{EARLY_DROP_KEY_BYTES, EarlyDropEntry},
     stats::hook,
 };
-use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
     Poll,
-    cumulative::{Cumulative, Tally},
+    cumulative::{Cumulative, Entry, Tally},
 };
-use crate::kernel::{error::CannotTrace, header::header};
+use crate::kernel::error::CannotTrace;
 
 /// More than the 63 s that a client retransmits its SYN for (`tcp_syn_retries` 6 waits 1 + 2 + … + 32 s).
 const IDLE_NS: u64 = 120_000_000_000;
@@ -41,19 +40,29 @@ impl EarlyDrops {
             return Ok(());
         }
         self.events = events;
-        self.entries.walk(poll.now_ns, |value, is_news| {
-            let EarlyDropEntry { mut early_drop, .. } =
-                EarlyDropEntry::read_from_bytes(value).ok()?;
-            let tally = Tally {
-                first_ns: early_drop.first_ns,
-                last_ns: early_drop.last_ns,
-                count: early_drop.count,
-            };
-            if is_news(&tally) {
-                early_drop.header = header::<EarlyDrop>(kind::EARLY_DROP, poll.now_ns);
-                (poll.feed)(early_drop.as_bytes());
-            }
-            Some(tally)
-        })
+        self.entries.tell::<EarlyDropEntry>(poll)
+    }
+}
+
+impl Entry for EarlyDropEntry {
+    type Record = EarlyDrop;
+
+    fn parts(&mut self) -> (&mut EarlyDrop, Tally) {
+        let EarlyDrop {
+            first_ns,
+            last_ns,
+            count,
+            ..
+        } = self.early_drop;
+        let tally = Tally {
+            first_ns,
+            last_ns,
+            count,
+        };
+        (&mut self.early_drop, tally)
+    }
+
+    fn header(record: &mut EarlyDrop) -> &mut Header {
+        &mut record.header
     }
 }

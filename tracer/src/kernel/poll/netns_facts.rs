@@ -128,7 +128,7 @@ impl NetnsFactsLooks {
             return;
         }
         self.find(began_ns);
-        let most = conntrack_max(&self.proc);
+        let most = figures::conntrack_max(&self.proc);
         let mut looked = false;
         for (netns, known) in &mut self.namespaces {
             if began_ns.saturating_sub(known.looked_ns) < AGAIN_NS {
@@ -236,12 +236,6 @@ fn netns_of(directory: &Path) -> Option<u32> {
 
 pub(super) fn leads_to(directory: &Path, netns: u32) -> bool {
     netns_of(directory) == Some(netns)
-}
-
-/// The same number for every namespace, and shown in all.
-fn conntrack_max(proc: &Path) -> Option<u64> {
-    let text = fs::read_to_string(proc.join("sys/net/netfilter/nf_conntrack_max")).ok()?;
-    text.trim().parse().ok()
 }
 
 /// The figures of a namespace; nothing where the process that leads there has ended meanwhile: what was known stays.

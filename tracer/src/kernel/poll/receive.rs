@@ -1,10 +1,11 @@
 //! Connections whose receive window is shut: every socket is asked, at a pace, and those that are told of at every poll.
 //! A healthy connection has no part in it.
 
-use std::{io, os::fd::AsFd as _, sync::Arc};
+use std::{collections::HashSet, io, os::fd::AsFd as _, sync::Arc};
 
 use aya::maps::MapData;
 use conntracer_common::{filter::verdict, record::answer, socket::SocketState, tcp::state};
+use foldhash::quality::RandomState;
 use zerocopy::FromBytes as _;
 
 use super::{Poll, pace::Pace};
@@ -54,6 +55,7 @@ impl ReceiveLooks {
 
     /// The sockets that may receive and are not watched.
     fn others(&self, watched: &[SocketId]) -> io::Result<Vec<SocketId>> {
+        let watched: HashSet<SocketId, RandomState> = watched.iter().copied().collect();
         let mut others = Vec::new();
         let sockets = self.sockets.fd().as_fd();
         maps::for_each(sockets, size_of::<SocketState>(), |sk, value| {
@@ -61,10 +63,12 @@ impl ReceiveLooks {
                 && known.verdict != verdict::EXCLUDED
                 && known.half_closed != state::CLOSE_WAIT
             {
-                others.push(SocketId::new(sk, known.born_ns));
+                let id = SocketId::new(sk, known.born_ns);
+                if !watched.contains(&id) {
+                    others.push(id);
+                }
             }
         })?;
-        others.retain(|id| !watched.contains(id));
         Ok(others)
     }
 }

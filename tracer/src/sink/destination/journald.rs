@@ -33,7 +33,7 @@ const SOCKET: &str = "/run/systemd/journal/socket";
 /// Between two attempts to reach a journal that is away.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// sd-id128 of the entries, made once with `systemd-id128 new`: of findings, and of everything else.
+/// 128-bit ids of the entries, the same for ever: of findings, and of everything else.
 const FINDING_ID: &str = "8a5b1f4be4d34b6a9a3f0e0f5c1d7a21";
 const OTHER_ID: &str = "c2f6a7d8803f4f6fb0f2f9d4b47c9e58";
 
@@ -205,11 +205,7 @@ fn of_finding(fields: &mut Fields, finding: &Finding) {
         (_, Severity::Warning) => WARNING,
         (_, Severity::Notice) => NOTICE,
     };
-    let status = match finding.status {
-        Status::Open => "open",
-        Status::Update => "update",
-        Status::Resolved => "resolved",
-    };
+    let status = finding.status.name();
     let (kind, cause) = (finding.kind.name(), finding.cause.as_ref());
     let message = format!("{kind} {cause} {status}: {}", finding.summary);
     fields.add("MESSAGE", message.as_bytes());

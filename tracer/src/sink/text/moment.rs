@@ -6,27 +6,30 @@ use super::{
     fill::fill,
     paragraph::{INDENT, paragraph},
 };
-use crate::sink::{
-    escape::Escaped,
-    moment::{Filling, Moment, Store, Tight},
+use crate::{
+    count::plural,
+    sink::{
+        escape::Escaped,
+        moment::{Filling, Moment, Store, Tight},
+    },
 };
 
 pub(super) fn moment(text: &mut String, moment: &Moment, columns: usize) -> fmt::Result {
     let verdict = match (moment.findings, moment.incidents) {
         _ if moment.is_well() => "nothing is wrong".to_owned(),
         (0, _) => "no findings, and something is nearly used up".to_owned(),
-        (findings, incidents) if findings == incidents => counted(findings, "finding"),
+        (findings, incidents) if findings == incidents => plural(findings, "finding"),
         (findings, incidents) => format!(
             "{} in {}",
-            counted(findings, "finding"),
-            counted(incidents, "incident")
+            plural(findings, "finding"),
+            plural(incidents, "incident")
         ),
     };
     let looked = format!(
         "{verdict}: looked at {}, {} and {}, and listened to events for {:.1} s",
-        counted(moment.namespaces, "network namespace"),
-        counted(moment.listeners, "listener"),
-        counted(moment.connections, "connection"),
+        plural(moment.namespaces, "network namespace"),
+        plural(moment.listeners, "listener"),
+        plural(moment.connections, "connection"),
         moment.watched_s,
     );
     writeln!(text, "{}", fill(&looked, columns, 0, INDENT))?;
@@ -45,7 +48,7 @@ pub(super) fn moment(text: &mut String, moment: &Moment, columns: usize) -> fmt:
         paragraph(text, columns, "", &said_filling(filling))?;
     }
     if moment.filling_left_out > 0 {
-        let more = counted(moment.filling_left_out, "listener");
+        let more = plural(moment.filling_left_out, "listener");
         paragraph(
             text,
             columns,
@@ -87,9 +90,4 @@ fn said_filling(filling: &Filling) -> String {
         "the accept queue of {}{whose} in namespace {} held {} of {} connections",
         filling.local, filling.netns, filling.waiting, filling.most
     )
-}
-
-fn counted(count: u64, noun: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {noun}{plural}")
 }

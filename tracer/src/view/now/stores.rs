@@ -95,10 +95,9 @@ impl Conntrack {
         let entries = columns
             .into_iter()
             .find_map(|(name, value)| (name == figures::ENTRIES).then_some(value))?;
-        let most = std::fs::read_to_string(proc.join("sys/net/netfilter/nf_conntrack_max")).ok()?;
         Some(Self {
             entries,
-            most: most.trim().parse().ok()?,
+            most: figures::conntrack_max(proc)?,
         })
     }
 

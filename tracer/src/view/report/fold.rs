@@ -160,13 +160,13 @@ impl Report {
                         continue;
                     };
                     let local = text_of(listener, "local").map(str::to_owned);
-                    if let Some(queue) = queue_in(listener, "ack_backlog", local) {
+                    if let Some(queue) = queue_in((listener, local), listener, "ack_backlog") {
                         self.queue(time, queue);
                     }
                 }
             }
             "syn" | "seed" => {
-                if let Some(queue) = queue_in(&body, "ack_backlog", local_end(&body)) {
+                if let Some(queue) = queue_in((&body, local_end(&body)), &body, "ack_backlog") {
                     self.queue(time, queue);
                 }
             }
@@ -194,24 +194,29 @@ impl Report {
         if let Some(queue) = queue_of(&finding) {
             self.queue(at, queue);
         }
-        let (known, room) = (self.findings.len(), self.findings.contains_key(&key));
-        if known >= MAX_FINDINGS && !room {
-            self.forgotten.grow(1);
-            return;
-        }
-        let is_brief = known >= MAX_DETAILED && !room;
-        let found = self.findings.entry(key).or_insert_with(|| Found {
-            latest: finding.clone(),
-            is_brief,
-            changes: Vec::new(),
-            changes_left_out: 0,
-        });
-        if found.is_brief {
+        let known = self.findings.len();
+        let found = self.findings.get_mut(&key);
+        let is_brief = found
+            .as_ref()
+            .map_or(known >= MAX_DETAILED, |found| found.is_brief);
+        if is_brief {
             finding.evidence = Map::new();
             finding.advice = Vec::new();
         }
-        found.latest = finding;
-        found.add(change);
+        if let Some(found) = found {
+            found.latest = finding;
+            found.add(change);
+        } else if known < MAX_FINDINGS {
+            let found = Found {
+                latest: finding,
+                is_brief,
+                changes: vec![change],
+                changes_left_out: 0,
+            };
+            self.findings.insert(key, found);
+        } else {
+            self.forgotten.grow(1);
+        }
     }
 
     fn queue(&mut self, at: Timestamp, (key, queue): (QueueKey, Queue)) {
@@ -319,32 +324,30 @@ fn number_of(body: &Map<String, Value>, name: &str) -> Option<u64> {
     body.get(name)?.as_u64()
 }
 
-/// An accept queue, by its length under a name and its limit.
+/// An accept queue: whose it is, and its figures, the length under a name of its own.
 fn queue_in(
-    body: &Map<String, Value>,
+    (place, local): (&Map<String, Value>, Option<String>),
+    figures: &Map<String, Value>,
     length: &str,
-    local: Option<String>,
 ) -> Option<(QueueKey, Queue)> {
     let queue = Queue {
-        longest: number_of(body, length)?,
+        longest: number_of(figures, length)?,
         // It takes one more (`sk_acceptq_is_full`).
-        limit: number_of(body, "max_ack_backlog")?.saturating_add(1),
+        limit: number_of(figures, "max_ack_backlog")?.saturating_add(1),
     };
-    Some(((number_of(body, "netns")?, local?), queue))
+    Some(((number_of(place, "netns")?, local?), queue))
 }
 
 /// The same of a finding about a listener.
 fn queue_of(finding: &FindingLine) -> Option<(QueueKey, Queue)> {
     let subject = finding.subject.as_object()?;
-    let mut body = finding.evidence.clone();
-    body.insert("netns".to_owned(), subject.get("netns")?.clone());
     let local = text_of(subject, "local").map(str::to_owned);
     let length = if finding.finding == "accept_delay" {
         "waiting"
     } else {
         "ack_backlog"
     };
-    queue_in(&body, length, local)
+    queue_in((subject, local), &finding.evidence, length)
 }
 
 /// How a connection ended.

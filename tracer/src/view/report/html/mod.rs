@@ -11,11 +11,11 @@ use serde_json::Value;
 
 use self::{
     chart::{Lasting, Point, Span, lasted, over_time, ranked},
-    text::{Html, counted, moment},
+    text::{Html, moment},
 };
 use super::fold::{Found, Incident, Report};
 use crate::{
-    count::Grow,
+    count::{Grow, plural},
     finding::{Severity, Status},
 };
 
@@ -75,8 +75,8 @@ fn verdict(page: &mut String, report: &Report, incidents: &[Incident<'_>]) {
         let open = incidents.iter().filter(|incident| !incident.is_over());
         format!(
             "{} in {}; {} still open at the end.",
-            counted(findings, "finding"),
-            counted(incidents.len(), "incident"),
+            plural(findings as u64, "finding"),
+            plural(incidents.len() as u64, "incident"),
             open.count()
         )
     };
@@ -150,7 +150,7 @@ fn left_out(page: &mut String, all: usize, most: usize, noun: &str) {
         let _ = write!(
             page,
             "<p class=\"soft\">{} more left out.</p>",
-            Html(&counted(more, noun))
+            Html(&plural(more as u64, noun))
         );
     }
 }
@@ -425,15 +425,11 @@ fn before(page: &mut String, found: &Found, (incident, at): (&Incident<'_>, usiz
          class=\"number\">count</th></tr></thead><tbody>",
     );
     for change in &found.changes {
-        let status = match change.status {
-            Status::Open => "open",
-            Status::Update => "update",
-            Status::Resolved => "resolved",
-        };
         let _ = write!(
             page,
-            "<tr><td>{}</td><td>{status}</td><td>{}</td><td>{}</td><td class=\"number\">{}</td></tr>",
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"number\">{}</td></tr>",
             moment(change.at),
+            change.status.name(),
             Html(&change.cause),
             Html(change.stage.as_deref().unwrap_or_default()),
             change.count
