@@ -56,6 +56,9 @@ pub(super) static SPEC: Spec = Spec {
 /// over.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(4);
 
+/// `icsk_backoff` at the first probe that the eBPF side tells of, which is the second one.
+const FIRST_TOLD: u8 = 1;
+
 /// Probes before the last that may be without an answer while the peer counts as there: one is easily lost.
 const LOST_ANSWERS: u8 = 1;
 
@@ -150,7 +153,10 @@ impl SendStall {
             self.end(key, Stage::Resumed, cx);
         }
         let now = cx.now;
-        let new = || Stall::new(change.connection, cause, false, now);
+        // Its first probes were before anybody looked: of a window that is shut, a look tells since when.
+        let is_older =
+            cause == Cause::ReceiverStalled && body.tcp.backoff > FIRST_TOLD && !key.is_untracked();
+        let new = || Stall::new(change.connection, cause, is_older, now);
         let Some(stall) = self.stalls.begin(key, cx, new) else {
             return;
         };

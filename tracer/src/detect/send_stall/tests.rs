@@ -207,6 +207,28 @@ fn a_stall_from_before_is_told_by_what_the_socket_knows() {
     assert!(run.findings.is_empty());
 }
 
+/// A probe comes before the walk of the sockets that were there: it does not tell since when, and a look does.
+#[test]
+fn a_stall_that_a_late_probe_begins_is_dated_by_a_look() {
+    let mut run = Run::new();
+    run.probe(socket(LOCAL, REMOTE), |probe| {
+        probe.keepalive = 0;
+        stall(&mut probe.tcp, 0);
+        probe.tcp.backoff = 6;
+    });
+    assert!(run.findings.is_empty(), "{:#?}", run.findings);
+    assert_eq!(run.pipeline.watched().connections.len(), 1);
+    run.snapshot(socket(LOCAL, REMOTE), |snapshot| {
+        stall(&mut snapshot.tcp, 0);
+        snapshot.tcp.backoff = 6;
+        snapshot.sent_idle_ns = 30_000_000_000;
+    });
+    let finding = only_of(&run, "send_stall");
+    assert_eq!(finding.count, 7);
+    assert_eq!(evidence(finding, "stalled_s"), &Value::Number(30.0));
+    run.assert_replays(Thresholds::default());
+}
+
 #[test]
 fn a_short_wait_is_nothing() {
     let mut run = Run::new();
