@@ -25,6 +25,7 @@ pub enum Line {
     Start(Start),
     Finding(Box<Finding>),
     Gap(Gap),
+    SinkGap(SinkGap),
     /// The `stats` line that answers SIGUSR1.
     Checkpoint(Box<Totals>),
     Stop(Totals),
@@ -41,6 +42,7 @@ impl fmt::Debug for Line {
             Self::Gap(gap) => write!(f, "{gap:?}"),
             Self::Checkpoint(totals) => write!(f, "{totals:?}"),
             Self::Stop(totals) => write!(f, "{totals:?}"),
+            Self::SinkGap(gap) => write!(f, "{gap:?}"),
             Self::Event(kind, event) => write!(f, "{kind} {event}"),
         }
     }
@@ -73,6 +75,7 @@ fn parse(text: &str) -> Result<Line> {
             ..read(value)?
         }),
         "finding" => Line::Finding(Box::new(read(value)?)),
+        "gap" if value.get("sink").is_some() => Line::SinkGap(read(value)?),
         "gap" => Line::Gap(read(value)?),
         "stop" => Line::Stop(read(value)?),
         "stats" if value["reason"] == "signal" => Line::Checkpoint(read(value)?),
@@ -314,6 +317,19 @@ pub struct Container {
 pub struct Gap {
     pub hook: String,
     pub lost: u64,
+}
+
+/// Lines that this output had no room for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SinkGap {
+    pub sink: String,
+    pub since: String,
+    pub lost: u64,
+    pub kinds: BTreeMap<String, u64>,
+    pub said_again: u64,
+    pub cause: String,
+    pub advice: Vec<String>,
 }
 
 /// The accounts: of the last line, or of a checkpoint.

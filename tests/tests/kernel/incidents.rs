@@ -8,6 +8,7 @@ use conntracer_tests::{
     line::{Finding, Severity, Subject},
     link::Pair,
     netns::NetNs,
+    proc_net,
     scenario::accept_queue::BACKLOG,
     socket::{
         Connection, abort_on_close, connect_without_waiting, listen_on, repeat_syns, tcp, tcp_info,
@@ -31,6 +32,10 @@ const NOBODY: u16 = 9031;
 /// Fewer SYNs to a closed port are no finding.
 const REFUSED: u32 = 10;
 
+/// As in include/net/tcp_states.h.
+const ESTABLISHED: u8 = 1;
+const SYN_SENT: u8 = 2;
+
 fn is_failure_at(finding: &Finding, family: Family, port: u16) -> bool {
     let at = SocketAddr::new(family.server(), port);
     finding.finding == "connect_failure"
@@ -51,7 +56,6 @@ fn begin(netns: &NetNs, family: Family, port: u16) -> Socket {
 
 /// Its handshake is over, as far as it can tell.
 fn established(socket: &Socket) {
-    const ESTABLISHED: u8 = 1;
     wait::until("the handshake", EVENTUALLY, || {
         Ok((tcp_info(socket)?.tcpi_state == ESTABLISHED).then_some(()))
     })
@@ -266,11 +270,22 @@ fn a_stopped_server_is_the_incident_of_its_proxy_and_its_clients() {
     tracer
         .wait_for("the proxy to give its server up", EVENTUALLY, of_proxy)
         .unwrap();
-    // Those whose requests wait in the server's queue: the proxy has an answer for the others.
-    let waiting: Vec<Socket> = clients
-        .into_iter()
-        .filter(|client| client.peek(&mut [MaybeUninit::uninit()]).is_err())
-        .collect();
+    // Those whose requests wait in the server's queue. The proxy has an answer for the others, as soon as each of its own
+    // attempts is over: who closes before it has read that one resets for a reason of its own.
+    let unanswered = |client: &Socket| client.peek(&mut [MaybeUninit::uninit()]).is_err();
+    wait::until("the proxy to answer all others", EVENTUALLY, || {
+        let of_proxy = pair.server.run(proc_net::sockets)?;
+        let mut of_proxy: Vec<u8> = of_proxy
+            .iter()
+            .filter_map(|socket| (socket.remote == backend).then_some(socket.state))
+            .collect();
+        of_proxy.retain(|state| [ESTABLISHED, SYN_SENT].contains(state));
+        let waiting = clients.iter().filter(|client| unanswered(client)).count();
+        let over = of_proxy.iter().all(|state| *state == ESTABLISHED);
+        Ok((over && waiting == of_proxy.len()).then_some(()))
+    })
+    .unwrap();
+    let waiting: Vec<Socket> = clients.into_iter().filter(unanswered).collect();
     assert!(waiting.len() >= 3, "{} clients wait", waiting.len());
     for client in waiting.iter().take(IMPATIENT) {
         abort_on_close(client).unwrap();

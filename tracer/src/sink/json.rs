@@ -10,6 +10,7 @@ use super::{
     escape::JsonSafe,
     fields::Named,
     line::{Account, Line, Occasion, Reason, SharedHost, SinkAccount, Time, Wall},
+    missed::SinkGap,
 };
 use crate::{
     finding::{Certainty, Evidence, Finding, FindingKind, Owner, Severity, Status, Subject},
@@ -38,59 +39,49 @@ impl Json {
 
     /// Appends `line` and its newline.
     pub fn render(&mut self, line: &Line, into: &mut Vec<u8>) {
+        let (wall, kind) = (self.wall, line.kind());
+        let time = wall.time(line.time());
         match line {
-            Line::Start { time } => {
-                Self::write(into, self.wall.time(*time), "start", &self.start());
+            Line::Start { .. } => Self::write(into, time, kind, &self.start()),
+            Line::Finding(finding) => Self::write(into, time, kind, &self.finding(finding)),
+            Line::Event(event) => {
+                let host = &self.host;
+                Self::write(into, time, kind, &Named { event, host });
             }
-            Line::Finding(finding) => {
-                Self::write(
-                    into,
-                    self.wall.time(finding.at),
-                    "finding",
-                    &self.finding(finding),
-                );
+            Line::Gap { hook, lost, .. } => {
+                Self::write(into, time, kind, &Gap { hook, lost: *lost });
             }
-            Line::Event(event) => Self::write(
-                into,
-                self.wall.time(event.time),
-                event.body.about().name,
-                &Named {
-                    event,
-                    host: &self.host,
-                },
-            ),
-            Line::Gap { time, hook, lost } => {
-                Self::write(
-                    into,
-                    self.wall.time(*time),
-                    "gap",
-                    &Gap { hook, lost: *lost },
-                );
-            }
+            Line::SinkGap(gap) => Self::write(into, time, kind, &Self::sink_gap(wall, gap)),
             Line::Clock { realtime_offset_ns } => self.wall.set(*realtime_offset_ns),
             Line::Stats { occasion, account } => {
-                Self::write(
-                    into,
-                    self.wall.time(account.time),
-                    "stats",
-                    &Stats {
-                        reason: *occasion,
-                        totals: totals(account),
-                        listeners: &account.listeners,
-                        listeners_left_out: account.listeners_left_out,
-                    },
-                );
+                let stats = Stats {
+                    reason: *occasion,
+                    totals: totals(account),
+                    listeners: &account.listeners,
+                    listeners_left_out: account.listeners_left_out,
+                };
+                Self::write(into, time, kind, &stats);
             }
-            Line::Now { time, moment } => {
-                Self::write(into, self.wall.time(*time), "now", moment.as_ref());
-            }
+            Line::Now { moment, .. } => Self::write(into, time, kind, moment.as_ref()),
             Line::Stop { reason, account } => {
                 let stop = Stop {
                     reason: *reason,
                     totals: totals(account),
                 };
-                Self::write(into, self.wall.time(account.time), "stop", &stop);
+                Self::write(into, time, kind, &stop);
             }
+        }
+    }
+
+    fn sink_gap(wall: Wall, gap: &SinkGap) -> SinkGapLine<'_> {
+        SinkGapLine {
+            sink: &gap.sink,
+            since: wall.time(gap.since),
+            lost: gap.lost(),
+            kinds: &gap.kinds,
+            said_again: gap.said_again,
+            cause: "reader",
+            advice: [READ_FASTER],
         }
     }
 
@@ -186,6 +177,21 @@ impl<'a> HostName<'a> {
 struct Gap {
     hook: &'static str,
     lost: u64,
+}
+
+/// What to change where a sink could not take everything.
+pub(super) const READ_FASTER: &str =
+    "let its reader read faster, or ask for fewer lines: --emit names the kinds of events";
+
+#[derive(Serialize)]
+struct SinkGapLine<'a> {
+    sink: &'a str,
+    since: Time,
+    lost: u64,
+    kinds: &'a BTreeMap<&'static str, u64>,
+    said_again: u64,
+    cause: &'static str,
+    advice: [&'static str; 1],
 }
 
 #[derive(Serialize)]

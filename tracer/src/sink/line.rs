@@ -8,7 +8,7 @@ use conntracer_common::stats::HookCounters;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use super::moment::Moment;
+use super::{missed::SinkGap, moment::Moment};
 use crate::{
     event::Event,
     finding::{Finding, FindingKind},
@@ -37,6 +37,8 @@ pub enum Line {
         hook: &'static str,
         lost: u64,
     },
+    /// What this sink could not take; the findings among it follow.
+    SinkGap(Box<SinkGap>),
     /// The wall clock was set: prints nothing, and is where later lines take their time from.
     Clock {
         realtime_offset_ns: i64,
@@ -62,6 +64,43 @@ impl Line {
     #[must_use]
     pub const fn is_bulk(&self) -> bool {
         matches!(self, Self::Event(_))
+    }
+
+    /// Whether even a full queue takes it: there are few, and without them the others cannot be read.
+    #[must_use]
+    pub const fn is_needed(&self) -> bool {
+        matches!(
+            self,
+            Self::Start { .. } | Self::Clock { .. } | Self::Stop { .. }
+        )
+    }
+
+    /// As the output contract names it.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Start { .. } => "start",
+            Self::Finding(_) => "finding",
+            Self::Event(event) => event.body.about().name,
+            Self::Gap { .. } | Self::SinkGap(_) => "gap",
+            Self::Clock { .. } => "clock",
+            Self::Stats { .. } => "stats",
+            Self::Now { .. } => "now",
+            Self::Stop { .. } => "stop",
+        }
+    }
+
+    /// When it was, or was said; of a clock that was set, nothing is known but what is behind it.
+    #[must_use]
+    pub fn time(&self) -> Ktime {
+        match self {
+            Self::Start { time } | Self::Gap { time, .. } | Self::Now { time, .. } => *time,
+            Self::Finding(finding) => finding.at,
+            Self::Event(event) => event.time,
+            Self::SinkGap(gap) => gap.until,
+            Self::Clock { .. } => Ktime(0),
+            Self::Stats { account, .. } | Self::Stop { account, .. } => account.time,
+        }
     }
 }
 

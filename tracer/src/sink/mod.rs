@@ -11,6 +11,7 @@ pub mod format;
 pub mod json;
 pub mod line;
 pub mod lines;
+mod missed;
 pub mod moment;
 pub mod queue;
 pub mod selection;
@@ -22,6 +23,7 @@ pub use self::{
     format::Format,
     line::{Account, Line, Occasion, Reason, SharedHost, SinkAccount},
     lines::{Each, Lines},
+    missed::SinkGap,
     queue::WhenFull,
     selection::Selection,
     sinks::{Output, Sinks},

@@ -2,7 +2,8 @@
 //!
 //! The pipeline never waits: lines are collected while records are drained and handed over once a
 //! batch, under one lock and with one wake-up. What does not fit is counted. Events may fill only part
-//! of the queue, so that a flood of them leaves room for findings. The writer renders, so that a
+//! of the queue, so that a flood of them leaves room for findings. What was lost is told in the stream itself, where it
+//! would have stood ([`super::missed`]). The writer renders, so that a
 //! slow formatter or reader costs the pipeline nothing either.
 
 use std::{
@@ -17,7 +18,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{destination::Destination, format::Renderer, line::Line};
+use super::{destination::Destination, format::Renderer, line::Line, missed::Missed};
 use crate::count::Grow;
 
 /// Events that may wait: about 16 MB, or what a busy host makes in half a second of a stuck reader.
@@ -80,11 +81,35 @@ struct Shared {
 struct State {
     lines: Vec<Line>,
     lost: Lost,
+    /// Lost since the writer took what there was, and not told yet.
+    missed: Option<Missed>,
     closing: bool,
     /// What is written from here on goes to a destination that is opened anew.
     reopens: bool,
     finished: bool,
     failure: Option<io::Error>,
+}
+
+impl State {
+    fn lose(&mut self, line: Line) {
+        self.lost.count(&line);
+        match &mut self.missed {
+            Some(missed) => missed.add(line),
+            None => self.missed = Some(Missed::of(line)),
+        }
+    }
+
+    /// What waits. Behind the lines that there was room for stands what there was none for; nothing stands behind the last
+    /// line of all.
+    fn take(&mut self, sink: &str, into: &mut Vec<Line>) {
+        mem::swap(&mut self.lines, into);
+        let Some(missed) = self.missed.take() else {
+            return;
+        };
+        let last = into.pop_if(|line| matches!(line, Line::Stop { .. }));
+        into.extend(missed.told(sink));
+        into.extend(last);
+    }
 }
 
 impl Shared {
@@ -95,8 +120,9 @@ impl Shared {
 }
 
 impl Queue {
-    /// Starts the writer thread over `destination`; it tells `failed` when it fails.
+    /// Starts the writer thread over `destination`, which is called `sink`; it tells `failed` when it fails.
     pub(super) fn spawn(
+        sink: String,
         destination: Box<dyn Destination>,
         renderer: Renderer,
         when_full: WhenFull,
@@ -111,7 +137,7 @@ impl Queue {
         let theirs = Arc::clone(&shared);
         let writer = thread::Builder::new()
             .name("conntracer-sink".to_owned())
-            .spawn(move || write_lines(&theirs, destination, renderer))?;
+            .spawn(move || write_lines(&theirs, &sink, destination, renderer))?;
         Ok(Self {
             when_full,
             shared,
@@ -151,11 +177,12 @@ impl Queue {
             } else {
                 BULK_LINES + RESERVED_LINES
             };
-            let lost = state.failure.is_some() || state.lines.len() >= bound;
-            if lost {
+            if state.failure.is_some() {
                 state.lost.count(&line);
-            } else {
+            } else if state.lines.len() < bound || line.is_needed() {
                 state.lines.push(line);
+            } else {
+                state.lose(line);
             }
         }
         drop(state);
@@ -240,7 +267,12 @@ impl Drop for Finish<'_> {
     }
 }
 
-fn write_lines(shared: &Shared, mut destination: Box<dyn Destination>, mut renderer: Renderer) {
+fn write_lines(
+    shared: &Shared,
+    sink: &str,
+    mut destination: Box<dyn Destination>,
+    mut renderer: Renderer,
+) {
     let _finish = Finish(shared);
     let mut lines = Vec::new();
     let mut bytes = Vec::new();
@@ -256,7 +288,7 @@ fn write_lines(shared: &Shared, mut destination: Box<dyn Destination>, mut rende
             return;
         }
         let reopens = mem::take(&mut state.reopens);
-        mem::swap(&mut state.lines, &mut lines);
+        state.take(sink, &mut lines);
         drop(state);
         shared.changed.notify_all();
 

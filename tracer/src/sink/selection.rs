@@ -22,6 +22,7 @@ impl Selection {
             // A clock that was set changes the time of all lines behind it.
             Line::Start { .. }
             | Line::Gap { .. }
+            | Line::SinkGap(_)
             | Line::Clock { .. }
             | Line::Now { .. }
             | Line::Stop { .. } => true,

@@ -88,11 +88,12 @@ impl Sinks {
                 output
                     .format
                     .renderer(file.as_ref(), Arc::clone(host), output.verbose)?;
+            let sink = output.to.to_string();
             Ok(Sink {
                 to: output.to,
                 selection: output.selection,
                 file,
-                queue: Queue::spawn(destination, renderer, when_full, Arc::clone(&failed))?,
+                queue: Queue::spawn(sink, destination, renderer, when_full, Arc::clone(&failed))?,
                 failure_said: false,
             })
         };

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Format, Line, Lines as _, Output, Selection, Sinks, To, WhenFull,
+    Format, Line, Lines as _, Output, Reason, Selection, Sinks, To, WhenFull,
     destination::{Destination, Stream},
     json::Json,
     sinks::Opened,
@@ -141,10 +141,87 @@ fn a_stuck_reader_costs_events_before_findings() {
             .lines()
             .map(Result::unwrap)
             .filter(|line| line.contains("GAP"))
-            .count()
+            .collect::<Vec<_>>()
     });
     sinks.close(None).unwrap();
-    assert_eq!(lines.join().unwrap(), 1);
+    let [of_hook, of_sink] = &lines.join().unwrap()[..] else {
+        panic!("two gaps: the hook's, and the output's own");
+    };
+    assert!(of_hook.contains("of the syn hook"), "{of_hook}");
+    let lost = format!("{} lines of this output were lost", account.events_lost);
+    assert!(of_sink.contains(&lost), "{of_sink}");
+}
+
+/// The end, which even a full queue takes.
+fn stop() -> Line {
+    Line::Stop {
+        reason: Reason::Signal,
+        account: Box::default(),
+    }
+}
+
+/// Of so many troubles, each told so often that the queue has room for none of the last: a reader who pauses.
+#[test]
+fn what_a_reader_missed_stands_in_its_stream_and_the_last_of_each_finding_follows() {
+    const FINDINGS: u64 = 1_000;
+    let Line::Finding(finding) = finding() else {
+        unreachable!()
+    };
+    let (reader, stream) = pipe();
+    let mut sinks = spawn(vec![to(None, stream)], WhenFull::Drop);
+    let mut pushed = 0;
+    let mut push = |sinks: &mut Sinks, line: Line| {
+        sinks.push(line);
+        pushed += 1;
+    };
+    for count in 1..=2 * FLOOD / FINDINGS {
+        for id in 1..=FINDINGS {
+            let mut finding = finding.clone();
+            (finding.id, finding.count, finding.at) = (id, count, Ktime(count));
+            push(&mut sinks, Line::Finding(finding));
+        }
+        push(&mut sinks, event());
+    }
+    push(&mut sinks, stop());
+    sinks.flush();
+    let account = sinks.accounts().remove(0);
+    assert!(account.lines_lost > FINDINGS, "{account:?}");
+    let read = std::thread::spawn(move || {
+        let line = |line: io::Result<String>| -> serde_json::Value {
+            serde_json::from_str(&line.unwrap()).unwrap()
+        };
+        reader.lines().map(line).collect::<Vec<_>>()
+    });
+    sinks.close(None).unwrap();
+    let read = read.join().unwrap();
+
+    let at = read.iter().position(|line| line["kind"] == "gap").unwrap();
+    let (before, [gap, behind @ ..]) = read.split_at(at) else {
+        unreachable!()
+    };
+    let number = |value: &serde_json::Value| value.as_u64().unwrap();
+    assert_eq!(
+        before.len() as u64 + number(&gap["lost"]) + 1,
+        pushed,
+        "the end is one more"
+    );
+    assert_eq!(number(&gap["kinds"]["finding"]), account.lines_lost);
+    assert_eq!(number(&gap["kinds"]["state"]), account.events_lost);
+    assert_eq!(
+        (gap["sink"].as_str(), gap["cause"].as_str()),
+        (Some("stdout"), Some("reader"))
+    );
+    assert!(gap["since"].as_str() < gap["time"].as_str(), "{gap}");
+    assert_eq!(number(&gap["said_again"]), FINDINGS);
+    let (end, again) = behind.split_last().unwrap();
+    assert_eq!(end["kind"], "stop", "the last line of all");
+    let ids: Vec<u64> = again.iter().map(|line| number(&line["id"])).collect();
+    assert_eq!(ids, (1..=FINDINGS).collect::<Vec<_>>());
+    assert!(
+        again
+            .iter()
+            .all(|line| number(&line["count"]) == 2 * FLOOD / FINDINGS)
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! is restarted is connected to again; what it missed meanwhile is counted and said in an entry when it is back.
 
 use std::{
+    borrow::Cow,
     ffi::OsStr,
     io::{self, IoSlice, Write as _},
     mem::MaybeUninit,
@@ -24,6 +25,7 @@ use rustix::{
 
 use super::stream::Destination;
 use crate::{
+    count::plural,
     finding::{Finding, Severity, Status, Subject},
     sink::line::Line,
 };
@@ -156,15 +158,14 @@ fn entry(line: &Line, rendered: &[u8]) -> Vec<u8> {
     match line {
         Line::Finding(finding) => of_finding(&mut fields, finding),
         other => {
-            let (kind, message) = told(other);
-            fields.add("MESSAGE", message.as_bytes());
-            let priority = if matches!(other, Line::Gap { .. }) {
+            fields.add("MESSAGE", told(other).as_bytes());
+            let priority = if matches!(other, Line::Gap { .. } | Line::SinkGap(_)) {
                 WARNING
             } else {
                 INFORMATION
             };
             fields.common(priority, OTHER_ID);
-            fields.add("CONNTRACER_KIND", kind.as_bytes());
+            fields.add("CONNTRACER_KIND", other.kind().as_bytes());
         }
     }
     // Of an output whose format is text, it is that.
@@ -177,24 +178,23 @@ fn entry(line: &Line, rendered: &[u8]) -> Vec<u8> {
     fields.0
 }
 
-fn told(line: &Line) -> (&'static str, String) {
+fn told(line: &Line) -> Cow<'static, str> {
     match line {
-        Line::Start { .. } => (
-            "start",
-            "conntracer watches this host's TCP connections".to_owned(),
-        ),
-        Line::Gap { hook, lost, .. } => (
-            "gap",
-            format!("{lost} records of the {hook} hook were lost before they could be judged"),
-        ),
-        Line::Stats { .. } => ("stats", "conntracer's figures".to_owned()),
-        Line::Stop { .. } => ("stop", "conntracer has stopped".to_owned()),
-        Line::Now { .. } => ("now", "what is wrong at this moment".to_owned()),
-        Line::Event(event) => {
-            let kind = event.body.about().name;
-            (kind, format!("a {kind} event"))
+        Line::Start { .. } => "conntracer watches this host's TCP connections".into(),
+        Line::Gap { hook, lost, .. } => {
+            format!("{lost} records of the {hook} hook were lost before they could be judged")
+                .into()
         }
-        Line::Finding(_) | Line::Clock { .. } => ("line", "conntracer".to_owned()),
+        Line::SinkGap(gap) => format!(
+            "{} were lost: the journal took them more slowly than they came",
+            plural(gap.lost(), "line")
+        )
+        .into(),
+        Line::Stats { .. } => "conntracer's figures".into(),
+        Line::Stop { .. } => "conntracer has stopped".into(),
+        Line::Now { .. } => "what is wrong at this moment".into(),
+        Line::Event(_) => format!("a {} event", line.kind()).into(),
+        Line::Finding(_) | Line::Clock { .. } => "conntracer".into(),
     }
 }
 

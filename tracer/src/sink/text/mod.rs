@@ -34,8 +34,10 @@ use self::{
 use super::{
     escape::Escaped,
     line::{Account, Line, Reason, SharedHost, Wall},
+    missed::SinkGap,
 };
 use crate::{
+    count::plural,
     event::{Body, Event, OwnerSource},
     finding::{Certainty, Finding, Status},
     plan::Coverage,
@@ -120,6 +122,7 @@ impl Text {
             Line::Finding(finding) => self.finding(&mut text, finding),
             Line::Event(event) => self.event(&mut text, event),
             Line::Gap { time, hook, lost } => self.gap(&mut text, *time, hook, *lost),
+            Line::SinkGap(gap) => self.sink_gap(&mut text, gap),
             Line::Clock { realtime_offset_ns } => {
                 self.wall.set(*realtime_offset_ns);
                 Ok(())
@@ -351,6 +354,23 @@ impl Text {
         let said = format!(
             "{} GAP {lost} records of the {hook} hook were lost before they could be judged",
             Clock(self.wall.time(time), &self.zone),
+        );
+        let said = fill(&said, self.width.columns(), 0, INDENT);
+        writeln!(text, "{}{said}{}", self.paint.yellow(), self.paint.off())
+    }
+
+    fn sink_gap(&self, text: &mut String, gap: &SinkGap) -> fmt::Result {
+        let of = if gap.said_again == 0 {
+            String::new()
+        } else {
+            let findings = plural(gap.said_again, "finding");
+            format!("; what {findings} among them last said follows")
+        };
+        let said = format!(
+            "{} GAP {} of this output were lost since {}: its reader was slower than they came{of}",
+            Clock(self.wall.time(gap.until), &self.zone),
+            plural(gap.lost(), "line"),
+            Clock(self.wall.time(gap.since), &self.zone),
         );
         let said = fill(&said, self.width.columns(), 0, INDENT);
         writeln!(text, "{}{said}{}", self.paint.yellow(), self.paint.off())
