@@ -1,6 +1,6 @@
 //! `run` and `record`: a live kernel, judged as it goes.
 
-use std::{fs::File, io, path::Path, sync::Arc, time::Duration};
+use std::{fs::File, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 
@@ -18,8 +18,7 @@ use crate::{
     filter::EventFilter,
     kernel::{self, LiveKernel},
     privileges,
-    recording::Writer,
-    run::{self, Signals},
+    run::{self, Recorder, Signals},
     sink::{Line, Lines as _, Output, Sinks, WhenFull, sinks::Opened},
     watch::Watch,
 };
@@ -98,7 +97,7 @@ async fn trace(
 ) -> anyhow::Result<Outcome> {
     let host = Arc::new(detect::with_coverage(kernel.host().clone()));
     let mut recorder = recording
-        .map(|file| Writer::new(io::BufWriter::new(file), &host))
+        .map(|file| Recorder::new(file, &host))
         .transpose()
         .context("writing the recording")?;
     let mut sinks = Sinks::spawn(prepared.outputs, &host, WhenFull::Drop)
@@ -126,8 +125,10 @@ async fn trace(
     .await;
     // What was found is printed, whatever ended the run.
     let closed = sinks.close(Some(PATIENCE));
+    let recorded = recorder.map_or(Ok(()), Recorder::end);
     ran?;
     closed?;
+    recorded.context("writing the recording")?;
     Ok(Outcome {
         failed: typed.output.fail_on_finding && watch.found(),
     })

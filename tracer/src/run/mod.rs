@@ -3,11 +3,9 @@
 //!
 //! Generic over [`Source`], so that its tests need no kernel. One thread; each sink has its own.
 
-use std::{
-    fs::File,
-    io::{self, BufWriter},
-    time::Duration,
-};
+mod recorder;
+
+use std::{io, time::Duration};
 
 use anyhow::Context;
 use conntracer_common::record::{Checkpoint, Header, kind};
@@ -18,8 +16,8 @@ use tokio::{
 };
 use zerocopy::IntoBytes;
 
+pub use self::recorder::Recorder;
 use crate::{
-    recording::Writer,
     sink::{Line, Lines, Occasion, Reason},
     source::Source,
     watch::Watch,
@@ -90,9 +88,6 @@ impl Ends {
     }
 }
 
-/// A recording in the making.
-pub type Recorder = Writer<BufWriter<File>>;
-
 /// Runs until the time is over, a signal comes, or nobody reads the output; then takes what is still
 /// in the rings, and prints the totals.
 pub async fn run<S: Source>(
@@ -117,15 +112,11 @@ pub async fn run<S: Source>(
     Step {
         watch,
         sinks,
-        recorder: recorder.as_deref_mut(),
+        recorder,
         failures: &mut failures,
-        failed: None,
     }
     .poll(source, true)?;
     watch.finish(&mut |line| sinks.push(line));
-    if let Some(recorder) = recorder {
-        recorder.flush().context("writing the recording")?;
-    }
     let hooks = source
         .accounts()
         .context("reading the eBPF side's counters")?;
@@ -190,7 +181,6 @@ async fn until_end<S: Source>(
             sinks,
             recorder: recorder.as_deref_mut(),
             failures,
-            failed: None,
         };
         if polls {
             let reconciles = Instant::now() >= next_reconcile;
@@ -280,21 +270,19 @@ struct Step<'a, L> {
     sinks: &'a mut L,
     recorder: Option<&'a mut Recorder>,
     failures: &'a mut Failures,
-    /// The recording's first failure; the drain cannot be left in its middle.
-    failed: Option<io::Error>,
 }
 
 impl<L: Lines> Step<'_, L> {
     /// Says whether more is in the rings.
     fn drain<S: Source>(mut self, source: &mut S) -> anyhow::Result<bool> {
         let drained = self.read(source);
-        Ok(self.end(drained)?.unwrap_or(false))
+        Ok(self.failures.forgive(drained)?.unwrap_or(false))
     }
 
     /// The same, with what the maps and the kernel's counters tell.
     fn poll<S: Source>(mut self, source: &mut S, reconciles: bool) -> anyhow::Result<bool> {
         let polled = self.ask(source, reconciles);
-        Ok(self.end(polled)?.unwrap_or(false))
+        Ok(self.failures.forgive(polled)?.unwrap_or(false))
     }
 
     /// The same, and every open finding is said; `None` where the kernel did not answer. What asks for it is a record
@@ -311,7 +299,7 @@ impl<L: Lines> Step<'_, L> {
             };
             self.take(checkpoint.as_bytes());
         });
-        self.end(polled)
+        self.failures.forgive(polled)
     }
 
     fn read<S: Source>(&mut self, source: &mut S) -> anyhow::Result<bool> {
@@ -339,18 +327,9 @@ impl<L: Lines> Step<'_, L> {
         let kept = self.watch.feed(record, &mut |line| self.sinks.push(line));
         if let Some(recorder) = &mut self.recorder
             && kept
-            && self.failed.is_none()
         {
-            self.failed = recorder.record(record).err();
+            recorder.keep(record);
         }
-    }
-
-    /// The kernel may have its reasons for a while; a recording that cannot be written stays so.
-    fn end(self, done: anyhow::Result<bool>) -> anyhow::Result<Option<bool>> {
-        if let Some(error) = self.failed {
-            return Err(error).context("writing the recording");
-        }
-        self.failures.forgive(done)
     }
 }
 

@@ -10,6 +10,7 @@ use conntracer_common::{
     record::{Header, Loss, Tick, kind},
     stats::{HOOKS, HookCounters},
 };
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use serde_json::Value;
 use zerocopy::IntoBytes;
 
@@ -130,11 +131,23 @@ fn header<R>(kind: u16, ktime_ns: u64) -> Header {
 struct Ran {
     reason: anyhow::Result<Reason>,
     lines: Vec<Value>,
+    /// Of the recording, which is whole.
     records: u64,
+    recorded: io::Result<()>,
 }
 
 /// Runs until `duration`, on paused time: the clock jumps to the next timer when nothing else is left.
 fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) -> Ran {
+    run_recorded(source, output, None, duration)
+}
+
+/// The same, with another file for a recording.
+fn run_recorded(
+    source: &mut Fake,
+    output: Option<File>,
+    kept_in: Option<File>,
+    duration: Option<Duration>,
+) -> Ran {
     // A test that failed leaves nothing half-made there.
     let (_shared, _alone) = if source.asked_at.is_empty() {
         let shared = SIGNALS.read().unwrap_or_else(PoisonError::into_inner);
@@ -159,8 +172,11 @@ fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) 
         },
         destination: Box::new(Stream::new(file)),
     };
-    let mut recorder =
-        Writer::new(BufWriter::new(File::create(&recording).unwrap()), &host).unwrap();
+    let mut recorder = Recorder::new(
+        kept_in.unwrap_or_else(|| File::create(&recording).unwrap()),
+        &host,
+    )
+    .unwrap();
     let mut watch = Watch::new(
         Thresholds::default(),
         Arc::clone(&host),
@@ -197,7 +213,8 @@ fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) 
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    let records = if reason.is_ok() {
+    let recorded = recorder.end();
+    let records = if reason.is_ok() && recording.exists() {
         let mut reader = Reader::new(BufReader::new(File::open(&recording).unwrap())).unwrap();
         while reader.next_record().unwrap().is_some() {}
         reader.records()
@@ -208,7 +225,31 @@ fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) 
         reason,
         lines,
         records,
+        recorded,
     }
+}
+
+/// A file that takes no more than so much: a disk that fills up.
+fn fills(bytes: u64) -> File {
+    let file = memfd_create(c"recording", MemfdFlags::ALLOW_SEALING).unwrap();
+    ftruncate(&file, bytes).unwrap();
+    fcntl_add_seals(&file, SealFlags::GROW).unwrap();
+    file.into()
+}
+
+#[test]
+fn a_recording_that_cannot_be_written_ends_and_tracing_goes_on() {
+    let mut source = Fake::default();
+    let ran = run_recorded(
+        &mut source,
+        None,
+        Some(fills(16 << 10)),
+        Some(Duration::from_secs(600)),
+    );
+    assert_eq!(ran.reason.unwrap(), Reason::Duration);
+    assert_eq!(ran.lines.last().unwrap()["kind"], "stop");
+    let error = ran.recorded.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
 }
 
 #[test]
