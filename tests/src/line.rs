@@ -344,6 +344,8 @@ pub struct Totals {
     /// Not at the end.
     pub listeners: Option<Value>,
     pub listeners_left_out: Option<u64>,
+    /// Where there are several.
+    pub sinks: Option<Value>,
     /// Which checkpoint it answers, the first being 1; whoever reads the lines counts.
     #[serde(skip)]
     pub checkpoint: u64,

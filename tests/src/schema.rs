@@ -11,10 +11,10 @@ const PUBLISHED: &str = include_str!("../../tracer/schema/conntracer.schema.json
 /// The name under which the compiler keeps it: it is at no address.
 const LOCATION: &str = "conntracer.schema.json";
 
-/// The schema of each kind of line.
+/// The schemas of each kind of line: there are two sorts of gaps.
 pub struct Schema {
     schemas: Schemas,
-    kinds: BTreeMap<String, SchemaIndex>,
+    kinds: BTreeMap<String, Vec<SchemaIndex>>,
 }
 
 impl Schema {
@@ -38,28 +38,34 @@ impl Schema {
         compiler
             .add_resource(LOCATION, schema)
             .map_err(|error| anyhow!("{error:#}"))?;
-        let kinds = kinds
-            .into_iter()
-            .map(|(kind, reference)| {
-                let index = compiler
-                    .compile(&format!("{LOCATION}{reference}"), &mut schemas)
-                    .map_err(|error| anyhow!("{error:#}"))?;
-                Ok((kind, index))
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { schemas, kinds })
+        let mut compiled: BTreeMap<String, Vec<SchemaIndex>> = BTreeMap::new();
+        for (kind, reference) in kinds {
+            let index = compiler
+                .compile(&format!("{LOCATION}{reference}"), &mut schemas)
+                .map_err(|error| anyhow!("{error:#}"))?;
+            compiled.entry(kind).or_default().push(index);
+        }
+        Ok(Self {
+            schemas,
+            kinds: compiled,
+        })
     }
 
     /// Whether `line` is one of the contract, of the kind that it says it is.
     pub fn accepts(&self, line: &Value) -> Result<()> {
         let kind = line["kind"].as_str().context("a line without a kind")?;
-        let index = self
+        let indices = self
             .kinds
             .get(kind)
             .with_context(|| format!("no line of the contract is a `{kind}`"))?;
-        self.schemas
-            .validate(line, *index)
-            .map_err(|error| anyhow!("{error:#}\n{line:#}"))
+        let mut refusals = Vec::new();
+        for index in indices {
+            match self.schemas.validate(line, *index) {
+                Ok(()) => return Ok(()),
+                Err(error) => refusals.push(format!("{error:#}")),
+            }
+        }
+        Err(anyhow!("{}\n{line:#}", refusals.join("\n")))
     }
 }
 

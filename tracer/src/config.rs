@@ -83,9 +83,10 @@ section! {
         /// Kinds of lines to print beyond findings and gaps: connect, accept, state, retransmit, syn, reset,
         /// drop, early_drop, connection, failure, probe, seed, stats, all. Each costs a record per event.
         emit: Vec<Emit> = Vec::new();
-        /// Further outputs of run and record, any number, each a table of its own like the one below. to: stdout, or
-        /// file: and a path to append to. format and emit as above; findings: kinds of findings it has, all where none
-        /// is named.
+        /// Further outputs of run and record, any number, each a table of its own like the one below. to: stdout,
+        /// file: and a path to append to, journald, or metrics: and a port of the loopback address, or ADDRESS:PORT, to
+        /// serve them at (as --metrics). format and emit as above; findings: kinds of findings it has, all where
+        /// none is named.
         /// [[output.also]]
         /// to = "file:/var/log/conntracer.ndjson"
         /// format = "json"
@@ -119,13 +120,20 @@ impl Also {
                 format!("output.also.findings has {name}: `conntracer explain` lists the findings")
             })
         };
+        let to = To::parse(&self.to).map_err(|error| format!("output.also.to: {error}"))?;
+        if to.is_for_programs() && matches!(self.format, Format::Text | Format::Brief) {
+            return Err(format!(
+                "output.also.format: {} reads JSON: leave the format out",
+                self.to
+            ));
+        }
         Ok(sink::Output {
-            to: To::parse(&self.to).map_err(|error| format!("output.also.to: {error}"))?,
-            format: self.format,
             selection: Selection {
-                emits: Emits::of(&self.emit),
+                emits: Emits::of(&self.emit).and(to.needs()),
                 findings: self.findings.iter().map(kind).collect::<Result<_, _>>()?,
             },
+            to,
+            format: self.format,
             verbose: false,
         })
     }

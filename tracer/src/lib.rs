@@ -34,6 +34,7 @@ pub mod host;
 pub mod id;
 mod incident;
 pub mod kernel;
+mod outlet;
 mod owner;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 pub mod pipeline;

@@ -32,7 +32,7 @@ use conntracer_tests::{
     wait,
     witness::{self, Hits},
 };
-use rustix::process::Signal;
+use rustix::{param::clock_ticks_per_second, process::Signal};
 use tempfile::{NamedTempFile, TempDir};
 
 fn main() -> ExitCode {
@@ -95,9 +95,36 @@ fn run(harness: &OsString, arguments: Vec<OsString>) -> Result<bool> {
         let arguments: Vec<_> = one_at_a_time.into_iter().chain(names).collect();
         passed &= run(&arguments, &[])?;
     }
+    say_cpu(&shared);
     let sound = judge_all(shared, &hits);
     say_starts(&fs::read_to_string(&starts).unwrap_or_default());
     Ok(sound && passed)
+}
+
+/// What took the time of a slow machine: the tests themselves with what they started, and each of the shared conntracers.
+fn say_cpu(shared: &[Shared]) {
+    let ticks = clock_ticks_per_second();
+    let seconds = |fields: &[u64]| fields.iter().sum::<u64>() / ticks;
+    // proc_pid_stat(5): utime, stime, cutime and cstime are the 14th to the 17th.
+    let of = |pid: &str, fields: std::ops::Range<usize>| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
+        let fields = behind
+            .split_whitespace()
+            .skip(fields.start - 3)
+            .take(fields.len());
+        seconds(
+            &fields
+                .filter_map(|field| field.parse().ok())
+                .collect::<Vec<_>>(),
+        )
+    };
+    let each = shared.iter().map(|one| {
+        let pid = one.process.pid().as_raw_nonzero().to_string();
+        format!("{} {} s", one.kind.name(), of(&pid, 14..16))
+    });
+    let each: Vec<_> = each.collect();
+    println!("CPU: tests {} s, {}", of("self", 16..18), each.join(", "));
 }
 
 /// How often conntracer was started, and by which modules of the tests: each costs a slow machine seconds.

@@ -35,6 +35,7 @@ mod incidents;
 mod lifecycle;
 mod listener;
 mod listeners;
+mod metrics;
 mod nginx;
 mod now;
 mod owner;

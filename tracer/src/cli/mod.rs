@@ -21,7 +21,7 @@ use crate::{
     config::Audit,
     emit::Emit,
     plan::{HookMode, Transport},
-    sink::Format,
+    sink::{Format, destination::OUTLET},
 };
 
 /// Says which TCP connections of this host fail, since when, whose they are, why, and what to change.
@@ -63,6 +63,9 @@ pub enum Command {
     Config(ConfigArguments),
     /// Print a completion script.
     Completions { shell: Shell },
+    /// What serves a network, fed by a running conntracer.
+    #[command(name = OUTLET, hide = true)]
+    Outlet { to: String },
 }
 
 #[derive(Clone, Debug, Default, Args)]
@@ -79,6 +82,11 @@ pub struct RunArguments {
     /// Stop after this time, such as 30s, 5m or 1h30m.
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub duration: Option<Duration>,
+    /// Serve metrics for Prometheus: at a port of the loopback address, or at ADDRESS:PORT.
+    ///
+    /// At http://ADDRESS:PORT/metrics, as text or OpenMetrics. A process without privileges serves them, fed by this one.
+    #[arg(long, value_name = "[ADDR:]PORT")]
+    pub metrics: Option<String>,
 }
 
 #[derive(Debug, Args)]

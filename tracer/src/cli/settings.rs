@@ -9,7 +9,7 @@ use crate::{
     config::{Audit, Config},
     emit::Emits,
     plan::{HookMode, Transport},
-    sink::{Output, Selection, To},
+    sink::{Format, Output, Selection, To},
 };
 
 /// How to look at the kernel, from flags and file.
@@ -60,6 +60,21 @@ pub fn output(typed: &OutputArguments, config: &Config) -> Output {
             findings: Vec::new(),
         },
         verbose: typed.common.verbose > 0,
+    }
+}
+
+/// What `--metrics` asks for.
+#[must_use]
+pub fn metrics(address: &str) -> Output {
+    let to = To::metrics(address);
+    Output {
+        format: Format::Json,
+        selection: Selection {
+            emits: to.needs(),
+            findings: Vec::new(),
+        },
+        to,
+        verbose: false,
     }
 }
 

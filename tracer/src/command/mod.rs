@@ -25,7 +25,7 @@ use crate::{
     config::Config,
     detect,
     kernel::{self, CannotTrace},
-    privileges,
+    outlet, privileges,
     sink::{Format, destination::standard_output, escape::Escaped},
     telemetry,
     view::{doctor, explain, report},
@@ -136,6 +136,10 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<Outcome> {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "conntracer", &mut script);
             print_bytes(&script).map(done)
+        }
+        Command::Outlet { to } => {
+            telemetry::install(0);
+            outlet::outlet(&to).map(|served| Outcome { failed: !served })
         }
     }
 }

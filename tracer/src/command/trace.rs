@@ -49,6 +49,7 @@ impl Prepared {
         for also in &config.output.also {
             outputs.push(also.output().map_err(anyhow::Error::msg)?);
         }
+        outputs.extend(typed.metrics.as_deref().map(settings::metrics));
         let emits = outputs.iter().fold(Emits::default(), |emits, output| {
             emits.and(output.selection.emits)
         });

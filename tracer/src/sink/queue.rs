@@ -137,7 +137,11 @@ impl Queue {
         let theirs = Arc::clone(&shared);
         let writer = thread::Builder::new()
             .name("conntracer-sink".to_owned())
-            .spawn(move || write_lines(&theirs, &sink, destination, renderer))?;
+            .spawn(move || {
+                // Behind the destination's own end, which may take a while.
+                let _finish = Finish(&theirs);
+                write_lines(&theirs, &sink, destination, renderer);
+            })?;
         Ok(Self {
             when_full,
             shared,
@@ -273,7 +277,6 @@ fn write_lines(
     mut destination: Box<dyn Destination>,
     mut renderer: Renderer,
 ) {
-    let _finish = Finish(shared);
     let mut lines = Vec::new();
     let mut bytes = Vec::new();
     loop {

@@ -43,7 +43,7 @@ const FLOORS: [(&str, &str); 13] = [
     ("pipeline", "filter pipeline"),
     ("sink", "sink"),
     ("run", "run watch"),
-    ("view", "cli config privileges telemetry view"),
+    ("view", "cli config outlet privileges telemetry view"),
     ("command", "command fuzzing"),
 ];
 

@@ -2,6 +2,7 @@
 
 mod file;
 mod journald;
+mod process;
 mod stdout;
 mod stream;
 
@@ -12,24 +13,29 @@ use std::{
 };
 
 pub use self::{
+    process::{OUTLET, READY},
     stdout::standard_output,
     stream::{Destination, Stream, reader_is_gone},
 };
+use crate::emit::{Emit, Emits};
 
 /// By which word each is named, and what opens it, given what comes behind the word and a colon.
 const DESTINATIONS: &[(&str, Open)] = &[
     (STDOUT, stdout::open),
     (FILE, file::open),
     (JOURNALD, journald::open),
+    (METRICS, |address| process::open(METRICS, address)),
 ];
 
 const STDOUT: &str = "stdout";
 const FILE: &str = "file";
 const JOURNALD: &str = "journald";
+/// Served by a process of conntracer's own.
+pub const METRICS: &str = "metrics";
 
 type Open = fn(&OsStr) -> anyhow::Result<Box<dyn Destination>>;
 
-/// Which destination: `stdout`, `file:PATH`, `journald`.
+/// Which destination: `stdout`, `file:PATH`, `journald`, `metrics:ADDRESS`.
 #[derive(Clone, Debug)]
 pub struct To {
     word: &'static str,
@@ -65,6 +71,32 @@ impl To {
                 open: stdout::open,
             },
         }
+    }
+
+    /// Metrics, served at an address.
+    #[must_use]
+    pub fn metrics(address: &str) -> Self {
+        Self {
+            word: METRICS,
+            rest: address.into(),
+            open: |address| process::open(METRICS, address),
+        }
+    }
+
+    /// What it is made of beyond findings.
+    #[must_use]
+    pub fn needs(&self) -> Emits {
+        if self.word == METRICS {
+            Emits::of(&[Emit::Stats])
+        } else {
+            Emits::default()
+        }
+    }
+
+    /// Whether it reads JSON, whatever a person would like.
+    #[must_use]
+    pub fn is_for_programs(&self) -> bool {
+        self.word == METRICS
     }
 
     fn of(word: &str, rest: &str) -> Option<Self> {
