@@ -27,7 +27,7 @@ struct Program {
     variable: &'static str,
 }
 
-const FETCHED: [Program; 4] = [
+const FETCHED: [Program; 7] = [
     Program {
         name: "nginx",
         package: "nginx",
@@ -55,6 +55,28 @@ const FETCHED: [Program; 4] = [
         path: "usr/bin/iperf3",
         version: "--version",
         variable: "CONNTRACER_IPERF3",
+    },
+    Program {
+        name: "prometheus",
+        package: "prometheus",
+        path: "usr/bin/prometheus",
+        version: "--version",
+        variable: "CONNTRACER_PROMETHEUS",
+    },
+    // Of the same package.
+    Program {
+        name: "promtool",
+        package: "prometheus",
+        path: "usr/bin/promtool",
+        version: "--version",
+        variable: "CONNTRACER_PROMTOOL",
+    },
+    Program {
+        name: "prometheus-alertmanager",
+        package: "prometheus-alertmanager",
+        path: "usr/bin/prometheus-alertmanager",
+        version: "--version",
+        variable: "CONNTRACER_ALERTMANAGER",
     },
 ];
 

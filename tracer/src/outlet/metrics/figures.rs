@@ -197,7 +197,7 @@ impl Figures {
             stats.reconciliation.sums.get(counter)
         };
         text.family(
-            "conntracer_kernel_counter",
+            "conntracer_kernel_tcp",
             Type::Counter,
             "The kernel's own TCP counters (/proc/net/snmp and netstat), over all network namespaces, since conntracer watches them.",
         );
