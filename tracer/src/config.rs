@@ -5,7 +5,7 @@
 //! is that with the defaults. What the command line says wins over the file; that is decided in [`crate::cli`].
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
+    bounded,
     detect::{self, Thresholds},
     emit::{Emit, Emits},
     plan::{HookMode, Transport},
@@ -243,13 +244,7 @@ fn sections() -> impl Iterator<Item = Section> {
 }
 
 fn read(path: &Path) -> io::Result<String> {
-    let metadata = fs::metadata(path)?;
-    if metadata.len() > MAX_BYTES {
-        return Err(io::Error::other(
-            "it is larger than 1 MiB, which no config file is",
-        ));
-    }
-    fs::read_to_string(path)
+    String::from_utf8(bounded::read(path, MAX_BYTES)?).map_err(io::Error::other)
 }
 
 /// The key on a line, with its section: what a wrong value's message alone does not say.

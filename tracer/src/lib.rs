@@ -11,6 +11,7 @@
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod alike;
 mod attribute;
+mod bounded;
 mod cadence;
 pub mod cli;
 pub mod command;

@@ -32,6 +32,9 @@ use crate::{
 /// A line of conntracer's own output is a few kB; longer ones are something else.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 
+/// Within so many bytes of a report's input there is a line of conntracer's, or it is something else.
+const MAX_SEARCHED: usize = 8 << 20;
+
 /// Feeds a recording to the pipeline as the run that made it was fed.
 pub(super) fn replay(typed: &ReplayArguments) -> anyhow::Result<Outcome> {
     let config = prepare(&typed.output.common)?;
@@ -149,6 +152,7 @@ fn summarise_recording<R: Read>(
 fn summarise_lines(mut input: impl BufRead) -> anyhow::Result<Report> {
     let mut report = Report::default();
     let mut line = Vec::new();
+    let mut searched = 0_usize;
     loop {
         line.clear();
         let read = input
@@ -159,6 +163,10 @@ fn summarise_lines(mut input: impl BufRead) -> anyhow::Result<Report> {
             break;
         }
         report.add(&line);
+        searched = searched.saturating_add(read);
+        if report.lines() == 0 && searched > MAX_SEARCHED {
+            break;
+        }
     }
     if report.lines() == 0 {
         bail!(

@@ -43,10 +43,13 @@ use log::debug;
 
 use self::{attach::Attached, btf::Btf};
 pub use self::{clock::now, error::CannotTrace, live::LiveKernel, options::Options};
-use crate::{host::Host, plan::Plan};
+use crate::{bounded, host::Host, plan::Plan};
 
 /// The types of nf_tables, where it is a module that is loaded.
 const NF_TABLES: &str = "/sys/kernel/btf/nf_tables";
+
+/// A kernel's BTF is some 5 to 20 MB.
+const MAX_BTF_BYTES: u64 = 256 << 20;
 
 /// Loads, attaches, and starts to listen.
 pub fn open(options: &Options) -> Result<LiveKernel, CannotTrace> {
@@ -63,7 +66,7 @@ pub fn survey(options: &Options) -> Result<Host, CannotTrace> {
 
 fn attach(options: &Options) -> Result<(Attached, Host), CannotTrace> {
     raise_memlock();
-    let data = fs::read(&options.btf).map_err(|source| CannotTrace::NoBtf {
+    let data = bounded::read(&options.btf, MAX_BTF_BYTES).map_err(|source| CannotTrace::NoBtf {
         path: options.btf.clone(),
         source,
     })?;

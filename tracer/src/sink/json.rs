@@ -9,8 +9,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 use super::{
     escape::JsonSafe,
     fields::Named,
-    line::{Account, Line, Occasion, Reason, SharedHost, SinkAccount, Time, Wall},
-    missed::SinkGap,
+    line::{Account, Line, Occasion, Reason, SharedHost, SinkAccount, SinkGap, Time, Wall},
 };
 use crate::{
     finding::{Certainty, Evidence, Finding, FindingKind, Owner, Severity, Status, Subject},

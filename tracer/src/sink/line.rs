@@ -8,7 +8,7 @@ use conntracer_common::stats::HookCounters;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use super::{missed::SinkGap, moment::Moment};
+use super::moment::Moment;
 use crate::{
     event::Event,
     finding::{Finding, FindingKind},
@@ -151,6 +151,28 @@ pub struct SinkAccount {
     pub lines_lost: u64,
     /// Why it takes no more.
     pub failed: Option<String>,
+}
+
+/// A gap in what a sink was handed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkGap {
+    /// As its configuration names it.
+    pub sink: String,
+    /// Of the first line and of the last.
+    pub since: Ktime,
+    pub until: Ktime,
+    pub kinds: BTreeMap<&'static str, u64>,
+    /// Findings that follow, each as it stood last.
+    pub said_again: u64,
+}
+
+impl SinkGap {
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.kinds
+            .values()
+            .fold(0, |sum, count| sum.saturating_add(*count))
+    }
 }
 
 /// Turns record time into the wall's, with the offset as records told it last: the same in a replay.

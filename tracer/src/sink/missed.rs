@@ -3,34 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use super::line::Line;
+use super::line::{Line, SinkGap};
 use crate::{count::Grow, finding::Finding, time::Ktime};
 
 /// Findings that are kept to be said again, by their id. Those that are alike have become one by then, so that it takes as
 /// many different troubles to reach this; one is some 3 kB.
 const KEPT: usize = 4_096;
-
-/// A gap in what a sink was handed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SinkGap {
-    /// As its configuration names it.
-    pub sink: String,
-    /// Of the first line and of the last.
-    pub since: Ktime,
-    pub until: Ktime,
-    pub kinds: BTreeMap<&'static str, u64>,
-    /// Findings that follow, each as it stood last.
-    pub said_again: u64,
-}
-
-impl SinkGap {
-    #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.kinds
-            .values()
-            .fold(0, |sum, count| sum.saturating_add(*count))
-    }
-}
 
 /// The collection of it.
 #[derive(Debug)]

@@ -21,9 +21,8 @@ pub mod text;
 pub use self::{
     destination::To,
     format::Format,
-    line::{Account, Line, Occasion, Reason, SharedHost, SinkAccount},
+    line::{Account, Line, Occasion, Reason, SharedHost, SinkAccount, SinkGap},
     lines::{Each, Lines},
-    missed::SinkGap,
     queue::WhenFull,
     selection::Selection,
     sinks::{Output, Sinks},

@@ -24,6 +24,8 @@ use crate::{conntracer, run, stderr, stdout, text};
 #[case::listener_of_no_port(&["--listener", "*:0"], "1 to 65535")]
 #[case::too_many(&["--port", "1,2,3,4,5,6,7,8,9"], "up to 8")]
 #[case::config(&["--config", "/no/such/file"], "/no/such/file")]
+#[case::config_without_end(&["--config", "/dev/zero"], "larger than 1 MiB")]
+#[case::report_without_end(&["report", "/dev/zero"], "neither a recording nor JSON")]
 #[case::recording(&["replay", "/no/such/file"], "/no/such/file")]
 #[case::no_file(&["replay"], "<FILE>")]
 #[case::word(&["explain", "nonsense"], "conntracer explain")]

@@ -31,7 +31,7 @@ const CRATES: [(&str, &str); 6] = [
 const FLOORS: [(&str, &str); 13] = [
     (
         "ground",
-        "cadence conditions count emit event finding host id owner::path plan section source time",
+        "bounded cadence conditions count emit event finding host id owner::path plan section source time",
     ),
     ("kernel", "kernel owner"),
     ("decode", "decode recording"),

@@ -33,8 +33,7 @@ use self::{
 };
 use super::{
     escape::Escaped,
-    line::{Account, Line, Reason, SharedHost, Wall},
-    missed::SinkGap,
+    line::{Account, Line, Reason, SharedHost, SinkGap, Wall},
 };
 use crate::{
     count::plural,
