@@ -38,28 +38,28 @@ impl Schema {
         compiler
             .add_resource(LOCATION, schema)
             .map_err(|error| anyhow!("{error:#}"))?;
-        let mut compiled: BTreeMap<String, Vec<SchemaIndex>> = BTreeMap::new();
+        let mut indices: BTreeMap<String, Vec<SchemaIndex>> = BTreeMap::new();
         for (kind, reference) in kinds {
             let index = compiler
                 .compile(&format!("{LOCATION}{reference}"), &mut schemas)
                 .map_err(|error| anyhow!("{error:#}"))?;
-            compiled.entry(kind).or_default().push(index);
+            indices.entry(kind).or_default().push(index);
         }
         Ok(Self {
             schemas,
-            kinds: compiled,
+            kinds: indices,
         })
     }
 
     /// Whether `line` is one of the contract, of the kind that it says it is.
     pub fn accepts(&self, line: &Value) -> Result<()> {
         let kind = line["kind"].as_str().context("a line without a kind")?;
-        let indices = self
+        let of_kind = self
             .kinds
             .get(kind)
             .with_context(|| format!("no line of the contract is a `{kind}`"))?;
         let mut refusals = Vec::new();
-        for index in indices {
+        for index in of_kind {
             match self.schemas.validate(line, *index) {
                 Ok(()) => return Ok(()),
                 Err(error) => refusals.push(format!("{error:#}")),

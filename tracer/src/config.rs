@@ -85,9 +85,10 @@ section! {
         /// drop, early_drop, connection, failure, probe, seed, stats, all. Each costs a record per event.
         emit: Vec<Emit> = Vec::new();
         /// Further outputs of run and record, any number, each a table of its own like the one below. to: stdout,
-        /// file: and a path to append to, journald, or metrics: and a port of the loopback address, or ADDRESS:PORT, to
-        /// serve them at (as --metrics). format and emit as above; findings: kinds of findings it has, all where
-        /// none is named.
+        /// file: and a path to append to, journald, syslog (the local socket), syslog:udp:HOST:PORT,
+        /// syslog:tcp:HOST:PORT, syslog:tcp-lines:HOST:PORT, or metrics: and a port of the loopback address, or
+        /// ADDRESS:PORT, to serve them at (as --metrics). format and emit as above; findings: kinds of findings
+        /// it has, all where none is named.
         /// [[output.also]]
         /// to = "file:/var/log/conntracer.ndjson"
         /// format = "json"
@@ -347,7 +348,7 @@ mod tests {
     )]
     #[case::no_destination(
         "[[output.also]]\nto = \"printer\"\n",
-        "output.also.to: nothing is called `printer`: name one of stdout, file, journald"
+        "output.also.to: nothing is called `printer`: name one of stdout, file, journald, metrics, syslog"
     )]
     #[case::no_finding(
         "[[output.also]]\nto = \"stdout\"\nfindings = [\"rain\"]\n",

@@ -27,7 +27,7 @@ struct Program {
     variable: &'static str,
 }
 
-const FETCHED: [Program; 7] = [
+const FETCHED: [Program; 8] = [
     Program {
         name: "nginx",
         package: "nginx",
@@ -70,6 +70,13 @@ const FETCHED: [Program; 7] = [
         path: "usr/bin/promtool",
         version: "--version",
         variable: "CONNTRACER_PROMTOOL",
+    },
+    Program {
+        name: "rsyslogd",
+        package: "rsyslog",
+        path: "usr/sbin/rsyslogd",
+        version: "-v",
+        variable: "CONNTRACER_RSYSLOG",
     },
     Program {
         name: "prometheus-alertmanager",

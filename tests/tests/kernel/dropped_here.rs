@@ -58,7 +58,7 @@ fn assert_names(finding: &Finding, hook: &str, netns: &NetNs, rule: &Rule) {
 /// What the finding counts is what the rule counts, once both were read at a moment without a packet; but for what the
 /// kernel did not let the hook see, which is counted.
 fn assert_agrees(tracer: &mut Watch, told: &Finding, netns: &NetNs, rule: &Rule) {
-    let mut read = String::new();
+    let mut figures = String::new();
     wait::until("the counts to agree", EVENTUALLY, || {
         let before = netns.run(|| rule.counted())?;
         let run = tracer.checkpoint()?;
@@ -66,11 +66,11 @@ fn assert_agrees(tracer: &mut Watch, told: &Finding, netns: &NetNs, rule: &Rule)
         let says = last.first().map(|finding| finding.number(CAUSE));
         let after = netns.run(|| rule.counted())?;
         let lost = run.lost("drop");
-        read = format!("the rule counts {before} and then {after}, the finding {says:?}; {lost} were lost: {last:#?}");
+        figures = format!("the rule counts {before} and then {after}, the finding {says:?}; {lost} were lost: {last:#?}");
         let agree = says.is_some_and(|says| (says..=says + lost).contains(&after));
         Ok((before == after && agree).then_some(()))
     })
-    .unwrap_or_else(|error| panic!("{error}: {read}"));
+    .unwrap_or_else(|error| panic!("{error}: {figures}"));
 }
 
 /// What a rule of the server's namespace drops at input is the client's acknowledgements: the server sends again and again.

@@ -52,4 +52,5 @@ mod send_stall;
 mod silence;
 mod support;
 mod syn_drop;
+mod syslog;
 mod times;

@@ -126,10 +126,10 @@ async fn trace(
     .await;
     // What was found is printed, whatever ended the run.
     let closed = sinks.close(Some(PATIENCE));
-    let recorded = recorder.map_or(Ok(()), Recorder::end);
+    let kept = recorder.map_or(Ok(()), Recorder::end);
     ran?;
     closed?;
-    recorded.context("writing the recording")?;
+    kept.context("writing the recording")?;
     Ok(Outcome {
         failed: typed.output.fail_on_finding && watch.found(),
     })

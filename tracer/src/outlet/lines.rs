@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 /// One line.
 #[derive(Debug)]
@@ -40,11 +42,20 @@ pub(super) struct HookPlan {
 #[derive(Debug, Deserialize)]
 pub(super) struct Finding {
     pub(super) id: u64,
-    pub(super) finding: String,
+    #[serde(rename = "finding")]
+    pub(super) name: String,
     pub(super) cause: String,
     pub(super) status: String,
     pub(super) incident: u64,
     pub(super) count: u64,
+    #[serde(default)]
+    pub(super) severity: String,
+    #[serde(default)]
+    pub(super) summary: String,
+    #[serde(default)]
+    pub(super) subject: Map<String, Value>,
+    #[serde(default)]
+    pub(super) owner: Option<Owner>,
 }
 
 /// Of `stats` and of `stop`.
@@ -95,19 +106,48 @@ pub(super) struct Listener {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Owner {
+    pub(super) pid: u64,
     pub(super) comm: String,
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Sink {
-    pub(super) sink: String,
+    #[serde(rename = "sink")]
+    pub(super) name: String,
     pub(super) events_lost: u64,
     pub(super) lines_lost: u64,
+}
+
+/// One line with its time, for whom every line is a message.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) time: Timestamp,
+    pub(super) kind: String,
+    pub(super) of: Incoming,
+    pub(super) whole: String,
 }
 
 #[derive(Deserialize)]
 struct Kind<'a> {
     kind: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Envelope {
+    time: Timestamp,
+    kind: String,
+}
+
+impl Message {
+    pub(super) fn parse(line: &str) -> serde_json::Result<Self> {
+        let Envelope { time, kind } = serde_json::from_str(line)?;
+        Ok(Self {
+            time,
+            kind,
+            of: Incoming::parse(line)?,
+            whole: line.to_owned(),
+        })
+    }
 }
 
 impl Incoming {

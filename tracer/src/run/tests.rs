@@ -133,7 +133,7 @@ struct Ran {
     lines: Vec<Value>,
     /// Of the recording, which is whole.
     records: u64,
-    recorded: io::Result<()>,
+    kept: io::Result<()>,
 }
 
 /// Runs until `duration`, on paused time: the clock jumps to the next timer when nothing else is left.
@@ -213,7 +213,7 @@ fn run_recorded(
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    let recorded = recorder.end();
+    let kept = recorder.end();
     let records = if reason.is_ok() && recording.exists() {
         let mut reader = Reader::new(BufReader::new(File::open(&recording).unwrap())).unwrap();
         while reader.next_record().unwrap().is_some() {}
@@ -225,7 +225,7 @@ fn run_recorded(
         reason,
         lines,
         records,
-        recorded,
+        kept,
     }
 }
 
@@ -244,11 +244,11 @@ fn a_recording_that_cannot_be_written_ends_and_tracing_goes_on() {
         &mut source,
         None,
         Some(fills(16 << 10)),
-        Some(Duration::from_secs(600)),
+        Some(Duration::from_mins(10)),
     );
     assert_eq!(ran.reason.unwrap(), Reason::Duration);
     assert_eq!(ran.lines.last().unwrap()["kind"], "stop");
-    let error = ran.recorded.unwrap_err();
+    let error = ran.kept.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
 }
 

@@ -39,7 +39,7 @@ pub(super) enum Type {
 #[derive(Debug)]
 pub(super) struct Text {
     exposition: Exposition,
-    text: String,
+    written: String,
     /// The name that the next samples have.
     sample: String,
 }
@@ -48,7 +48,7 @@ impl Text {
     pub(super) fn new(exposition: Exposition) -> Self {
         Self {
             exposition,
-            text: String::new(),
+            written: String::new(),
             sample: String::new(),
         }
     }
@@ -68,35 +68,35 @@ impl Text {
             (_, Type::Gauge) => (name, "gauge"),
             (Exposition::Prometheus, Type::Info) => (&*self.sample, "gauge"),
         };
-        written(writeln!(
-            self.text,
+        done(writeln!(
+            self.written,
             "# HELP {family} {help}\n# TYPE {family} {word}"
         ));
     }
 
     /// One sample of the family.
     pub(super) fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
-        self.text.push_str(&self.sample);
+        self.written.push_str(&self.sample);
         for (at, (name, value)) in labels.iter().enumerate() {
             let before = if at == 0 { '{' } else { ',' };
-            written(write!(self.text, "{before}{name}=\"{}\"", Label(value)));
+            done(write!(self.written, "{before}{name}=\"{}\"", Label(value)));
         }
         if !labels.is_empty() {
-            self.text.push('}');
+            self.written.push('}');
         }
-        written(writeln!(self.text, " {value}"));
+        done(writeln!(self.written, " {value}"));
     }
 
     pub(super) fn end(mut self) -> String {
         if self.exposition == Exposition::OpenMetrics {
-            self.text.push_str("# EOF\n");
+            self.written.push_str("# EOF\n");
         }
-        self.text
+        self.written
     }
 }
 
-fn written(written: std::fmt::Result) {
-    debug_assert!(written.is_ok(), "writing to a String cannot fail");
+fn done(done: std::fmt::Result) {
+    debug_assert!(done.is_ok(), "writing to a String cannot fail");
 }
 
 /// A label's value, which a process may have chosen.

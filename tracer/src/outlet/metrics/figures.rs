@@ -71,7 +71,7 @@ impl Figures {
     }
 
     fn finding(&mut self, finding: Finding) {
-        let key = (finding.finding, finding.cause);
+        let key = (finding.name, finding.cause);
         let before = self.open.remove(&finding.id);
         let counts = self.causes.entry(key.clone()).or_default();
         // Whatever its status: of one whose first line was lost, a later one is said again.
@@ -308,7 +308,7 @@ impl Figures {
         );
         for sink in self.stats.iter().flat_map(|stats| &stats.sinks) {
             for (kind, lost) in [("event", sink.events_lost), ("other", sink.lines_lost)] {
-                text.sample(&[("sink", &sink.sink), ("kind", kind)], lost);
+                text.sample(&[("sink", &sink.name), ("kind", kind)], lost);
             }
         }
         text.family(

@@ -26,7 +26,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     net::unix::pipe,
-    signal::unix::{SignalKind, signal},
     sync::Semaphore,
     task::{LocalSet, spawn_local},
 };
@@ -37,6 +36,8 @@ use self::{exposition::Exposition, figures::Figures, process::Process};
 const CONNECTIONS: usize = 16;
 /// How long a scraper may take to ask, or to read its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// Metrics, about to be served.
 #[derive(Debug)]
@@ -74,12 +75,6 @@ impl Server {
             .context("starting the event loop")?;
         let figures = Rc::new(RefCell::new(Figures::new()));
         LocalSet::new().block_on(&runtime, async {
-            // Whoever started this one ends it by the end of the lines; a signal to both would cut the last ones off.
-            let _ignored = [
-                signal(SignalKind::interrupt())?,
-                signal(SignalKind::terminate())?,
-                signal(SignalKind::hangup())?,
-            ];
             let listener = tokio::net::TcpListener::from_std(self.listener)?;
             spawn_local(accept(listener, Rc::clone(&figures)));
             read(&figures).await
@@ -145,7 +140,6 @@ fn answer(request: &Request<Incoming>, figures: &Figures) -> Response<Full<Bytes
         response.headers_mut().insert(CONTENT_TYPE, content_type);
         response
     };
-    const PLAIN: &str = "text/plain; charset=utf-8";
     match (request.method(), path) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
             let exposition = Exposition::asked(accept);

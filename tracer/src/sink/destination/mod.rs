@@ -25,17 +25,19 @@ const DESTINATIONS: &[(&str, Open)] = &[
     (FILE, file::open),
     (JOURNALD, journald::open),
     (METRICS, |address| process::open(METRICS, address)),
+    (SYSLOG, |receiver| process::open(SYSLOG, receiver)),
 ];
 
 const STDOUT: &str = "stdout";
 const FILE: &str = "file";
 const JOURNALD: &str = "journald";
-/// Served by a process of conntracer's own.
+/// Served by a process of conntracer's own, as the next.
 pub const METRICS: &str = "metrics";
+pub const SYSLOG: &str = "syslog";
 
 type Open = fn(&OsStr) -> anyhow::Result<Box<dyn Destination>>;
 
-/// Which destination: `stdout`, `file:PATH`, `journald`, `metrics:ADDRESS`.
+/// Which destination: `stdout`, `file:PATH`, `journald`, `metrics:ADDRESS`, `syslog:RECEIVER`.
 #[derive(Clone, Debug)]
 pub struct To {
     word: &'static str,
@@ -96,7 +98,7 @@ impl To {
     /// Whether it reads JSON, whatever a person would like.
     #[must_use]
     pub fn is_for_programs(&self) -> bool {
-        self.word == METRICS
+        [METRICS, SYSLOG].contains(&self.word)
     }
 
     fn of(word: &str, rest: &str) -> Option<Self> {
