@@ -65,9 +65,9 @@ fn assert_agrees(tracer: &mut Watch, told: &Finding, netns: &NetNs, rule: &Rule)
         let last = run.last_of(|finding| finding.id == told.id);
         let says = last.first().map(|finding| finding.number(CAUSE));
         let after = netns.run(|| rule.counted())?;
-        let lost = run.lost("drop");
-        figures = format!("the rule counts {before} and then {after}, the finding {says:?}; {lost} were lost: {last:#?}");
-        let agree = says.is_some_and(|says| (says..=says + lost).contains(&after));
+        let skipped = run.lost("drop");
+        figures = format!("the rule counts {before} and then {after}, the finding {says:?}; {skipped} were lost: {last:#?}");
+        let agree = says.is_some_and(|says| (says..=says + skipped).contains(&after));
         Ok((before == after && agree).then_some(()))
     })
     .unwrap_or_else(|error| panic!("{error}: {figures}"));
