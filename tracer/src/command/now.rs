@@ -20,15 +20,16 @@ use crate::{
     emit::{Emit, Emits},
     filter::EventFilter,
     kernel, privileges,
-    run::{self, Signals},
+    run::{self, Length, Signals},
     sink::{Each, Line, destination::standard_output, line::SharedHost},
     view::now::{Conntrack, Now, thresholds},
     watch::Watch,
 };
 
-/// How long events are listened to: three polls, as many as a process that does not read takes to be told of. With what it
-/// takes to load the programs, an answer comes within three seconds.
+/// How long events are listened to. With what it takes to load the programs, an answer comes within three seconds.
 const MOMENT: Duration = Duration::from_millis(1_250);
+/// As many as a process that does not read takes to be told of; on a busy machine they take longer.
+const POLLS: u32 = 3;
 
 /// Says what is wrong at this moment; fails where anything is.
 pub(super) fn now(typed: &NowArguments) -> anyhow::Result<Outcome> {
@@ -60,7 +61,10 @@ pub(super) fn now(typed: &NowArguments) -> anyhow::Result<Outcome> {
             &mut watch,
             &mut Each(|line| now.add(line)),
             None,
-            Some(duration),
+            Length {
+                duration: Some(duration),
+                polls: POLLS,
+            },
             &mut signals,
         )
         .await?;

@@ -18,7 +18,7 @@ use crate::{
     filter::EventFilter,
     kernel::{self, LiveKernel},
     privileges,
-    run::{self, Recorder, Signals},
+    run::{self, Length, Recorder, Signals},
     sink::{Line, Lines as _, Output, Sinks, WhenFull, sinks::Opened},
     watch::Watch,
 };
@@ -120,7 +120,10 @@ async fn trace(
         &mut watch,
         &mut sinks,
         recorder.as_mut(),
-        typed.duration,
+        Length {
+            duration: typed.duration,
+            polls: 0,
+        },
         signals,
     )
     .await;

@@ -88,6 +88,15 @@ impl Ends {
     }
 }
 
+/// How long a run is, where nobody ends it before.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Length {
+    /// Without one it goes on.
+    pub duration: Option<Duration>,
+    /// Polls that it has at least, however slow the machine.
+    pub polls: u32,
+}
+
 /// Runs until the time is over, a signal comes, or nobody reads the output; then takes what is still
 /// in the rings, and prints the totals.
 pub async fn run<S: Source>(
@@ -95,7 +104,7 @@ pub async fn run<S: Source>(
     watch: &mut Watch,
     sinks: &mut impl Lines,
     mut recorder: Option<&mut Recorder>,
-    duration: Option<Duration>,
+    length: Length,
     signals: &mut Signals,
 ) -> anyhow::Result<Reason> {
     let mut failures = Failures::default();
@@ -105,7 +114,7 @@ pub async fn run<S: Source>(
         sinks,
         recorder.as_deref_mut(),
         &mut failures,
-        duration,
+        length,
         signals,
     )
     .await?;
@@ -132,7 +141,7 @@ async fn until_end<S: Source>(
     sinks: &mut impl Lines,
     mut recorder: Option<&mut Recorder>,
     failures: &mut Failures,
-    duration: Option<Duration>,
+    length: Length,
     signals: &mut Signals,
 ) -> anyhow::Result<Reason> {
     let streams = watch.emits().records() != 0;
@@ -142,7 +151,8 @@ async fn until_end<S: Source>(
         POLL_INTERVAL
     });
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let deadline = duration.map(|duration| Instant::now() + duration);
+    let deadline = length.duration.map(|duration| Instant::now() + duration);
+    let mut polls_left = length.polls;
     let mut next_stats = Instant::now() + STATS_INTERVAL;
     let mut next_reconcile = Instant::now() + RECONCILE_INTERVAL;
     let mut more = false;
@@ -153,7 +163,7 @@ async fn until_end<S: Source>(
             // Ends first: a host so busy that there is always something to read ends, too.
             biased;
             () = signals.ends.received() => return Ok(Reason::Signal),
-            () = sleep_until_some(deadline) => return Ok(Reason::Duration),
+            () = sleep_until_some(deadline), if polls_left == 0 => return Ok(Reason::Duration),
             () = sinks.failed() => {
                 if sinks.are_over() {
                     return Ok(Reason::BrokenPipe);
@@ -183,6 +193,7 @@ async fn until_end<S: Source>(
             failures,
         };
         if polls {
+            polls_left = polls_left.saturating_sub(1);
             let reconciles = Instant::now() >= next_reconcile;
             if reconciles {
                 next_reconcile += RECONCILE_INTERVAL;

@@ -138,7 +138,11 @@ struct Ran {
 
 /// Runs until `duration`, on paused time: the clock jumps to the next timer when nothing else is left.
 fn run_for(source: &mut Fake, output: Option<File>, duration: Option<Duration>) -> Ran {
-    run_recorded(source, output, None, duration)
+    run_recorded(source, output, None, Length { duration, polls: 0 })
+}
+
+fn run_within(source: &mut Fake, length: Length) -> Ran {
+    run_recorded(source, None, None, length)
 }
 
 /// The same, with another file for a recording.
@@ -146,7 +150,7 @@ fn run_recorded(
     source: &mut Fake,
     output: Option<File>,
     kept_in: Option<File>,
-    duration: Option<Duration>,
+    length: Length,
 ) -> Ran {
     // A test that failed leaves nothing half-made there.
     let (_shared, _alone) = if source.asked_at.is_empty() {
@@ -200,7 +204,7 @@ fn run_recorded(
             &mut watch,
             &mut sinks,
             Some(&mut recorder),
-            duration,
+            length,
             &mut signals,
         )
         .await;
@@ -244,7 +248,10 @@ fn a_recording_that_cannot_be_written_ends_and_tracing_goes_on() {
         &mut source,
         None,
         Some(fills(16 << 10)),
-        Some(Duration::from_mins(10)),
+        Length {
+            duration: Some(Duration::from_mins(10)),
+            polls: 0,
+        },
     );
     assert_eq!(ran.reason.unwrap(), Reason::Duration);
     assert_eq!(ran.lines.last().unwrap()["kind"], "stop");
@@ -259,6 +266,18 @@ fn an_idle_host_is_polled_twice_a_second() {
     assert_eq!(ran.reason.unwrap(), Reason::Duration);
     // One at once, one each 500 ms, one at the end.
     assert_eq!(source.polls, 1 + 19 + 1);
+}
+
+#[test]
+fn a_run_has_the_polls_that_it_needs_however_short_it_is() {
+    let mut source = Fake::default();
+    let length = Length {
+        duration: Some(Duration::from_millis(1)),
+        polls: 3,
+    };
+    let ran = run_within(&mut source, length);
+    assert_eq!(ran.reason.unwrap(), Reason::Duration);
+    assert_eq!(source.polls, 3 + 1, "and one at the end");
 }
 
 #[test]
