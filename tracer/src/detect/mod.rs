@@ -19,7 +19,7 @@ mod connection_drop;
 mod context;
 mod dropped_here;
 mod early_drop;
-mod errno;
+pub(crate) mod errno;
 mod facts;
 mod half_open;
 mod limits;

@@ -290,10 +290,12 @@ pub(super) const LADDERS: &[Ladder] = &[
             kprobe(&[on("undo_kprobe", "tcp_undo_cwnd_reduction")]),
             blind_tracepoint(
                 &[on("undo_tracepoint", "tcp_cong_state_set")],
-                "losses that turn out to be none after their recovery, and by what one did before its end",
+                "segments that were sent again without need where that is found out after the recovery, and by which check it was found out before",
             ),
         ],
-        off: Some("losses that were none, unless the peer says that what was repeated came twice"),
+        off: Some(
+            "segments that were sent again without need, unless the peer reports the second copies (DSACK)",
+        ),
     },
     Ladder {
         hook: hook::PROBE,

@@ -14,8 +14,8 @@ section! {
         /// Distinct sources of SYNs in trouble from which on it reads like a flood of forged addresses: more than
         /// the clients one broken path usually has within a SYN-ACK's 63 s.
         flood_sources: u64 = 64;
-        /// Share of completed handshakes below which it does: forged addresses complete none, and a flood that is
-        /// not ten times the real clients needs no finding of its own.
+        /// A flood completes a smaller share of its handshakes than this: forged addresses complete none, and a flood
+        /// that is not ten times the real clients needs no finding of its own.
         flood_completed: f64 = 0.1 => share;
         /// Consecutive retransmission timeouts that open `dead_peer`. 3 is tcp_retries1, where the kernel itself
         /// starts to doubt the path; on a LAN that is 1.4 s of silence.

@@ -296,12 +296,12 @@ pub(crate) static REGISTER: Register<Records> = Register {
             never: &[syns, silence, loss],
         },
         Claim {
-            words: "the peer says that most came twice: they were late or overtaken and not lost, or their acknowledgements",
+            words: "the peer reports that it received most of them twice (DSACK): they were late or out of order, not lost; or",
             said: &[twice],
             never: &[few_twice, taken_back, loss],
         },
         Claim {
-            words: "as their acknowledgements tell: they or those were late, not lost",
+            words: "as their acknowledgements say: the segments or the acknowledgements were late, not lost",
             said: &[taken_back],
             never: &[twice, few_twice, loss],
         },

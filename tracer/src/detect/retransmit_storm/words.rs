@@ -211,12 +211,12 @@ fn reading(cause: Cause, sum: &Segments) -> &'static str {
             "the peer's window is shut: its application does not read, or its kernel has no memory for what comes"
         }
         Cause::Reordering if sum.undone > sum.spurious / 2 => {
-            "most had arrived before they were sent again, as their acknowledgements tell: they or those were late, \
-             not lost"
+            "most had arrived before they were sent again, as their acknowledgements say: the segments or the \
+             acknowledgements were late, not lost"
         }
         Cause::Reordering => {
-            "the peer says that most came twice: they were late or overtaken and not lost, or their acknowledgements \
-             were late or lost"
+            "the peer reports that it received most of them twice (DSACK): they were late or out of order, not lost; or \
+             their acknowledgements were late or lost"
         }
         Cause::Unknown => "their types do not tell why",
     }

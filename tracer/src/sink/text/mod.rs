@@ -262,7 +262,12 @@ impl Text {
     fn detail(&self, time: Ktime, body: &Body) -> String {
         match body {
             Body::State(state) => {
-                format!("  {:?} → {:?}{}", state.old, state.new, errno(state.errno))
+                format!(
+                    "  {} → {}{}",
+                    state.old.name(),
+                    state.new.name(),
+                    errno(state.errno)
+                )
             }
             Body::Retransmit(retransmit) => format!(
                 "  {} {} seq {} unacked {} B srtt {:.1} ms timeouts {}",
@@ -305,7 +310,10 @@ impl Text {
                 drop.tcp_flags,
                 reason(drop.reason, &self.host.drop_reasons)
             ),
-            Body::Undo(undo) => format!("  {}× for nothing", undo.totals.segments),
+            Body::Undo(undo) => format!(
+                "  {} sent again without need",
+                plural(undo.totals.segments, "segment")
+            ),
             Body::EarlyDrop(early_drop) => format!(
                 "  {}×{}{}",
                 early_drop.count,
@@ -316,12 +324,14 @@ impl Text {
                     .unwrap_or_default(),
             ),
             Body::Failure(failure) => format!(
-                "  ×{}  errno {} after {} SYNs",
-                failure.count, failure.errno, failure.syns
+                "  {}×{} after {}",
+                failure.count,
+                errno(failure.errno),
+                plural(failure.syns.into(), "SYN"),
             ),
             Body::Close(close) => format!(
-                "  from {:?}  {} bytes sent, {} received{}",
-                close.old,
+                "  from {}  {} B sent, {} B received{}",
+                close.old.name(),
                 close.bytes_sent(),
                 close.bytes_received(),
                 errno(close.errno),
@@ -332,11 +342,11 @@ impl Text {
                 probe.tcp.probes_out,
                 probe.result,
             ),
-            Body::Snapshot(snapshot) => format!("  {:?}", snapshot.socket.state),
+            Body::Snapshot(snapshot) => format!("  {}", snapshot.socket.state.name()),
             Body::Idle(idle) => format!("  idle for {} s", idle.idle.as_secs()),
             Body::Seed(seed) => format!(
-                "  {:?}{}{}",
-                seed.socket.state,
+                "  {}{}{}",
+                seed.socket.state.name(),
                 seed.since.map_or_else(String::new, |since| format!(
                     " for {:.1} s at least",
                     time.since(since).as_secs_f64()

@@ -6,6 +6,7 @@ use jiff::tz::TimeZone;
 
 use super::super::{escape::Escaped, line::Time};
 use crate::{
+    detect::errno,
     event::{self, OwnerSource},
     finding::{Container, Evidence, Finding, Owner, Subject, Value},
 };
@@ -14,7 +15,7 @@ pub(super) fn errno(errno: u32) -> String {
     if errno == 0 {
         String::new()
     } else {
-        format!(" errno {errno}")
+        errno::name(errno).map_or_else(|| format!(" error {errno}"), |name| format!(" {name}"))
     }
 }
 
