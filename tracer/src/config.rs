@@ -7,6 +7,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ use crate::{
     emit::{Emit, Emits},
     plan::{HookMode, Transport},
     section::{Section, section},
-    sink::{self, Format, Selection, To},
+    sink::{self, Format, Selection, To, destination::Rotation},
 };
 
 /// Where the package puts the file, and where it is looked for when `--config` names none.
@@ -88,12 +89,16 @@ section! {
         /// file: and a path to append to, journald, syslog (the local socket), syslog:udp:HOST:PORT,
         /// syslog:tcp:HOST:PORT, syslog:tcp-lines:HOST:PORT, or metrics: and a port of the loopback address, or
         /// ADDRESS:PORT, to serve them at (as --metrics). format and emit as above; findings: kinds of findings
-        /// it has, all where none is named.
+        /// it has, all where none is named. A file is renamed to FILE.1 before it has more than rotate_bytes (64 KiB
+        /// at least), or is older than rotate_s (60 at least); keep, 5 where it is not set, old ones stay.
         /// [[output.also]]
         /// to = "file:/var/log/conntracer.ndjson"
         /// format = "json"
         /// emit = []
         /// findings = []
+        /// rotate_bytes = 104857600
+        /// rotate_s = 86400
+        /// keep = 5
         #[serde(skip_serializing_if = "Vec::is_empty")]
         also: Vec<Also> = Vec::new();
     }
@@ -111,9 +116,48 @@ pub struct Also {
     pub emit: Vec<Emit>,
     #[serde(default)]
     pub findings: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotate_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotate_s: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<u32>,
 }
 
+/// Below these a file would be renamed at every other line.
+const SMALLEST_FILE: u64 = 1 << 16;
+const SHORTEST_AGE_S: u64 = 60;
+/// Each renaming renames all of them.
+const MOST_KEPT: u32 = 1_000;
+const KEPT: u32 = 5;
+
 impl Also {
+    fn rotation(&self) -> Result<Rotation, String> {
+        let least = |key: &str, value: Option<u64>, least: u64| match value {
+            Some(value) if value < least => Err(format!(
+                "output.also.{key} is {value}, and has to be {least} or more"
+            )),
+            value => Ok(value),
+        };
+        let bytes = least("rotate_bytes", self.rotate_bytes, SMALLEST_FILE)?;
+        let age = least("rotate_s", self.rotate_s, SHORTEST_AGE_S)?;
+        if let Some(keep) = self.keep
+            && !(1..=MOST_KEPT).contains(&keep)
+        {
+            return Err(format!(
+                "output.also.keep is {keep}, and has to be 1 to {MOST_KEPT}"
+            ));
+        }
+        if bytes.is_none() && age.is_none() && self.keep.is_none() {
+            return Ok(Rotation::default());
+        }
+        Ok(Rotation {
+            bytes,
+            age: age.map(Duration::from_secs),
+            keep: self.keep.unwrap_or(KEPT),
+        })
+    }
+
     /// The output that it asks for; otherwise what is wrong, and the remedy.
     pub fn output(&self) -> Result<sink::Output, String> {
         let kind = |name: &String| {
@@ -123,7 +167,13 @@ impl Also {
             })
         };
         let to = To::parse(&self.to).map_err(|error| format!("output.also.to: {error}"))?;
-        if to.is_for_programs() && matches!(self.format, Format::Text | Format::Brief) {
+        let to = to.rotated(self.rotation()?).ok_or_else(|| {
+            format!(
+                "output.also: {} is no file, and rotate_bytes, rotate_s and keep are for files",
+                self.to
+            )
+        })?;
+        if to.reads_json() && matches!(self.format, Format::Text | Format::Brief) {
             return Err(format!(
                 "output.also.format: {} reads JSON: leave the format out",
                 self.to
@@ -349,6 +399,22 @@ mod tests {
     #[case::no_destination(
         "[[output.also]]\nto = \"printer\"\n",
         "output.also.to: nothing is called `printer`: name one of stdout, file, journald, metrics, syslog"
+    )]
+    #[case::small_file(
+        "[[output.also]]\nto = \"file:/f\"\nrotate_bytes = 10\n",
+        "output.also.rotate_bytes is 10, and has to be 65536 or more"
+    )]
+    #[case::none_kept(
+        "[[output.also]]\nto = \"file:/f\"\nrotate_s = 60\nkeep = 0\n",
+        "output.also.keep is 0, and has to be 1 to 1000"
+    )]
+    #[case::no_file_to_rename(
+        "[[output.also]]\nto = \"journald\"\nrotate_s = 60\n",
+        "journald is no file"
+    )]
+    #[case::text_for_a_program(
+        "[[output.also]]\nto = \"metrics:1\"\nformat = \"text\"\n",
+        "metrics:1 reads JSON"
     )]
     #[case::no_finding(
         "[[output.also]]\nto = \"stdout\"\nfindings = [\"rain\"]\n",

@@ -6,7 +6,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io, thread,
+    io,
+    time::Duration,
 };
 
 use conntracer_common::{
@@ -27,6 +28,11 @@ const MAX_STEPS: usize = 4 * MAX_NAMESPACES;
 /// Looks at one namespace before a residue is believed: an event is counted by the kernel a little before
 /// or after the eBPF side counts it.
 const TRIES: usize = 8;
+/// Rests between looks, in one comparison of all namespaces. In the middle of an event a virtual CPU may be stopped by its
+/// host, or by an emulator until this one has nothing to do, and no number of looks in a row finds the other half.
+const RESTS: usize = 16;
+/// As long as a host lets others run at least, as a rule.
+pub(super) const REST: Duration = Duration::from_millis(1);
 
 /// The kernel's counters and ours in each namespace: of the running kernel, or a test's idea of one.
 pub(super) trait BothCounts {
@@ -38,6 +44,8 @@ pub(super) trait BothCounts {
     fn counted(&self) -> io::Result<BTreeSet<NetnsId>>;
     /// A namespace is gone, and its counts may go.
     fn forget(&mut self, id: NetnsId);
+    /// Lets the other CPUs go on.
+    fn rest(&self);
 }
 
 /// The namespaces that are compared.
@@ -109,11 +117,12 @@ impl Namespaces {
         if whole {
             self.depart(kernel, &found, ktime_ns, feed)?;
         }
+        let mut rests = RESTS;
         for (id, known) in &mut self.known {
             let Some(net) = found.get(id) else {
                 continue;
             };
-            let Some(record) = known.compare(kernel, *net, *id)? else {
+            let Some(record) = known.compare(kernel, *net, *id, &mut rests)? else {
                 continue;
             };
             say(&mut known.said, &record, ktime_ns, feed);
@@ -225,6 +234,7 @@ impl Known {
         kernel: &impl BothCounts,
         net: u64,
         id: NetnsId,
+        rests: &mut usize,
     ) -> io::Result<Option<Netns>> {
         let mut record = None;
         for _ in 0..TRIES {
@@ -233,6 +243,9 @@ impl Known {
                 return Ok(None);
             };
             let since = now.since(&self.base);
+            let is_news = self
+                .said
+                .is_none_or(|said| since.residues() != residues(&said));
             record = Some(Netns {
                 kernel: since.kernel,
                 before: since.before,
@@ -244,7 +257,11 @@ impl Known {
             if since.agrees() {
                 break;
             }
-            thread::yield_now();
+            // What was told before is no event of this moment.
+            if is_news && *rests > 0 {
+                *rests -= 1;
+                kernel.rest();
+            }
         }
         Ok(record)
     }
@@ -268,8 +285,16 @@ impl Reading {
     }
 
     fn agrees(&self) -> bool {
-        (0..kernel::COUNT).all(|at| residue(self.kernel[at], self.before[at], self.after[at]) == 0)
+        self.residues().iter().all(|residue| *residue == 0)
     }
+
+    fn residues(&self) -> [i64; kernel::COUNT] {
+        std::array::from_fn(|at| residue(self.kernel[at], self.before[at], self.after[at]))
+    }
+}
+
+fn residues(said: &Netns) -> [i64; kernel::COUNT] {
+    std::array::from_fn(|at| residue(said.kernel[at], said.before[at], said.after[at]))
 }
 
 /// Ours, then the kernel's, then ours; `None` when the namespace is gone, or another one by now.
@@ -358,6 +383,9 @@ mod tests {
         cut_short: Cell<bool>,
         /// Events that the kernel counted and the eBPF side has yet to; told at a look.
         in_flight: Cell<u64>,
+        /// What is in flight stays there until somebody rests.
+        stopped: Cell<bool>,
+        rests: Cell<usize>,
     }
 
     impl Fake {
@@ -410,7 +438,9 @@ mod tests {
             let mut counts = [0; count::COUNT];
             let counted = self.counts.get(&id.inode).copied().unwrap_or_default();
             let late = self.in_flight.get();
-            self.in_flight.set(late.saturating_sub(1));
+            if !self.stopped.get() {
+                self.in_flight.set(late.saturating_sub(1));
+            }
             counts[syn_outcome::ACCEPT_QUEUE_FULL] = counted - counted.min(late);
             Ok(counts)
         }
@@ -429,6 +459,13 @@ mod tests {
             self.counts.remove(&id.inode);
             self.forgotten.push(id.inode);
         }
+
+        fn rest(&self) {
+            self.rests.set(self.rests.get() + 1);
+            if self.stopped.take() {
+                self.in_flight.set(0);
+            }
+        }
     }
 
     fn id(inode: u32) -> NetnsId {
@@ -445,7 +482,7 @@ mod tests {
         records
     }
 
-    fn residues(record: &Netns) -> i64 {
+    fn sum(record: &Netns) -> i64 {
         let at = kernel::LISTEN_DROPS;
         residue(record.kernel[at], record.before[at], record.after[at])
     }
@@ -462,7 +499,7 @@ mod tests {
         let records = compared(&mut namespaces, &mut fake);
         assert_eq!(records.len(), 2, "{records:?}");
         assert_eq!(records[1].kernel[kernel::LISTEN_DROPS], 1);
-        assert_eq!(residues(&records[1]), 0);
+        assert_eq!(sum(&records[1]), 0);
         assert_eq!(records[1].flags, 0);
         assert!(compared(&mut namespaces, &mut fake).is_empty(), "no news");
     }
@@ -476,7 +513,7 @@ mod tests {
             fake.overflow(1, seen);
         }
         let records = compared(&mut namespaces, &mut fake);
-        assert_eq!(residues(&records[0]), 2);
+        assert_eq!(sum(&records[0]), 2);
     }
 
     #[test]
@@ -487,7 +524,35 @@ mod tests {
         fake.overflow(1, true);
         fake.in_flight.set(3);
         let records = compared(&mut namespaces, &mut fake);
-        assert_eq!(residues(&records[0]), 0);
+        assert_eq!(sum(&records[0]), 0);
+    }
+
+    #[test]
+    fn a_cpu_that_is_stopped_within_an_event_goes_on_when_this_one_rests() {
+        let mut fake = Fake::of(&[1]);
+        let mut namespaces = Namespaces::new(&Filter::NONE, 0);
+        namespaces.begin(&fake).unwrap();
+        fake.overflow(1, true);
+        fake.in_flight.set(1);
+        fake.stopped.set(true);
+        let records = compared(&mut namespaces, &mut fake);
+        assert_eq!(sum(&records[0]), 0);
+        assert_eq!(fake.rests.get(), 1);
+    }
+
+    #[test]
+    fn what_never_agrees_is_not_waited_for_again() {
+        let lists: Vec<u32> = (1..=10).collect();
+        let mut fake = Fake::of(&lists);
+        let mut namespaces = Namespaces::new(&Filter::NONE, 0);
+        namespaces.begin(&fake).unwrap();
+        for inode in &lists {
+            fake.overflow(*inode, false);
+        }
+        compared(&mut namespaces, &mut fake);
+        assert_eq!(fake.rests.get(), RESTS, "for all of them together");
+        compared(&mut namespaces, &mut fake);
+        assert_eq!(fake.rests.get(), RESTS);
     }
 
     #[test]
@@ -501,7 +566,7 @@ mod tests {
         let born = records.iter().find(|record| record.id == id(3)).unwrap();
         assert_eq!(born.flags, netns_flag::BORN);
         assert_eq!(born.kernel[kernel::LISTEN_DROPS], 1);
-        assert_eq!(residues(born), 0);
+        assert_eq!(sum(born), 0);
         let gone = compared(&mut namespaces, &mut fake);
         assert_eq!(fake.forgotten, [2]);
         let gone: Vec<_> = gone
@@ -536,7 +601,7 @@ mod tests {
         let records = compared(&mut namespaces, &mut fake);
         let record = records.iter().find(|record| record.id == id(2)).unwrap();
         assert_eq!(record.kernel[kernel::LISTEN_DROPS], 2);
-        assert_eq!(residues(record), 0);
+        assert_eq!(sum(record), 0);
         assert_eq!(record.flags, 0);
         assert!(fake.forgotten.is_empty());
     }
@@ -565,7 +630,7 @@ mod tests {
         namespaces.begin(&fake).unwrap();
         fake.overflow(2, true);
         let said = compared(&mut namespaces, &mut fake);
-        assert_eq!(residues(&said[1]), 0);
+        assert_eq!(sum(&said[1]), 0);
         fake.taken_down = vec![2];
         fake.kernel.insert(2, 0xffff_8880_1234_5678);
         assert!(compared(&mut namespaces, &mut fake).is_empty());

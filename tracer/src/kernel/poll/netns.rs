@@ -1,6 +1,6 @@
 //! The running kernel's namespaces and counters, for `kernel::netns` to compare.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, io, thread};
 
 use aya::{
     Ebpf,
@@ -18,7 +18,7 @@ use crate::kernel::{
     clock::ktime_ns,
     error::CannotTrace,
     maps,
-    netns::{BothCounts, Namespaces},
+    netns::{BothCounts, Namespaces, REST},
     on_demand, percpu,
 };
 
@@ -146,5 +146,9 @@ impl BothCounts for RunningKernel<'_> {
     fn forget(&mut self, id: NetnsId) {
         // Absent where nothing went wrong.
         let _absent = self.counts.remove(&transmute!(id));
+    }
+
+    fn rest(&self) {
+        thread::sleep(REST);
     }
 }

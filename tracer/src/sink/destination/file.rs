@@ -1,28 +1,31 @@
-//! A file that is appended to, and opened anew where it is asked to: after its old one was renamed.
+//! A file that is appended to, and opened anew where it is asked to: after its old one was renamed. It renames it itself
+//! where a size or an age is set.
 
 use std::{
-    ffi::OsStr,
     fs::{self, File, OpenOptions},
     io, mem,
     os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context;
 
-use super::stream::{Destination, Stream};
+use super::{
+    rotation::Rotation,
+    stream::{Destination, Stream},
+};
 use crate::sink::line::Line;
 
 /// No link is followed: root writing into a directory of somebody else must not be led elsewhere.
-pub(super) fn open(path: &OsStr) -> anyhow::Result<Box<dyn Destination>> {
+pub(super) fn open(path: &Path, rotation: Rotation) -> anyhow::Result<Box<dyn Destination>> {
     let path = PathBuf::from(path);
-    let file = append(&path).with_context(|| format!("opening {} to append to", path.display()))?;
-    let is_torn =
-        is_torn(&file).with_context(|| format!("reading the end of {}", path.display()))?;
+    let opened =
+        Opened::new(&path).with_context(|| format!("opening {} to append to", path.display()))?;
     Ok(Box::new(Appended {
-        stream: Stream::new(file),
         path,
-        is_torn,
+        rotation,
+        opened,
     }))
 }
 
@@ -30,31 +33,70 @@ pub(super) fn open(path: &OsStr) -> anyhow::Result<Box<dyn Destination>> {
 #[derive(Debug)]
 struct Appended {
     path: PathBuf,
+    rotation: Rotation,
+    opened: Opened,
+}
+
+/// The file of now.
+#[derive(Debug)]
+struct Opened {
     stream: Stream,
     /// Its last line is not whole: it is ended before the first of ours, and not before there is one.
     is_torn: bool,
+    size: u64,
+    /// When it was made, as far as its file system knows.
+    since: SystemTime,
+}
+
+impl Opened {
+    fn new(path: &Path) -> io::Result<Self> {
+        let file = append(path)?;
+        let (found, now) = (file.metadata()?, SystemTime::now());
+        Ok(Self {
+            is_torn: is_torn(&file)?,
+            size: found.len(),
+            since: found.created().unwrap_or(now),
+            stream: Stream::new(file),
+        })
+    }
+
+    fn write(&mut self, line: &Line, rendered: &[u8]) -> io::Result<()> {
+        if mem::take(&mut self.is_torn) {
+            self.stream.write(line, b"\n")?;
+            self.size = self.size.saturating_add(1);
+        }
+        self.size = self.size.saturating_add(length(rendered));
+        self.stream.write(line, rendered)
+    }
+
+    fn age(&self) -> Duration {
+        // None of a clock that was set back.
+        self.since.elapsed().unwrap_or_default()
+    }
+}
+
+fn length(rendered: &[u8]) -> u64 {
+    u64::try_from(rendered.len()).unwrap_or(u64::MAX)
 }
 
 impl Destination for Appended {
     fn write(&mut self, line: &Line, rendered: &[u8]) -> io::Result<()> {
-        if mem::take(&mut self.is_torn) {
-            self.stream.write(line, b"\n")?;
+        let after = self.opened.size.saturating_add(length(rendered));
+        if self.opened.size > 0 && self.rotation.is_due(after, self.opened.age()) {
+            self.rotate()?;
         }
-        self.stream.write(line, rendered)
+        self.opened.write(line, rendered)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
+        self.opened.stream.flush()
     }
 
     /// What was handed over before is in the old file, whole; where there is no new one, it goes on in the old one.
     fn reopen(&mut self) -> io::Result<()> {
-        self.stream.flush()?;
-        match append(&self.path).and_then(|file| Ok((is_torn(&file)?, file))) {
-            Ok((is_torn, file)) => {
-                self.is_torn = is_torn;
-                self.stream = Stream::new(file);
-            }
+        self.flush()?;
+        match Opened::new(&self.path) {
+            Ok(opened) => self.opened = opened,
             Err(error) => log::warn!(
                 "opening {} anew: {error}; the output goes on in the file that was open",
                 self.path.display()
@@ -64,7 +106,25 @@ impl Destination for Appended {
     }
 
     fn file(&self) -> Option<&File> {
-        self.stream.file()
+        self.opened.stream.file()
+    }
+}
+
+impl Appended {
+    /// Whole lines are in the old file; where it cannot be renamed, it goes on in it until it is due again.
+    fn rotate(&mut self) -> io::Result<()> {
+        self.flush()?;
+        match self.rotation.rename(&self.path) {
+            Ok(()) => self.reopen(),
+            Err(error) => {
+                log::warn!(
+                    "renaming {}: {error}; the output goes on in it",
+                    self.path.display()
+                );
+                (self.opened.size, self.opened.since) = (0, SystemTime::now());
+                Ok(())
+            }
+        }
     }
 }
 
@@ -137,7 +197,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let target = directory.path().join("target");
         fs::write(&target, "{\"schema\":1,\"ti").unwrap();
-        let mut output = open(target.as_os_str()).unwrap();
+        let mut output = open(&target, Rotation::default()).unwrap();
         assert_eq!(
             fs::read_to_string(&target).unwrap(),
             "{\"schema\":1,\"ti",
@@ -174,7 +234,7 @@ mod tests {
     fn a_file_that_was_renamed_is_left_and_loses_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let (path, old) = (directory.path().join("log"), directory.path().join("log.1"));
-        let mut output = open(path.as_os_str()).unwrap();
+        let mut output = open(&path, Rotation::default()).unwrap();
         output.write(&LINE, b"one\n").unwrap();
         fs::rename(&path, &old).unwrap();
         output.write(&LINE, b"two\n").unwrap();
@@ -195,5 +255,75 @@ mod tests {
             "three\nfour\n"
         );
         fs::rename(away, directory.path()).unwrap();
+    }
+
+    /// So many lines of ten bytes, and what is in each file then, the newest first.
+    fn rotated(rotation: Rotation, lines: u32) -> Vec<String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let mut output = open(&path, rotation).unwrap();
+        for line in 0..lines {
+            output
+                .write(&LINE, format!("line {line:04}\n").as_bytes())
+                .unwrap();
+        }
+        output.flush().unwrap();
+        let names = ["log", "log.1", "log.2", "log.3"].map(|name| directory.path().join(name));
+        let there = names.iter().filter(|path| path.exists());
+        there
+            .map(|path| fs::read_to_string(path).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_file_that_is_large_enough_is_renamed_between_two_lines() {
+        let rotation = Rotation {
+            bytes: Some(35),
+            age: None,
+            keep: 2,
+        };
+        let files = rotated(rotation, 11);
+        let all = |lines: std::ops::Range<u32>| {
+            let lines: Vec<_> = lines.map(|line| format!("line {line:04}\n")).collect();
+            lines.concat()
+        };
+        assert_eq!(files, [all(9..11), all(6..9), all(3..6)], "the oldest went");
+        assert_eq!(rotated(rotation, 3), [all(0..3)]);
+        // A line that is longer than a whole file is in one of its own.
+        let short = Rotation {
+            bytes: Some(5),
+            ..rotation
+        };
+        assert_eq!(rotated(short, 3), [all(2..3), all(1..2), all(0..1)]);
+    }
+
+    #[test]
+    fn a_file_that_is_old_enough_is_renamed() {
+        let rotation = Rotation {
+            bytes: None,
+            age: Some(Duration::ZERO),
+            keep: 1,
+        };
+        assert_eq!(rotated(rotation, 3), ["line 0002\n", "line 0001\n"]);
+        assert_eq!(rotated(Rotation::default(), 3).len(), 1);
+    }
+
+    #[test]
+    fn one_that_cannot_be_renamed_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let rotation = Rotation {
+            bytes: Some(10),
+            age: None,
+            keep: 1,
+        };
+        let mut output = open(&path, rotation).unwrap();
+        // A directory is not replaced by a file.
+        fs::create_dir(directory.path().join("log.1")).unwrap();
+        for line in [&b"one\n"[..], b"and two\n", b"three\n"] {
+            output.write(&LINE, line).unwrap();
+        }
+        output.flush().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\nand two\nthree\n");
     }
 }
