@@ -257,11 +257,12 @@ impl Pipeline {
         for (id, met) in &meetings {
             incidents.met(self.alike.told_by(*id), met);
         }
+        let mut named = Vec::with_capacity(told.len());
         for finding in told {
-            self.attribution.pass(finding, &mut |finding| {
-                incidents.pass(finding, &mut |finding| out(Output::Finding(finding)));
-            });
+            self.attribution
+                .pass(finding, &mut |finding| named.push(finding));
         }
+        incidents.pass_all(named, &mut |finding| out(Output::Finding(finding)));
     }
 
     /// The end of input: the last figures of every finding that is still open.

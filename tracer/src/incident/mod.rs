@@ -191,17 +191,25 @@ impl Incidents {
     }
 
     /// Completes a finding by its incident, and hands it on, with those that it changes.
-    pub(crate) fn pass(&mut self, mut finding: Finding, out: &mut dyn FnMut(&Finding)) {
-        let id = finding.id;
-        self.forget_old(finding.at);
-        self.member(id).said = Some(finding.clone());
-        self.link_same_listener(&finding);
-        self.link_legs(&finding);
-        let mut changed = self.join(id);
-        changed.remove(&id);
-        self.complete(&mut finding);
-        out(&finding);
-        for other in changed.into_iter().take(MAX_SAID_AGAIN) {
+    pub(crate) fn pass(&mut self, finding: Finding, out: &mut dyn FnMut(&Finding)) {
+        self.pass_all(vec![finding], out);
+    }
+
+    /// The same of findings of one moment: each is said once, with what all of them make of its incident.
+    pub(crate) fn pass_all(&mut self, findings: Vec<Finding>, out: &mut dyn FnMut(&Finding)) {
+        let Some(at) = findings.iter().map(|finding| finding.at).max() else {
+            return;
+        };
+        let mut changed = BTreeSet::new();
+        for finding in &findings {
+            changed.extend(self.take(finding).into_iter().take(MAX_SAID_AGAIN));
+        }
+        for mut finding in findings {
+            changed.remove(&finding.id);
+            self.complete(&mut finding);
+            out(&finding);
+        }
+        for other in changed {
             let open = self
                 .members
                 .get(&other)
@@ -209,11 +217,23 @@ impl Incidents {
                 .filter(|said| said.status != Status::Resolved);
             if let Some(mut said) = open {
                 said.status = Status::Update;
-                said.at = finding.at;
+                said.at = at;
                 self.complete(&mut said);
                 out(&said);
             }
         }
+    }
+
+    /// Joins a finding to what it belongs to; the others whose incident or cause that changes.
+    fn take(&mut self, finding: &Finding) -> BTreeSet<u64> {
+        let id = finding.id;
+        self.forget_old(finding.at);
+        self.member(id).said = Some(finding.clone());
+        self.link_same_listener(finding);
+        self.link_legs(finding);
+        let mut changed = self.join(id);
+        changed.remove(&id);
+        changed
     }
 
     /// Its member, made the newest. What has to go for it is joined no more.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use conntracer_common::record::{Acceptor, Socket, failure_how, syn_outcome};
 use rstest::rstest;
 
+use super::Incidents;
 use crate::{
     detect::{
         Thresholds,
@@ -382,6 +383,36 @@ fn a_symptom_that_came_first_is_said_again_when_its_cause_is_known() {
     assert_eq!(pointers(symptom), 1, "{:?}", symptom.advice);
     assert_eq!(incident(only_of(&run, "syn_drop")), (1, None, vec![1]));
     run.assert_replays(Thresholds::default());
+}
+
+/// Findings of one moment, as of a checkpoint: each is said once, and knows of the other.
+#[test]
+fn what_is_said_together_is_said_once() {
+    let mut run = Run::new();
+    dropped(&mut run, SERVER, CLIENT);
+    let one = run.only().clone();
+    let mut other = one.clone();
+    other.id = one.id + 1;
+    let said = |pass: &dyn Fn(&mut Incidents, &mut dyn FnMut(&Finding))| {
+        let mut said = Vec::new();
+        pass(&mut Incidents::default(), &mut |finding: &Finding| {
+            said.push((finding.id, finding.incident));
+        });
+        said
+    };
+    let together = said(&|incidents, out| {
+        incidents.pass_all(vec![other.clone(), one.clone()], out);
+    });
+    assert_eq!(together, [(other.id, one.id), (one.id, one.id)]);
+    // One after the other, the first is said again with its incident.
+    let apart = said(&|incidents, out| {
+        incidents.pass(other.clone(), out);
+        incidents.pass(one.clone(), out);
+    });
+    assert_eq!(
+        apart,
+        [(other.id, other.id), (one.id, one.id), (other.id, one.id)]
+    );
 }
 
 /// Nothing but time, an address or a port in common.
