@@ -393,22 +393,18 @@ fn what_is_said_together_is_said_once() {
     let one = run.only().clone();
     let mut other = one.clone();
     other.id = one.id + 1;
-    let said = |pass: &dyn Fn(&mut Incidents, &mut dyn FnMut(&Finding))| {
-        let mut said = Vec::new();
-        pass(&mut Incidents::default(), &mut |finding: &Finding| {
-            said.push((finding.id, finding.incident));
-        });
-        said
-    };
-    let together = said(&|incidents, out| {
-        incidents.pass_all(vec![other.clone(), one.clone()], out);
+    let (mut together, mut apart) = (Vec::new(), Vec::new());
+    Incidents::default().pass_all(vec![other.clone(), one.clone()], &mut |finding| {
+        together.push((finding.id, finding.incident));
     });
     assert_eq!(together, [(other.id, one.id), (one.id, one.id)]);
     // One after the other, the first is said again with its incident.
-    let apart = said(&|incidents, out| {
-        incidents.pass(other.clone(), out);
-        incidents.pass(one.clone(), out);
-    });
+    let mut incidents = Incidents::default();
+    for finding in [&other, &one] {
+        incidents.pass(finding.clone(), &mut |finding| {
+            apart.push((finding.id, finding.incident));
+        });
+    }
     assert_eq!(
         apart,
         [(other.id, other.id), (one.id, one.id), (other.id, one.id)]
