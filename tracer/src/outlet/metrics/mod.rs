@@ -43,6 +43,7 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 #[derive(Debug)]
 pub(super) struct Server {
     listener: TcpListener,
+    tracer: Process,
 }
 
 /// An address and port, or a port of the loopback address.
@@ -64,7 +65,10 @@ impl Server {
         listener
             .set_nonblocking(true)
             .context("preparing the listener")?;
-        Ok(Self { listener })
+        Ok(Self {
+            listener,
+            tracer: Process::parent(),
+        })
     }
 
     /// Serves what the lines of standard input come to, until they end.
@@ -76,7 +80,8 @@ impl Server {
         let figures = Rc::new(RefCell::new(Figures::new()));
         LocalSet::new().block_on(&runtime, async {
             let listener = tokio::net::TcpListener::from_std(self.listener)?;
-            spawn_local(accept(listener, Rc::clone(&figures)));
+            let tracer = Rc::new(self.tracer);
+            spawn_local(accept(listener, Rc::clone(&figures), tracer));
             read(&figures).await
         })
     }
@@ -95,7 +100,11 @@ async fn read(figures: &RefCell<Figures>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn accept(listener: tokio::net::TcpListener, figures: Rc<RefCell<Figures>>) {
+async fn accept(
+    listener: tokio::net::TcpListener,
+    figures: Rc<RefCell<Figures>>,
+    tracer: Rc<Process>,
+) {
     let places = std::sync::Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await else {
@@ -110,10 +119,10 @@ async fn accept(listener: tokio::net::TcpListener, figures: Rc<RefCell<Figures>>
                 continue;
             }
         };
-        let figures = Rc::clone(&figures);
+        let (figures, tracer) = (Rc::clone(&figures), Rc::clone(&tracer));
         spawn_local(async move {
             let service = service_fn(|request| {
-                let answer = answer(&request, &figures.borrow());
+                let answer = answer(&request, &figures.borrow(), &tracer);
                 async move { Ok::<_, Infallible>(answer) }
             });
             let connection = http1::Builder::new()
@@ -129,7 +138,11 @@ async fn accept(listener: tokio::net::TcpListener, figures: Rc<RefCell<Figures>>
     }
 }
 
-fn answer(request: &Request<Incoming>, figures: &Figures) -> Response<Full<Bytes>> {
+fn answer(
+    request: &Request<Incoming>,
+    figures: &Figures,
+    tracer: &Process,
+) -> Response<Full<Bytes>> {
     let accept = request.headers().get(ACCEPT);
     let accept = accept.and_then(|accept| accept.to_str().ok());
     let path = request.uri().path();
@@ -143,7 +156,7 @@ fn answer(request: &Request<Incoming>, figures: &Figures) -> Response<Full<Bytes
     match (request.method(), path) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
             let exposition = Exposition::asked(accept);
-            let text = figures.text(exposition, &Process::parent());
+            let text = figures.text(exposition, tracer);
             page(StatusCode::OK, exposition.content_type(), text)
         }
         (&Method::GET | &Method::HEAD, "/") => page(

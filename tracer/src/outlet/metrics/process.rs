@@ -16,6 +16,8 @@ use super::exposition::{Text, Type};
 #[derive(Debug)]
 pub(super) struct Process {
     pid: Option<Pid>,
+    ticks_per_second: u64,
+    page_bytes: u64,
 }
 
 /// Of /proc/PID/stat, in ticks, bytes and pages.
@@ -28,8 +30,14 @@ struct Stat {
 }
 
 impl Process {
+    /// While this one may still read its own /proc/self/auxv, which tells the units: up to Linux 6.3 nothing else does, and
+    /// who gave up its user may not.
     pub(super) fn parent() -> Self {
-        Self { pid: getppid() }
+        Self {
+            pid: getppid(),
+            ticks_per_second: clock_ticks_per_second(),
+            page_bytes: u64::try_from(page_size()).unwrap_or(4096),
+        }
     }
 
     /// Nothing where it cannot be read: /proc may be hidden.
@@ -43,7 +51,7 @@ impl Process {
             clippy::cast_precision_loss,
             reason = "seconds: a scraper reads floats"
         )]
-        let seconds = |ticks: u64| ticks as f64 / clock_ticks_per_second() as f64;
+        let seconds = |ticks: u64| ticks as f64 / self.ticks_per_second as f64;
         text.family(
             "process_cpu_seconds",
             Type::Counter,
@@ -55,8 +63,7 @@ impl Process {
             Type::Gauge,
             "Memory of the tracer in RAM; maps and rings of eBPF are not in it.",
         );
-        let page = u64::try_from(page_size()).unwrap_or(4096);
-        text.sample(&[], stat.resident_pages.saturating_mul(page));
+        text.sample(&[], stat.resident_pages.saturating_mul(self.page_bytes));
         text.family(
             "process_virtual_memory_bytes",
             Type::Gauge,
