@@ -20,11 +20,11 @@ use conntracer_tests::{
     netns::NetNs,
     process::Process,
     socket::tcp,
-    tracer::{CANNOT_TRACE, NotStarted, Tracer},
+    tracer::{CANNOT_TRACE, Tracer},
     wait::{self, SOON},
 };
 
-use crate::support::{binary, is_own_machine, lacking, skip, trace};
+use crate::support::{begun, binary, is_own_machine, lacking, skip, trace};
 
 /// `nobody`.
 const UNPRIVILEGED: u32 = 65534;
@@ -68,10 +68,8 @@ fn namespaces_come_and_go_while_it_runs() {
     // Every namespace, and nothing of them but one port.
     let port = ITS_OWN_PORT.to_string();
     command.args(["run", "--hooks", binary.hooks(), "--port", &port]);
-    let mut tracer = match Tracer::of(&mut command) {
-        Ok(tracer) => tracer,
-        Err(NotStarted::CannotTrace(reason)) => return skip(&reason),
-        Err(NotStarted::Failed(error)) => panic!("{error:?}"),
+    let Some(mut tracer) = begun(Tracer::of(&mut command)) else {
+        return;
     };
     let fds = format!("/proc/{}/fd", tracer.pid().as_raw_nonzero());
     let before = fs::read_dir(&fds).unwrap().count();

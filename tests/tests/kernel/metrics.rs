@@ -17,14 +17,14 @@ use conntracer_tests::{
     netns::NetNs,
     proc_net,
     scenario::accept_queue::AcceptQueueFull,
-    tracer::{NotStarted, Tracer},
+    tracer::Tracer,
     wait::{self, EVENTUALLY, SOON},
 };
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     programs::{Served, program},
-    support::{binary, is_syn_drop, skip, trace},
+    support::{begun, binary, is_syn_drop, trace},
 };
 
 /// The process that serves what `tracer` tells, and where.
@@ -258,10 +258,8 @@ fn a_fault_reaches_alertmanager_by_prometheus_within_half_a_minute() {
     let mut command = binary.run(&netns);
     command.args(["--metrics", "9752"]);
     netns.adopt(&mut command);
-    let mut tracer = match Tracer::of(&mut command) {
-        Ok(tracer) => tracer,
-        Err(NotStarted::CannotTrace(reason)) => return skip(&reason),
-        Err(NotStarted::Failed(error)) => panic!("{error:?}"),
+    let Some(mut tracer) = begun(Tracer::of(&mut command)) else {
+        return;
     };
     let metrics = SocketAddr::from(([127, 0, 0, 1], 9752));
     let (_, text) = netns.run(|| get(metrics, "/metrics", "*/*")).unwrap();

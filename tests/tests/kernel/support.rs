@@ -177,7 +177,7 @@ pub(crate) fn trace_everywhere(binary: &Binary) -> Option<Tracer> {
 }
 
 #[track_caller]
-fn begun(tracer: Result<Tracer, NotStarted>) -> Option<Tracer> {
+pub(crate) fn begun(tracer: Result<Tracer, NotStarted>) -> Option<Tracer> {
     match tracer {
         Ok(tracer) => Some(tracer),
         Err(NotStarted::CannotTrace(reason)) => {

@@ -12,7 +12,7 @@ use conntracer_tests::{
     line::Finding,
     netns::NetNs,
     socket::{connect_without_waiting, tcp, wait_error},
-    tracer::{NotStarted, Tracer},
+    tracer::Tracer,
     wait::{self, EVENTUALLY, SOON},
 };
 use rustix::process::Signal;
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::{
     programs::{Served, program},
-    support::{binary, skip},
+    support::{begun, binary},
 };
 
 const PORT: u16 = 5514;
@@ -134,10 +134,8 @@ fn rsyslog_reads_every_field_and_what_came_while_it_was_away() {
     let mut command = binary.run(&netns);
     command.arg("--config").arg(&config);
     netns.adopt(&mut command);
-    let mut tracer = match Tracer::of(&mut command) {
-        Ok(tracer) => tracer,
-        Err(NotStarted::CannotTrace(reason)) => return skip(&reason),
-        Err(NotStarted::Failed(error)) => panic!("{error:?}"),
+    let Some(mut tracer) = begun(Tracer::of(&mut command)) else {
+        return;
     };
     refused(&netns, SERVER_PORT);
     let is_refused = |finding: &Finding| finding.cause == "no_listener";

@@ -81,11 +81,11 @@ pub(super) struct Account {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Reconciliation {
-    pub(super) sums: BTreeMap<String, Figures>,
+    pub(super) sums: BTreeMap<String, Reconciled>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Figures {
+pub(super) struct Reconciled {
     pub(super) kernel: u64,
     pub(super) residue: i64,
 }
@@ -143,8 +143,8 @@ impl Message {
         let Envelope { time, kind } = serde_json::from_str(line)?;
         Ok(Self {
             time,
+            of: Incoming::of(&kind, line)?,
             kind,
-            of: Incoming::parse(line)?,
             whole: line.to_owned(),
         })
     }
@@ -153,6 +153,10 @@ impl Message {
 impl Incoming {
     pub(super) fn parse(line: &str) -> serde_json::Result<Self> {
         let Kind { kind } = serde_json::from_str(line)?;
+        Self::of(kind, line)
+    }
+
+    fn of(kind: &str, line: &str) -> serde_json::Result<Self> {
         Ok(match kind {
             "start" => Self::Start(serde_json::from_str(line)?),
             "finding" => Self::Finding(serde_json::from_str(line)?),

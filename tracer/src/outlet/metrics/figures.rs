@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     detect,
-    outlet::lines::{Finding, Incoming, Listener, Start, Stats},
+    outlet::lines::{Account, Finding, Incoming, Listener, Reconciled, Start, Stats},
 };
 
 /// Kind and cause.
@@ -164,56 +164,51 @@ impl Figures {
         for hook in plan {
             text.sample(&[("hook", &hook.hook), ("type", &hook.hook_type)], 1);
         }
-        let account = |hook: &str| self.stats.as_ref().and_then(|stats| stats.hooks.get(hook));
-        text.family(
+        let mut each = |name, help, value: fn(&Account) -> u64| {
+            text.family(name, Type::Counter, help);
+            for hook in HOOKS {
+                let account = self.stats.as_ref().and_then(|stats| stats.hooks.get(hook));
+                text.sample(&[("hook", hook)], account.map_or(0, value));
+            }
+        };
+        each(
             "conntracer_hook_seen",
-            Type::Counter,
             "Kernel events that came to a hook.",
+            |of| of.seen,
         );
-        for hook in HOOKS {
-            text.sample(&[("hook", hook)], account(hook).map_or(0, |of| of.seen));
-        }
-        text.family(
+        each(
             "conntracer_hook_emitted",
-            Type::Counter,
             "Kernel events that became a record of their own; the others were counted in the kernel, or did not match the filter.",
+            |of| of.emitted,
         );
-        for hook in HOOKS {
-            text.sample(&[("hook", hook)], account(hook).map_or(0, |of| of.emitted));
-        }
-        text.family(
+        each(
             "conntracer_hook_lost",
-            Type::Counter,
             "Kernel events that were lost before they could be judged.",
+            |of| of.lost,
         );
-        for hook in HOOKS {
-            text.sample(&[("hook", hook)], account(hook).map_or(0, |of| of.lost));
-        }
     }
 
     fn counters(&self, text: &mut Text) {
-        let figures = |counter: &str| {
-            let stats = self.stats.as_ref()?;
-            stats.reconciliation.sums.get(counter)
+        let mut each = |name, of, help, value: fn(&Reconciled) -> i128| {
+            text.family(name, of, help);
+            for (_, counter) in KERNEL {
+                let sums = self.stats.as_ref().map(|stats| &stats.reconciliation.sums);
+                let figures = sums.and_then(|sums| sums.get(counter));
+                text.sample(&[("counter", counter)], figures.map_or(0, value));
+            }
         };
-        text.family(
+        each(
             "conntracer_kernel_tcp",
             Type::Counter,
             "The kernel's own TCP counters (/proc/net/snmp and netstat), over all network namespaces, since conntracer watches them.",
+            |of| of.kernel.into(),
         );
-        for counter in KERNEL.map(|(_, name)| name) {
-            let kernel = figures(counter).map_or(0, |of| of.kernel);
-            text.sample(&[("counter", counter)], kernel);
-        }
-        text.family(
+        each(
             "conntracer_residue",
             Type::Gauge,
             "What the kernel counted and conntracer did not see; 0 where every hook runs.",
+            |of| of.residue.into(),
         );
-        for counter in KERNEL.map(|(_, name)| name) {
-            let residue = figures(counter).map_or(0, |of| of.residue);
-            text.sample(&[("counter", counter)], residue);
-        }
     }
 
     /// Of the busiest; how many others there are is one more series.

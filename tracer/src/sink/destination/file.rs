@@ -82,7 +82,7 @@ fn length(rendered: &[u8]) -> u64 {
 impl Destination for Appended {
     fn write(&mut self, line: &Line, rendered: &[u8]) -> io::Result<()> {
         let after = self.opened.size.saturating_add(length(rendered));
-        if self.opened.size > 0 && self.rotation.is_due(after, self.opened.age()) {
+        if self.opened.size > 0 && self.rotation.is_due(after, || self.opened.age()) {
             self.rotate()?;
         }
         self.opened.write(line, rendered)

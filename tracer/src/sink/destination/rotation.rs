@@ -20,9 +20,9 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Whether a file is renamed before it has `bytes`, at an age.
-    pub(super) fn is_due(self, bytes: u64, age: Duration) -> bool {
-        self.bytes.is_some_and(|most| bytes > most) || self.age.is_some_and(|most| age >= most)
+    /// Whether a file is renamed before it has `bytes`, at an age: where none is set, nobody looks at a clock for each line.
+    pub(super) fn is_due(self, bytes: u64, age: impl FnOnce() -> Duration) -> bool {
+        self.bytes.is_some_and(|most| bytes > most) || self.age.is_some_and(|most| age() >= most)
     }
 
     /// The oldest is replaced by the one before it.
