@@ -11,3 +11,4 @@ pub(crate) mod path;
 pub(crate) mod ports;
 pub(crate) mod process;
 pub(crate) mod standing;
+pub(crate) mod stat;

@@ -2,6 +2,8 @@
 
 use std::{fs, os::unix::ffi::OsStringExt, path::Path};
 
+use super::stat::Stat;
+
 /// A process as /proc shows it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Process {
@@ -30,11 +32,8 @@ pub(crate) fn read(proc: &Path, pid: u32, ticks_per_s: u64) -> Option<Process> {
     })
 }
 
-/// Field 22 of `stat`. The name before it is in parentheses and may hold any characters, these too.
 fn started_ms(stat: &[u8], ticks_per_s: u64) -> Option<u64> {
-    let behind_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    let fields = std::str::from_utf8(&stat[behind_name..]).ok()?;
-    let ticks: u64 = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    let ticks = Stat::split(stat)?.number(22)?;
     ticks.checked_mul(1000)?.checked_div(ticks_per_s)
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use conntracer_common::record::descriptor_kind;
 
-use super::process;
+use super::{process, stat::Stat};
 
 /// Threads looked at; of more it is said that there are.
 const MAX_THREADS: usize = 256;
@@ -46,7 +46,7 @@ pub(crate) struct Standing {
 /// mounted.
 pub(crate) fn read(proc: &Path, cgroups: &Path, pid: u32, ticks_per_s: u64) -> Option<Standing> {
     let directory = proc.join(pid.to_string());
-    let stat = Stat::parse(&fs::read(directory.join("stat")).ok()?, ticks_per_s)?;
+    let stat = Task::parse(&fs::read(directory.join("stat")).ok()?, ticks_per_s)?;
     let mut standing = Standing {
         parent_pid: stat.parent_pid,
         comm: stat.comm,
@@ -65,7 +65,7 @@ pub(crate) fn read(proc: &Path, cgroups: &Path, pid: u32, ticks_per_s: u64) -> O
             break;
         }
         let state = fs::read(thread.path().join("stat")).ok();
-        let Some(stat) = state.and_then(|text| Stat::parse(&text, ticks_per_s)) else {
+        let Some(stat) = state.and_then(|text| Task::parse(&text, ticks_per_s)) else {
             continue;
         };
         standing.threads += 1;
@@ -114,7 +114,7 @@ pub(crate) fn children(proc: &Path, pid: u32, most: usize, scans: bool) -> Vec<u
             .filter(|child| {
                 fs::read(proc.join(child.to_string()).join("stat"))
                     .ok()
-                    .and_then(|stat| Stat::parse(&stat, 1))
+                    .and_then(|stat| Task::parse(&stat, 1))
                     .is_some_and(|stat| stat.parent_pid == pid)
             })
             .collect();
@@ -234,28 +234,21 @@ fn value(text: &[u8], name: &str) -> Option<u64> {
 }
 
 /// What of /proc/PID/stat is read.
-struct Stat {
+struct Task {
     comm: Vec<u8>,
     state: u8,
     parent_pid: u32,
     cpu_ms: u64,
 }
 
-impl Stat {
-    /// The name before the fields is in parentheses and may hold any characters, these too.
+impl Task {
     fn parse(stat: &[u8], ticks_per_s: u64) -> Option<Self> {
-        let begin = stat.iter().position(|byte| *byte == b'(')? + 1;
-        let end = stat.iter().rposition(|byte| *byte == b')')?;
-        let fields = std::str::from_utf8(stat.get(end + 1..)?).ok()?;
-        let mut fields = fields.split_ascii_whitespace();
-        let state = *fields.next()?.as_bytes().first()?;
-        let parent_pid = fields.next()?.parse().ok()?;
-        let mut times = fields.skip(9).map_while(|ticks| ticks.parse::<u64>().ok());
-        let ticks = times.next()?.saturating_add(times.next()?);
+        let stat = Stat::split(stat)?;
+        let ticks = stat.number(14)?.saturating_add(stat.number(15)?);
         Some(Self {
-            comm: stat.get(begin..end)?.to_owned(),
-            state,
-            parent_pid,
+            comm: stat.comm.to_owned(),
+            state: *stat.field(3)?.as_bytes().first()?,
+            parent_pid: stat.field(4)?.parse().ok()?,
             cpu_ms: ticks.saturating_mul(1000).checked_div(ticks_per_s)?,
         })
     }
@@ -265,7 +258,7 @@ impl Stat {
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(text: &[u8]) {
     for ticks_per_s in [0, 1, 100] {
-        let _read = Stat::parse(text, ticks_per_s);
+        let _read = Task::parse(text, ticks_per_s);
     }
     let _read = descriptor_limit(text);
     let _read = value(text, "frozen");
@@ -310,11 +303,11 @@ mod tests {
     #[test]
     fn a_name_cannot_move_the_fields() {
         let stat = b"7 (a) R 1 2) T 4 7 7 0 -1 4 0 0 0 0 30 12 0 0 20 0 1 0 4711 0 0";
-        let stat = Stat::parse(stat, 100).unwrap();
+        let stat = Task::parse(stat, 100).unwrap();
         assert_eq!((stat.state, stat.parent_pid, stat.cpu_ms), (b'T', 4, 420));
         assert_eq!(stat.comm, b"a) R 1 2");
-        assert!(Stat::parse(b")(", 100).is_none());
-        assert!(Stat::parse(b"7 (a) S 1", 100).is_none());
+        assert!(Task::parse(b")(", 100).is_none());
+        assert!(Task::parse(b"7 (a) S 1", 100).is_none());
     }
 
     #[test]

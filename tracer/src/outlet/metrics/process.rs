@@ -11,6 +11,7 @@ use rustix::{
 };
 
 use super::exposition::{Text, Type};
+use crate::owner::stat::Stat;
 
 /// The tracer: whoever started this process.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub(super) struct Process {
 
 /// Of /proc/PID/stat, in ticks, bytes and pages.
 #[derive(Debug, PartialEq, Eq)]
-struct Stat {
+struct Usage {
     cpu_ticks: u64,
     started_ticks: u64,
     virtual_bytes: u64,
@@ -44,7 +45,7 @@ impl Process {
     pub(super) fn tell(&self, text: &mut Text) {
         let stat = self.pid.and_then(|pid| {
             let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
-            Stat::parse(&fs::read_to_string(path).ok()?)
+            Usage::parse(&fs::read(path).ok()?)
         });
         let Some(stat) = stat else { return };
         #[expect(
@@ -89,17 +90,14 @@ fn booted() -> Option<f64> {
     Some(now.as_secs_f64() - up)
 }
 
-impl Stat {
-    /// proc_pid_stat(5). The name may hold anything, a closing parenthesis included.
-    fn parse(text: &str) -> Option<Self> {
-        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-        // The state, which is the first behind the name, is the third of the file.
-        let field = |number: usize| -> Option<u64> { fields.get(number - 3)?.parse().ok() };
+impl Usage {
+    fn parse(text: &[u8]) -> Option<Self> {
+        let stat = Stat::split(text)?;
         Some(Self {
-            cpu_ticks: field(14)?.saturating_add(field(15)?),
-            started_ticks: field(22)?,
-            virtual_bytes: field(23)?,
-            resident_pages: field(24)?,
+            cpu_ticks: stat.number(14)?.saturating_add(stat.number(15)?),
+            started_ticks: stat.number(22)?,
+            virtual_bytes: stat.number(23)?,
+            resident_pages: stat.number(24)?,
         })
     }
 }
@@ -110,16 +108,16 @@ mod tests {
 
     #[test]
     fn the_name_of_a_process_is_no_field() {
-        let text = "42 (a) R 1) S 1 42 42 0 -1 4194304 100 0 0 0 30 12 0 0 20 0 1 0 777 10240 25 18446744073709551615";
+        let text = b"42 (a) R 1) S 1 42 42 0 -1 4194304 100 0 0 0 30 12 0 0 20 0 1 0 777 10240 25 18446744073709551615";
         assert_eq!(
-            Stat::parse(text),
-            Some(Stat {
+            Usage::parse(text),
+            Some(Usage {
                 cpu_ticks: 42,
                 started_ticks: 777,
                 virtual_bytes: 10_240,
                 resident_pages: 25,
             })
         );
-        assert_eq!(Stat::parse("42 (a"), None);
+        assert_eq!(Usage::parse(b"42 (a"), None);
     }
 }
